@@ -1,0 +1,76 @@
+"""Real logs for tests, written part by part through the log's own functions, without a training."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from tracer.log import schema
+from tracer.log.parts import Part, all_parts, publish
+from tracer.log.run import beat, close_rank, create_run
+
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def new_run(path: Path, params: Sequence[str] = ("weight",), **info: object) -> Path:
+    """A run without a row, being written by rank 0."""
+    described = [
+        {"name": name, "aliases": [], "shape": [2, 2], "dtype": "float32", "trainable": True} for name in params
+    ]
+    create_run(path, {"model": "Model", "params": described, "settings": {"every": 1}, "versions": {}, **info})
+    beat(path, 0)
+    return path
+
+
+def close_run(path: Path, last_step: int = 0) -> None:
+    """Rank 0 closes the run."""
+    counts = dict.fromkeys(schema.TABLES, 0)
+    close_rank(path, 0, {"last_step": last_step, "reason": "", "rows": counts, "rows_dropped": counts})
+
+
+def extremes(
+    steps: Sequence[int],
+    params: Sequence[str] = ("weight",),
+    values: Mapping[str, Sequence[float | None]] | None = None,
+    rank: int = 0,
+    attempt: int = 0,
+) -> pa.Table:
+    """Rows of the table extremes: one a step and parameter, in that order; -1, 1, -2, 2 where no values are given."""
+    count = len(steps) * len(params)
+    given = values or {}
+    defaults = dict(zip(schema.STATISTICS, (-1.0, 1.0, -2.0, 2.0), strict=True))
+    columns = {name: list(given.get(name, [defaults[name]] * count)) for name in schema.STATISTICS}
+    each = [step for step in steps for _ in params]
+    rows = {
+        "step": each,
+        "time": [_EPOCH + timedelta(seconds=step) for step in each],
+        "rank": [rank] * count,
+        "attempt": [attempt] * count,
+        "param": list(params) * len(steps),
+        "span": [1] * count,
+        **columns,
+    }
+    return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["extremes"])
+
+
+def metrics(
+    steps: Sequence[int], values: Sequence[float], name: str = "loss", rank: int = 0, attempt: int = 0
+) -> pa.Table:
+    """Rows of the table metrics: one a step."""
+    count = len(steps)
+    rows = {
+        "step": list(steps),
+        "time": [_EPOCH + timedelta(seconds=step) for step in steps],
+        "rank": [rank] * count,
+        "attempt": [attempt] * count,
+        "name": [name] * count,
+        "value": list(values),
+    }
+    return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["metrics"])
+
+
+def publish_next(run: Path, table: str, rows: pa.Table, rank: int = 0) -> Part:
+    """Publish rows under the rank's next number."""
+    number = max((part.last + 1 for part in all_parts(run, table) if part.rank == rank), default=0)
+    return publish(run, table, rank, number, rows)

@@ -1,0 +1,47 @@
+"""gradwatch's training side: trace a PyTorch model's extremes into a Parquet log.
+
+``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame, ``model_extremes`` and
+``overall_extremes`` are plain functions for a notebook. Nothing heavy is imported before one of them is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracer.extremes import model_extremes, overall_extremes
+    from tracer.log.read import BadPartWarning, scan
+    from tracer.log.run import LogError
+    from tracer.trace import Trace, attach
+    from tracer.warn import TracerWarning
+
+_HOMES = {
+    "BadPartWarning": "tracer.log.read",
+    "LogError": "tracer.log.run",
+    "Trace": "tracer.trace",
+    "TracerWarning": "tracer.warn",
+    "attach": "tracer.trace",
+    "model_extremes": "tracer.extremes",
+    "overall_extremes": "tracer.extremes",
+    "scan": "tracer.log.read",
+}
+
+__all__ = [
+    "BadPartWarning",
+    "LogError",
+    "Trace",
+    "TracerWarning",
+    "attach",
+    "model_extremes",
+    "overall_extremes",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tracer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,134 @@
+"""The command ``tracer``: a demo, and what one asks of a log that lies on the disk.
+
+Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line is wrong, 130 ended with Ctrl-C.
+"""
+
+import sys
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tracer.log import run as run_folder
+from tracer.log import schema
+from tracer.log.parts import all_parts, list_parts, merge, missing_numbers, problem
+from tracer.log.read import scan
+from tracer.log.run import STATE_WORDS, LogError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+console = Console()
+
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
+
+
+class Data(StrEnum):
+    """The demo's data sets."""
+
+    DIGITS = "digits"
+    FASHION_MNIST = "fashion-mnist"
+    CIFAR10 = "cifar10"
+
+
+@app.callback()
+def about() -> None:
+    """Trace PyTorch training into a Parquet log, and look after such logs."""
+
+
+@app.command()
+def demo(
+    path: Annotated[Path | None, typer.Option(help="The run's folder. Default: a new one under runs/.")] = None,
+    data: Annotated[Data, typer.Option(help="digits needs no network; the others are downloaded.")] = Data.DIGITS,
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+) -> None:
+    """Train a ResNet-18 on real images, traced, with the viewer beside it."""
+    from tracer.demo import demo as run_demo
+
+    run_demo(path or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}", data.value, epochs, console)
+
+
+@app.command()
+def info(run: RunArgument) -> None:
+    """Say what a run holds: status, steps, parameters, rows, size, last metrics."""
+    opened = run_folder.open_run(run)
+    extremes, metrics = scan(run), scan(run, "metrics")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    span = extremes.select(
+        pl.col("step").min().alias("first"),
+        pl.col("step").max().alias("last"),
+        pl.col("step").n_unique().alias("count"),
+    ).collect()
+    first, last, count = span.row(0)
+    parts = {name: all_parts(run, name) for name in schema.TABLES}
+    size_bytes = sum(part.path.stat().st_size for found in parts.values() for part in found)
+    rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
+    dropped = sum(sum(summary["rows_dropped"].values()) for summary in run_folder.closed_summaries(run))
+    facts = {
+        "status": STATE_WORDS[run_folder.state(run)],
+        "model": opened.info["model"],
+        "started": f"{opened.info['started']} on {opened.info['host']}",
+        "ranks": str(len(run_folder.ranks(run))),
+        "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
+        "params": f"{len(opened.info['params']):,}",
+        "rows": ", ".join(f"{name} {number:,}" for name, number in rows.items()) + f"; dropped {dropped:,}",
+        "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
+    }
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()
+    for row in latest.iter_rows(named=True):
+        table.add_row(str(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
+    console.print(table, highlight=False, markup=False)
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Check every byte of a run against the checksums in its parts' names."""
+    run_folder.open_run(run)
+    problems = []
+    checked = 0
+    for table in schema.TABLES:
+        for part in list_parts(run, table):
+            checked += 1
+            found = problem(part)
+            if found is not None:
+                problems.append(f"{part.path} {found}")
+        for rank, first, last in missing_numbers(list_parts(run, table)):
+            problems.append(f"{run / table}: the parts {first} to {last} of rank {rank} are missing")
+    for found in problems:
+        print(found, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{run}: {checked} parts, every byte as it was published")
+
+
+@app.command(name="merge")
+def merge_command(run: RunArgument) -> None:
+    """Merge the parts of a run that is no longer written into one a table and rank."""
+    run_folder.open_run(run)
+    if run_folder.state(run) == "running":
+        raise LogError(f"{run} is still being written: merge it once it has ended; it merges itself when it is closed")
+    before = sum(len(all_parts(run, table)) for table in schema.TABLES)
+    for table in schema.TABLES:
+        for rank in sorted({part.rank for part in all_parts(run, table)}):
+            merge(run, table, rank)
+    after = sum(len(all_parts(run, table)) for table in schema.TABLES)
+    print(f"{run}: {before} parts before, {after} now")
+
+
+def main() -> None:
+    """Run the command; every error becomes one line and an exit code."""
+    try:
+        app(prog_name="tracer")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except LogError as error:
+        print(f"tracer: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        print(f"tracer: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,152 @@
+"""The daemon: one thread that takes rows from a bounded queue and publishes them as parts, on the cadence."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tracer.log import run as run_folder
+from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
+from tracer.warn import warn
+
+# How often the daemon looks into its queue. It is not woken by each row: that would cost the training thread a switch.
+_TICK_SECONDS = 0.5
+_MERGE_SECONDS = 5.0
+# close() and the interpreter's exit wait this long for the last rows, a merge included.
+_JOIN_SECONDS = 15.0
+
+_END = object()
+
+
+def cadence_seconds(age_seconds: float) -> float:
+    """How long rows may wait to be published: 1 % of the run's age, at least 1 s and at most 30 s."""
+    return min(30.0, max(1.0, 0.01 * age_seconds))
+
+
+class Daemon:
+    """Publishes what is put into it, table by table and in order; starts at once, ends with ``close``.
+
+    Args:
+        path: The run's folder.
+        rank: The rank whose parts these are.
+        encoders: For each table the function that turns a list of items into its rows.
+        limit_items: How many items may wait, in the queue and for a disk that does not take them. What comes then is
+            dropped and counted.
+    """
+
+    def __init__(
+        self, path: Path, rank: int, encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]], limit_items: int
+    ) -> None:
+        self._path = path
+        self._rank = rank
+        self._encoders = encoders
+        self._limit_items = limit_items
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._waiting: dict[str, list[Any]] = {table: [] for table in encoders}
+        self._numbers = {
+            table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
+            for table in encoders
+        }
+        self._started = time.monotonic()
+        self._warned = False
+        self._summary: dict[str, Any] = {}
+        self.rows = dict.fromkeys(encoders, 0)
+        self.dropped = dict.fromkeys(encoders, 0)
+        run_folder.beat(path, rank)
+        self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
+        self._thread.start()
+
+    def put(self, table: str, item: object, rows: int = 1) -> None:
+        """Hand over an item that stands for ``rows`` rows; never blocks, never raises, drops it when too many wait."""
+        if self._queue.qsize() + sum(map(len, self._waiting.values())) < self._limit_items:
+            self._queue.put((table, item, rows))
+            return
+        self.dropped[table] += rows
+        self._warn_once(f"rows are dropped: {self._limit_items} items wait to be written to {self._path}")
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Publish everything, merge, write the closed mark with this summary, and end the thread."""
+        self._summary = dict(summary)
+        self._queue.put(_END)
+        self._wake.set()
+        self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            warn(f"{self._path} does not take the last rows within {_JOIN_SECONDS:.0f} s; they may be lost")
+
+    def abandon(self) -> None:
+        """Forget everything without touching the log: for a forked child, which has no such thread."""
+        self._queue = queue.SimpleQueue()
+        self._limit_items = 0
+        self._warned = True
+
+    def _run(self) -> None:
+        due = self._started + cadence_seconds(0.0)
+        ended = False
+        while not ended:
+            self._wake.wait(_TICK_SECONDS)
+            ended = self._drain()
+            self._outside(lambda: run_folder.beat(self._path, self._rank))
+            now = time.monotonic()
+            if ended or now >= due:
+                for table in self._encoders:
+                    self._outside(lambda table=table: self._publish(table))  # type: ignore[misc]
+                due = now + cadence_seconds(now - self._started)
+        self._outside(self._finish)
+
+    def _drain(self) -> bool:
+        """Move what is queued to what waits; whether the sentinel was there."""
+        while True:
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return False
+            if entry is _END:
+                return True
+            table, item, rows = entry
+            self._waiting[table].append((item, rows))
+
+    def _publish(self, table: str) -> None:
+        waiting = self._waiting[table]
+        if not waiting:
+            return
+        try:
+            rows = self._encoders[table]([item for item, _ in waiting])
+        except Exception:
+            # These rows will not encode at the next attempt either.
+            self.dropped[table] += sum(rows for _, rows in waiting)
+            self._waiting[table] = []
+            raise
+        publish(self._path, table, self._rank, self._numbers[table], rows)
+        self._numbers[table] += 1
+        self.rows[table] += rows.num_rows
+        self._waiting[table] = []
+
+    def _finish(self) -> None:
+        for table in self._encoders:
+            self.dropped[table] += sum(rows for _, rows in self._waiting[table])
+        deadline = time.monotonic() + _MERGE_SECONDS
+        for table in self._encoders:
+            try:
+                merge(self._path, table, self._rank, seconds=deadline - time.monotonic())
+            except MergeTimeoutError:
+                continue
+        run_folder.close_rank(
+            self._path, self._rank, {**self._summary, "rows": self.rows, "rows_dropped": self.dropped}
+        )
+
+    def _outside(self, action: Callable[[], None]) -> None:
+        """Do something that may fail outside; one warning, then go on: what waits is tried again later."""
+        try:
+            action()
+        except Exception as error:
+            self._warn_once(f"{self._path} cannot be written ({error}); rows wait in memory and are tried again")
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn(message)

@@ -1,0 +1,177 @@
+"""The main job on real data: a ResNet-18 learns handwritten digits, traced, with the viewer beside it."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+import tracer
+from tracer.trace import Trace
+
+DATASETS = ("digits", "fashion-mnist", "cifar10")
+_BATCH = 64
+_VALIDATION_SHARE = 0.2
+# torchvision's sets are many times larger than the digits: a part of them keeps the demo within minutes on a CPU.
+_LARGEST = 6_000
+_SIZE_PIXELS = 32
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images, float32 of shape (n, 3, 32, 32) in [-1, 1], and their classes, int64 of shape (n,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def split(self, share: float) -> tuple["Images", "Images"]:
+        """A shuffled (training, validation) split; ``share`` of the images validate."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(_SEED))
+        cut = int(len(order) * (1 - share))
+        return tuple(Images(self.images[part], self.labels[part]) for part in (order[:cut], order[cut:]))  # type: ignore[return-value]
+
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch in random order."""
+        for chosen in torch.randperm(len(self.labels), generator=generator).split(_BATCH):
+            yield self.images[chosen], self.labels[chosen]
+
+
+def load(name: str, folder: Path) -> Images:
+    """Load a data set: ``digits`` comes with scikit-learn, the others are downloaded into ``folder``.
+
+    Raises:
+        tracer.LogError: the data set, or what it needs, is not here and cannot be had.
+    """
+    try:
+        if name == "digits":
+            from sklearn.datasets import load_digits
+
+            digits = load_digits()
+            raw, labels, white = torch.tensor(digits.images).unsqueeze(1), torch.tensor(digits.target), 16.0
+        else:
+            from torchvision import datasets
+
+            kind = datasets.FashionMNIST if name == "fashion-mnist" else datasets.CIFAR10
+            data = kind(folder, train=True, download=True)
+            raw = torch.as_tensor(data.data)[:_LARGEST]
+            raw = raw.unsqueeze(1) if raw.ndim == 3 else raw.permute(0, 3, 1, 2)
+            labels, white = torch.as_tensor(data.targets)[:_LARGEST], 255.0
+    except ImportError as error:
+        raise tracer.LogError(f"the demo needs {error.name}: pip install 'gradwatch[demo]'") from error
+    except (OSError, RuntimeError) as error:
+        raise tracer.LogError(f"{name} cannot be had ({error}): try --data digits, which needs no network") from error
+    images = nn.functional.interpolate(raw.float(), size=(_SIZE_PIXELS, _SIZE_PIXELS), mode="bilinear")
+    return Images(images.expand(-1, 3, -1, -1) / white * 2 - 1, labels.long())
+
+
+def train(model: nn.Module, data: Images, epochs: int, trace: Trace, console: Console) -> float:
+    """Train a classifier, logging loss and accuracy at each step, and on the validation images after each epoch.
+
+    Returns:
+        The last validation accuracy.
+    """
+    training, validation = data.split(_VALIDATION_SHARE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    steps = epochs * -(-len(training.labels) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    generator = torch.Generator().manual_seed(_SEED)
+    accuracy = 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=steps)
+        for epoch in range(epochs):
+            model.train()
+            for images, labels in training.batches(generator):
+                optimizer.zero_grad()
+                scores = model(images)
+                loss = nn.functional.cross_entropy(scores, labels)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                trace.log(loss=loss, accuracy=(scores.argmax(1) == labels).float().mean())
+                progress.advance(task)
+            validation_loss, accuracy = evaluate(model, validation)
+            trace.log(val_loss=validation_loss, val_accuracy=accuracy)
+            progress.update(task, description=f"epoch {epoch + 1}/{epochs}  validation accuracy {accuracy:.3f}")
+    return accuracy
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Images) -> tuple[float, float]:
+    """The mean loss and the accuracy on a data set."""
+    model.eval()
+    scores = torch.cat([model(images) for images in data.images.split(4 * _BATCH)])
+    loss = nn.functional.cross_entropy(scores, data.labels)
+    return loss.item(), (scores.argmax(1) == data.labels).float().mean().item()
+
+
+@contextlib.contextmanager
+def viewer_beside(run: Path, figure: Path) -> Iterator[None]:
+    """A viewer, as a process of its own, that keeps a figure of the run fresh until the run is closed."""
+    command = [sys.executable, "-m", "viewer", str(run), "--save", str(figure), "--follow"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+        # It ends by itself once the run is closed.
+        process.wait(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def largest_gradient(run: Path) -> pl.LazyFrame:
+    """The one row with the gradient that is largest in magnitude."""
+    size = pl.max_horizontal(pl.col("grad_min").abs(), pl.col("grad_max").abs())
+    return tracer.scan(run).select("param", "step", gradient=size).sort("gradient", descending=True).head(1)
+
+
+_QUERY = """\
+tracer.scan("{run}").select("param", "step",
+    gradient=pl.max_horizontal(pl.col("grad_min").abs(), pl.col("grad_max").abs())
+).sort("gradient", descending=True).head(1).collect()"""
+
+
+def demo(path: Path, data: str, epochs: int, console: Console) -> None:
+    """Train, watch and report.
+
+    Args:
+        path: The run's folder, which must not hold a run yet.
+        data: One of ``DATASETS``.
+        epochs: How many.
+        console: Where to print.
+
+    Raises:
+        tracer.LogError: the data or torchvision is missing, or ``path`` cannot take a run.
+    """
+    try:
+        from torchvision.models import resnet18
+    except ImportError as error:
+        raise tracer.LogError(f"the demo needs {error.name}: pip install 'gradwatch[demo]'") from error
+    images = load(data, path.parent / "data")
+    torch.manual_seed(_SEED)
+    model = resnet18(weights=None, num_classes=10)
+    console.print(f"ResNet-18, random weights, on {len(images.labels):,} real images ({data})")
+    figure = path.parent / f"{path.name}.png"
+    with tracer.attach(model, path) as trace, viewer_beside(path, figure), trace:
+        accuracy = train(model, images, epochs, trace, console)
+    overall = tracer.overall_extremes(tracer.model_extremes(model))
+    console.print(f"log                   {path}", highlight=False)
+    console.print(f"figure                {figure}", highlight=False)
+    console.print(f"validation accuracy   {accuracy:.3f}", highlight=False)
+    for name, number in overall.items():
+        console.print(f"{name:21} {number:.4g}", highlight=False)
+    top = largest_gradient(path).collect().row(0, named=True)
+    console.print(
+        f"largest gradient      {top['gradient']:.4g} in {top['param']} at step {top['step']}", highlight=False
+    )
+    console.print("found with polars:", highlight=False)
+    console.print(_QUERY.format(run=path), style="cyan", highlight=False, soft_wrap=True)

@@ -1,0 +1,148 @@
+"""Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update.
+
+Registers, re-arms and removes them; knows neither rows nor files.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from tracer.parameters import NamedParameter, Select, name_filter, named_parameters
+
+
+class Tap:
+    """What is known of one traced tensor: its index among the traced parameters, and whether its hook is set."""
+
+    __slots__ = ("failed", "handle", "index", "tensor")
+
+    def __init__(self, tensor: nn.Parameter) -> None:
+        self.tensor = tensor
+        self.index = -1
+        self.handle: RemovableHandle | None = None
+        self.failed = False
+
+
+class Listener(Protocol):
+    """What the hooks report to. None of these may raise."""
+
+    def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
+        """A gradient has been accumulated into ``tensor.grad``."""
+
+    def before_update(self) -> None:
+        """An optimizer that holds a traced parameter is about to update."""
+
+    def after_update(self) -> None:
+        """An optimizer that holds a traced parameter has updated."""
+
+
+class Hooks:
+    """The hooks on one model.
+
+    Args:
+        model: The model.
+        select: Which of its parameters, as in ``attach``.
+
+    Attributes:
+        chosen: The traced parameters, in model order.
+        parameters: Those of them that have a shape already.
+        taps: Their taps, likewise.
+
+    Raises:
+        ValueError: the model has no trainable parameter, or none is selected.
+    """
+
+    def __init__(self, model: nn.Module, select: Select | None) -> None:
+        self._model = model
+        self._wanted = name_filter(select)
+        self._listener: Listener | None = None
+        self._handles: list[RemovableHandle] = []
+        self.taps: list[Tap] = []
+        self._survey()
+        everything = named_parameters(model)
+        if not any(parameter.tensor.requires_grad for parameter in everything):
+            raise ValueError(
+                f"{type(model).__name__} has no trainable parameter, so there is no gradient to trace: "
+                "attach a model with at least one parameter that requires a gradient"
+            )
+        if not any(parameter.tensor.requires_grad for parameter in self.chosen):
+            names = ", ".join(parameter.name for parameter in everything[:5])
+            raise ValueError(
+                f"params={select!r} selects {'only frozen ones' if self.chosen else 'none'} of the model's "
+                f"{len(everything)} parameters; their names begin {names}"
+            )
+
+    def arm(self, listener: Listener) -> None:
+        """Set all hooks; from now on they report to ``listener``."""
+        self._listener = listener
+        self._handles = [
+            register_optimizer_step_pre_hook(self._around_update(listener.before_update)),
+            register_optimizer_step_post_hook(self._around_update(listener.after_update)),
+        ]
+        self.rearm()
+
+    def stale(self) -> bool:
+        """Whether the model's parameters are no longer those that were armed."""
+        return any(not parameter.lazy for parameter in self._lazy) or any(
+            not parameter.in_place or (parameter.tensor.requires_grad and tap.handle is None)
+            for parameter, tap in zip(self.parameters, self.taps, strict=True)
+        )
+
+    def rearm(self) -> list[NamedParameter]:
+        """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
+
+        Returns:
+            The parameters whose tensors were not armed before.
+        """
+        listener = self._listener
+        assert listener is not None
+        known = {id(tap.tensor): tap for tap in self.taps}
+        self._survey()
+        tensors = [parameter.tensor for parameter in self.parameters]
+        self.taps = [known.pop(id(tensor)) if id(tensor) in known else Tap(tensor) for tensor in tensors]
+        new = [parameter for parameter, tap in zip(self.parameters, self.taps, strict=True) if tap.index < 0]
+        for index, tap in enumerate(self.taps):
+            tap.index = index
+            if tap.handle is None and tap.tensor.requires_grad:
+                tap.handle = tap.tensor.register_post_accumulate_grad_hook(_gradient_hook(listener, tap))
+        for tap in known.values():
+            if tap.handle is not None:
+                tap.handle.remove()
+        return new
+
+    def remove(self) -> None:
+        """Remove every hook; harmless where they are removed already."""
+        for handle in self._handles:
+            handle.remove()
+        for tap in self.taps:
+            if tap.handle is not None:
+                tap.handle.remove()
+        self._handles, self.taps = [], []
+
+    def traces(self, tensors: set[int]) -> bool:
+        """Whether any of the tensors with these ids is traced here."""
+        return not self._ids.isdisjoint(tensors)
+
+    def _survey(self) -> None:
+        self.chosen = [parameter for parameter in named_parameters(self._model) if self._wanted(parameter.name)]
+        self.parameters = [parameter for parameter in self.chosen if not parameter.lazy]
+        self._lazy = [parameter for parameter in self.chosen if parameter.lazy]
+        self._ids = {id(parameter.tensor) for parameter in self.chosen}
+
+    def _around_update(self, report: Callable[[], None]) -> Callable[[Optimizer, Any, Any], None]:
+        def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
+            # The hook is called for every optimizer of the process: only those of this model count.
+            if any(id(tensor) in self._ids for group in optimizer.param_groups for tensor in group["params"]):
+                report()
+
+        return hook
+
+
+def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:
+    def hook(tensor: torch.Tensor) -> None:
+        listener.on_gradient(tap, tensor)
+
+    return hook

@@ -1,0 +1,251 @@
+"""Parts, the immutable Parquet files of a log: their names, how they are published, listed, merged and verified."""
+
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.log import schema
+
+_NAME = re.compile(r"r(\d{5,})-(\d{9,})-(\d{9,})-([0-9a-f]{8})\.parquet")
+_ROWS_KEY = b"gradwatch.rows"
+# Large enough for small footers and fast scans, small enough that merging stays under about 100 MB of memory.
+_ROW_GROUP_ROWS = 1 << 18
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """One published file: the rows that ``rank`` published under the numbers ``first`` to ``last``."""
+
+    rank: int
+    first: int
+    last: int
+    crc32: int
+    path: Path
+
+    @classmethod
+    def parse(cls, path: Path) -> "Part | None":
+        """The part that a file's name announces; None where the name is not that of a part."""
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            return None
+        rank, first, last = (int(group) for group in match.groups()[:3])
+        return cls(rank, first, last, int(match[4], 16), path) if first <= last else None
+
+    def inside(self, other: "Part") -> bool:
+        """Whether another part of the same rank holds all that this one holds."""
+        return (
+            self != other
+            and self.rank == other.rank
+            and other.first <= self.first
+            and self.last <= other.last
+            and (other.first, other.last) != (self.first, self.last)
+        )
+
+
+def part_name(rank: int, first: int, last: int, crc32: int) -> str:
+    """The file name of a part."""
+    return f"r{rank:05d}-{first:09d}-{last:09d}-{crc32:08x}.parquet"
+
+
+def all_parts(run: Path, table: str) -> list[Part]:
+    """Every published part of a table, by rank and number, those that a merged part has replaced included."""
+    try:
+        with os.scandir(run / table) as entries:
+            paths = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(part for path in paths if (part := Part.parse(path)) is not None)
+
+
+def list_parts(run: Path, table: str) -> list[Part]:
+    """The parts to read, by rank and number: the published ones, less those that lie inside another."""
+    outermost: list[Part] = []
+    for part in sorted(all_parts(run, table), key=lambda part: (part.rank, part.first, -part.last)):
+        if not outermost or not part.inside(outermost[-1]):
+            outermost.append(part)
+    return outermost
+
+
+def publish(run: Path, table: str, rank: int, number: int, rows: pa.Table) -> Part:
+    """Publish rows as the part ``number`` of a table; all of them are then in the log, or, if this raises, none.
+
+    Raises:
+        OSError: the file could not be written, or did not end complete.
+    """
+
+    def write(path: Path) -> int:
+        pq.write_table(rows, path, **schema.write_options(rows.schema))
+        return int(rows.num_rows)
+
+    return _publish(run, table, rank, number, number, write)
+
+
+def _publish(run: Path, table: str, rank: int, first: int, last: int, write: Callable[[Path], int]) -> Part:
+    staged = run / "staging" / f"{table}-{part_name(rank, first, last, 0)}"
+    try:
+        rows = write(staged)
+        # A Parquet writer on a full disk can close without an error and without a footer.
+        if pq.read_metadata(staged).num_rows != rows:
+            raise OSError(f"{staged} was not written completely")
+        published = run / table / part_name(rank, first, last, file_crc32(staged))
+        _sync(staged)
+        os.replace(staged, published)
+    except pa.ArrowInvalid as error:
+        staged.unlink(missing_ok=True)
+        raise OSError(f"{staged} was not written completely: {error}") from error
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    _sync(published.parent)
+    part = Part.parse(published)
+    assert part is not None
+    return part
+
+
+def file_crc32(path: Path) -> int:
+    """The CRC-32 of a file's bytes."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def problem(part: Part) -> str | None:
+    """What is wrong with a part, in words; None where its bytes are those that were published.
+
+    Reads the whole file: about a second a gigabyte.
+
+    Raises:
+        FileNotFoundError: the part is gone; it may have been merged since it was listed.
+    """
+    try:
+        crc32 = file_crc32(part.path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if crc32 != part.crc32:
+        return f"its bytes have changed since they were published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
+    try:
+        pq.read_metadata(part.path)
+    except (pa.ArrowInvalid, OSError) as error:
+        return f"is not Parquet: {error}"
+    return None
+
+
+def missing_numbers(parts: Iterable[Part]) -> list[tuple[int, int, int]]:
+    """The gaps in the publish numbers of a table's parts, as (rank, first missing, last missing)."""
+    gaps = []
+    expected: dict[int, int] = {}
+    for part in sorted(parts):
+        number = expected.get(part.rank, 0)
+        if part.first > number:
+            gaps.append((part.rank, number, part.first - 1))
+        expected[part.rank] = max(number, part.last + 1)
+    return gaps
+
+
+def rows_by_number(part: Part) -> list[int]:
+    """How many rows each publish number of a part contributed, from ``part.first`` to ``part.last``.
+
+    Raises:
+        pa.ArrowInvalid: the file's footer cannot be read.
+    """
+    footer = pq.read_metadata(part.path)
+    stored = (footer.metadata or {}).get(_ROWS_KEY)
+    return [footer.num_rows] if stored is None else [int(rows) for rows in json.loads(stored)]
+
+
+class MergeTimeoutError(Exception):
+    """A merge would have taken longer than it was allowed to; nothing was changed."""
+
+
+def merge(run: Path, table: str, rank: int, *, seconds: float = float("inf")) -> list[Part]:
+    """Merge a rank's parts into as few as possible, and delete those that the merged ones replace.
+
+    Only neighbours without a gap are merged, and a damaged part is left as it is. A reader sees the same rows before,
+    during and after; if the process dies between, the replaced parts are ignored, and the next merge deletes them.
+
+    Args:
+        run: The run's folder.
+        table: The table's name.
+        rank: Whose parts.
+        seconds: How long it may take.
+
+    Returns:
+        The merged parts that were made.
+
+    Raises:
+        MergeTimeoutError: it would take longer than ``seconds``.
+        OSError: a part could not be read or written.
+    """
+    deadline = time.monotonic() + seconds
+    merged = []
+    for group in _mergeable([part for part in list_parts(run, table) if part.rank == rank]):
+
+        def write(path: Path, group: list[Part] = group) -> int:
+            return _write_merged(path, group, deadline)
+
+        merged.append(_publish(run, table, rank, group[0].first, group[-1].last, write))
+    kept = [part for part in list_parts(run, table) if part.rank == rank]
+    for part in all_parts(run, table):
+        if any(part.inside(other) for other in kept):
+            part.path.unlink(missing_ok=True)
+    return merged
+
+
+def _mergeable(parts: list[Part]) -> list[list[Part]]:
+    """The groups of at least two neighbours, undamaged and without a gap between them."""
+    groups: list[list[Part]] = [[]]
+    for part in parts:
+        if problem(part) is not None:
+            groups.append([])
+            continue
+        if groups[-1] and groups[-1][-1].last + 1 != part.first:
+            groups.append([])
+        groups[-1].append(part)
+    return [group for group in groups if len(group) > 1]
+
+
+def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
+    schemas = [pq.read_schema(part.path).remove_metadata() for part in parts]
+    unified = pa.unify_schemas(schemas)
+    numbers = [rows for part in parts for rows in rows_by_number(part)]
+    metadata = {_ROWS_KEY: json.dumps(numbers, separators=(",", ":")).encode()}
+    with pq.ParquetWriter(path, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
+        pending: list[pa.Table] = []
+        for part in parts:
+            if time.monotonic() > deadline:
+                raise MergeTimeoutError(f"merging {len(parts)} parts takes too long")
+            for batch in pq.ParquetFile(part.path).iter_batches(batch_size=_ROW_GROUP_ROWS):
+                pending.append(pa.Table.from_batches([batch]))
+                if sum(table.num_rows for table in pending) >= _ROW_GROUP_ROWS:
+                    writer.write_table(_joined(pending, unified))
+                    pending = []
+        if pending:
+            writer.write_table(_joined(pending, unified))
+    return sum(numbers)
+
+
+def _joined(tables: list[pa.Table], unified: pa.Schema) -> pa.Table:
+    """One table with all columns of the unified schema and one dictionary a name column."""
+    joined = pa.concat_tables([unified.empty_table(), *tables], promote_options="default")
+    return joined.unify_dictionaries().combine_chunks().select(unified.names).cast(unified)

@@ -1,0 +1,88 @@
+"""The log format, version 1. This docstring is the specification; writer and readers both import this module.
+
+A run is a folder::
+
+    run.json                      written first, once: what is traced, and by what
+    extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else
+    staging/                      parts being written; no reader looks here
+    heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid
+    closed-r00000.json            written last by rank 0: last step, rows written, rows dropped
+
+**Parts.** ``r<rank>-<first>-<last>-<crc32>.parquet`` holds the rows of the publish numbers ``first`` to ``last`` of
+one rank, counted from 0 in each table; the CRC-32 is that of the file's bytes. A fresh part covers one number. A merged
+part covers a range; it names the rows that each number contributed, in order, in the file metadata ``gradwatch.rows``
+(a JSON list), so that a reader that has seen some of these numbers can take the others. A part whose range lies inside
+another's of the same rank is ignored. A published byte never changes.
+
+**Columns.** Every table begins with
+
+====================  ===========================  ===============================================================
+``step``              int64                        optimizer updates before this one: the first step is 0
+``time``              timestamp[us, UTC]           when the step's update happened, or when the metric was logged
+``rank``              int32                        training process
+``attempt``           int32                        0; one more each time that the run was resumed
+====================  ===========================  ===============================================================
+
+``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
+and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``. Null means that
+there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN and infinity are
+recorded as they are. ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param``
+(nullable) and ``detail``: what happened to the trace itself.
+
+All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
+their statistics; a reader fills what is missing with null. Where several attempts recorded one step, the latest counts.
+
+**Encoding.** zstd; BYTE_STREAM_SPLIT for floats, DELTA_BINARY_PACKED for integers and times, dictionaries for names.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+FORMAT = 1
+TABLES = ("extremes", "metrics", "events")
+STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_KEY = [
+    pa.field("step", pa.int64(), nullable=False),
+    pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("rank", pa.int32(), nullable=False),
+    pa.field("attempt", pa.int32(), nullable=False),
+]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "extremes": pa.schema(
+        [
+            *_KEY,
+            pa.field("param", _NAME, nullable=False),
+            pa.field("span", pa.int32(), nullable=False),
+            *(pa.field(statistic, pa.float64()) for statistic in STATISTICS),
+        ]
+    ),
+    "metrics": pa.schema(
+        [*_KEY, pa.field("name", _NAME, nullable=False), pa.field("value", pa.float64(), nullable=False)]
+    ),
+    "events": pa.schema(
+        [
+            *_KEY,
+            pa.field("kind", pa.string(), nullable=False),
+            pa.field("param", pa.string()),
+            pa.field("detail", pa.string(), nullable=False),
+        ]
+    ),
+}
+
+
+def write_options(schema: pa.Schema) -> dict[str, Any]:
+    """The keyword arguments of ``pyarrow.parquet.ParquetWriter`` that give ``schema`` the encodings of the format."""
+    encodings = {
+        field.name: "BYTE_STREAM_SPLIT" if pa.types.is_floating(field.type) else "DELTA_BINARY_PACKED"
+        for field in schema
+        if not (pa.types.is_dictionary(field.type) or pa.types.is_string(field.type))
+    }
+    return {
+        "compression": "zstd",
+        "use_dictionary": [field.name for field in schema if field.name not in encodings],
+        "column_encoding": encodings,
+    }

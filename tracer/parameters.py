@@ -1,0 +1,74 @@
+"""A model's parameters under the names that the log uses."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+Select = str | re.Pattern[str] | Callable[[str], bool]
+
+# The names under which torch's wrappers keep the module that they wrap. "module" is also a name that people give.
+_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WRAPPERS_OF_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+@dataclass(frozen=True, eq=False)
+class NamedParameter:
+    """One parameter: its name in the log, its other names where it is tied, and where the model keeps it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    tensor: nn.Parameter
+    owner: dict[str, nn.Parameter | None]
+    key: str
+
+    @property
+    def lazy(self) -> bool:
+        """Whether it waits for its module's first forward to get a shape."""
+        return bool(is_lazy(self.tensor))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the model still keeps this very tensor here."""
+        return self.owner.get(self.key) is self.tensor
+
+
+def named_parameters(model: nn.Module) -> list[NamedParameter]:
+    """Every parameter of a model once, in model order, frozen and lazy ones included."""
+    places: dict[int, tuple[nn.Parameter, dict[str, nn.Parameter | None], str, list[str]]] = {}
+    for prefix, module in _named_modules(model):
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                place = places.setdefault(id(tensor), (tensor, module._parameters, key, []))
+                place[3].append(f"{prefix}.{key}" if prefix else key)
+    return [
+        NamedParameter(names[0], tuple(names[1:]), tensor, owner, key) for tensor, owner, key, names in places.values()
+    ]
+
+
+def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """As ``module.named_modules(remove_duplicate=False)``, without the names that wrappers add."""
+    yield prefix, module
+    for name, child in module.named_children():
+        hidden = name in _WRAPPED or (name == "module" and isinstance(module, _WRAPPERS_OF_MODULE))
+        inner = prefix if hidden else f"{prefix}.{name}" if prefix else name
+        yield from _named_modules(child, inner)
+
+
+def name_filter(select: Select | None) -> Callable[[str], bool]:
+    """The function that says of a name whether ``select`` means it: a regular expression may match anywhere in it.
+
+    Raises:
+        ValueError: the pattern is not a regular expression.
+    """
+    if select is None:
+        return lambda name: True
+    if callable(select):
+        return select
+    try:
+        pattern = re.compile(select)
+    except re.error as error:
+        raise ValueError(f"params={select!r} is not a regular expression: {error}") from error
+    return lambda name: pattern.search(name) is not None

@@ -1,0 +1,275 @@
+"""The life of one attachment: ``attach`` wires hooks, recorder, daemon and log; ``Trace`` is the user's handle."""
+
+import atexit
+import numbers
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+from torch import nn
+
+from tracer.daemon import Daemon
+from tracer.hooks import Hooks
+from tracer.log import run as run_folder
+from tracer.log.read import scan
+from tracer.parameters import NamedParameter, Select, named_parameters
+from tracer.rows import Encoder, Event, HostCopy, Metric, StepRows, event
+from tracer.steps import Recorder
+
+# What may wait in memory where the disk does not keep up; in items, from the size of a step's rows.
+_WAITING_BYTES = 64 << 20
+_BYTES_PER_PARAMETER = 64
+
+_open: "set[Trace]" = set()
+
+
+def attach(
+    model: nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    every: int = 1,
+    params: Select | None = None,
+    resume: bool = False,
+) -> "Trace":
+    """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
+
+    Use it as a context manager, or call ``close`` on what it returns; at the interpreter's exit it is closed anyway.
+    It prints one line with the run's folder.
+
+    Args:
+        model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
+        path: The run's folder. Without it, ``runs/<time>-<model class>``.
+        every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
+        params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
+        resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet.
+
+    Raises:
+        ValueError: the model has no trainable parameter, ``params`` selects none, ``every`` is not a positive integer,
+            or ``resume`` has no ``path``.
+        RuntimeError: a parameter of the model is being traced already.
+        tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every!r} must be a whole number of steps, 1 or more")
+    if resume and path is None:
+        raise ValueError("resume=True needs the path of the run to go on with")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
+    hooks = Hooks(model, params)
+    ids = {id(parameter.tensor) for parameter in named_parameters(model)}
+    for other in list(_open):
+        if other.traces(ids):
+            raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
+    return Trace(model, hooks, path, every=every, resume=resume)
+
+
+class Trace:
+    """A model being traced. ``attach`` makes it.
+
+    Attributes:
+        path: The run's folder.
+    """
+
+    def __init__(
+        self, model: nn.Module, hooks: Hooks, path: str | os.PathLike[str] | None, *, every: int, resume: bool
+    ) -> None:
+        rank, world = _rank_and_world()
+        if world > 1 and path is None:
+            raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
+        self._hooks = hooks
+        info = _describe(model, hooks, every)
+        self.path = _default_path(model) if path is None else Path(path)
+        resumed = resume and run_folder.holds_run(self.path)
+        if resumed:
+            run_folder.open_run(self.path)
+            run_folder.prepare_folders(self.path)
+            run_folder.reopen_rank(self.path, rank)
+            first_step, attempt = _continuation(self.path, rank)
+        else:
+            if rank == 0:
+                run_folder.create_run(self.path, info)
+            else:
+                run_folder.prepare_folders(self.path)
+            first_step, attempt = 0, 0
+        encoder = Encoder(rank, attempt)
+        parameters = len(hooks.chosen)
+        limit = max(64, min(100_000, _WAITING_BYTES // (_BYTES_PER_PARAMETER * parameters)))
+        self._daemon = Daemon(
+            self.path,
+            rank,
+            {"extremes": encoder.extremes, "metrics": encoder.metrics, "events": encoder.events},
+            limit,
+        )
+        self._recorder = Recorder(hooks, every, first_step, self._emit_rows, self._emit_event)
+        self._emit_event(
+            event(first_step, "resumed" if resumed else "attached", f"{len(hooks.chosen)} parameters, every {every}")
+        )
+        hooks.arm(self._recorder)
+        self._closed = False
+        _open.add(self)
+        atexit.register(self.close)
+        if rank == 0:
+            begun = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
+            print(f"gradwatch {begun}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
+
+    def log(self, **metrics: object) -> None:
+        """Record metrics for the step whose gradients came last.
+
+        Args:
+            metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync.
+
+        Raises:
+            TypeError: a metric is neither; no metric of this call is then recorded.
+        """
+        now = time.time_ns()
+        values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
+        if not self._closed:
+            for name, value in values.items():
+                self._daemon.put("metrics", Metric(self._recorder.step, now, name, value))
+
+    def step(self, **metrics: object) -> None:
+        """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
+
+        Args:
+            metrics: As for ``log``; they belong to the step that ends.
+
+        Raises:
+            TypeError: a metric is neither a number nor a one-element tensor; the step is then not ended.
+        """
+        values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
+        if not self._closed:
+            self._recorder.end_step()
+            self.log(**values)
+
+    def close(self) -> None:
+        """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
+        if self._closed:
+            return
+        self._finish("")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._closed:
+            self._finish("" if error is None else f"{type(error).__name__}: {error}")
+
+    def traces(self, tensors: set[int]) -> bool:
+        """Whether a tensor with one of these ids is traced here."""
+        return self._hooks.traces(tensors)
+
+    def _finish(self, reason: str) -> None:
+        self._closed = True
+        atexit.unregister(self.close)
+        _open.discard(self)
+        self._recorder.finish()
+        self._hooks.remove()
+        self._emit_event(event(self._recorder.step, "closed", reason))
+        self._daemon.close({"last_step": self._recorder.step, "reason": reason})
+
+    def _abandon(self) -> None:
+        """In a forked child: the parent's trace is not this process's business."""
+        self._closed = True
+        atexit.unregister(self.close)
+        self._hooks.remove()
+        self._daemon.abandon()
+
+    def _emit_rows(self, rows: StepRows) -> None:
+        self._daemon.put("extremes", rows, rows=len(rows.layout.names))
+
+    def _emit_event(self, happened: Event) -> None:
+        self._daemon.put("events", happened)
+
+
+def _abandon_all() -> None:
+    for trace in list(_open):
+        trace._abandon()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _metric_value(name: str, metric: object) -> float | HostCopy:
+    if isinstance(metric, HostCopy):
+        return metric
+    if isinstance(metric, numbers.Real | np.bool_):
+        return float(metric)
+    if isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
+        return float(metric.item())
+    if isinstance(metric, torch.Tensor) and metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
+        # Reading a tensor that is on the host already is no sync.
+        return float(metric.detach().item()) if metric.device.type == "cpu" else HostCopy(metric.detach())
+    what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
+    raise TypeError(f"metric {name}={what} ({type(metric).__name__}) is not a number or a one-element tensor")
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _default_path(model: nn.Module) -> Path:
+    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
+    path, number = base, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+
+
+def _describe(model: nn.Module, hooks: Hooks, every: int) -> Mapping[str, Any]:
+    """What run.json says of the model, the settings and the libraries."""
+
+    def describe(parameter: NamedParameter) -> dict[str, Any]:
+        tensor = parameter.tensor
+        return {
+            "name": parameter.name,
+            "aliases": list(parameter.aliases),
+            "shape": None if parameter.lazy else list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "trainable": tensor.requires_grad,
+        }
+
+    return {
+        "model": type(model).__name__,
+        "params": [describe(parameter) for parameter in hooks.chosen],
+        "settings": {"every": every},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "pyarrow": pa.__version__,
+            "polars": pl.__version__,
+        },
+    }
+
+
+def _continuation(path: Path, rank: int) -> tuple[int, int]:
+    """The step and the attempt with which a rank goes on."""
+    last = [
+        scan(path, table, attempts="all")
+        .filter(pl.col("rank") == rank)
+        .select(pl.col("step").max(), pl.col("attempt").max())
+        .collect()
+        for table in ("extremes", "metrics", "events")
+    ]
+    steps = [frame["step"].item() for frame in last[:2]]
+    attempts = [frame["attempt"].item() for frame in last]
+    first_step = max((step + 1 for step in steps if step is not None), default=0)
+    return first_step, max((attempt + 1 for attempt in attempts if attempt is not None), default=1)

@@ -1,0 +1,48 @@
+"""The surface that needs no screen: the figure as a file, once, or again on every change."""
+
+import os
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from viewer.figure import SIZE_INCHES, Overview
+from viewer.live import Live, Snapshot
+
+FORMATS = ("png", "svg", "pdf")
+_DPI = 120
+
+
+class FigureFile:
+    """A file that shows a run; each write replaces it whole, so that nobody reads half a picture."""
+
+    def __init__(self, path: Path, metrics: list[str]) -> None:
+        self.path = path
+        self._figure = Figure(figsize=SIZE_INCHES, dpi=_DPI)
+        FigureCanvasAgg(self._figure)
+        self._overview = Overview(self._figure, metrics)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot into the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._overview.update(snapshot)
+        staged = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self._figure.savefig(staged, format=self.path.suffix[1:].lower())
+            os.replace(staged, self.path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def follow(live: Live, file: FigureFile) -> Snapshot:
+    """Write the figure on every change, until the run is closed; the last snapshot."""
+    while True:
+        snapshot = live.refresh()
+        if snapshot is not None:
+            file.write(snapshot)
+            if snapshot.state == "closed":
+                return snapshot
+        live.wait()

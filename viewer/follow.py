@@ -1,0 +1,130 @@
+"""Following a run's folder: watchdog only wakes, the listing is the truth; each published row is given out once."""
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import polars as pl
+from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from tracer.log.parts import Part, list_parts, rows_by_number
+from tracer.log.read import part_problem, scan_parts
+
+_EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
+# A part may be merged away between the listing and the reading; the next listing then shows what replaced it.
+_LISTINGS = 5
+
+
+class Waker(FileSystemEventHandler):
+    """Wakes who waits when something is published into one of the folders.
+
+    Where the system gives no events (a network disk, a full inotify table), ``wait`` just lasts its time: callers list
+    the folder after each wait, whatever woke them.
+    """
+
+    def __init__(self) -> None:
+        self._woken = threading.Event()
+        self._observer = Observer()
+        self._watched: set[Path] = set()
+        self._started = False
+
+    def watch(self, folders: Iterable[Path]) -> None:
+        """Watch those of these folders that exist and are not watched yet."""
+        for folder in folders:
+            if folder not in self._watched and folder.is_dir():
+                try:
+                    if not self._started:
+                        self._observer.start()
+                        self._started = True
+                    self._observer.schedule(self, str(folder), event_filter=_EVENTS)
+                except OSError:
+                    continue
+                self._watched.add(folder)
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Called by watchdog in its own thread."""
+        self._woken.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a wake-up, at most so long; wake-ups that came meanwhile count as one."""
+        self._woken.wait(seconds)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Stop watching, and end watchdog's threads."""
+        if self._started:
+            self._observer.stop()
+            self._observer.join()
+
+
+class Follower:
+    """Gives out each row of one table of a run once, in publishing order, however its parts are merged meanwhile.
+
+    Attributes:
+        problems: What is wrong with damaged parts, by path; their rows are not given out.
+    """
+
+    def __init__(self, run: Path, table: str) -> None:
+        self._run = run
+        self._table = table
+        self._seen: set[tuple[int, int]] = set()
+        self.problems: dict[Path, str] = {}
+
+    def give(self, take: Callable[[pl.LazyFrame], None]) -> bool:
+        """Give the rows that are new to ``take``, if there are any.
+
+        Args:
+            take: Reads the frame and keeps what it needs of it; where it raises, the same rows are given again.
+
+        Returns:
+            Whether there were any.
+        """
+        for listing in range(_LISTINGS):
+            parts = [part for part in list_parts(self._run, self._table) if part.path not in self.problems]
+            try:
+                frame, numbers = self._unseen(parts)
+                if frame is not None:
+                    take(frame)
+            except FileNotFoundError:
+                if listing == _LISTINGS - 1:
+                    raise
+                continue
+            self._seen |= numbers
+            return frame is not None
+        return False
+
+    def _unseen(self, parts: list[Part]) -> tuple[pl.LazyFrame | None, set[tuple[int, int]]]:
+        whole: list[Part] = []
+        pieces: list[pl.LazyFrame] = []
+        numbers: set[tuple[int, int]] = set()
+        for part in parts:
+            new = {(part.rank, number) for number in range(part.first, part.last + 1)} - self._seen
+            if not new:
+                continue
+            found = part_problem(part)
+            if found is not None:
+                self.problems[part.path] = found
+                continue
+            numbers |= new
+            if len(new) == part.last - part.first + 1:
+                whole.append(part)
+            else:
+                pieces.extend(self._pieces(part, new))
+        frames = ([scan_parts(whole, self._table)] if whole else []) + pieces
+        return pl.concat(frames, how="diagonal") if frames else None, numbers
+
+    def _pieces(self, part: Part, new: set[tuple[int, int]]) -> list[pl.LazyFrame]:
+        """The rows of those publish numbers of a merged part that have not been given out."""
+        frame = scan_parts([part], self._table)
+        pieces = []
+        offset = 0
+        for number, rows in enumerate(rows_by_number(part), start=part.first):
+            if (part.rank, number) in new:
+                pieces.append(frame.slice(offset, rows))
+            offset += rows
+        return pieces

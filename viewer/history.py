@@ -1,0 +1,195 @@
+"""What the viewer keeps in memory of a run: reduced to bins of steps, bounded, with every extreme in it.
+
+A bin holds the minimum of minima and the maximum of maxima of its steps, and the first of them with a NaN or an
+infinity, so that neither a spike nor a NaN is ever lost, however long the run. As the bins fill, their resolution is
+halved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+# About two bins for each pixel of a wide figure.
+CAPACITY = 2048
+
+STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
+
+
+def _finite(column: str) -> pl.Expr:
+    # polars' min and max skip NaN but not infinity, and one infinity would hide what is finite in its bin.
+    return pl.when(pl.col(column).is_finite()).then(pl.col(column))
+
+
+def _extreme(column: str) -> pl.Expr:
+    return pl.col(column).min() if column.endswith("_min") else pl.col(column).max()
+
+
+def _first_nonfinite(*columns: str) -> pl.Expr:
+    return pl.when(pl.any_horizontal(pl.col(column).is_finite().not_() for column in columns)).then(pl.col("step"))
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How rows become bins: each row is prepared, then a bin's rows, and later bins, are reduced by the same rules."""
+
+    keys: tuple[str, ...]
+    prepare: tuple[pl.Expr, ...]
+    reduce: tuple[pl.Expr, ...]
+
+
+OVERALL_EXTREMES = Reduction(
+    keys=(),
+    prepare=(
+        pl.col("step"),
+        *(_finite(statistic).alias(statistic) for statistic in STATISTICS),
+        _first_nonfinite("value_min", "value_max").alias("value_nonfinite"),
+        _first_nonfinite("grad_min", "grad_max").alias("grad_nonfinite"),
+    ),
+    reduce=(
+        pl.col("step").max(),
+        *(_extreme(statistic) for statistic in STATISTICS),
+        pl.col("value_nonfinite").min(),
+        pl.col("grad_nonfinite").min(),
+    ),
+)
+
+METRICS = Reduction(
+    keys=("name",),
+    prepare=(
+        pl.col("name").cast(pl.String),
+        pl.col("step"),
+        _finite("value").alias("low"),
+        _finite("value").alias("high"),
+        _finite("value").alias("total"),
+        pl.col("value").is_finite().cast(pl.Int64).alias("count"),
+        _first_nonfinite("value").alias("nonfinite"),
+    ),
+    reduce=(
+        pl.col("step").max(),
+        pl.col("low").min(),
+        pl.col("high").max(),
+        pl.col("total").sum(),
+        pl.col("count").sum(),
+        pl.col("nonfinite").min(),
+    ),
+)
+
+
+@dataclass
+class Bins:
+    """Rows reduced to at most ``capacity`` bins of consecutive steps, for each value of the keys.
+
+    Attributes:
+        width: How many steps a bin covers.
+        frame: A row a bin and key: ``bin``, the keys, ``step`` (the last one in the bin) and what the reduction makes.
+    """
+
+    reduction: Reduction
+    capacity: int = CAPACITY
+    width: int = 1
+    frame: pl.DataFrame | None = None
+    _steps: tuple[int, int] | None = field(default=None, repr=False)
+
+    def absorb(self, rows: pl.LazyFrame) -> None:
+        """Reduce rows into the bins, in any order of steps; where this raises, nothing has changed."""
+        first, last = (
+            rows.select(pl.col("step").min().alias("first"), pl.col("step").max().alias("last")).collect().row(0)
+        )
+        if first is None:
+            return
+        known = self._steps or (first, last)
+        steps = min(first, known[0]), max(last, known[1])
+        width = self.width
+        while steps[1] // width - steps[0] // width >= self.capacity:
+            width *= 2
+        by = ("bin", *self.reduction.keys)
+        new = (
+            rows.select(*self.reduction.prepare)
+            .with_columns(pl.col("step").floordiv(width).alias("bin"))
+            .group_by(by)
+            .agg(*self.reduction.reduce)
+            .collect(engine="streaming")
+        )
+        if self.frame is not None:
+            old = self.frame.with_columns(pl.col("bin").floordiv(width // self.width))
+            new = pl.concat([old, new]).group_by(by).agg(*self.reduction.reduce)
+        self.frame, self.width, self._steps = new.sort(by), width, steps
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the run: for each bin its last step, the mean, lowest and highest finite value."""
+
+    name: str
+    step: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    first_nonfinite: int | None
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The overall extremes over the run: for each bin its last step and the four numbers, null where there is none."""
+
+    step: Sequence[int]
+    statistics: dict[str, Sequence[float | None]]
+    first_nonfinite: dict[str, int | None]
+
+
+class History:
+    """A run's metrics and overall extremes, bounded in memory."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._extremes = Bins(OVERALL_EXTREMES, capacity)
+        self._metrics = Bins(METRICS, capacity)
+
+    def absorb_extremes(self, rows: pl.LazyFrame) -> None:
+        """Take in rows of the table ``extremes``."""
+        self._extremes.absorb(rows)
+
+    def absorb_metrics(self, rows: pl.LazyFrame) -> None:
+        """Take in rows of the table ``metrics``."""
+        self._metrics.absorb(rows)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step of any row; None before the first row."""
+        frames = [bins.frame for bins in (self._extremes, self._metrics) if bins.frame is not None]
+        return max((int(frame["step"].max()) for frame in frames), default=None)  # type: ignore[arg-type]
+
+    def curves(self) -> list[Curve]:
+        """Every metric, by name."""
+        frame = self._metrics.frame
+        if frame is None:
+            return []
+        return [_curve(str(name), bins) for (name,), bins in sorted(frame.group_by("name", maintain_order=True))]
+
+    def extremes(self) -> Extremes | None:
+        """The overall extremes; None before their first row."""
+        frame = self._extremes.frame
+        if frame is None:
+            return None
+        return Extremes(
+            frame["step"].to_list(),
+            {statistic: frame[statistic].to_list() for statistic in STATISTICS},
+            {of: _first(frame[f"{of}_nonfinite"]) for of in ("value", "grad")},
+        )
+
+
+def _curve(name: str, bins: pl.DataFrame) -> Curve:
+    mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(float("nan")))
+    return Curve(
+        name,
+        bins["step"].to_list(),
+        mean.to_series().to_list(),
+        bins["low"].fill_null(float("nan")).to_list(),
+        bins["high"].fill_null(float("nan")).to_list(),
+        _first(bins["nonfinite"]),
+    )
+
+
+def _first(steps: pl.Series) -> int | None:
+    first = steps.min()
+    return None if first is None else int(first)  # type: ignore[arg-type]

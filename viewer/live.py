@@ -1,0 +1,124 @@
+"""The loop's inside: what has been published goes through the followers into the history, and comes out as a snapshot.
+
+Surfaces call it: from their own loop where they only write files, from a reading thread where a window must stay alive.
+One thread owns matplotlib; this module never touches it.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.log.run import Run, State, holds_run, open_run, state
+from viewer.follow import Follower, Waker
+from viewer.history import Curve, Extremes, History
+
+# Covers file systems that give no events, and notices that a run stopped without closing.
+RESCAN_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on."""
+
+    name: str
+    state: State
+    last_step: int | None
+    curves: tuple[Curve, ...] = ()
+    extremes: Extremes | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Live:
+    """One run, followed from before it exists to after it has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waker = Waker()
+        self._run: Run | None = None
+        self._shown: Snapshot | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._history = History()
+        self._extremes = Follower(self.path, "extremes")
+        self._metrics = Follower(self.path, "metrics")
+
+    def refresh(self) -> Snapshot | None:
+        """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
+
+        Raises:
+            LogError: the run's format is newer than this viewer's.
+        """
+        if not holds_run(self.path):
+            return None
+        run = open_run(self.path)
+        if self._run is not None and run.info.get("run_id") != self._run.info.get("run_id"):
+            self._begin()
+        self._run = run
+        # The state first: rows that are published before a run closes are then read before it shows as closed.
+        now = state(self.path)
+        self._waker.watch([self.path, self.path / "extremes", self.path / "metrics"])
+        new = [
+            self._extremes.give(self._history.absorb_extremes),
+            self._metrics.give(self._history.absorb_metrics),
+        ]
+        problems = tuple(
+            f"{path.name} {what}" for path, what in (self._extremes.problems | self._metrics.problems).items()
+        )
+        shown = self._shown
+        if not any(new) and shown is not None and (shown.state, shown.problems) == (now, problems):
+            return None
+        self._shown = Snapshot(
+            run.name,
+            now,
+            self._history.last_step,
+            tuple(self._history.curves()),
+            self._history.extremes(),
+            problems,
+        )
+        return self._shown
+
+    def wait(self, seconds: float = RESCAN_SECONDS) -> None:
+        """Wait until something is published, at most so long."""
+        self._waker.wait(seconds)
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._waker.close()
+
+
+class Reader(threading.Thread):
+    """Refreshes a run in a thread of its own, for a surface whose thread has to draw and to answer the user.
+
+    Attributes:
+        latest: The newest snapshot; None before the first.
+        error: What ended the reading, if anything did.
+    """
+
+    def __init__(self, live: Live) -> None:
+        super().__init__(name="viewer-reader", daemon=True)
+        self._live = live
+        self._stop_asked = threading.Event()
+        self.latest: Snapshot | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Called by ``start``."""
+        try:
+            while not self._stop_asked.is_set():
+                snapshot = self._live.refresh()
+                if snapshot is not None:
+                    self.latest = snapshot
+                self._live.wait()
+        except Exception as error:
+            self.error = error
+
+    def stop(self) -> None:
+        """End the thread, and wait for its end."""
+        self._stop_asked.set()
+        self._live.wake()
+        self.join()

@@ -1,0 +1,56 @@
+"""The surface with a screen: a matplotlib window. Its thread draws and answers the user; another one reads."""
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.backends.registry import BackendFilter, backend_registry
+
+from viewer.figure import SIZE_INCHES, Overview
+from viewer.live import Live, Reader, Snapshot
+
+_TICK_MILLISECONDS = 200
+
+
+def backend() -> str | None:
+    """The window toolkit that matplotlib finds here; None where there is none, or no display."""
+    try:
+        name = matplotlib.get_backend().lower()
+    except ImportError:
+        return None
+    return name if name in backend_registry.list_builtin(BackendFilter.INTERACTIVE) else None
+
+
+def show(live: Live, metrics: list[str]) -> None:
+    """Show a run in a window until the user closes it; returns when the window is closed.
+
+    Raises:
+        LogError: the run cannot be read.
+    """
+    figure = plt.figure(figsize=SIZE_INCHES)
+    manager = figure.canvas.manager
+    if manager is not None:
+        manager.set_window_title(f"viewer {live.path}")
+    overview = Overview(figure, metrics)
+    reader = Reader(live)
+    drawn: Snapshot | None = None
+
+    def tick() -> None:
+        nonlocal drawn
+        if reader.error is not None:
+            plt.close(figure)
+        elif reader.latest is not drawn and reader.latest is not None:
+            drawn = reader.latest
+            overview.update(drawn)
+            figure.canvas.draw_idle()
+
+    timer = figure.canvas.new_timer(interval=_TICK_MILLISECONDS)
+    timer.add_callback(tick)
+    timer.start()
+    reader.start()
+    try:
+        plt.show()
+    finally:
+        timer.stop()
+        reader.stop()
+        plt.close(figure)
+    if reader.error is not None:
+        raise reader.error
