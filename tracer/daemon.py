@@ -48,6 +48,7 @@ class Daemon:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._waiting: dict[str, list[Any]] = {table: [] for table in encoders}
+        self._backlog = 0
         self._numbers = {
             table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
             for table in encoders
@@ -63,7 +64,7 @@ class Daemon:
 
     def put(self, table: str, item: object, rows: int = 1) -> None:
         """Hand over an item that stands for ``rows`` rows; never blocks, never raises, drops it when too many wait."""
-        if self._queue.qsize() + sum(map(len, self._waiting.values())) < self._limit_items:
+        if self._queue.qsize() + self._backlog < self._limit_items:
             self._queue.put((table, item, rows))
             return
         self.dropped[table] += rows
@@ -90,12 +91,14 @@ class Daemon:
         while not ended:
             self._wake.wait(_TICK_SECONDS)
             ended = self._drain()
+            self._backlog = sum(map(len, self._waiting.values()))
             self._outside(lambda: run_folder.beat(self._path, self._rank))
             now = time.monotonic()
             if ended or now >= due:
                 for table in self._encoders:
                     self._outside(lambda table=table: self._publish(table))  # type: ignore[misc]
                 due = now + cadence_seconds(now - self._started)
+                self._backlog = sum(map(len, self._waiting.values()))
         self._outside(self._finish)
 
     def _drain(self) -> bool:

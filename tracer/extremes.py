@@ -9,12 +9,12 @@ from torch import nn
 from tracer.parameters import named_parameters
 
 # The dtypes that torch.aminmax reduces and that a buffer of the same dtype holds exactly; the others are converted.
-_NATIVE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+NATIVE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 def reduced_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that holds the extremes of a tensor of ``dtype`` exactly."""
-    if dtype in _NATIVE:
+    if dtype in NATIVE:
         return dtype
     return dtype.to_real() if dtype.is_complex else torch.float32 if dtype.itemsize < 4 else torch.float64
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -61,6 +62,10 @@ class Hooks:
         self._listener: Listener | None = None
         self._handles: list[RemovableHandle] = []
         self.taps: list[Tap] = []
+        # What `stale` compares: where the model keeps each tensor, frozen ones without a hook, and lazy ones.
+        self._places: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+        self._unarmed: list[nn.Parameter] = []
+        self._lazy: list[nn.Parameter] = []
         self._survey()
         everything = named_parameters(model)
         if not any(parameter.tensor.requires_grad for parameter in everything):
@@ -86,9 +91,12 @@ class Hooks:
 
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        return any(not parameter.lazy for parameter in self._lazy) or any(
-            not parameter.in_place or (parameter.tensor.requires_grad and tap.handle is None)
-            for parameter, tap in zip(self.parameters, self.taps, strict=True)
+        # Asked once a step, of every parameter: hence the flat lists.
+        for owner, key, tensor in self._places:
+            if owner.get(key) is not tensor:
+                return True
+        return any(tensor.requires_grad for tensor in self._unarmed) or any(
+            not is_lazy(tensor) for tensor in self._lazy
         )
 
     def rearm(self) -> list[NamedParameter]:
@@ -111,6 +119,9 @@ class Hooks:
         for tap in known.values():
             if tap.handle is not None:
                 tap.handle.remove()
+        self._places = [(parameter.owner, parameter.key, parameter.tensor) for parameter in self.parameters]
+        self._unarmed = [tap.tensor for tap in self.taps if tap.handle is None]
+        self._lazy = [parameter.tensor for parameter in self.chosen if parameter.lazy]
         return new
 
     def remove(self) -> None:
@@ -129,7 +140,6 @@ class Hooks:
     def _survey(self) -> None:
         self.chosen = [parameter for parameter in named_parameters(self._model) if self._wanted(parameter.name)]
         self.parameters = [parameter for parameter in self.chosen if not parameter.lazy]
-        self._lazy = [parameter for parameter in self.chosen if parameter.lazy]
         self._ids = {id(parameter.tensor) for parameter in self.chosen}
 
     def _around_update(self, report: Callable[[], None]) -> Callable[[Optimizer, Any, Any], None]:
@@ -142,7 +152,9 @@ class Hooks:
 
 
 def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:
+    on_gradient = listener.on_gradient
+
     def hook(tensor: torch.Tensor) -> None:
-        listener.on_gradient(tap, tensor)
+        on_gradient(tap, tensor)
 
     return hook

@@ -29,11 +29,6 @@ class NamedParameter:
         """Whether it waits for its module's first forward to get a shape."""
         return bool(is_lazy(self.tensor))
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the model still keeps this very tensor here."""
-        return self.owner.get(self.key) is self.tensor
-
 
 def named_parameters(model: nn.Module) -> list[NamedParameter]:
     """Every parameter of a model once, in model order, frozen and lazy ones included."""
@@ -51,7 +46,9 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
 def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """As ``module.named_modules(remove_duplicate=False)``, without the names that wrappers add."""
     yield prefix, module
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
+        if child is None:
+            continue
         hidden = name in _WRAPPED or (name == "module" and isinstance(module, _WRAPPERS_OF_MODULE))
         inner = prefix if hidden else f"{prefix}.{name}" if prefix else name
         yield from _named_modules(child, inner)

@@ -4,7 +4,7 @@ This is the only place where data crosses from a device to the host.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from tracer.extremes import reduce_into, reduced_dtype
+from tracer.extremes import NATIVE, reduce_into, reduced_dtype
 from tracer.log import schema
 from tracer.parameters import NamedParameter
 
@@ -38,14 +38,13 @@ class HostCopy:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(tensor.device))
         else:
-            # On the CPU a copy, since the next step overwrites the tensor; other devices have no asynchronous copy.
-            self._host = tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+            # No other device has an asynchronous copy.
+            self._host = tensor.cpu()
 
     def wait(self) -> torch.Tensor:
         """The tensor on the host, once it has arrived. For the daemon: it may block."""
         if self._done is not None:
             self._done.synchronize()
-            self._done = None
         return self._host
 
 
@@ -79,7 +78,7 @@ class StepRows:
     time_ns: int
     layout: Layout
     present: bytes
-    copies: tuple[HostCopy, ...]
+    copies: tuple[bytes | HostCopy, ...]
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,13 @@ class Slot:
     """Where one parameter's extremes go: two views of one number each, for the value and for the gradient."""
 
     dtype: torch.dtype
-    device: torch.device
+    reduce: Callable[..., object]
     value: tuple[torch.Tensor, torch.Tensor]
     gradient: tuple[torch.Tensor, torch.Tensor]
+
+
+class MisfitError(Exception):
+    """A parameter has another dtype or device than its slot."""
 
 
 class RowBuffer:
@@ -101,22 +104,18 @@ class RowBuffer:
     def __init__(self, parameters: Sequence[NamedParameter]) -> None:
         slots: dict[int, Slot] = {}
         self._blocks: list[torch.Tensor] = []
+        # The same bytes where they are on the host already: reading them through numpy is cheaper than a torch clone.
+        self._views: list[npt.NDArray[np.uint8] | None] = []
         groups = []
         for device in dict.fromkeys(parameter.tensor.device for parameter in parameters):
             block, device_groups = _allocate(device, parameters, slots)
             self._blocks.append(block)
+            self._views.append(block.numpy() if device.type == "cpu" else None)
             groups.append(device_groups)
         self.slots = [slots[index] for index in range(len(parameters))]
         self.layout = Layout(tuple(parameter.name for parameter in parameters), tuple(groups))
         self._nothing = bytes(0 if parameter.tensor.numel() else EMPTY for parameter in parameters)
         self.present = bytearray(self._nothing)
-
-    def fits(self, parameters: Sequence[NamedParameter]) -> bool:
-        """Whether every parameter still has the dtype and the device of its slot."""
-        return all(
-            parameter.tensor.dtype is slot.dtype and parameter.tensor.device == slot.device
-            for parameter, slot in zip(parameters, self.slots, strict=True)
-        )
 
     @property
     def incomplete(self) -> bool:
@@ -129,16 +128,28 @@ class RowBuffer:
         return any(flags & GRADIENT for flags in self.present)
 
     def record(self, index: int, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
-        """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``, without a host sync."""
+        """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``, without a host sync.
+
+        Raises:
+            MisfitError: the parameter has moved to another dtype or device since this buffer was made.
+        """
         if self.present[index] == EMPTY:
             return
         slot = self.slots[index]
-        reduce_into(value, slot.value)
-        if gradient is None:
-            self.present[index] = VALUE
-        else:
-            reduce_into(gradient, slot.gradient)
-            self.present[index] = VALUE | GRADIENT
+        if value.dtype is not slot.dtype:
+            raise MisfitError
+        try:
+            slot.reduce(value, out=slot.value)
+            if gradient is not None:
+                slot.reduce(gradient, out=slot.gradient)
+        except RuntimeError:
+            if value.device != slot.value[0].device:
+                raise MisfitError from None
+            # A gradient that is sparse, or of another dtype than its parameter's.
+            reduce_into(value, slot.value)
+            if gradient is not None:
+                reduce_into(gradient, slot.gradient)
+        self.present[index] = VALUE if gradient is None else VALUE | GRADIENT
 
     def carry(self, old: "RowBuffer") -> None:
         """Take over what an older buffer has recorded in this step."""
@@ -153,9 +164,11 @@ class RowBuffer:
 
     def take(self, step: int, time_ns: int) -> StepRows:
         """Send the step's rows to the host and begin anew."""
-        rows = StepRows(
-            step, time_ns, self.layout, bytes(self.present), tuple(HostCopy(block) for block in self._blocks)
+        copies = tuple(
+            HostCopy(block) if view is None else view.tobytes()
+            for block, view in zip(self._blocks, self._views, strict=True)
         )
+        rows = StepRows(step, time_ns, self.layout, bytes(self.present), copies)
         self.present[:] = self._nothing
         return rows
 
@@ -179,7 +192,8 @@ def _allocate(
         for index, row in zip(group.indices.tolist(), numbers.view(-1, 4), strict=True):
             value_min, value_max, grad_min, grad_max = row.unbind()
             tensor = parameters[index].tensor
-            slots[index] = Slot(tensor.dtype, device, (value_min, value_max), (grad_min, grad_max))
+            reduce = torch.aminmax if tensor.dtype in NATIVE else reduce_into
+            slots[index] = Slot(tensor.dtype, reduce, (value_min, value_max), (grad_min, grad_max))
     return block, tuple(groups)
 
 
@@ -275,7 +289,9 @@ def _numbers(steps: list[StepRows], count: int) -> npt.NDArray[np.float64]:
     """The four numbers of every parameter and step, as float64 of shape (steps, parameters, 4)."""
     numbers = np.zeros((len(steps), count, 4))
     for device, groups in enumerate(steps[0].layout.groups):
-        blocks = np.stack([rows.copies[device].wait().numpy() for rows in steps])
+        copies = [rows.copies[device] for rows in steps]
+        flat = b"".join(copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes() for copy in copies)
+        blocks = np.frombuffer(flat, dtype=np.uint8).reshape(len(steps), -1)
         for group in groups:
             raw = np.ascontiguousarray(blocks[:, group.offset_bytes : group.offset_bytes + group.size_bytes])
             values = raw.view(_NUMPY[group.dtype])

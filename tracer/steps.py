@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from tracer.hooks import Hooks, Tap
-from tracer.rows import Event, RowBuffer, StepRows, event
+from tracer.rows import Event, MisfitError, RowBuffer, StepRows, event
 from tracer.warn import warn
 
 # No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
@@ -63,6 +63,7 @@ class Recorder:
         self._swept = False
         # Indices of tensors that were first seen in this step, after their gradient may have arrived.
         self._joined: set[int] = set()
+        self._warned = False
         # The engine has a thread for each device, so that two gradients can arrive at once; this is held at the border
         # of two steps alone, where one of them has to finish the old step before the other may record into the new one.
         self._border = threading.Lock()
@@ -77,9 +78,9 @@ class Recorder:
             if torch.is_grad_enabled():
                 # backward(create_graph=True) runs hooks in grad mode, and a reduction with a graph would keep it alive.
                 with torch.no_grad():
-                    self._buffer.record(tap.index, tensor, tensor.grad)
+                    self._record(tap.index, tensor, tensor.grad)
             else:
-                self._buffer.record(tap.index, tensor, tensor.grad)
+                self._record(tap.index, tensor, tensor.grad)
         except Exception as error:
             self._give_up(tap, error)
 
@@ -159,20 +160,30 @@ class Recorder:
                 if not self._buffer.present[tap.index] and not tap.failed:
                     try:
                         gradient = tap.tensor.grad if tap.index in self._joined else None
-                        self._buffer.record(tap.index, tap.tensor, gradient)
+                        self._record(tap.index, tap.tensor, gradient)
                     except Exception as error:
                         self._give_up(tap, error)
 
-    def _refresh(self) -> None:
-        """Follow the model where its parameters have materialised, moved, been replaced or been unfrozen."""
+    def _record(self, index: int, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         try:
-            stale = self._hooks.stale()
-            if not stale and self._buffer.fits(self._hooks.parameters):
-                return
-            new = self._hooks.rearm() if stale else []
-            old, self._buffer = self._buffer, RowBuffer(self._hooks.parameters)
-            with torch.no_grad():
-                self._buffer.carry(old)
+            self._buffer.record(index, value, gradient)
+        except MisfitError:
+            self._rebuild()
+            self._buffer.record(index, value, gradient)
+
+    def _rebuild(self) -> None:
+        """A buffer for the parameters as they are now, with what the old one recorded in this step."""
+        old, self._buffer = self._buffer, RowBuffer(self._hooks.parameters)
+        with torch.no_grad():
+            self._buffer.carry(old)
+
+    def _refresh(self) -> None:
+        """Follow the model where its parameters have materialised, been replaced or been unfrozen."""
+        if not self._hooks.stale():
+            return
+        try:
+            new = self._hooks.rearm()
+            self._rebuild()
         except Exception as error:
             warn(f"the model's parameters have changed, and cannot be followed: {error}")
             return
@@ -188,4 +199,6 @@ class Recorder:
         name = self._hooks.parameters[tap.index].name
         message = f"{type(error).__name__}: {error}"
         self._emit_event(event(self.step, "failed", message, name))
-        warn(f"{name} is no longer traced, the other parameters are ({message})")
+        if not self._warned:
+            self._warned = True
+            warn(f"{name} is no longer traced ({message}); any further one is only named in the run's events")

@@ -178,6 +178,8 @@ class Trace:
         self._hooks.remove()
         self._emit_event(event(self._recorder.step, "closed", reason))
         self._daemon.close({"last_step": self._recorder.step, "reason": reason})
+        # Who keeps a closed trace does not keep the model.
+        del self._hooks, self._recorder
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
@@ -203,15 +205,16 @@ os.register_at_fork(after_in_child=_abandon_all)
 
 
 def _metric_value(name: str, metric: object) -> float | HostCopy:
-    if isinstance(metric, HostCopy):
-        return metric
-    if isinstance(metric, numbers.Real | np.bool_):
+    if isinstance(metric, torch.Tensor):
+        if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
+            # Reading a tensor that is on the host already is no sync.
+            return float(metric.item()) if metric.device.type == "cpu" else HostCopy(metric.detach())
+    elif isinstance(metric, float | int | HostCopy):
+        return metric if isinstance(metric, HostCopy) else float(metric)
+    elif isinstance(metric, numbers.Real | np.bool_):
         return float(metric)
-    if isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
+    elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
         return float(metric.item())
-    if isinstance(metric, torch.Tensor) and metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
-        # Reading a tensor that is on the host already is no sync.
-        return float(metric.detach().item()) if metric.device.type == "cpu" else HostCopy(metric.detach())
     what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
     raise TypeError(f"metric {name}={what} ({type(metric).__name__}) is not a number or a one-element tensor")
 

@@ -1,5 +1,6 @@
 """Parts, the immutable Parquet files of a log: their names, how they are published, listed, merged and verified."""
 
+import contextlib
 import json
 import os
 import re
@@ -57,12 +58,20 @@ def part_name(rank: int, first: int, last: int, crc32: int) -> str:
 
 def all_parts(run: Path, table: str) -> list[Part]:
     """Every published part of a table, by rank and number, those that a merged part has replaced included."""
+    # A folder is not listed in one moment: during a merge a listing can miss the merged part, which came behind its
+    # back, and then what that replaced. Once nothing has gone since the listing before, everything was in sight.
+    earlier = _file_names(run / table)
+    while not earlier <= (names := _file_names(run / table)):
+        earlier = names
+    return sorted(part for name in names if (part := Part.parse(run / table / name)) is not None)
+
+
+def _file_names(folder: Path) -> set[str]:
     try:
-        with os.scandir(run / table) as entries:
-            paths = [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     except FileNotFoundError:
-        return []
-    return sorted(part for path in paths if (part := Part.parse(path)) is not None)
+        return set()
 
 
 def list_parts(run: Path, table: str) -> list[Part]:
@@ -104,7 +113,10 @@ def _publish(run: Path, table: str, rank: int, first: int, last: int, write: Cal
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    _sync(published.parent)
+    # From here on the rows are in the log: to raise would have them published again. Some network disks cannot sync a
+    # folder; there, a power failure may take the part.
+    with contextlib.suppress(OSError):
+        _sync(published.parent)
     part = Part.parse(published)
     assert part is not None
     return part
@@ -138,16 +150,15 @@ def problem(part: Part) -> str | None:
     """
     try:
         crc32 = file_crc32(part.path)
+        if crc32 != part.crc32:
+            return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
+        pq.read_metadata(part.path)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if crc32 != part.crc32:
-        return f"its bytes have changed since they were published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
-    try:
-        pq.read_metadata(part.path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except pa.ArrowInvalid as error:
         return f"is not Parquet: {error}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
     return None
 
 
@@ -175,7 +186,7 @@ def rows_by_number(part: Part) -> list[int]:
 
 
 class MergeTimeoutError(Exception):
-    """A merge would have taken longer than it was allowed to; nothing was changed."""
+    """A merge would have taken longer than it was allowed to; what it had not merged by then is as it was."""
 
 
 def merge(run: Path, table: str, rank: int, *, seconds: float = float("inf")) -> list[Part]:
@@ -199,30 +210,38 @@ def merge(run: Path, table: str, rank: int, *, seconds: float = float("inf")) ->
     """
     deadline = time.monotonic() + seconds
     merged = []
-    for group in _mergeable([part for part in list_parts(run, table) if part.rank == rank]):
+    for group in _neighbours([part for part in list_parts(run, table) if part.rank == rank], deadline):
 
         def write(path: Path, group: list[Part] = group) -> int:
             return _write_merged(path, group, deadline)
 
-        merged.append(_publish(run, table, rank, group[0].first, group[-1].last, write))
-    kept = [part for part in list_parts(run, table) if part.rank == rank]
-    for part in all_parts(run, table):
-        if any(part.inside(other) for other in kept):
-            part.path.unlink(missing_ok=True)
+        whole = group[0]
+        if len(group) > 1:
+            whole = _publish(run, table, rank, group[0].first, group[-1].last, write)
+            merged.append(whole)
+        for part in all_parts(run, table):
+            if part.inside(whole):
+                part.path.unlink(missing_ok=True)
     return merged
 
 
-def _mergeable(parts: list[Part]) -> list[list[Part]]:
-    """The groups of at least two neighbours, undamaged and without a gap between them."""
+def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
+    """The undamaged ones among these parts, grouped where there is no gap between them."""
     groups: list[list[Part]] = [[]]
     for part in parts:
+        _check_time(deadline)
         if problem(part) is not None:
             groups.append([])
             continue
         if groups[-1] and groups[-1][-1].last + 1 != part.first:
             groups.append([])
         groups[-1].append(part)
-    return [group for group in groups if len(group) > 1]
+    return [group for group in groups if group]
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise MergeTimeoutError("merging takes too long")
 
 
 def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
@@ -233,9 +252,8 @@ def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
     with pq.ParquetWriter(path, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
         pending: list[pa.Table] = []
         for part in parts:
-            if time.monotonic() > deadline:
-                raise MergeTimeoutError(f"merging {len(parts)} parts takes too long")
             for batch in pq.ParquetFile(part.path).iter_batches(batch_size=_ROW_GROUP_ROWS):
+                _check_time(deadline)
                 pending.append(pa.Table.from_batches([batch]))
                 if sum(table.num_rows for table in pending) >= _ROW_GROUP_ROWS:
                     writer.write_table(_joined(pending, unified))

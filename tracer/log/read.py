@@ -1,6 +1,7 @@
 """Reading a log: ``scan`` gives a polars LazyFrame over one run, or several."""
 
 import functools
+import itertools
 import os
 import warnings
 from collections import Counter
@@ -16,6 +17,9 @@ from tracer.log.parts import Part, list_parts, problem
 from tracer.log.run import LogError, open_run
 
 Paths = str | os.PathLike[str]
+
+# A part may be merged away between the listing and the reading; the next listing then shows what replaced it.
+_LISTINGS = 5
 
 
 class BadPartWarning(UserWarning):
@@ -60,7 +64,16 @@ def scan(
 
 def _scan_one(path: Path, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
     open_run(path)
-    frame = scan_parts(good_parts(list_parts(path, table)), table)
+    for _ in range(_LISTINGS - 1):
+        try:
+            return _scan_listed(list_parts(path, table), table, attempts)
+        except FileNotFoundError:
+            continue
+    return _scan_listed(list_parts(path, table), table, attempts)
+
+
+def _scan_listed(parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
+    frame = scan_parts(good_parts(parts), table)
     if attempts == "all" or table == "events" or frame.select(pl.col("attempt").max()).collect().item() in (None, 0):
         return frame
     return frame.filter(pl.col("attempt") == pl.col("attempt").max().over("rank", "step"))
@@ -68,22 +81,26 @@ def _scan_one(path: Path, table: str, attempts: Literal["latest", "all"]) -> pl.
 
 def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     """The rows of these parts of a table, in their order; columns that a part lacks are null."""
-    by_columns: dict[tuple[str, ...], list[Path]] = {}
-    for part in parts:
-        by_columns.setdefault(tuple(pq.read_schema(part.path).names), []).append(part.path)
-    empty = pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table())).lazy()
-    frames = [pl.scan_parquet(paths, glob=False) for paths in by_columns.values()]
-    return frames[0] if len(frames) == 1 else pl.concat([empty, *frames], how="diagonal")
+    alike = [
+        (columns, pl.scan_parquet([part.path for part in group], glob=False))
+        for columns, group in itertools.groupby(parts, lambda part: tuple(pq.read_schema(part.path).names))
+    ]
+    specified = schema.SCHEMAS[table]
+    if len(alike) == 1 and set(alike[0][0]) >= set(specified.names):
+        return alike[0][1]
+    empty = pl.DataFrame(pl.from_arrow(specified.empty_table())).lazy()
+    return pl.concat([empty, *(frame for _, frame in alike)], how="diagonal")
 
 
 def good_parts(parts: Iterable[Part]) -> list[Part]:
-    """The undamaged ones among these parts; each of the others is named in a ``BadPartWarning``."""
+    """The undamaged ones among these parts; each of the others is named in a ``BadPartWarning``.
+
+    Raises:
+        FileNotFoundError: a part is gone; it may have been merged since it was listed.
+    """
     good = []
     for part in parts:
-        try:
-            found = part_problem(part)
-        except FileNotFoundError:
-            continue
+        found = part_problem(part)
         if found is None:
             good.append(part)
         else:

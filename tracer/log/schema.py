@@ -26,8 +26,8 @@ another's of the same rank is ignored. A published byte never changes.
 ``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
 and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``. Null means that
 there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN and infinity are
-recorded as they are. ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param``
-(nullable) and ``detail``: what happened to the trace itself.
+recorded as they are. ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``,
+``param`` (nullable) and ``detail``: what happened to the trace itself.
 
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null. Where several attempts recorded one step, the latest counts.

@@ -1,0 +1,185 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import tracer
+from tests.logs import metrics, new_run
+from tests.training import mlp
+from tests.waiting import wait_until
+from tracer.daemon import Daemon, cadence_seconds
+from tracer.log import parts
+from tracer.log.run import closed_summaries, state
+
+
+def encode(items: Sequence[int]) -> pa.Table:
+    """Each item is a step; its metric is the number itself."""
+    return metrics(list(items), [float(item) for item in items])
+
+
+def logged(run: Path) -> list[int]:
+    """The steps in the log."""
+    return tracer.scan(run, "metrics").collect()["step"].to_list()
+
+
+def start(run: Path, limit_items: int = 1_000) -> Daemon:
+    """A daemon that writes metrics alone."""
+    return Daemon(new_run(run), 0, {"metrics": encode}, limit_items)
+
+
+@pytest.mark.parametrize(
+    ("age", "cadence"), [(0, 1.0), (60, 1.0), (100, 1.0), (200, 2.0), (2_999, 29.99), (3_000, 30.0), (600_000, 30.0)]
+)
+def test_the_cadence_is_a_hundredth_of_the_age_within_bounds(age: float, cadence: float) -> None:
+    """Rows wait 1 % of the run's age, at least 1 s and at most 30 s."""
+    assert cadence_seconds(age) == pytest.approx(cadence)
+
+
+def test_rows_are_published_while_the_run_goes_on(tmp_path: Path) -> None:
+    """What was put appears in the log by itself, in order, without a close."""
+    daemon = start(tmp_path / "run")
+    for number in range(10):
+        daemon.put("metrics", number)
+    wait_until(lambda: logged(tmp_path / "run") == list(range(10)))
+    daemon.put("metrics", 10)
+    wait_until(lambda: logged(tmp_path / "run") == list(range(11)))
+    assert state(tmp_path / "run") == "running"
+    daemon.close({})
+
+
+def test_close_publishes_everything_merges_and_says_so(tmp_path: Path) -> None:
+    """After close all rows are in one part, the closed mark counts them, and the thread is gone."""
+    daemon = start(tmp_path / "run")
+    daemon.put("metrics", 0)
+    wait_until(lambda: logged(tmp_path / "run") == [0])
+    for number in range(1, 100):
+        daemon.put("metrics", number)
+    daemon.close({"last_step": 99})
+    assert logged(tmp_path / "run") == list(range(100))
+    (part,) = parts.list_parts(tmp_path / "run", "metrics")
+    assert (part.first, part.last) == (0, 1)
+    (summary,) = closed_summaries(tmp_path / "run")
+    assert (summary["last_step"], summary["rows"], summary["rows_dropped"]) == (99, {"metrics": 100}, {"metrics": 0})
+    assert state(tmp_path / "run") == "closed"
+    assert not [thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon"]
+
+
+def test_what_exceeds_the_limit_is_dropped_and_counted(tmp_path: Path) -> None:
+    """A flood keeps the oldest, never blocks, warns once, and the closed mark says how many rows were lost."""
+    with pytest.warns(tracer.TracerWarning, match="rows are dropped: 10 items wait") as caught:
+        daemon = start(tmp_path / "run", limit_items=10)
+        for number in range(30):
+            daemon.put("metrics", number, rows=3)
+        daemon.close({})
+    assert len(caught) == 1
+    (summary,) = closed_summaries(tmp_path / "run")
+    assert summary["rows_dropped"] == {"metrics": 60}
+    assert logged(tmp_path / "run") == list(range(10))
+
+
+def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows wait while nothing can be written, and are published as soon as something can."""
+    full = threading.Event()
+    full.set()
+    failed = threading.Event()
+    replace = os.replace
+
+    def replace_or_fail(source: Path, target: Path) -> None:
+        if full.is_set():
+            failed.set()
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with pytest.warns(tracer.TracerWarning, match="No space left on device") as caught:
+        daemon = start(tmp_path / "run")
+        monkeypatch.setattr("tracer.log.parts.os.replace", replace_or_fail)
+        daemon.put("metrics", 0)
+        assert failed.wait(60)
+        daemon.put("metrics", 1)
+        full.clear()
+        wait_until(lambda: logged(tmp_path / "run") == [0, 1])
+        daemon.close({})
+    assert len(caught) == 1
+    assert list((tmp_path / "run" / "staging").iterdir()) == []
+
+
+def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() gives up on rows that no disk takes, ends the thread, and counts them where it still can."""
+    with pytest.warns(tracer.TracerWarning, match="cannot be written"):
+        daemon = start(tmp_path / "run")
+        monkeypatch.setattr("tracer.daemon.publish", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        daemon.put("metrics", 0, rows=4)
+        daemon.close({})
+    (summary,) = closed_summaries(tmp_path / "run")
+    assert summary["rows_dropped"] == {"metrics": 4}
+
+
+def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """One bad batch does not block those after it."""
+
+    def fussy(items: Sequence[int]) -> pa.Table:
+        if -1 in items:
+            raise ValueError("not a step")
+        return encode(items)
+
+    with pytest.warns(tracer.TracerWarning, match="not a step"):
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, 100)
+        daemon.put("metrics", -1)
+        wait_until(lambda: daemon.dropped["metrics"] == 1)
+        daemon.put("metrics", 5)
+        daemon.close({})
+    assert logged(tmp_path / "run") == [5]
+
+
+def test_the_heartbeat_is_renewed_without_rows(tmp_path: Path) -> None:
+    """A rank that has nothing to write is seen to be alive."""
+    daemon = start(tmp_path / "run")
+    heartbeat = tmp_path / "run" / "heartbeat-r00000"
+    os.utime(heartbeat, (0, 0))
+    wait_until(lambda: heartbeat.stat().st_mtime > 0)
+    daemon.close({})
+
+
+def test_a_killed_process_leaves_a_log_complete_up_to_the_cadence(tmp_path: Path) -> None:
+    """After SIGKILL every part reads, steps have no gap and no repeat, and at most one cadence of them is missing."""
+    script = f"""
+import time, torch, tracer
+from tests.training import loss_of, mlp
+model = mlp()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with tracer.attach(model, {str(tmp_path / "run")!r}) as trace:
+    while True:
+        optimizer.zero_grad(); loss_of(model).backward(); optimizer.step(); trace.log(wall=time.time())
+        time.sleep(0.002)
+"""
+    run = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(list(run.glob("extremes/*"))) >= 4)
+    finally:
+        killed = time.time()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rows = pl.scan_parquet(run / "extremes").collect()
+    steps = rows["step"].unique().sort().to_list()
+    assert steps == list(range(len(steps)))
+    assert rows.height == 4 * len(steps)
+    last = tracer.scan(run, "metrics").collect()["value"].max()
+    assert isinstance(last, float)
+    # One cadence of a second, the half second in which the daemon looks, and what a busy machine adds.
+    assert killed - last < 1.5 + 3.0
+    os.utime(run / "heartbeat-r00000", (0, 0))
+    assert state(run) == "stopped"
+    with tracer.attach(mlp(), run, resume=True):
+        pass
+    assert state(run) == "closed"

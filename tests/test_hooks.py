@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.training import loss_of, mlp
+from tracer.hooks import Hooks, Tap
+from tracer.parameters import named_parameters
+
+
+class Notes:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
+        self.heard.append(f"gradient {tap.index}")
+
+    def before_update(self) -> None:
+        self.heard.append("before")
+
+    def after_update(self) -> None:
+        self.heard.append("after")
+
+
+def hooks_on(model: nn.Module) -> int:
+    """How many gradient hooks a model's parameters carry."""
+    return sum(len(parameter.tensor._post_accumulate_grad_hooks or {}) for parameter in named_parameters(model))
+
+
+def test_gradients_and_updates_are_reported_in_their_order() -> None:
+    """One report a parameter and backward, and two around the update of an optimizer that holds one of them."""
+    model, notes = mlp(), Notes()
+    hooks = Hooks(model, None)
+    hooks.arm(notes)
+    loss_of(model).backward()
+    torch.optim.SGD(model[0].parameters(), lr=0.1).step()
+    torch.optim.SGD(mlp().parameters(), lr=0.1).step()
+    hooks.remove()
+    assert sorted(notes.heard[:4]) == [f"gradient {index}" for index in range(4)]
+    assert notes.heard[4:] == ["before", "after"]
+
+
+def test_remove_leaves_no_hook_and_is_idempotent() -> None:
+    """After remove, however often, the model carries no hook and nothing is reported."""
+    model, notes = mlp(), Notes()
+    hooks = Hooks(model, None)
+    hooks.arm(notes)
+    assert hooks_on(model) == 4
+    hooks.remove()
+    hooks.remove()
+    assert hooks_on(model) == 0
+    loss_of(model).backward()
+    assert notes.heard == []
+
+
+def test_a_replaced_parameter_is_armed_again_and_the_old_one_freed() -> None:
+    """After a replacement rearm hooks the new tensor, unhooks the old one, and names what is new."""
+    model, notes = mlp(), Notes()
+    hooks = Hooks(model, None)
+    hooks.arm(notes)
+    old = model[0].weight
+    assert not hooks.stale()
+    model[0].weight = nn.Parameter(torch.zeros(8, 6))
+    assert hooks.stale()
+    assert [parameter.name for parameter in hooks.rearm()] == ["0.weight"]
+    assert not hooks.stale()
+    assert not old._post_accumulate_grad_hooks
+    loss_of(model).backward()
+    hooks.remove()
+    assert sorted(notes.heard) == [f"gradient {index}" for index in range(4)]
+
+
+def test_an_unfrozen_parameter_is_armed_by_rearm() -> None:
+    """A parameter that was frozen at first gets its hook once it is not."""
+    model, notes = mlp(), Notes()
+    model[0].requires_grad_(False)
+    hooks = Hooks(model, None)
+    hooks.arm(notes)
+    assert hooks_on(model) == 2
+    model[0].requires_grad_(True)
+    assert hooks.stale()
+    assert hooks.rearm() == []
+    assert hooks_on(model) == 4
+    hooks.remove()
+
+
+def test_a_model_without_a_trainable_parameter_is_refused() -> None:
+    """The error says what the model lacks."""
+    with pytest.raises(ValueError, match="ReLU has no trainable parameter"):
+        Hooks(nn.ReLU(), None)
+    with pytest.raises(ValueError, match="Linear has no trainable parameter"):
+        Hooks(nn.Linear(2, 2).requires_grad_(False), None)
+
+
+def test_a_selection_without_a_trainable_parameter_is_refused() -> None:
+    """The error names the selection and shows what names there are."""
+    with pytest.raises(ValueError, match=r"params='conv' selects none of the model's 4 parameters.*0\.weight, 0\.bias"):
+        Hooks(mlp(), "conv")
+    model = mlp()
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="selects only frozen ones"):
+        Hooks(model, r"^0\.")
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        Hooks(model, "(")

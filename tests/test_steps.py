@@ -1,0 +1,400 @@
+"""Each sentence of DESIGN.md's paragraph on steps, in loops that people write."""
+
+import gc
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tracer
+from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded, steps
+from tests.waiting import wait_until
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of all parameters."""
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def test_an_update_and_a_later_gradient_begin_the_next_step(tmp_path: Path) -> None:
+    """A plain loop counts its updates from 0, with no help, and close() ends the last step."""
+    model = mlp()
+    optimizer = sgd(model)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_gradient_accumulation_is_one_step(tmp_path: Path) -> None:
+    """Several backwards before one update are one step, whose row holds the accumulated gradient."""
+    model = mlp()
+    optimizer = sgd(model)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            optimizer.zero_grad()
+            for _ in range(4):
+                (loss_of(model) / 4).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_two_optimizers_after_one_backward_are_one_step(tmp_path: Path) -> None:
+    """Optimizers that update one after the other end one step together."""
+    model = mlp()
+    optimizers = [torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.Adam(model[2].parameters(), lr=0.1)]
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            model.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            for optimizer in optimizers:
+                optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_an_optimizer_inside_the_backward_is_one_step_a_backward(tmp_path: Path) -> None:
+    """Optimizers that step in gradient hooks end one step with each backward, however many parameters there are."""
+    model = mlp()
+    expected: list[dict[str, dict[str, float | None]]] = []
+    with tracer.attach(model, tmp_path / "run"):
+        for name, parameter in model.named_parameters():
+            optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+            def step(_: torch.Tensor, name: str = name, optimizer: torch.optim.Optimizer = optimizer) -> None:
+                expected[-1][name] = by_hand(model)[name]
+                optimizer.step()
+                optimizer.zero_grad()
+
+            parameter.register_post_accumulate_grad_hook(step)
+        for _ in range(3):
+            expected.append({})
+            loss_of(model).backward()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_lbfgs_with_its_inner_backwards_is_one_step(tmp_path: Path) -> None:
+    """The closure's backwards of one LBFGS step are one step, whose row holds the last of them."""
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    inputs = torch.randn(5, 6)
+    backwards: list[list[dict[str, dict[str, float | None]]]] = []
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = model(inputs).square().mean()
+        loss.backward()
+        backwards[-1].append(by_hand(model))
+        return float(loss.detach())
+
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            backwards.append([])
+            optimizer.step(closure)
+    assert min(len(inner) for inner in backwards) > 1, "one backward a step shows nothing"
+    assert_rows(tmp_path / "run", [inner[-1] for inner in backwards])
+
+
+def test_evaluation_between_epochs_counts_nothing(tmp_path: Path) -> None:
+    """Forwards without a gradient, and metrics logged after them, move no count."""
+    model = mlp()
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for epoch in range(2):
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                optimizer.step()
+            with torch.no_grad():
+                trace.log(val_loss=loss_of(model), epoch=epoch)
+    assert steps(tmp_path / "run") == list(range(6))
+    assert metric(tmp_path / "run", "epoch") == [(2, 0.0), (5, 1.0)]
+
+
+def test_another_models_optimizer_ends_no_step(tmp_path: Path) -> None:
+    """Only an optimizer that holds a traced parameter counts."""
+    model, other = mlp(), mlp()
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            loss_of(model).backward()
+            loss_of(other).backward()
+            sgd(other).step()
+    assert steps(tmp_path / "run") == [0]
+
+
+def test_a_loop_without_an_optimizer_ends_its_steps_itself(tmp_path: Path) -> None:
+    """With trace.step(), weights updated by hand under no_grad give one step a call."""
+    model = mlp()
+    expected = []
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for number in range(3):
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(0.1 * parameter.grad)
+                    parameter.grad = None
+            trace.step(loss=number)
+    assert_rows(tmp_path / "run", expected)
+    assert metric(tmp_path / "run", "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_from_its_first_call_on_only_trace_step_ends_steps(tmp_path: Path) -> None:
+    """In a loop that calls both, the optimizer's updates no longer count: a step may then hold several of them."""
+    model = mlp()
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(3):
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                optimizer.step()
+                trace.log(update=1)
+            trace.step()
+    # The very first update is followed by a gradient before the first call, so it ended a step of its own.
+    assert steps(tmp_path / "run") == [0, 1, 2, 3]
+    assert [step for step, _ in metric(tmp_path / "run", "update")] == [0, 1, 2, 2, 3, 3]
+
+
+def test_trace_step_after_each_update_counts_each_once(tmp_path: Path) -> None:
+    """A user who calls trace.step() beside a torch optimizer gets the same steps as one who does not."""
+    model = mlp()
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+            trace.step(loss=0)
+    assert steps(tmp_path / "run") == [0, 1, 2]
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+
+
+def test_trace_step_counts_a_step_without_any_gradient(tmp_path: Path) -> None:
+    """Each call ends a step, also where no gradient came: its values are recorded, its gradients null."""
+    model = mlp()
+    with tracer.attach(model, tmp_path / "run") as trace:
+        loss_of(model).backward()
+        trace.step()
+        trace.step()
+        loss_of(model).backward()
+        trace.step()
+    rows = recorded(tmp_path / "run")
+    assert steps(tmp_path / "run") == [0, 1, 2]
+    assert rows[1, "0.weight"]["grad_min"] is None
+    assert rows[1, "0.weight"]["value_min"] == next(model.parameters()).min().item()
+    assert rows[2, "0.weight"]["grad_min"] is not None
+
+
+def test_log_belongs_to_the_step_whose_gradients_came_last(tmp_path: Path) -> None:
+    """Metrics logged before the backward belong to the step before, those after it, or after the update, to its own."""
+    model = mlp()
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        trace.log(before=0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            trace.log(before=0)
+            loss.backward()
+            trace.log(between=0)
+            optimizer.step()
+            trace.log(after=0)
+    assert [step for step, _ in metric(tmp_path / "run", "before")] == [0, 0, 0, 1]
+    assert [step for step, _ in metric(tmp_path / "run", "between")] == [0, 1, 2]
+    assert [step for step, _ in metric(tmp_path / "run", "after")] == [0, 1, 2]
+
+
+def test_a_last_backward_without_an_update_is_ended_by_close(tmp_path: Path) -> None:
+    """A loop that breaks between backward and update, at a NaN loss say, keeps the row of that backward."""
+    model = mlp()
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run"):
+        loss_of(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        (loss_of(model) * math.nan).backward()
+    rows = recorded(tmp_path / "run")
+    assert steps(tmp_path / "run") == [0, 1]
+    assert math.isnan(rows[1, "2.bias"]["grad_max"])
+
+
+def test_every_k_measures_each_k_th_step(tmp_path: Path) -> None:
+    """With every=3, the steps 0, 3, 6 … have rows, equal to the oracle's, and metrics are kept at every step."""
+    model = mlp()
+    optimizer = sgd(model)
+    expected = {}
+    with tracer.attach(model, tmp_path / "run", every=3) as trace:
+        for step in range(8):
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            expected[step] = by_hand(model)
+            optimizer.step()
+            trace.log(loss=loss)
+    rows = recorded(tmp_path / "run")
+    assert steps(tmp_path / "run") == [0, 3, 6]
+    assert all(extremes_of(row) == expected[step][name] for (step, name), row in rows.items())
+    assert len(metric(tmp_path / "run", "loss")) == 8
+
+
+class HalfUsed(nn.Module):
+    """Uses its second layer in every other forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = nn.Linear(6, 3)
+        self.sometimes = nn.Linear(6, 3)
+        self.calls = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        output: torch.Tensor = self.always(inputs)
+        return output.add(self.sometimes.forward(inputs)) if self.calls % 2 else output
+
+
+def test_a_parameter_without_a_gradient_has_null_and_its_value(tmp_path: Path) -> None:
+    """In a step that does not use a parameter its gradient columns are null, never 0, and its value is there."""
+    model = HalfUsed()
+    optimizer = sgd(model)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert expected[1]["sometimes.weight"]["grad_min"] is None
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_an_unused_parameters_value_is_the_one_before_the_update(tmp_path: Path) -> None:
+    """Weight decay moves a parameter whose old gradient was zeroed, not freed; its row holds the value before that."""
+    model = HalfUsed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.5)
+    values = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(4):
+            optimizer.zero_grad(set_to_none=False)
+            loss_of(model).backward()
+            values.append(model.sometimes.weight.max().item())
+            optimizer.step()
+    rows = recorded(tmp_path / "run")
+    assert [rows[step, "sometimes.weight"]["value_max"] for step in range(4)] == values
+    assert [rows[step, "sometimes.weight"]["grad_max"] is None for step in range(4)] == [False, True, False, True]
+
+
+def test_a_frozen_parameter_has_values_and_null_gradients(tmp_path: Path) -> None:
+    """A frozen parameter's values are recorded; unfrozen in mid-run, its gradients are from the next step on."""
+    model = mlp()
+    model[0].requires_grad_(False)
+    optimizer = sgd(model)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(4):
+            if step == 2:
+                model[0].requires_grad_(True)
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    rows = recorded(tmp_path / "run")
+    assert [rows[step, "0.weight"]["value_max"] for step in range(4)] == [e["0.weight"]["value_max"] for e in expected]
+    assert [rows[step, "0.weight"]["grad_max"] is None for step in (0, 1, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("change", [lambda model: model.double(), lambda model: model.bfloat16()])
+def test_a_model_that_changes_its_dtype_is_followed(change: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    """A model converted after attach, in mid-run, is recorded exactly in its new dtype."""
+    model = mlp()
+    optimizer = sgd(model)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(4):
+            if step == 2:
+                optimizer.zero_grad()
+                change(model)
+            optimizer.zero_grad()
+            model(torch.randn(4, 6).to(next(model.parameters()).dtype)).square().mean().backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_create_graph_keeps_no_graph_alive(tmp_path: Path) -> None:
+    """A backward with create_graph=True, which runs hooks in grad mode, is recorded like any other."""
+    model = mlp()
+    with tracer.attach(model, tmp_path / "run") as trace:
+        gradients = torch.autograd.grad(loss_of(model), list(model.parameters()), create_graph=True)
+        penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        with pytest.warns(UserWarning, match="create_graph=True"):
+            penalty.backward(create_graph=True)
+        expected = by_hand(model)
+        trace.step()
+        model.zero_grad()
+    assert_rows(tmp_path / "run", [expected])
+
+
+def test_a_lazy_model_is_recorded_from_its_first_step(tmp_path: Path) -> None:
+    """Parameters that materialise in the first forward join in that very step, wherever they stand in the model."""
+    model = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.Linear(8, 8), nn.LazyLinear(3))
+    optimizer: torch.optim.Optimizer | None = None
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            loss = loss_of(model)
+            optimizer = optimizer or sgd(model)
+            optimizer.zero_grad()
+            loss.backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+    joined = [name for _, name, _ in events(tmp_path / "run", "joined")]
+    assert joined == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
+def test_a_wholly_lazy_model_is_recorded_from_its_first_step(tmp_path: Path) -> None:
+    """A model in which no hook could be set at attach loses no step."""
+    model = nn.LazyLinear(3)
+    expected = []
+    optimizer: torch.optim.Optimizer | None = None
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(2):
+            loss = loss_of(model)
+            optimizer = optimizer or sgd(model)
+            optimizer.zero_grad()
+            loss.backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_nothing_grows_with_the_steps(tmp_path: Path) -> None:
+    """Once what was measured is published, no more tensors are alive after many steps than after a few."""
+    model = mlp()
+    optimizer = sgd(model)
+
+    def train_until(last: int) -> int:
+        while trace._recorder.step < last:
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+        # The last step's rows cross when the next one begins.
+        wait_until(lambda: steps(tmp_path / "run")[-1:] == [last - 1])
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with tracer.attach(model, tmp_path / "run") as trace:
+        few = train_until(10)
+        assert train_until(300) == few
