@@ -20,7 +20,6 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/viewer.py
 
 $(INSTALLED): pyproject.toml

@@ -1,6 +1,9 @@
 """Real logs for tests, written part by part through the log's own functions, without a training."""
 
-from collections.abc import Mapping, Sequence
+import os
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -74,3 +77,43 @@ def publish_next(run: Path, table: str, rows: pa.Table, rank: int = 0) -> Part:
     """Publish rows under the rank's next number."""
     number = max((part.last + 1 for part in all_parts(run, table) if part.rank == rank), default=0)
     return publish(run, table, rank, number, rows)
+
+
+def events(steps: Sequence[int], kind: str = "frozen", param: str | None = None, detail: str = "by hand") -> pa.Table:
+    """Rows of the table events: one a step."""
+    count = len(steps)
+    rows = {
+        "step": list(steps),
+        "time": [_EPOCH + timedelta(seconds=step) for step in steps],
+        "rank": [0] * count,
+        "attempt": [0] * count,
+        "kind": [kind] * count,
+        "param": [param] * count,
+        "detail": [detail] * count,
+    }
+    return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["events"])
+
+
+def flip_bit(path: Path, offset: int = 100) -> None:
+    """Damage a file: one bit of one byte is no longer what it was."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << offset % 8
+    path.write_bytes(content)
+
+
+def age_heartbeat(run: Path, seconds: float, rank: int = 0) -> None:
+    """Let a rank's last heartbeat be so long ago."""
+    heartbeat = run / f"heartbeat-r{rank:05d}"
+    then = datetime.now(UTC).timestamp() - seconds
+    os.utime(heartbeat, (then, then))
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse to write a file beyond this size, like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

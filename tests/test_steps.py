@@ -3,6 +3,7 @@
 import gc
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,23 @@ def test_an_update_and_a_later_gradient_begin_the_next_step(tmp_path: Path) -> N
             expected.append(by_hand(model))
             optimizer.step()
     assert_rows(tmp_path / "run", expected)
+
+
+def test_a_rows_time_is_that_of_its_update(tmp_path: Path) -> None:
+    """Rows bear the moment of their step's update, not that of the next gradient, with which they cross to the host."""
+    model = mlp()
+    optimizer = sgd(model)
+    updates = []
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            loss_of(model).backward()
+            begun = datetime.now(UTC)
+            optimizer.step()
+            updates.append((begun, datetime.now(UTC)))
+    rows = recorded(tmp_path / "run")
+    millisecond = timedelta(milliseconds=1)
+    for step, (begun, ended) in enumerate(updates):
+        assert begun - millisecond <= rows[step, "0.weight"]["time"] <= ended + millisecond
 
 
 def test_gradient_accumulation_is_one_step(tmp_path: Path) -> None:

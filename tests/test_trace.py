@@ -376,6 +376,7 @@ trace = tracer.attach(model, {str(tmp_path / "run")!r})
 step()
 child = os.fork()
 if child == 0:
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     step(); step()
     trace.close()
     sys.exit(0)

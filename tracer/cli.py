@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line i
 """
 
 import sys
+import warnings
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from tracer.log import run as run_folder
 from tracer.log import schema
-from tracer.log.parts import all_parts, list_parts, merge, missing_numbers, problem
+from tracer.log.parts import Part, all_parts, list_parts, merge, missing_numbers, problem
 from tracer.log.read import scan
 from tracer.log.run import STATE_WORDS, LogError
 
@@ -43,7 +44,7 @@ def about() -> None:
 def demo(
     path: Annotated[Path | None, typer.Option(help="The run's folder. Default: a new one under runs/.")] = None,
     data: Annotated[Data, typer.Option(help="digits needs no network; the others are downloaded.")] = Data.DIGITS,
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Train a ResNet-18 on real images, traced, with the viewer beside it."""
     from tracer.demo import demo as run_demo
@@ -92,18 +93,27 @@ def verify(run: RunArgument) -> None:
     problems = []
     checked = 0
     for table in schema.TABLES:
-        for part in list_parts(run, table):
-            checked += 1
-            found = problem(part)
-            if found is not None:
-                problems.append(f"{part.path} {found}")
-        for rank, first, last in missing_numbers(list_parts(run, table)):
+        parts, damaged = _verified(run, table)
+        checked += len(parts)
+        problems.extend(damaged)
+        for rank, first, last in missing_numbers(parts):
             problems.append(f"{run / table}: the parts {first} to {last} of rank {rank} are missing")
     for found in problems:
         print(found, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
     print(f"{run}: {checked} parts, every byte as it was published")
+
+
+def _verified(run: Path, table: str) -> tuple[list[Part], list[str]]:
+    """The parts of a table, and a line for each that is damaged."""
+    while True:
+        parts = list_parts(run, table)
+        try:
+            return parts, [f"{part.path} {found}" for part in parts if (found := problem(part)) is not None]
+        except FileNotFoundError:
+            # It was merged away since it was listed; what replaced it is in the next listing.
+            continue
 
 
 @app.command(name="merge")
@@ -120,8 +130,15 @@ def merge_command(run: RunArgument) -> None:
     print(f"{run}: {before} parts before, {after} now")
 
 
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"tracer: {message}\n"
+
+
 def main() -> None:
     """Run the command; every error becomes one line and an exit code."""
+    warnings.formatwarning = _warning_line
     try:
         app(prog_name="tracer")
     except KeyboardInterrupt:

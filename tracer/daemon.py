@@ -138,9 +138,8 @@ class Daemon:
                 merge(self._path, table, self._rank, seconds=deadline - time.monotonic())
             except MergeTimeoutError:
                 continue
-        run_folder.close_rank(
-            self._path, self._rank, {**self._summary, "rows": self.rows, "rows_dropped": self.dropped}
-        )
+        counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self._numbers}
+        run_folder.close_rank(self._path, self._rank, {**self._summary, **counts})
 
     def _outside(self, action: Callable[[], None]) -> None:
         """Do something that may fail outside; one warning, then go on: what waits is tried again later."""

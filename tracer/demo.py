@@ -17,7 +17,7 @@ import tracer
 from tracer.trace import Trace
 
 DATASETS = ("digits", "fashion-mnist", "cifar10")
-_BATCH = 64
+_BATCH = 32
 _VALIDATION_SHARE = 0.2
 # torchvision's sets are many times larger than the digits: a part of them keeps the demo within minutes on a CPU.
 _LARGEST = 6_000
@@ -79,9 +79,9 @@ def train(model: nn.Module, data: Images, epochs: int, trace: Trace, console: Co
         The last validation accuracy.
     """
     training, validation = data.split(_VALIDATION_SHARE)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     steps = epochs * -(-len(training.labels) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(_SEED)
     accuracy = 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

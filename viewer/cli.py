@@ -4,13 +4,14 @@ Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is 
 """
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import polars as pl
 import typer
 
-from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run
+from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
 from viewer.live import Live, Snapshot
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -59,8 +60,8 @@ def _write_once(live: Live, save: Path, metrics: list[str]) -> None:
     from viewer.files import FigureFile
 
     open_run(live.path)
-    snapshot = live.refresh()
-    assert snapshot is not None
+    while (snapshot := live.refresh()) is None:
+        live.wait()
     FigureFile(save, metrics).write(snapshot)
     _say(f"{_words(snapshot)}: {save}")
 
@@ -90,10 +91,8 @@ def _show(live: Live, metrics: list[str]) -> None:
 def _say_which(path: Path) -> None:
     """Whether the run is yet to come, going on, or over."""
     if not holds_run(path):
-        _say(f"{path} does not exist yet: waiting for it")
+        _say(f"{path} holds no run yet: waiting for it")
         return
-    from tracer.log.run import state
-
     open_run(path)
     _say(f"{path} is {STATE_WORDS[state(path)]}")
 
@@ -109,6 +108,8 @@ def _say(words: str) -> None:
 
 def main() -> None:
     """Run the command; every error becomes one line and an exit code."""
+    # A name in a script that matplotlib's font lacks is drawn as boxes; nobody can do anything about it here.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
     try:
         app(prog_name="viewer")
     except KeyboardInterrupt:

@@ -1,12 +1,14 @@
 """A snapshot as a matplotlib figure: three panels, drawn by plain assignments. No files, no threads, no reductions."""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from tracer.log.run import STATE_WORDS
@@ -18,9 +20,12 @@ SIZE_INCHES = (10.0, 8.0)
 # Okabe and Ito's palette, told apart by readers with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _VALUE, _GRADIENT = _COLOURS[0], _COLOURS[1]
+# With these, so many more curves can be told apart.
+_STYLES = ("-", ":", "-.")
 _INK, _PALE, _ALARM = "#333333", "#dddddd", "#c00000"
 
-_VALIDATION = ("val", "test", "eval")
+# A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
+_VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
 _EXTREMES = {
     "value_max": ("value max", _VALUE, "-"),
     "value_min": ("value min", _VALUE, "--"),
@@ -30,12 +35,17 @@ _EXTREMES = {
 _STATE_MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 # Below 8 decades under the largest number, symlog shows a straight line through zero.
 _SYMLOG_DECADES = 8
+# Up to so many points, each gets a marker.
+_FEW_POINTS = 30
+# More entries beside a panel, or longer names, would press the panel itself together, or leave the figure.
+_LEGEND_ENTRIES = 9
+_NAME_LENGTH = 28
 
 
-def belongs(name: str, panel: str) -> bool:
-    """Whether a metric is drawn in the panel ``"loss"`` or ``"accuracy"`` of its own accord."""
+def panel(name: str) -> str | None:
+    """The panel to which a metric belongs by its name: ``"loss"``, ``"accuracy"``, or none."""
     lowered = name.lower()
-    return "loss" in lowered if panel == "loss" else "acc" in lowered and "loss" not in lowered
+    return "loss" if "loss" in lowered else "accuracy" if "acc" in lowered else None
 
 
 class Overview:
@@ -48,97 +58,103 @@ class Overview:
 
     def __init__(self, figure: Figure, metrics: Sequence[str] = ()) -> None:
         self.figure = figure
-        self._asked = tuple(metrics)
+        self._asked = tuple(dict.fromkeys(metrics))
         figure.set_layout_engine("constrained")
         self._loss, self._accuracy, self._extremes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 4))
-        self._title = figure.suptitle("", x=0.01, ha="left", fontsize=13, color=_INK)
+        self._title = figure.suptitle("", x=0.01, ha="left", fontsize=12, color=_INK)
         self._title.set_parse_math(False)
-        self._drawn: dict[Axes, list[Artist]] = {}
-        for axes, label in ((self._loss, "loss"), (self._accuracy, "accuracy"), (self._extremes, "extremes")):
-            _dress(axes, label)
-        self._extremes.set_xlabel("step")
-        self._extremes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        self._notes = {
+            self._loss: _dress(self._loss, "loss", "no metric with 'loss' in its name yet: trace.log(loss=…)"),
+            self._accuracy: _dress(
+                self._accuracy, "accuracy", "no metric with 'acc' in its name yet: trace.log(accuracy=…)"
+            ),
+            self._extremes: _dress(self._extremes, "extremes", "no step recorded yet"),
+        }
+        self._drawn: dict[Axes, list[Artist]] = {axes: [] for axes in self._notes}
+        figure.align_ylabels()
+        self._extremes.set_xlabel("step", color=_INK)
+        self._extremes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
     def update(self, snapshot: Snapshot) -> None:
         """Draw a snapshot; a zoomed axis keeps its limits."""
         self._title.set_text(title(snapshot))
-        panels: dict[Axes, list[Curve]] = {self._loss: [], self._accuracy: []}
-        for curve in snapshot.curves:
-            if belongs(curve.name, "loss"):
-                panels[self._loss].append(curve)
-            elif belongs(curve.name, "accuracy") or curve.name in self._asked:
-                panels[self._accuracy].append(curve)
-        missing = [name for name in self._asked if name not in {curve.name for curve in snapshot.curves}]
-        for axes, curves in panels.items():
-            self._renew(axes, _draw_curves(axes, curves))
-            _note(axes, "" if curves else "no metric with 'loss' or 'acc' in its name yet: trace.log(loss=…)")
-        if missing:
-            _note(self._accuracy, f"not logged yet: {', '.join(missing)}")
+        logged = {curve.name for curve in snapshot.curves}
+        for axes, name in ((self._loss, "loss"), (self._accuracy, "accuracy")):
+            curves = [curve for curve in snapshot.curves if self._panel(curve.name) == name]
+            missing = [asked for asked in self._asked if asked not in logged and self._panel(asked) == name]
+            self._clear(axes, empty=not curves)
+            self._drawn[axes] = _draw_curves(axes, curves) + _draw_missing(axes, missing)
+        self._clear(self._extremes, empty=snapshot.extremes is None)
         if snapshot.extremes is not None:
-            self._renew(self._extremes, _draw_extremes(self._extremes, snapshot.extremes))
-        _note(self._extremes, "no step recorded yet" if snapshot.extremes is None else "")
+            self._drawn[self._extremes] = _draw_extremes(self._extremes, snapshot.extremes)
+        for axes, artists in self._drawn.items():
+            _legend(axes, [artist for artist in artists if isinstance(artist, Line2D)])
+        self._extremes.tick_params(labelbottom=snapshot.last_step is not None)
 
-    def _renew(self, axes: Axes, artists: list[Artist]) -> None:
-        """Replace what was drawn on these axes, so that limits follow the new artists alone."""
-        for artist in self._drawn.get(axes, []):
-            artist.remove()
-        self._drawn[axes] = artists
+    def _panel(self, name: str) -> str | None:
+        return panel(name) or ("accuracy" if name in self._asked else None)
+
+    def _clear(self, axes: Axes, *, empty: bool) -> None:
+        """Remove what was drawn, so that limits follow what comes next alone, and say so where nothing comes."""
+        while self._drawn[axes]:
+            self._drawn[axes].pop().remove()
         axes.relim()
-        axes.autoscale_view()
-        _legend(axes, [artist for artist in artists if isinstance(artist, Line2D)])
+        axes.tick_params(left=not empty, labelleft=not empty)
+        self._notes[axes].set_visible(empty)
 
 
 def title(snapshot: Snapshot) -> str:
     """The figure's title: run, state, last step, and what could not be read."""
     step = "no step yet" if snapshot.last_step is None else f"step {snapshot.last_step:,}"
-    bad = f"  ·  {len(snapshot.problems)} damaged part(s) left out" if snapshot.problems else ""
-    return f"{snapshot.name}  {_STATE_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}  ·  {step}{bad}"
+    bad = f" · {len(snapshot.problems)} damaged part(s) left out" if snapshot.problems else ""
+    return f"{_shortened(snapshot.name)}  {_STATE_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]} · {step}{bad}"
 
 
-def _dress(axes: Axes, label: str) -> None:
+def _dress(axes: Axes, label: str, note: str) -> Text:
+    """Style empty axes; the text that they show while they are empty."""
     axes.set_ylabel(label, color=_INK)
     axes.grid(True, color=_PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    text = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", va="center", color="#777777", gid="note")
-    text.set_parse_math(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(_INK)
+    return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color="#777777")
 
 
-def _note(axes: Axes, words: str) -> None:
-    for text in axes.texts:
-        if text.get_gid() == "note":
-            text.set_text(words)
-
-
-def _legend(axes: Axes, lines: Iterable[Line2D]) -> None:
-    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
-    handles = list(lines)
-    if not handles:
+def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
+    previous = axes.get_legend()
+    if previous is not None:
+        previous.remove()
+    if not lines:
         return
+    # What is not finite comes first: it must not be among what finds no room.
+    handles = sorted(lines, key=lambda line: line.get_marker() != "X")
+    if len(handles) > _LEGEND_ENTRIES:
+        rest = len(handles) - _LEGEND_ENTRIES + 1
+        handles[_LEGEND_ENTRIES - 1 :] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
+    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
     legend = axes.legend(
         handles, [str(line.get_label()) for line in handles], loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
         text.set_fontsize(9)
+        text.set_color(_INK)
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> list[Artist]:
     artists: list[Artist] = []
     for index, curve in enumerate(curves):
         colour = _COLOURS[index % len(_COLOURS)]
-        validation = any(word in curve.name.lower() for word in _VALIDATION)
-        style = "--" if validation else "-"
-        marker = "o" if len(curve.step) <= 30 else None
-        label = f"{curve.name}  {_last(curve.mean):.4g}"
-        artists += axes.plot(
-            curve.step, curve.mean, style, color=colour, label=label, linewidth=1.5, marker=marker, markersize=3
-        )
+        style = "--" if _VALIDATION.search(curve.name) else _STYLES[index // len(_COLOURS) % len(_STYLES)]
+        name = _shortened(curve.name)
+        artists.append(_draw_line(axes, curve.step, curve.mean, name, colour, style))
         if list(curve.low) != list(curve.high):
-            artists.append(axes.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0))
-        artists += _draw_nonfinite(axes, curve.first_nonfinite, curve.name, colour)
+            # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
+            artists.append(axes.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.3, linewidth=0.8))
+        artists += _draw_nonfinite(axes, curve.first_nonfinite, name, colour, index)
     return artists
 
 
@@ -146,46 +162,84 @@ def _draw_extremes(axes: Axes, extremes: Extremes) -> list[Artist]:
     artists: list[Artist] = []
     numbers = [abs(number) for numbers in extremes.statistics.values() for number in numbers if number]
     axes.set_yscale("symlog", linthresh=_linear_threshold(numbers))
-    marker = "o" if len(extremes.step) <= 30 else None
     for statistic, (label, colour, style) in _EXTREMES.items():
         heights = [math.nan if number is None else number for number in extremes.statistics[statistic]]
-        label = f"{label}  {_last(heights):.3g}"
-        artists += axes.plot(
-            extremes.step, heights, style, color=colour, label=label, linewidth=1.2, marker=marker, markersize=3
-        )
-    artists += _draw_nonfinite(axes, extremes.first_nonfinite["value"], "value", _VALUE)
-    artists += _draw_nonfinite(axes, extremes.first_nonfinite["grad"], "gradient", _GRADIENT)
+        artists.append(_draw_line(axes, extremes.step, heights, label, colour, style))
+    artists += _draw_nonfinite(axes, extremes.first_nonfinite["value"], "value", _VALUE, 0)
+    artists += _draw_nonfinite(axes, extremes.first_nonfinite["grad"], "gradient", _GRADIENT, 1)
     return artists
 
 
-def _draw_nonfinite(axes: Axes, step: int | None, of: str, colour: str) -> list[Artist]:
-    """Mark the first step with a NaN or an infinity on the axis, where no curve can be drawn."""
+def _draw_line(
+    axes: Axes, steps: Sequence[int], heights: Sequence[float], label: str, colour: str, style: str
+) -> Artist:
+    last = f"  {heights[-1]:.4g}" if math.isfinite(heights[-1]) else ""
+    marked = _marked(heights)
+    (line,) = axes.plot(
+        steps,
+        heights,
+        style,
+        color=colour,
+        label=label + last,
+        linewidth=1.3,
+        marker="o" if marked else None,
+        markersize=3,
+        markevery=marked,
+    )
+    return line
+
+
+def _marked(heights: Sequence[float]) -> list[int]:
+    """The points that get a marker: all of a few, and of many those that no line reaches, since gaps surround them."""
+    if len(heights) <= _FEW_POINTS:
+        return list(range(len(heights)))
+    there = [False, *map(math.isfinite, heights), False]
+    return [index for index in range(len(heights)) if there[index : index + 3] == [False, True, False]]
+
+
+def _draw_nonfinite(axes: Axes, step: int | None, of: str, colour: str, place: int) -> list[Artist]:
+    """Mark the first step with a NaN or an infinity across the panel, since no curve can show it."""
     if step is None:
         return []
     return list(
         axes.plot(
-            [step],
-            [0.0],
-            linestyle="none",
+            [step, step],
+            # Above one another, where several begin at the same step.
+            [0.04 + 0.08 * (place % 12), 1.0],
+            ":",
+            color=_ALARM,
+            linewidth=1.0,
             marker="X",
-            markersize=11,
-            markerfacecolor=_ALARM,
-            markeredgecolor=colour,
+            markevery=[0],
+            markersize=10,
+            markerfacecolor=colour,
+            markeredgecolor=_ALARM,
             transform=axes.get_xaxis_transform(),
-            clip_on=False,
             label=f"{of}: NaN or inf from step {step:,}",
         )
     )
 
 
-def _last(numbers: Sequence[float]) -> float:
-    finite = [number for number in numbers if math.isfinite(number)]
-    return finite[-1] if finite else math.nan
+def _draw_missing(axes: Axes, names: Sequence[str]) -> list[Artist]:
+    """Name asked-for metrics in the legend before their first row."""
+    return [
+        line
+        for name in names
+        for line in axes.plot([], [], linestyle="none", label=f"{_shortened(name)}: not logged yet")
+    ]
+
+
+def _shortened(name: str) -> str:
+    """A name on one line, its middle left out where it is too long."""
+    line = " ".join(name.split())
+    half = _NAME_LENGTH // 2
+    return line if len(line) <= _NAME_LENGTH else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def _linear_threshold(numbers: Sequence[float]) -> float:
     """Where symlog turns linear: under the smallest number, a power of ten, at most some decades below the largest."""
     if not numbers:
         return 1e-6
-    smallest = max(min(numbers), max(numbers) * 10.0**-_SYMLOG_DECADES)
+    # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
+    smallest = max(min(numbers), max(numbers) * 10.0**-_SYMLOG_DECADES, 1e-40)
     return float(10.0 ** math.floor(math.log10(smallest)))

@@ -1,5 +1,7 @@
 """Following a run's folder: watchdog only wakes, the listing is the truth; each published row is given out once."""
 
+import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,9 +9,13 @@ from pathlib import Path
 import polars as pl
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 from tracer.log.parts import Part, list_parts, rows_by_number
 from tracer.log.read import part_problem, scan_parts
+
+# What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
+logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
 # A part may be merged away between the listing and the reading; the next listing then shows what replaced it.
@@ -25,18 +31,18 @@ class Waker(FileSystemEventHandler):
 
     def __init__(self) -> None:
         self._woken = threading.Event()
-        self._observer = Observer()
+        self._observer: BaseObserver | None = None
         self._watched: set[Path] = set()
-        self._started = False
 
     def watch(self, folders: Iterable[Path]) -> None:
         """Watch those of these folders that exist and are not watched yet."""
         for folder in folders:
             if folder not in self._watched and folder.is_dir():
                 try:
-                    if not self._started:
+                    if self._observer is None:
+                        # Already the constructor may start a thread, and fail where the inotify table is full.
+                        self._observer = Observer()
                         self._observer.start()
-                        self._started = True
                     self._observer.schedule(self, str(folder), event_filter=_EVENTS)
                 except OSError:
                     continue
@@ -56,10 +62,12 @@ class Waker(FileSystemEventHandler):
         self._woken.set()
 
     def close(self) -> None:
-        """Stop watching, and end watchdog's threads."""
-        if self._started:
+        """Stop watching, and end watchdog's threads; ``watch`` begins anew."""
+        if self._observer is not None:
             self._observer.stop()
             self._observer.join()
+        self._observer = None
+        self._watched.clear()
 
 
 class Follower:
@@ -100,7 +108,7 @@ class Follower:
 
     def _unseen(self, parts: list[Part]) -> tuple[pl.LazyFrame | None, set[tuple[int, int]]]:
         whole: list[Part] = []
-        pieces: list[pl.LazyFrame] = []
+        frames: list[pl.LazyFrame] = []
         numbers: set[tuple[int, int]] = set()
         for part in parts:
             new = {(part.rank, number) for number in range(part.first, part.last + 1)} - self._seen
@@ -113,9 +121,13 @@ class Follower:
             numbers |= new
             if len(new) == part.last - part.first + 1:
                 whole.append(part)
-            else:
-                pieces.extend(self._pieces(part, new))
-        frames = ([scan_parts(whole, self._table)] if whole else []) + pieces
+                continue
+            if whole:
+                frames.append(scan_parts(whole, self._table))
+                whole = []
+            frames.extend(self._pieces(part, new))
+        if whole:
+            frames.append(scan_parts(whole, self._table))
         return pl.concat(frames, how="diagonal") if frames else None, numbers
 
     def _pieces(self, part: Part, new: set[tuple[int, int]]) -> list[pl.LazyFrame]:
@@ -123,8 +135,10 @@ class Follower:
         frame = scan_parts([part], self._table)
         pieces = []
         offset = 0
-        for number, rows in enumerate(rows_by_number(part), start=part.first):
-            if (part.rank, number) in new:
+        numbered = enumerate(rows_by_number(part), start=part.first)
+        for wanted, neighbours in itertools.groupby(numbered, key=lambda item: (part.rank, item[0]) in new):
+            rows = sum(count for _, count in neighbours)
+            if wanted:
                 pieces.append(frame.slice(offset, rows))
             offset += rows
         return pieces

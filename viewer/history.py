@@ -5,7 +5,7 @@ infinity, so that neither a spike nor a NaN is ever lost, however long the run. 
 halved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -134,8 +134,8 @@ class Extremes:
     """The overall extremes over the run: for each bin its last step and the four numbers, null where there is none."""
 
     step: Sequence[int]
-    statistics: dict[str, Sequence[float | None]]
-    first_nonfinite: dict[str, int | None]
+    statistics: Mapping[str, Sequence[float | None]]
+    first_nonfinite: Mapping[str, int | None]
 
 
 class History:

@@ -35,10 +35,12 @@ class Live:
         self.path = path
         self._waker = Waker()
         self._run: Run | None = None
-        self._shown: Snapshot | None = None
         self._begin()
 
     def _begin(self) -> None:
+        # A folder that was deleted gives no events any more, although one of the same name exists.
+        self._waker.close()
+        self._shown: Snapshot | None = None
         self._history = History()
         self._extremes = Follower(self.path, "extremes")
         self._metrics = Follower(self.path, "metrics")
@@ -58,10 +60,15 @@ class Live:
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         now = state(self.path)
         self._waker.watch([self.path, self.path / "extremes", self.path / "metrics"])
-        new = [
-            self._extremes.give(self._history.absorb_extremes),
-            self._metrics.give(self._history.absorb_metrics),
-        ]
+        try:
+            new = [
+                self._extremes.give(self._history.absorb_extremes),
+                self._metrics.give(self._history.absorb_metrics),
+            ]
+        except FileNotFoundError:
+            # A network disk may go on listing a part that was merged away. What was read meanwhile is shown later.
+            self._shown = None
+            return None
         problems = tuple(
             f"{path.name} {what}" for path, what in (self._extremes.problems | self._metrics.problems).items()
         )

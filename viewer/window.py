@@ -1,5 +1,7 @@
 """The surface with a screen: a matplotlib window. Its thread draws and answers the user; another one reads."""
 
+import signal
+
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
@@ -24,6 +26,7 @@ def show(live: Live, metrics: list[str]) -> None:
 
     Raises:
         LogError: the run cannot be read.
+        KeyboardInterrupt: the user ended it with Ctrl-C.
     """
     figure = plt.figure(figsize=SIZE_INCHES)
     manager = figure.canvas.manager
@@ -32,10 +35,15 @@ def show(live: Live, metrics: list[str]) -> None:
     overview = Overview(figure, metrics)
     reader = Reader(live)
     drawn: Snapshot | None = None
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
 
     def tick() -> None:
         nonlocal drawn
-        if reader.error is not None:
+        if interrupted or reader.error is not None:
             plt.close(figure)
         elif reader.latest is not drawn and reader.latest is not None:
             drawn = reader.latest
@@ -46,11 +54,16 @@ def show(live: Live, metrics: list[str]) -> None:
     timer.add_callback(tick)
     timer.start()
     reader.start()
+    # Raised inside a toolkit's callback, KeyboardInterrupt would be printed there, and the window would stay.
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
         plt.show()
     finally:
+        signal.signal(signal.SIGINT, previous)
         timer.stop()
         reader.stop()
         plt.close(figure)
+    if interrupted:
+        raise KeyboardInterrupt
     if reader.error is not None:
         raise reader.error

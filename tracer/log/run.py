@@ -1,5 +1,6 @@
 """A run's folder: creating and opening it, run.json, heartbeat, closed mark, and whether it is still being written."""
 
+import contextlib
 import json
 import os
 import re
@@ -47,20 +48,45 @@ def create_run(path: Path, info: Mapping[str, Any]) -> Run:
         info: What run.json shall say beside the format version, the run id, the start time and the host.
 
     Raises:
-        LogError: the folder holds a run, or is not a folder.
+        LogError: the folder holds a run, which another process may have made at this moment, is not a folder, or cannot
+            be written.
     """
     prepare_folders(path)
-    if holds_run(path):
-        raise LogError(f"{path} already holds a run: give another path, or attach with resume=True to go on with it")
+    run_id = uuid.uuid4().hex
     full = {
         "format": schema.FORMAT,
-        "run_id": uuid.uuid4().hex,
+        "run_id": run_id,
         "started": datetime.now(UTC).isoformat(),
         "host": socket.gethostname(),
         **info,
     }
-    _write_json(path, "run.json", full)
+    staged = path / "staging" / f"run-{run_id}.json"
+    try:
+        if holds_run(path):
+            raise FileExistsError(path)
+        _write_json(staged, full)
+        _rename_first(staged, path / "run.json")
+    except FileExistsError as error:
+        raise LogError(
+            f"{path} already holds a run: give another path, or attach with resume=True to go on with it"
+        ) from error
+    except OSError as error:
+        raise LogError(f"{path} cannot be written: {error.strerror}; give a path that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink()
     return Run(path, full)
+
+
+def _rename_first(source: Path, target: Path) -> None:
+    """Rename, or raise ``FileExistsError`` where another process was faster."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This disk knows no hard links, so two processes at the same moment would go unnoticed.
+        os.replace(source, target)
 
 
 def prepare_folders(path: Path) -> None:
@@ -94,7 +120,7 @@ def open_run(path: Path) -> Run:
         version = int(info["format"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LogError(f"{path} holds no run: it has no run.json; is the path right?") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from error
     if version > schema.FORMAT:
         raise LogError(
@@ -121,7 +147,9 @@ def beat(path: Path, rank: int) -> None:
 
 def close_rank(path: Path, rank: int, summary: Mapping[str, Any]) -> None:
     """Write a rank's closed mark."""
-    _write_json(path, f"closed-r{rank:05d}.json", {"closed": datetime.now(UTC).isoformat(), **summary})
+    name = f"closed-r{rank:05d}.json"
+    _write_json(path / "staging" / name, {"closed": datetime.now(UTC).isoformat(), **summary})
+    os.replace(path / "staging" / name, path / name)
 
 
 def reopen_rank(path: Path, rank: int) -> None:
@@ -190,12 +218,25 @@ def _age_seconds(heartbeat: Path) -> float:
 
 
 def closed_summaries(path: Path) -> list[dict[str, Any]]:
-    """What each closed rank wrote when it closed."""
-    found = (path / f"closed-r{rank:05d}.json" for rank in ranks(path))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in found if file.exists()]
+    """What each closed rank wrote when it closed.
+
+    Raises:
+        LogError: a closed mark cannot be read.
+    """
+    summaries = []
+    for rank in ranks(path):
+        mark = path / f"closed-r{rank:05d}.json"
+        try:
+            summaries.append(json.loads(mark.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
+    return summaries
 
 
-def _write_json(path: Path, name: str, content: Mapping[str, Any]) -> None:
-    staged = path / "staging" / name
-    staged.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(staged, path / name)
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,304 @@
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.waiting import wait_until
+from tracer import cli, scan
+from tracer.log import schema
+from tracer.log.parts import Part, all_parts, list_parts, merge
+from tracer.log.run import beat, close_rank
+
+
+def tracer_says(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as in a wide terminal."""
+    command = [sys.executable, "-m", "tracer", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def facts(run: Path) -> dict[str, str]:
+    """What ``tracer info`` says of a run, line by line."""
+    said = tracer_says("info", run)
+    assert (said.returncode, said.stderr) == (0, "")
+    return {name: fact.strip() for name, _, fact in (line.partition(" ") for line in said.stdout.splitlines())}
+
+
+def assert_one_line_error(said: subprocess.CompletedProcess[str], *parts: object) -> None:
+    """The command failed with exit code 1 and one line on stderr that holds these parts, and said nothing else."""
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith("tracer: ")
+    assert said.stderr.count("\n") == 1
+    assert all(str(part) in said.stderr for part in parts), said.stderr
+
+
+def log_of(run: Path, count: int = 3) -> Path:
+    """A run of so many steps, a part a step and table, and one event."""
+    new_run(run, ["conv.weight", "fc.bias"])
+    for step in range(count):
+        publish_next(run, "extremes", extremes([step], ["conv.weight", "fc.bias"]))
+        publish_next(run, "metrics", metrics([step], [1 / (step + 1)]))
+    publish_next(run, "events", events([0]))
+    return run
+
+
+def stop(run: Path) -> Path:
+    """Let a run's process have died an hour ago."""
+    age_heartbeat(run, 3600)
+    return run
+
+
+def newer(run: Path) -> Path:
+    """A run of a format that is yet to come."""
+    return new_run(run, format=schema.FORMAT + 1)
+
+
+def test_info_tells_what_a_running_run_holds(tmp_path: Path) -> None:
+    """For a run being written, info tells status, model, start, ranks, steps, parameters, rows, size, last metrics."""
+    run = log_of(tmp_path / "run")
+    publish_next(run, "metrics", metrics([1, 2], [0.5, 0.875], name="accuracy"))
+    size = sum(path.stat().st_size for path in run.rglob("*.parquet"))
+    info = facts(run)
+    assert info.pop("started").endswith(f" on {os.uname().nodename}")
+    assert info == {
+        "status": "running",
+        "model": "Model",
+        "ranks": "1",
+        "steps": "3 recorded, 0 to 2",
+        "params": "2",
+        "rows": "extremes 6, metrics 5, events 1; dropped 0",
+        "size": f"{size / 1e6:.2f} MB in 8 parts",
+        "accuracy": "0.875 at step 2",
+        "loss": "0.333333 at step 2",
+    }
+
+
+def test_info_tells_that_a_run_was_closed_and_what_it_dropped(tmp_path: Path) -> None:
+    """For a closed run of several ranks, info counts what was dropped over ranks and tables."""
+    run = log_of(tmp_path / "run")
+    for rank, dropped in ((0, {"extremes": 1_000, "metrics": 1}), (1, {"extremes": 5})):
+        beat(run, rank)
+        close_rank(run, rank, {"rows_dropped": dropped})
+    info = facts(run)
+    assert (info["status"], info["ranks"]) == ("closed", "2")
+    assert info["rows"] == "extremes 6, metrics 3, events 1; dropped 1,006"
+
+
+def test_info_tells_that_a_run_stopped_without_closing(tmp_path: Path) -> None:
+    """For a run whose process died, info says that it stopped without closing."""
+    assert facts(stop(log_of(tmp_path / "run")))["status"] == "stopped without closing"
+
+
+def test_info_tells_that_a_run_is_empty(tmp_path: Path) -> None:
+    """For a run without a row, info says that there is no step yet."""
+    info = facts(new_run(tmp_path / "run"))
+    assert (info["steps"], info["rows"]) == ("none yet", "extremes 0, metrics 0, events 0; dropped 0")
+    assert info["size"] == "0.00 MB in 0 parts"
+
+
+def test_info_shows_names_as_they_are(tmp_path: Path) -> None:
+    """A name with brackets is text, not markup."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "metrics", metrics([0], [0.5], name="[red]top[/5]"))
+    assert facts(run)["[red]top[/5]"] == "0.5 at step 0"
+
+
+def test_info_reads_around_a_damaged_part(tmp_path: Path) -> None:
+    """A damaged part is named in one line on stderr, and info tells what the others hold."""
+    run = log_of(tmp_path / "run")
+    damaged = list_parts(run, "extremes")[1].path
+    flip_bit(damaged)
+    said = tracer_says("info", run)
+    assert said.returncode == 0
+    assert "2 recorded, 0 to 2" in said.stdout
+    assert said.stderr.startswith(f"tracer: {damaged} has changed")
+    assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "merge"])
+def test_what_is_no_run_is_one_line(tmp_path: Path, command: str) -> None:
+    """Every command refuses a folder without a run in one line that names it, with exit code 1."""
+    assert_one_line_error(tracer_says(command, tmp_path), tmp_path, "holds no run")
+
+
+@pytest.mark.parametrize(
+    ("command", "make", "reason"),
+    [
+        ("info", newer, "has log format 2"),
+        ("verify", lambda run: run, "holds no run"),
+        ("merge", log_of, "is still being written"),
+    ],
+    ids=["newer", "nowhere", "running"],
+)
+def test_a_run_that_cannot_be_used_is_one_line(
+    tmp_path: Path, command: str, make: Callable[[Path], Path], reason: str
+) -> None:
+    """A newer format, a path that does not exist and a merge of a run being written are refused in one line."""
+    assert_one_line_error(tracer_says(command, make(tmp_path / "run")), tmp_path / "run", reason)
+
+
+def test_a_damaged_closed_mark_is_one_line(tmp_path: Path) -> None:
+    """A closed mark that was cut off is named in one line."""
+    run = log_of(tmp_path / "run")
+    close_run(run)
+    os.truncate(run / "closed-r00000.json", 0)
+    assert_one_line_error(tracer_says("info", run), run / "closed-r00000.json", "cannot be read")
+
+
+def test_a_refused_merge_changes_nothing(tmp_path: Path) -> None:
+    """A merge of a run that is being written leaves its parts alone."""
+    run = log_of(tmp_path / "run")
+    before = all_parts(run, "extremes")
+    tracer_says("merge", run)
+    assert all_parts(run, "extremes") == before
+
+
+def test_a_wrong_command_line_has_its_own_exit_code() -> None:
+    """A command without its run ends with exit code 2, and says what is missing."""
+    said = tracer_says("info")
+    assert said.returncode == 2
+    assert "Missing argument" in said.stderr
+
+
+def test_verify_finds_nothing_in_a_whole_run(tmp_path: Path) -> None:
+    """For a run whose every byte is as published, verify counts the parts, and ends with exit code 0."""
+    run = log_of(tmp_path / "run")
+    merge(run, "metrics", 0)
+    said = tracer_says("verify", run)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout == f"{run}: 5 parts, every byte as it was published\n"
+
+
+def test_verify_names_everything_that_is_wrong(tmp_path: Path) -> None:
+    """Verify ends with exit code 1 and a line for each damaged part and each gap, in every table and rank."""
+    run = log_of(tmp_path / "run", count=5)
+    for step in range(2):
+        publish_next(run, "extremes", extremes([step], rank=1), rank=1)
+    parts = list_parts(run, "extremes")
+    flip_bit(parts[1].path)
+    os.truncate(list_parts(run, "metrics")[0].path, 10)
+    for gone in (parts[2], parts[3], parts[5]):
+        gone.path.unlink()
+    said = tracer_says("verify", run)
+    assert (said.returncode, said.stdout) == (1, "")
+    changed, early, first, cut = said.stderr.splitlines()
+    assert changed.startswith(f"{parts[1].path} has changed since it was published: CRC-32 ")
+    assert early == f"{run / 'extremes'}: the parts 2 to 3 of rank 0 are missing"
+    assert first == f"{run / 'extremes'}: the parts 0 to 0 of rank 1 are missing"
+    assert cut.startswith(f"{list_parts(run, 'metrics')[0].path} has changed")
+
+
+@pytest.mark.parametrize("offset", [0, 4, 1_000, -1])
+def test_verify_finds_a_flipped_bit_wherever_it_is(tmp_path: Path, offset: int) -> None:
+    """A single flipped bit in a part's magic, data or footer ends verify with exit code 1 and the part's name."""
+    run = log_of(tmp_path / "run")
+    damaged = list_parts(run, "extremes")[1].path
+    flip_bit(damaged, offset)
+    said = tracer_says("verify", run)
+    assert said.returncode == 1
+    assert str(damaged) in said.stderr
+
+
+def test_verify_is_not_confused_by_a_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where parts are merged away while verify looks at them, it looks at what replaced them."""
+    run = log_of(tmp_path / "run")
+
+    def overtaken(path: Path, table: str) -> list[Part]:
+        found = list_parts(path, table)
+        merge(path, table, 0)
+        return found
+
+    monkeypatch.setattr(cli, "list_parts", overtaken)
+    cli.verify(run)
+    assert capsys.readouterr().out == f"{run}: 3 parts, every byte as it was published\n"
+    flip_bit(list_parts(run, "extremes")[0].path)
+    with pytest.raises(typer.Exit) as ended:
+        cli.verify(run)
+    assert ended.value.exit_code == 1
+
+
+@pytest.mark.parametrize("end", [stop, lambda run: close_run(run)], ids=["stopped", "closed"])
+def test_merge_leaves_a_part_a_table_and_rank(tmp_path: Path, end: Callable[[Path], object]) -> None:
+    """Merging a run that has ended leaves one part for each table and rank, with the same rows."""
+    run = log_of(tmp_path / "run")
+    for step in range(2):
+        publish_next(run, "extremes", extremes([step], rank=1), rank=1)
+    end(run)
+    before = {table: scan(run, table).collect().to_dicts() for table in schema.TABLES}
+    said = tracer_says("merge", run)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout == f"{run}: 9 parts before, 4 now\n"
+    found = [(part.path.parent.name, part.rank, part.last) for table in schema.TABLES for part in all_parts(run, table)]
+    assert found == [("extremes", 0, 2), ("extremes", 1, 1), ("metrics", 0, 2), ("events", 0, 0)]
+    assert {table: scan(run, table).collect().to_dicts() for table in schema.TABLES} == before
+
+
+def test_merge_leaves_a_damaged_part_for_verify_to_name(tmp_path: Path) -> None:
+    """Merging around a damaged part succeeds; verify names it before and after."""
+    run = stop(log_of(tmp_path / "run", count=5))
+    damaged = list_parts(run, "extremes")[2].path
+    flip_bit(damaged)
+    assert tracer_says("merge", run).stdout == f"{run}: 11 parts before, 5 now\n"
+    said = tracer_says("verify", run)
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith(str(damaged))
+    assert said.stderr.count("\n") == 1
+
+
+def test_a_merge_that_cannot_write_is_one_line(tmp_path: Path) -> None:
+    """Where the system does not take the merged part, merge says so in one line, and every row stays readable."""
+    run = stop(log_of(tmp_path / "run"))
+    shutil.rmtree(run / "staging")
+    assert_one_line_error(tracer_says("merge", run), "No such file or directory", "staging")
+    assert scan(run).collect()["step"].to_list() == [0, 0, 1, 1, 2, 2]
+
+
+def test_ctrl_c_ends_a_command_quietly(tmp_path: Path) -> None:
+    """Ctrl-C ends a command with exit code 130 and no traceback."""
+    run = new_run(tmp_path / "run")
+    (run / "run.json").unlink()
+    os.mkfifo(run / "run.json")
+    command = [sys.executable, "-m", "tracer", "verify", str(run)]
+    ends = []
+
+    def is_read() -> bool:
+        # A writer cannot open its end before the command has opened the other.
+        with contextlib.suppress(OSError):
+            ends.append(os.open(run / "run.json", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(is_read)
+            process.send_signal(signal.SIGINT)
+            # The command may not be reading yet: the end of the file lets it notice the signal then.
+            os.close(ends[0])
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_the_command_is_installed() -> None:
+    """Installing the package gives the command ``tracer``, the same as ``python -m tracer``."""
+    (script,) = entry_points(group="console_scripts", name="tracer")
+    assert script.load() is cli.main
+
+
+def test_looking_after_a_log_does_not_load_torch() -> None:
+    """The command line answers without importing torch."""
+    code = "import sys, tracer.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,193 @@
+"""The follower: whatever happens to a log's parts meanwhile, each row is given once, and only what is new is read."""
+
+import itertools
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.logs import flip_bit, metrics, new_run, publish_next
+from tracer.log.parts import all_parts, list_parts, merge
+from viewer.follow import Follower
+
+RANKS = (0, 1)
+Rows = list[tuple[int, float]]
+
+
+class Log:
+    """A growing table of metrics in which every row has a value of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = new_run(folder / "run")
+        self.published: Rows = []
+        self._values = itertools.count()
+
+    def publish(self, rank: int, rows: int = 1) -> None:
+        """One more part."""
+        values = [float(next(self._values)) for _ in range(rows)]
+        publish_next(self.path, "metrics", metrics(range(rows), values, rank=rank), rank)
+        self.published += [(rank, value) for value in values]
+
+    def merge(self, rank: int) -> None:
+        """The rank's parts become one."""
+        merge(self.path, "metrics", rank)
+
+    def merge_and_die(self, rank: int) -> None:
+        """The merging process dies before it has deleted what it merged."""
+        before = {part.path: part.path.read_bytes() for part in all_parts(self.path, "metrics")}
+        self.merge(rank)
+        for path, content in before.items():
+            path.write_bytes(content)
+
+    def last_part(self, rank: int) -> Path:
+        """The newest part of a rank."""
+        return [part.path for part in list_parts(self.path, "metrics") if part.rank == rank][-1]
+
+
+class Seen:
+    """Collects what a follower gives; before the first reading of each call, ``between`` happens to the log."""
+
+    def __init__(self, log: Log) -> None:
+        self.rows: Rows = []
+        self.follower = Follower(log.path, "metrics")
+
+    def read(self, between: Callable[[], None] = lambda: None) -> bool:
+        """One call of ``give``."""
+        pending = [between]
+
+        def take(frame: pl.LazyFrame) -> None:
+            while pending:
+                pending.pop()()
+            self.rows += frame.select("rank", "value").collect().rows()
+
+        return self.follower.give(take)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Log:
+    """A log without a row."""
+    return Log(tmp_path)
+
+
+ACTIONS = {
+    "publish": lambda log, seen, rank: log.publish(rank),
+    "publish three rows": lambda log, seen, rank: log.publish(rank, 3),
+    "merge": lambda log, seen, rank: log.merge(rank),
+    "merge and die": lambda log, seen, rank: log.merge_and_die(rank),
+    "give": lambda log, seen, rank: seen.read(),
+    "publish between listing and reading": lambda log, seen, rank: seen.read(lambda: log.publish(rank)),
+    "merge between listing and reading": lambda log, seen, rank: seen.read(lambda: log.merge(rank)),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.sampled_from(RANKS)), max_size=14))
+def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(actions: list[tuple[str, int]]) -> None:
+    """Publishing, merging, dying and reading in any order give each rank's rows once, in publishing order."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder))
+        seen = Seen(log)
+        for action, rank in actions:
+            ACTIONS[action](log, seen, rank)
+        seen.read()
+        for rank in RANKS:
+            assert [row for row in seen.rows if row[0] == rank] == [row for row in log.published if row[0] == rank]
+        assert not seen.follower.problems
+
+
+def test_each_row_is_given_once_while_another_thread_publishes_and_merges(log: Log) -> None:
+    """A reader at full speed beside a writer at full speed sees every row once, and nothing as damaged."""
+    seen = Seen(log)
+
+    def write() -> None:
+        for number in range(120):
+            rank = RANKS[number % 2]
+            log.publish(rank)
+            if number % 7 == 0:
+                log.merge(rank)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        seen.read()
+    writer.join()
+    seen.read()
+    assert Counter(seen.rows) == Counter(log.published)
+    assert not seen.follower.problems
+
+
+def test_rows_are_given_again_where_taking_them_failed(log: Log) -> None:
+    """An error of the taker is raised to the caller, and the next call gives the same rows."""
+    log.publish(0, 2)
+    seen = Seen(log)
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        seen.read(fail)
+    assert seen.read()
+    assert seen.rows == log.published
+
+
+def test_only_what_is_new_is_read(log: Log) -> None:
+    """Parts that were given are not opened again: they may even be gone."""
+    log.publish(0)
+    seen = Seen(log)
+    seen.read()
+    log.last_part(0).write_bytes(b"no longer Parquet")
+    log.publish(0)
+    assert seen.read()
+    assert not seen.read()
+    assert seen.rows == log.published
+    assert not seen.follower.problems
+
+
+@pytest.mark.parametrize("known", [{0, 1}, {2, 3}, {0, 2, 4}, {1}, set(range(5))], ids=str)
+def test_of_a_merged_part_only_the_unseen_numbers_are_given(log: Log, tmp_path: Path, known: set[int]) -> None:
+    """A merged part gives the rows of those of its numbers that were not given before, wherever they stand in it."""
+    for number in range(5):
+        log.publish(0, rows=number + 1)
+    # As on a network disk that lists some parts late, and not in their order.
+    late = [part.path for part in all_parts(log.path, "metrics") if part.first not in known]
+    for path in late:
+        shutil.move(path, tmp_path)
+    seen = Seen(log)
+    seen.read()
+    assert len(seen.rows) == sum(number + 1 for number in known)
+    for path in late:
+        shutil.move(tmp_path / path.name, path)
+    log.merge(0)
+    seen.read()
+    assert sorted(seen.rows) == log.published
+
+
+def test_a_damaged_part_is_named_once_and_the_rest_goes_on(log: Log) -> None:
+    """A flipped bit costs one part's rows, which ``problems`` names; earlier and later parts are given."""
+    seen = Seen(log)
+    log.publish(0)
+    log.publish(0)
+    damaged = log.last_part(0)
+    flip_bit(damaged)
+    log.publish(0)
+    for _ in range(3):
+        seen.read()
+    log.publish(0)
+    seen.read()
+    assert [value for _, value in seen.rows] == [0.0, 2.0, 3.0]
+    assert list(seen.follower.problems) == [damaged]
+    assert "CRC-32" in seen.follower.problems[damaged]
+
+
+def test_a_missing_table_gives_nothing(tmp_path: Path) -> None:
+    """Before the run exists, and in an empty one, there is nothing to give."""
+    follower = Follower(tmp_path / "nowhere", "extremes")
+    assert not follower.give(lambda frame: pytest.fail("nothing was published"))
+    assert not Follower(new_run(tmp_path / "run"), "extremes").give(lambda frame: pytest.fail("nothing was published"))

@@ -1,0 +1,371 @@
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+import tracer
+from tests.logs import events, extremes, flip_bit, metrics, new_run, publish_next
+from tracer import BadPartWarning, LogError, scan
+from tracer.log import read, schema
+from tracer.log.parts import Part, list_parts, merge
+
+
+def log_of(run: Path, steps: Sequence[int], params: Sequence[str] = ("weight",)) -> Path:
+    """A run with a part a step."""
+    for step in steps:
+        publish_next(run, "extremes", extremes([step], params))
+    return run
+
+
+def steps(frame: pl.LazyFrame) -> list[int]:
+    """The steps of a frame, in its order."""
+    return frame.collect()["step"].to_list()
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["fresh", "merged"])
+def test_scan_gives_what_plain_polars_gives(tmp_path: Path, merged: bool) -> None:
+    """The rows of a scan are those that polars and pyarrow read from the table's folder, without gradwatch."""
+    run = log_of(new_run(tmp_path / "run"), range(5), ["conv.weight", "fc.bias"])
+    if merged:
+        merge(run, "extremes", 0)
+    found = scan(run).collect()
+    assert_frame_equal(found, pl.scan_parquet(run / "extremes").collect())
+    assert found.to_dicts() == pq.read_table(run / "extremes").sort_by("step").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"), [("metrics", metrics([0, 1], [0.5, 0.25])), ("events", events([0, 1], param="weight"))]
+)
+def test_scan_reads_every_table(tmp_path: Path, table: str, rows: pa.Table) -> None:
+    """A scan reads the table that it is asked for."""
+    run = log_of(new_run(tmp_path / "run"), [7])
+    publish_next(run, table, rows)
+    assert scan(run, table).collect().to_dicts() == rows.to_pylist()
+
+
+def test_scan_takes_a_path_as_a_string(tmp_path: Path) -> None:
+    """A run's folder may be given as a string."""
+    run = log_of(new_run(tmp_path / "run"), [0, 1])
+    assert steps(scan(str(run))) == [0, 1]
+
+
+def test_scan_is_public() -> None:
+    """What reads a log is found in the package itself."""
+    assert (tracer.scan, tracer.LogError, tracer.BadPartWarning) == (scan, LogError, BadPartWarning)
+
+
+@pytest.mark.parametrize("name", ["a[1]*", "a?", "{b,c}", "a b", "ü-✓", "%20", "x=1", "a\nb", "'\"", "run.parquet"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """A folder's name is taken as it is: no pattern, no escape, no partition."""
+    decoy = "a1" if name == "a[1]*" else "other"
+    log_of(new_run(tmp_path / decoy), [1, 2, 3])
+    run = log_of(new_run(tmp_path / name), [7])
+    assert steps(scan(run)) == [7]
+    assert scan(run).collect_schema().names() == schema.SCHEMAS["extremes"].names
+
+
+def test_an_unknown_table_is_refused(tmp_path: Path) -> None:
+    """A table that does not exist is refused in a sentence that names those that do."""
+    run = new_run(tmp_path / "run")
+    with pytest.raises(LogError, match="no table 'losses': choose one of extremes, metrics, events"):
+        scan(run, "losses")
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "file"])
+def test_what_is_no_run_is_refused(tmp_path: Path, path: str) -> None:
+    """A path without a run is refused in a sentence that names it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match=f"{path} holds no run"):
+        scan(tmp_path / path)
+
+
+@pytest.mark.parametrize("table", schema.TABLES)
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "no-folder"])
+def test_an_empty_run_gives_an_empty_frame(tmp_path: Path, table: str, folder: bool) -> None:
+    """A run without a row gives a frame without a row, with the columns and types that its rows will have."""
+    empty, full = new_run(tmp_path / "empty"), new_run(tmp_path / "full")
+    if not folder:
+        (empty / table).rmdir()
+    rows = {"extremes": extremes([0]), "metrics": metrics([0], [0.5]), "events": events([0])}
+    publish_next(full, table, rows[table])
+    assert scan(empty, table).collect().is_empty()
+    assert scan(empty, table).collect().schema == scan(full, table).collect().schema
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (pl.col("param") == "b", ["b", "b"]),
+        (pl.col("param") != "b", ["a", "c", "a", "c"]),
+        (pl.col("param").is_in(["c", "nowhere"]), ["c", "c"]),
+        (pl.col("param") == "nowhere", []),
+        (pl.col("param").cast(pl.String).str.starts_with("a"), ["a", "a"]),
+        (pl.col("param") > "a", ["b", "c", "b", "c"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mixed", [False, True], ids=["alike", "mixed"])
+def test_rows_are_selected_by_a_name(tmp_path: Path, condition: pl.Expr, expected: list[str], mixed: bool) -> None:
+    """The param column, a categorical, compares with strings, over parts whose dictionaries and columns differ."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([0], ["a", "b", "c"]))
+    second = extremes([1], ["c", "b", "a"]).take([2, 1, 0])
+    publish_next(run, "extremes", second.append_column("grad_norm", pa.array([1.0] * 3)) if mixed else second)
+    found = scan(run).filter(condition).collect()
+    assert found["param"].cast(pl.String).to_list() == expected
+    assert found["param"].dtype == pl.Categorical
+
+
+def test_statistics_that_a_part_lacks_are_null(tmp_path: Path) -> None:
+    """Parts with other statistics are read together, in their order, null where a part has none."""
+    run = new_run(tmp_path / "run")
+    for step in range(4):
+        rows = extremes([step])
+        publish_next(run, "extremes", rows if step % 2 else rows.append_column("grad_norm", pa.array([0.5])))
+    publish_next(run, "extremes", extremes([4]).drop_columns(["value_min"]))
+    found = scan(run).collect()
+    assert found["step"].to_list() == [0, 1, 2, 3, 4]
+    assert found["grad_norm"].to_list() == [0.5, None, 0.5, None, None]
+    assert found["value_min"].to_list() == [-1.0] * 4 + [None]
+    merge(run, "extremes", 0)
+    assert_frame_equal(scan(run).collect(), found)
+
+
+def test_statistics_that_every_part_lacks_are_null(tmp_path: Path) -> None:
+    """A table has its specified columns even where no part of the run has them all."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([0]).drop_columns(["grad_min", "grad_max"]))
+    found = scan(run).collect()
+    assert found.columns == schema.SCHEMAS["extremes"].names
+    assert found.select("grad_min", "grad_max").row(0) == (None, None)
+
+
+def test_a_damaged_part_is_named_and_left_out(tmp_path: Path) -> None:
+    """A damaged part is named in a warning, once a scan, and the rows of all others are read."""
+    run = log_of(new_run(tmp_path / "run"), range(5))
+    damaged = list_parts(run, "extremes")[2]
+    flip_bit(damaged.path)
+    with pytest.warns(BadPartWarning, match=damaged.path.name) as caught:
+        found = steps(scan(run))
+    assert found == [0, 1, 3, 4]
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+        lambda path: path.write_text("hello"),
+    ],
+    ids=["empty", "cut", "longer", "foreign"],
+)
+def test_no_damage_keeps_the_rest_from_being_read(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """Whatever became of one file, the others are read."""
+    run = log_of(new_run(tmp_path / "run"), range(3))
+    damage(list_parts(run, "extremes")[0].path)
+    with pytest.warns(BadPartWarning):
+        assert steps(scan(run)) == [1, 2]
+
+
+def test_a_run_of_which_every_part_is_damaged_is_empty(tmp_path: Path) -> None:
+    """Where nothing can be read, the frame is empty, and has its columns."""
+    run = log_of(new_run(tmp_path / "run"), [0])
+    flip_bit(list_parts(run, "extremes")[0].path)
+    with pytest.warns(BadPartWarning):
+        found = scan(run).collect()
+    assert found.is_empty()
+    assert found.columns == schema.SCHEMAS["extremes"].names
+
+
+def test_damage_after_the_first_scan_is_found(tmp_path: Path) -> None:
+    """A part that was good when it was first read and changes on the disk later is left out from then on."""
+    run = log_of(new_run(tmp_path / "run"), [0, 1])
+    assert steps(scan(run)) == [0, 1]
+    flip_bit(list_parts(run, "extremes")[1].path)
+    with pytest.warns(BadPartWarning):
+        assert steps(scan(run)) == [0]
+
+
+def test_several_runs_are_told_apart_by_name(tmp_path: Path) -> None:
+    """Several runs come in the order given, with their folders' names in a first column."""
+    first = log_of(new_run(tmp_path / "first"), [0, 1])
+    second = log_of(new_run(tmp_path / "second"), [5])
+    empty = new_run(tmp_path / "empty")
+    found = scan(path for path in (second, empty, first)).collect()
+    assert found.columns == ["run", *schema.SCHEMAS["extremes"].names]
+    assert found.select("run", "step").rows() == [("second", 5), ("first", 0), ("first", 1)]
+    assert found["run"].dtype == pl.String
+
+
+def test_runs_of_the_same_name_are_told_apart_by_path(tmp_path: Path) -> None:
+    """Folders of the same name appear as the paths that were given; the others keep their names."""
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "other"]
+    for step, path in enumerate(paths):
+        log_of(new_run(path), [step])
+    assert scan(paths).collect()["run"].to_list() == [str(paths[0]), str(paths[1]), "other"]
+
+
+def test_a_relative_path_is_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run given as ``.`` bears the name of the folder that this is."""
+    monkeypatch.chdir(log_of(new_run(tmp_path / "here"), [0]))
+    assert scan(["."]).collect()["run"].to_list() == ["here"]
+
+
+def test_several_runs_may_have_different_statistics(tmp_path: Path) -> None:
+    """What one run measured and another did not is null in the other."""
+    first, second = new_run(tmp_path / "first"), log_of(new_run(tmp_path / "second"), [0])
+    publish_next(first, "extremes", extremes([0]).append_column("grad_norm", pa.array([0.5])))
+    assert scan([first, second]).collect().select("run", "grad_norm").rows() == [("first", 0.5), ("second", None)]
+
+
+def test_no_run_at_all_is_refused() -> None:
+    """A scan of nothing is refused in a sentence."""
+    with pytest.raises(LogError, match="no run was given"):
+        scan([])
+
+
+def resumed(run: Path) -> Path:
+    """A run whose rank 0 was resumed at step 2, by when only one of its two parameters was left; rank 1 never was."""
+    publish_next(run, "extremes", extremes(range(4), ["a", "b"], attempt=0))
+    publish_next(run, "extremes", extremes(range(4), ["a"], rank=1), rank=1)
+    publish_next(run, "extremes", extremes([2, 3, 4], ["a"], attempt=1))
+    publish_next(run, "extremes", extremes([4], ["a"], attempt=2))
+    return run
+
+
+def test_a_resumed_run_shows_the_latest_attempt_of_each_step(tmp_path: Path) -> None:
+    """Of each rank's repeated step only the latest attempt's rows count, whole; steps not repeated keep theirs."""
+    found = scan(resumed(new_run(tmp_path / "run"))).select("rank", "step", "attempt", pl.col("param").cast(pl.String))
+    first = [(0, step, 0, param) for step in (0, 1) for param in ("a", "b")]
+    later = [(0, 2, 1, "a"), (0, 3, 1, "a"), (0, 4, 2, "a")]
+    assert found.collect().rows() == [*first, *later, *((1, step, 0, "a") for step in range(4))]
+
+
+def test_a_row_of_an_older_attempt_does_not_come_back_through_a_filter(tmp_path: Path) -> None:
+    """What a filter selects are rows of the latest attempts: it is applied after them, not before."""
+    found = scan(resumed(new_run(tmp_path / "run"))).filter(pl.col("param") == "b")
+    assert steps(found) == [0, 1]
+
+
+def test_all_attempts_are_there_for_who_asks(tmp_path: Path) -> None:
+    """With attempts="all" every row of the log is given."""
+    run = resumed(new_run(tmp_path / "run"))
+    assert_frame_equal(scan(run, attempts="all").collect(), pl.scan_parquet(run / "extremes").collect())
+
+
+def test_what_happened_in_earlier_attempts_stays_told(tmp_path: Path) -> None:
+    """Events of all attempts are given, even of steps that were repeated: they did happen."""
+    run = new_run(tmp_path / "run")
+    rows = events([3])
+    publish_next(run, "events", rows)
+    publish_next(run, "events", rows.set_column(3, rows.schema.field("attempt"), pa.array([1], pa.int32())))
+    assert scan(run, "events").collect()["attempt"].to_list() == [0, 1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    published=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 3), st.lists(st.integers(0, 4), max_size=3)), max_size=8
+    ),
+    merging=st.booleans(),
+)
+def test_latest_attempts_are_those_of_a_plain_loop(published: list[tuple[int, int, list[int]]], merging: bool) -> None:
+    """For any ranks, attempts and steps, a scan keeps what a loop over all rows keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(Path(folder) / "run")
+        for rank, attempt, recorded in published:
+            publish_next(run, "extremes", extremes(recorded, rank=rank, attempt=attempt), rank)
+        if merging:
+            merge(run, "extremes", 0)
+        rows = [
+            (rank, step, attempt)
+            for rank, attempt, recorded in sorted(published, key=lambda each: each[0])
+            for step in recorded
+        ]
+        latest: dict[tuple[int, int], int] = {}
+        for rank, step, attempt in rows:
+            latest[rank, step] = max(attempt, latest.get((rank, step), 0))
+        expected = [row for row in rows if row[2] == latest[row[0], row[1]]]
+        assert scan(run).select("rank", "step", "attempt").collect().rows() == expected
+
+
+def test_a_merge_after_the_listing_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where parts are merged away between being listed and being read, a scan lists again and gives every row."""
+    run = log_of(new_run(tmp_path / "run"), range(4))
+
+    def overtaken(path: Path, table: str) -> list[Part]:
+        found = list_parts(path, table)
+        merge(path, table, 0)
+        return found
+
+    monkeypatch.setattr(read, "list_parts", overtaken)
+    assert steps(scan(run)) == [0, 1, 2, 3]
+
+
+def test_a_plan_stays_valid_while_the_run_grows(tmp_path: Path) -> None:
+    """A frame gives the rows of the parts that were there when it was made, and a new one gives the later ones too."""
+    run = log_of(new_run(tmp_path / "run"), [0, 1])
+    plan = scan(run)
+    log_of(run, [2])
+    assert steps(plan) == [0, 1]
+    assert steps(scan(run)) == [0, 1, 2]
+
+
+def test_a_plan_says_so_when_its_parts_were_merged(tmp_path: Path) -> None:
+    """A frame whose parts were merged away raises FileNotFoundError: it never gives fewer rows in silence."""
+    run = log_of(new_run(tmp_path / "run"), [0, 1])
+    plan = scan(run)
+    merge(run, "extremes", 0)
+    with pytest.raises(FileNotFoundError):
+        plan.collect()
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from tests.logs import extremes
+from tracer.log.parts import merge, publish
+
+os.fsync = lambda _: None
+run = Path(sys.argv[1])
+for number in range(10**6):
+    publish(run, "extremes", 0, number, extremes([2 * number, 2 * number + 1]))
+    print(number, flush=True)
+    if number % 2:
+        merge(run, "extremes", 0)
+"""
+
+
+def test_a_run_is_read_while_it_is_written_and_merged(tmp_path: Path) -> None:
+    """While another process publishes and merges without a pause, each scan gives all rows so far, each once."""
+    run = new_run(tmp_path / "run")
+    command = [sys.executable, "-c", WRITER, str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as writer:
+        assert writer.stdout is not None
+        try:
+            read = 0
+            for _ in range(300):
+                published = int(writer.stdout.readline())
+                # Merged once more than a scan looks again, or after it: it may say so, and never give fewer rows.
+                with contextlib.suppress(FileNotFoundError):
+                    found = steps(scan(run))
+                    assert found == list(range(len(found)))
+                    assert len(found) >= 2 * (published + 1)
+                    read += 1
+        finally:
+            writer.kill()
+    assert read > 0

@@ -1,0 +1,368 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.logs import age_heartbeat, close_run, largest_file, new_run
+from tracer.log import schema
+from tracer.log.run import (
+    HEARTBEAT_STALE_SECONDS,
+    LogError,
+    beat,
+    close_rank,
+    closed_summaries,
+    create_run,
+    holds_run,
+    newest_run,
+    open_run,
+    prepare_folders,
+    ranks,
+    reopen_rank,
+    state,
+)
+
+ROOT = Path(__file__).parents[1]
+INFO = {"model": "ResNet", "params": [], "settings": {"every": 1}, "versions": {}}
+
+
+@contextmanager
+def another_process() -> Iterator[int]:
+    """The id of a process that lives until the end of the block, and is dead and buried after it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def written_by(run: Path, host: str, pid: int, rank: int = 0) -> None:
+    """Let a rank's heartbeat be that of a process."""
+    (run / f"heartbeat-r{rank:05d}").write_text(f"{host} {pid}\n")
+
+
+def test_a_new_run_has_the_documented_files(tmp_path: Path) -> None:
+    """A new run has its run.json and a folder a table, all empty, and nothing else."""
+    create_run(tmp_path / "runs" / "a", INFO)
+    found = {str(path.relative_to(tmp_path / "runs" / "a")) for path in (tmp_path / "runs" / "a").rglob("*")}
+    assert found == {"run.json", "extremes", "metrics", "events", "staging"}
+
+
+def test_run_json_says_what_was_traced_and_when(tmp_path: Path) -> None:
+    """The file run.json holds the format, an id, the start, the host, and what the tracer adds."""
+    before = datetime.now(UTC)
+    run = create_run(tmp_path / "run", INFO)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored == run.info
+    assert {key: stored[key] for key in INFO} == INFO
+    assert (stored["format"], stored["host"]) == (1, socket.gethostname())
+    assert before <= datetime.fromisoformat(stored["started"]) <= datetime.now(UTC)
+    assert stored["run_id"] != create_run(tmp_path / "other", INFO).info["run_id"]
+
+
+def test_an_opened_run_is_the_one_that_was_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a run gives what creating it gave, and its name is its folder's, however the path is written."""
+    created = create_run(tmp_path / "run", INFO)
+    assert open_run(tmp_path / "run") == created
+    monkeypatch.chdir(tmp_path / "run")
+    assert open_run(Path()).name == "run"
+
+
+def test_a_run_may_be_made_in_a_folder_that_exists(tmp_path: Path) -> None:
+    """A folder without a run may hold anything else, which stays."""
+    (tmp_path / "notes.txt").write_text("mine")
+    create_run(tmp_path, INFO)
+    assert holds_run(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    """Creating a run where there is one is refused in a sentence with both ways out, and changes nothing."""
+    run = new_run(tmp_path / "run")
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(LogError, match="already holds a run: give another path, or attach with resume=True"):
+        create_run(run, INFO)
+    assert (run / "run.json").read_bytes() == before
+    assert os.listdir(run / "staging") == []
+
+
+CREATORS = """
+import sys
+from pathlib import Path
+from tracer.log.run import LogError, create_run
+
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(200):
+    try:
+        create_run(Path(sys.argv[1]) / str(number), {})
+        print(number)
+    except LogError as error:
+        assert "already holds a run" in str(error), error
+"""
+
+
+def test_a_run_is_created_by_one_of_those_who_try(tmp_path: Path) -> None:
+    """Where processes create the same runs at the same time, each has one owner, and the others are told."""
+    command = [sys.executable, "-c", CREATORS, str(tmp_path)]
+    creators = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)
+    ]
+    for creator in creators:
+        assert creator.stdout is not None
+        creator.stdout.readline()
+    for creator in creators:
+        assert creator.stdin is not None
+        creator.stdin.write("go\n")
+        creator.stdin.flush()
+    created = [int(number) for creator in creators for number in creator.communicate()[0].split()]
+    assert [creator.returncode for creator in creators] == [0, 0, 0]
+    assert sorted(created) == list(range(200))
+
+
+def test_a_run_is_created_where_the_disk_knows_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without hard links holds runs like any other."""
+
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert open_run(new_run(tmp_path / "run")).info["model"] == "Model"
+    with pytest.raises(LogError, match="already holds a run"):
+        create_run(tmp_path / "run", INFO)
+    assert os.listdir(tmp_path / "run" / "staging") == []
+
+
+@pytest.mark.parametrize("path", ["file", "file/run", "run"])
+def test_a_file_in_the_way_is_refused(tmp_path: Path, path: str) -> None:
+    """A file where a folder must be is refused in a sentence that names it."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics").write_text("")
+    in_the_way = {"run": "metrics"}.get(path, "file")
+    with pytest.raises(LogError, match=f"{path} cannot be a run's folder: .*{in_the_way}.* is a file"):
+        create_run(tmp_path / path, INFO)
+
+
+def test_a_path_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """A folder that the system does not make is refused in a sentence with the system's reason."""
+    with pytest.raises(LogError, match="cannot be made: File name too long"):
+        create_run(tmp_path / ("x" * 300), INFO)
+
+
+def test_a_full_disk_is_told_when_the_run_is_created(tmp_path: Path) -> None:
+    """Where the system refuses the bytes of run.json, creating the run is refused with the reason, and leaves none."""
+    with largest_file(10), pytest.raises(LogError, match="cannot be written: File too large; give a path"):
+        create_run(tmp_path / "run", INFO)
+    assert not holds_run(tmp_path / "run")
+    assert os.listdir(tmp_path / "run" / "staging") == []
+    create_run(tmp_path / "run", INFO)
+
+
+def test_preparing_folders_twice_is_harmless(tmp_path: Path) -> None:
+    """Every rank may prepare the folders, before or after the run is created."""
+    prepare_folders(tmp_path / "run")
+    assert not holds_run(tmp_path / "run")
+    new_run(tmp_path / "run")
+    prepare_folders(tmp_path / "run")
+    assert holds_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["run.json", "closed-r00000.json"])
+def test_what_describes_a_run_is_on_the_disk_before_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A file that a run cannot do without is synced before it gets its name, as parts are."""
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, (tmp_path / "run" / name).exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    new_run(tmp_path / "run")
+    close_run(tmp_path / "run")
+    assert ((tmp_path / "run" / name).stat().st_ino, False) in synced
+
+
+@pytest.mark.parametrize("path", ["nowhere", "folder", "file"])
+def test_what_is_no_run_is_not_opened(tmp_path: Path, path: str) -> None:
+    """A path without a run.json is refused in a sentence that names it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    assert not holds_run(tmp_path / path)
+    with pytest.raises(LogError, match=f"{path} holds no run: it has no run.json"):
+        open_run(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\0", b"[]", b'"text"', b"1", b"null", b"{}"]
+    + [b'{"format": %s}' % version for version in (b"null", b'"new"', b"[]", b"Infinity", b"NaN")],
+    ids=repr,
+)
+def test_a_damaged_run_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Whatever run.json holds, it is a run or is refused in a sentence that names the file."""
+    run = new_run(tmp_path / "run")
+    (run / "run.json").write_bytes(content)
+    with pytest.raises(LogError, match=r"run\.json cannot be read"):
+        open_run(run)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    """A run of a newer format is refused in a sentence that says what to upgrade."""
+    run = new_run(tmp_path / "run", format=schema.FORMAT + 1)
+    with pytest.raises(LogError, match="has log format 2, and this gradwatch reads formats up to 1: upgrade gradwatch"):
+        open_run(run)
+    assert holds_run(run)
+
+
+def test_the_newest_run_is_the_one_that_was_started_last(tmp_path: Path) -> None:
+    """Of a folder's runs, the one whose run.json is youngest is the newest, however old the others' rows are."""
+    for name, started in (("b", 1_000), ("c", 3_000), ("a", 2_000)):
+        os.utime(new_run(tmp_path / name) / "run.json", (started, started))
+    (tmp_path / "no-run").mkdir()
+    (tmp_path / "file").write_text("")
+    beat(tmp_path / "b", 0)
+    assert newest_run(tmp_path) == tmp_path / "c"
+
+
+def test_a_folder_without_runs_has_no_newest(tmp_path: Path) -> None:
+    """Where there is no run, or no folder, there is no newest run."""
+    assert newest_run(tmp_path) is None
+    assert newest_run(tmp_path / "nowhere") is None
+
+
+def test_a_heartbeat_tells_who_writes_and_renews_its_time(tmp_path: Path) -> None:
+    """A heartbeat holds the host and process that began it; each beat renews its time and nothing else."""
+    run = create_run(tmp_path / "run", INFO).path
+    beat(run, 3)
+    heartbeat = run / "heartbeat-r00003"
+    written = heartbeat.read_text()
+    assert written.split() == [socket.gethostname(), str(os.getpid())]
+    os.utime(heartbeat, (0, 0))
+    beat(run, 3)
+    assert heartbeat.stat().st_mtime > 0
+    assert heartbeat.read_text() == written
+
+
+def test_a_run_that_nobody_has_written_is_stopped(tmp_path: Path) -> None:
+    """A run without a heartbeat is not running and was never closed."""
+    run = create_run(tmp_path / "run", INFO).path
+    assert (ranks(run), state(run)) == ([], "stopped")
+    assert state(tmp_path / "nowhere") == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (-3600, "running"),
+        (0, "running"),
+        (HEARTBEAT_STALE_SECONDS / 2, "running"),
+        (HEARTBEAT_STALE_SECONDS + 1, "stopped"),
+        (10**6, "stopped"),
+    ],
+)
+def test_a_run_is_running_while_its_heart_beats(tmp_path: Path, seconds: float, expected: str) -> None:
+    """A run that is not closed runs while its heartbeat is fresh, even with a clock ahead, and then has stopped."""
+    run = new_run(tmp_path / "run")
+    age_heartbeat(run, seconds)
+    assert state(run) == expected
+
+
+@pytest.mark.parametrize(
+    ("each", "expected"),
+    [
+        (["closed", "closed"], "closed"),
+        (["closed", "fresh"], "running"),
+        (["closed", "stale"], "stopped"),
+        (["fresh", "stale"], "running"),
+        (["stale", "stale"], "stopped"),
+        (["fresh", "closed", "stale"], "running"),
+        (["closed, without heartbeat", "closed"], "closed"),
+        (["closed, without heartbeat", "fresh"], "running"),
+    ],
+    ids=str,
+)
+def test_the_state_of_a_run_is_that_of_all_its_ranks(tmp_path: Path, each: list[str], expected: str) -> None:
+    """A run is closed when every rank is, and running while any rank that is not closed has a fresh heartbeat."""
+    run = create_run(tmp_path / "run", INFO).path
+    for rank, what in enumerate(each):
+        beat(run, rank)
+        age_heartbeat(run, 0.0 if what == "fresh" else 10 * HEARTBEAT_STALE_SECONDS, rank)
+        if what.startswith("closed"):
+            close_rank(run, rank, {})
+        if what.endswith("without heartbeat"):
+            (run / f"heartbeat-r{rank:05d}").unlink()
+    assert ranks(run) == list(range(len(each)))
+    assert state(run) == expected
+
+
+def test_closed_ranks_say_what_they_wrote(tmp_path: Path) -> None:
+    """Each closed rank's summary is given, by rank, with the time at which it closed."""
+    run = new_run(tmp_path / "run")
+    for rank in (2, 0):
+        beat(run, rank)
+        close_rank(run, rank, {"last_step": rank})
+    beat(run, 1)
+    assert [summary["last_step"] for summary in closed_summaries(run)] == [0, 2]
+    assert all(datetime.fromisoformat(summary["closed"]) <= datetime.now(UTC) for summary in closed_summaries(run))
+
+
+def test_a_damaged_closed_mark_is_refused(tmp_path: Path) -> None:
+    """A closed mark that cannot be read is named in a sentence; the rank counts as closed all the same."""
+    run = new_run(tmp_path / "run")
+    close_run(run)
+    os.truncate(run / "closed-r00000.json", 10)
+    with pytest.raises(LogError, match=r"closed-r00000\.json cannot be read"):
+        closed_summaries(run)
+    assert state(run) == "closed"
+
+
+def test_a_rank_that_goes_on_is_no_longer_closed(tmp_path: Path) -> None:
+    """Reopening takes back the closed mark and the heartbeat of this rank alone."""
+    run = new_run(tmp_path / "run")
+    close_run(run)
+    beat(run, 1)
+    close_rank(run, 1, {})
+    reopen_rank(run, 0)
+    assert sorted(path.name for path in run.glob("*-r*")) == ["closed-r00001.json", "heartbeat-r00001"]
+    beat(run, 0)
+    assert state(run) == "running"
+
+
+def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) -> None:
+    """Resuming is refused while another process writes as this rank, in a sentence that names it, and then is not."""
+    run = new_run(tmp_path / "run")
+    with another_process() as pid:
+        written_by(run, socket.gethostname(), pid)
+        with pytest.raises(LogError, match=f"is being written by '{socket.gethostname()} {pid}'"):
+            reopen_rank(run, 0)
+        reopen_rank(run, 1)
+        assert (run / "heartbeat-r00000").exists()
+    assert state(run) == "running"
+    reopen_rank(run, 0)
+    assert not (run / "heartbeat-r00000").exists()
+
+
+@pytest.mark.parametrize("why", ["closed", "silent", "own", "unreadable"])
+def test_a_rank_is_reopened_where_nobody_writes_it(tmp_path: Path, why: str) -> None:
+    """A rank is reopened where it closed, where its process went silent, is this one, or left no name."""
+    run = new_run(tmp_path / "run")
+    with another_process() as pid:
+        written_by(run, socket.gethostname(), os.getpid() if why == "own" else pid)
+        if why == "closed":
+            close_run(run)
+        elif why == "silent":
+            age_heartbeat(run, 10 * HEARTBEAT_STALE_SECONDS)
+        elif why == "unreadable":
+            (run / "heartbeat-r00000").write_text("")
+        reopen_rank(run, 0)
+    assert ranks(run) == []

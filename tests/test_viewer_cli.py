@@ -1,0 +1,155 @@
+"""The command ``viewer`` as users run it: its words, its files and its exit codes, in a process of its own."""
+
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import viewer
+from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.viewing import view, viewing
+from tests.waiting import wait_until
+
+MODULES = ["viewer", *(f"viewer.{module.name}" for module in pkgutil.iter_modules(viewer.__path__))]
+
+
+def closed_run(path: Path) -> Path:
+    """A run with five steps that has ended."""
+    run = new_run(path)
+    publish_next(run, "extremes", extremes(range(5)))
+    publish_next(run, "metrics", metrics(range(5), range(5)))
+    close_run(run, last_step=4)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A closed run."""
+    return closed_run(tmp_path / "run")
+
+
+def test_importing_the_viewer_imports_no_torch() -> None:
+    """No module of the viewer brings in torch, directly or through the log."""
+    code = f"import {', '.join(module for module in MODULES if not module.endswith('__main__'))}"
+    ended = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert {"viewer.window", "tracer.log.parts", "matplotlib"} <= imported
+    assert not [name for name in imported if name.partition(".")[0] in ("torch", "torchvision")]
+
+
+def test_what_watchdog_logs_stays_off_the_terminal() -> None:
+    """An error of watchdog's threads, which cost a wake-up at most, is not printed."""
+    code = "import logging, viewer.follow; logging.getLogger('watchdog.observers').error('a thread is inactive')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert ended.stderr == b""
+
+
+def test_a_closed_run_is_saved_once(run: Path, tmp_path: Path) -> None:
+    """``--save`` writes the figure of a finished run, says how the run is, and ends."""
+    code, said, complained = view(tmp_path, run, "--save", "figure.png")
+    assert (code, complained) == (0, "")
+    assert "run is closed at step 4: figure.png" in said
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_in_a_script_that_the_font_lacks_is_drawn_without_a_word(tmp_path: Path) -> None:
+    """Letters that matplotlib cannot draw cost no warning on the terminal."""
+    run = closed_run(tmp_path / "実験")
+    assert view(tmp_path, run, "--save", "figure.png")[::2] == (0, "")
+
+
+def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
+    """Without a run named, the newest under runs/ is opened."""
+    for age, name in ((200, "old"), (100, "new"), (300, "older")):
+        then = closed_run(tmp_path / "runs" / name).stat().st_mtime - age
+        os.utime(tmp_path / "runs" / name / "run.json", (then, then))
+    code, said, _ = view(tmp_path, "--save", "figure.png")
+    assert code == 0
+    assert "viewer: new is closed" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("--save figure.png", 1, "no run under runs/ yet"),
+        ("nowhere --save figure.png", 1, "nowhere holds no run"),
+        ("newer --save figure.png", 1, "upgrade"),
+        ("newer", 1, "upgrade"),
+        ("run --save figure.jpg", 2, ".png, .svg, .pdf"),
+        ("run --save figure", 2, ".png, .svg, .pdf"),
+        ("run --save nowhere/figure.png", 2, "no folder nowhere"),
+        ("run --follow", 2, "--follow needs --save"),
+        ("run other", 2, "unexpected extra argument"),
+    ],
+)
+def test_what_cannot_be_done_is_one_error(run: Path, tmp_path: Path, arguments: str, code: int, words: str) -> None:
+    """A wrong run ends with code 1 and one line, a wrong command line with code 2; neither leaves a file or a trace."""
+    info = json.loads((new_run(tmp_path / "newer") / "run.json").read_text())
+    (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
+    found, _, complained = view(tmp_path, *arguments.split())
+    assert (found, words in complained) == (code, True), complained
+    assert "Traceback" not in complained
+    assert code == 2 or len(complained.splitlines()) == 1
+    assert not list(tmp_path.glob("*figure*"))
+
+
+def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path) -> None:
+    """``--save --follow`` waits for the run, draws each change, and ends once the run is closed, not when it stops."""
+    run, file = tmp_path / "run", tmp_path / "figure.png"
+    pictures: set[bytes] = set()
+
+    def wait_for_a_picture() -> None:
+        wait_until(lambda: file.exists() and file.read_bytes() not in pictures)
+        pictures.add(file.read_bytes())
+
+    with viewing(tmp_path, run, "--save", file, "--follow") as viewer:
+        viewer.wait_for("holds no run yet: waiting for it")
+        new_run(run)
+        wait_for_a_picture()
+        for step in range(2):
+            publish_next(run, "extremes", extremes([step], values={"grad_max": [10.0**step]}))
+            wait_for_a_picture()
+        age_heartbeat(run, 60)
+        wait_for_a_picture()
+        publish_next(run, "metrics", metrics([3], [0.5]))
+        close_run(run)
+        assert viewer.wait() == 0, viewer.complained()
+        assert "run is closed at step 3" in viewer.said()
+    assert view(tmp_path, run, "--save", tmp_path / "once.png")[0] == 0
+    assert file.read_bytes() == (tmp_path / "once.png").read_bytes()
+    assert file.read_bytes() not in pictures
+
+
+def test_without_a_display_it_says_what_it_does_instead(run: Path, tmp_path: Path) -> None:
+    """Where no window can be shown, the figure goes into a file of the run's name, and the viewer says so."""
+    code, said, _ = view(tmp_path, run)
+    assert code == 0
+    assert "no display here, so the figure goes into a file instead: run.png" in said
+    assert (tmp_path / "run.png").exists()
+
+
+def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    """Ctrl-C ends the following with code 130, without a traceback, and leaves the figure but no half of one."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([0]))
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    with viewing(tmp_path, run, "--save", folder / "figure.png", "--follow") as viewer:
+        wait_until((folder / "figure.png").exists)
+        viewer.process.send_signal(signal.SIGINT)
+        assert viewer.wait() == 130
+        assert viewer.complained().strip() == ""
+    assert [path.name for path in folder.iterdir()] == ["figure.png"]
+
+
+def test_a_damaged_part_does_not_end_it(run: Path, tmp_path: Path) -> None:
+    """A run with a damaged part is drawn without it."""
+    flip_bit(publish_next(run, "extremes", extremes([9])).path)
+    code, said, complained = view(tmp_path, run, "--save", "figure.png")
+    assert (code, complained) == (0, "")
+    assert "at step 4" in said
