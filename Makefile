@@ -19,8 +19,8 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/viewer.py
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.viewer
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,7 +2,7 @@
 
 Each contestant trains its own copy of the model, and keeps its loss: the traced one with ``trace.log``, the others with
 ``loss.item()``. A round takes one step of each, in a random order, so that what else the machine does falls on all of
-them alike. Run: ``python benchmarks/overhead.py``.
+them alike. Run: ``python -m benchmarks.overhead``.
 """
 
 import argparse

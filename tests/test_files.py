@@ -1,6 +1,7 @@
 """The figure as a file: the right format, and replaced whole."""
 
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,6 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tracer.log.run import close_rank
+from viewer.figure import title
 from viewer.files import FORMATS, FigureFile, follow
 from viewer.live import Live, Snapshot
 
@@ -105,3 +108,24 @@ def test_following_ends_with_the_run(live: Live, tmp_path: Path) -> None:
     last = follow(live, FigureFile(tmp_path / "figure.png", []))
     assert (last.state, last.last_step) == ("closed", 4)
     assert (tmp_path / "figure.png").exists()
+
+
+def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Path) -> None:
+    """Where the closed mark arrives before the last parts, as a network disk may show it, the figure waits for them."""
+    run = new_run(tmp_path / "run")
+    part = publish_next(run, "extremes", extremes(range(5)))
+    hidden = part.path.rename(tmp_path / part.path.name)
+    close_rank(run, 0, {"last_step": 4, "rows_dropped": {}, "published": {"extremes": 1}})
+    live = Live(run)
+    try:
+        early = live.refresh()
+        assert early is not None
+        assert (early.state, early.complete, early.last_step) == ("closed", False, None)
+        assert "still to arrive" in title(early)
+        arrival = threading.Timer(0.5, hidden.rename, [part.path])
+        arrival.start()
+        last = follow(live, FigureFile(tmp_path / "figure.png", []))
+        arrival.join()
+    finally:
+        live.close()
+    assert (last.state, last.complete, last.last_step) == ("closed", True, 4)

@@ -680,3 +680,11 @@ def test_a_killed_writer_leaves_a_whole_log(tmp_path: Path, kill: int) -> None:
     expected = list(range(3 * (found[-1].last + 1)))
     assert steps(run) == expected
     assert pl.scan_parquet([part.path for part in found], glob=False).collect()["step"].to_list() == expected
+
+
+def test_missing_last_numbers_are_known_from_the_closed_mark(tmp_path: Path) -> None:
+    """Where it is known how many numbers a rank used, a lost last part, or all of them, is a gap too."""
+    run = new_run(tmp_path / "run")
+    found = [publish_next(run, "metrics", metrics([step], [0.0])) for step in range(3)]
+    assert missing_numbers(found, {0: 3}) == []
+    assert missing_numbers(found, {0: 5, 1: 2}) == [(0, 3, 4), (1, 0, 1)]

@@ -96,7 +96,7 @@ def verify(run: RunArgument) -> None:
         parts, damaged = _verified(run, table)
         checked += len(parts)
         problems.extend(damaged)
-        for rank, first, last in missing_numbers(parts):
+        for rank, first, last in missing_numbers(parts, run_folder.published_counts(run, table)):
             problems.append(f"{run / table}: the parts {first} to {last} of rank {rank} are missing")
     for found in problems:
         print(found, file=sys.stderr)

@@ -6,6 +6,7 @@ This is the only place where data crosses from a device to the host.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,15 +71,14 @@ class Layout:
     groups: tuple[tuple[Group, ...], ...]
 
 
-@dataclass(frozen=True)
-class StepRows:
-    """One step's rows on their way to the log."""
+class StepRows(NamedTuple):
+    """One step's rows on their way to the log. A tuple, since one is made in every step."""
 
     step: int
     time_ns: int
     layout: Layout
     present: bytes
-    copies: tuple[bytes | HostCopy, ...]
+    copies: list[bytes | HostCopy]
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class RowBuffer:
     def __init__(self, parameters: Sequence[NamedParameter]) -> None:
         slots: dict[int, Slot] = {}
         self._blocks: list[torch.Tensor] = []
-        # The same bytes where they are on the host already: reading them through numpy is cheaper than a torch clone.
-        self._views: list[npt.NDArray[np.uint8] | None] = []
+        # The same bytes where they are on the host already, where no torch operation need be called to copy them.
+        self._views: list[memoryview | None] = []
         groups = []
         for device in dict.fromkeys(parameter.tensor.device for parameter in parameters):
             block, device_groups = _allocate(device, parameters, slots)
             self._blocks.append(block)
-            self._views.append(block.numpy() if device.type == "cpu" else None)
+            self._views.append(block.numpy().data if device.type == "cpu" else None)
             groups.append(device_groups)
         self.slots = [slots[index] for index in range(len(parameters))]
         self.layout = Layout(tuple(parameter.name for parameter in parameters), tuple(groups))
@@ -164,10 +164,10 @@ class RowBuffer:
 
     def take(self, step: int, time_ns: int) -> StepRows:
         """Send the step's rows to the host and begin anew."""
-        copies = tuple(
-            HostCopy(block) if view is None else view.tobytes()
+        copies = [
+            HostCopy(block) if view is None else bytes(view)
             for block, view in zip(self._blocks, self._views, strict=True)
-        )
+        ]
         rows = StepRows(step, time_ns, self.layout, bytes(self.present), copies)
         self.present[:] = self._nothing
         return rows

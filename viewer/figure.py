@@ -106,6 +106,7 @@ class Overview:
 def title(snapshot: Snapshot) -> str:
     """The figure's title: run, state, last step, and what could not be read."""
     step = "no step yet" if snapshot.last_step is None else f"step {snapshot.last_step:,}"
+    step += "" if snapshot.complete else " · the last rows are still to arrive"
     bad = f" · {len(snapshot.problems)} damaged part(s) left out" if snapshot.problems else ""
     return f"{_shortened(snapshot.name)}  {_STATE_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]} · {step}{bad}"
 

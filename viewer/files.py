@@ -1,6 +1,7 @@
 """The surface that needs no screen: the figure as a file, once, or again on every change."""
 
 import os
+import time
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,8 @@ from viewer.live import Live, Snapshot
 
 FORMATS = ("png", "svg", "pdf")
 _DPI = 120
+# sshfs, for one, goes on showing an old listing for 20 s.
+_LATE_SECONDS = 60.0
 
 
 class FigureFile:
@@ -38,11 +41,16 @@ class FigureFile:
 
 
 def follow(live: Live, file: FigureFile) -> Snapshot:
-    """Write the figure on every change, until the run is closed; the last snapshot."""
+    """Write the figure on every change, until the run is closed and its last rows have arrived; the last snapshot."""
+    give_up: float | None = None
+    shown: Snapshot | None = None
     while True:
         snapshot = live.refresh()
         if snapshot is not None:
             file.write(snapshot)
-            if snapshot.state == "closed":
-                return snapshot
+            shown = snapshot
+        if shown is not None and shown.state == "closed":
+            give_up = give_up or time.monotonic() + _LATE_SECONDS
+            if shown.complete or time.monotonic() > give_up:
+                return shown
         live.wait()

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -105,6 +105,16 @@ class Follower:
             self._seen |= numbers
             return frame is not None
         return False
+
+    def complete(self, published: Mapping[int, int]) -> bool:
+        """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
+        damaged = [part for path in self.problems if (part := Part.parse(path)) is not None]
+        return all(
+            (rank, number) in self._seen
+            or any(part.rank == rank and part.first <= number <= part.last for part in damaged)
+            for rank, count in published.items()
+            for number in range(count)
+        )
 
     def _unseen(self, parts: list[Part]) -> tuple[pl.LazyFrame | None, set[tuple[int, int]]]:
         whole: list[Part] = []

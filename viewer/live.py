@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.log.run import Run, State, holds_run, open_run, state
+from tracer.log.run import Run, State, holds_run, open_run, published_counts, state
 from viewer.follow import Follower, Waker
 from viewer.history import Curve, Extremes, History
 
@@ -26,6 +26,8 @@ class Snapshot:
     curves: tuple[Curve, ...] = ()
     extremes: Extremes | None = None
     problems: tuple[str, ...] = ()
+    # False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
+    complete: bool = True
 
 
 class Live:
@@ -72,8 +74,13 @@ class Live:
         problems = tuple(
             f"{path.name} {what}" for path, what in (self._extremes.problems | self._metrics.problems).items()
         )
+        complete = now != "closed" or (
+            self._extremes.complete(published_counts(self.path, "extremes"))
+            and self._metrics.complete(published_counts(self.path, "metrics"))
+        )
         shown = self._shown
-        if not any(new) and shown is not None and (shown.state, shown.problems) == (now, problems):
+        seen = None if shown is None else (shown.state, shown.problems, shown.complete)
+        if not any(new) and seen == (now, problems, complete):
             return None
         self._shown = Snapshot(
             run.name,
@@ -82,6 +89,7 @@ class Live:
             tuple(self._history.curves()),
             self._history.extremes(),
             problems,
+            complete,
         )
         return self._shown
 

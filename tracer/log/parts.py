@@ -6,7 +6,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,8 +162,13 @@ def problem(part: Part) -> str | None:
     return None
 
 
-def missing_numbers(parts: Iterable[Part]) -> list[tuple[int, int, int]]:
-    """The gaps in the publish numbers of a table's parts, as (rank, first missing, last missing)."""
+def missing_numbers(parts: Iterable[Part], published: Mapping[int, int] | None = None) -> list[tuple[int, int, int]]:
+    """The gaps in the publish numbers of a table's parts, as (rank, first missing, last missing).
+
+    Args:
+        parts: The parts that there are.
+        published: How many numbers each rank used, as far as that is known.
+    """
     gaps = []
     expected: dict[int, int] = {}
     for part in sorted(parts):
@@ -171,6 +176,9 @@ def missing_numbers(parts: Iterable[Part]) -> list[tuple[int, int, int]]:
         if part.first > number:
             gaps.append((part.rank, number, part.first - 1))
         expected[part.rank] = max(number, part.last + 1)
+    for rank, count in (published or {}).items():
+        if expected.get(rank, 0) < count:
+            gaps.append((rank, expected.get(rank, 0), count - 1))
     return gaps
 
 

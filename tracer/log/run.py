@@ -148,7 +148,7 @@ def beat(path: Path, rank: int) -> None:
 def close_rank(path: Path, rank: int, summary: Mapping[str, Any]) -> None:
     """Write a rank's closed mark."""
     name = f"closed-r{rank:05d}.json"
-    _write_json(path / "staging" / name, {"closed": datetime.now(UTC).isoformat(), **summary})
+    _write_json(path / "staging" / name, {"closed": datetime.now(UTC).isoformat(), "rank": rank, **summary})
     os.replace(path / "staging" / name, path / name)
 
 
@@ -233,6 +233,15 @@ def closed_summaries(path: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError) as error:
             raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
     return summaries
+
+
+def published_counts(path: Path, table: str) -> dict[int, int]:
+    """How many publish numbers of a table each closed rank used, by rank.
+
+    Raises:
+        LogError: a closed mark cannot be read.
+    """
+    return {summary["rank"]: summary.get("published", {}).get(table, 0) for summary in closed_summaries(path)}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

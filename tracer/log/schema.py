@@ -6,7 +6,7 @@ A run is a folder::
     extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else
     staging/                      parts being written; no reader looks here
     heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid
-    closed-r00000.json            written last by rank 0: last step, rows written, rows dropped
+    closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
 **Parts.** ``r<rank>-<first>-<last>-<crc32>.parquet`` holds the rows of the publish numbers ``first`` to ``last`` of
 one rank, counted from 0 in each table; the CRC-32 is that of the file's bytes. A fresh part covers one number. A merged
