@@ -1,6 +1,7 @@
 """The main job on real data: a ResNet-18 learns handwritten digits, traced, with the viewer beside it."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,19 +114,30 @@ def evaluate(model: nn.Module, data: Images) -> tuple[float, float]:
     return loss.item(), (scores.argmax(1) == data.labels).float().mean().item()
 
 
+def has_display() -> bool:
+    """Whether a window can be opened here."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 @contextlib.contextmanager
 def viewer_beside(run: Path, figure: Path) -> Iterator[None]:
-    """A viewer, as a process of its own, that keeps a figure of the run fresh until the run is closed."""
-    command = [sys.executable, "-m", "viewer", str(run), "--save", str(figure), "--follow"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """Viewers, as processes of their own: one keeps a figure fresh until the run is closed, one is a window, if it can.
+
+    The window stays open afterwards, for the user to close, unless the training ended with an exception.
+    """
+    view = [sys.executable, "-m", "viewer", str(run)]
+    drawing = subprocess.Popen([*view, "--save", str(figure), "--follow"], stdout=subprocess.DEVNULL)
+    window = subprocess.Popen(view, stdout=subprocess.DEVNULL) if has_display() else None
     try:
         yield
         # It ends by itself once the run is closed.
-        process.wait(timeout=60)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        drawing.wait()
+    except BaseException:
+        for process in (drawing, window):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait()
+        raise
 
 
 def largest_gradient(run: Path) -> pl.LazyFrame:
@@ -161,7 +173,7 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
     model = resnet18(weights=None, num_classes=10)
     console.print(f"ResNet-18, random weights, on {len(images.labels):,} real images ({data})")
     figure = path.parent / f"{path.name}.png"
-    with tracer.attach(model, path) as trace, viewer_beside(path, figure), trace:
+    with viewer_beside(path, figure), tracer.attach(model, path) as trace:
         accuracy = train(model, images, epochs, trace, console)
     overall = tracer.overall_extremes(tracer.model_extremes(model))
     console.print(f"log                   {path}", highlight=False)

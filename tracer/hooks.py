@@ -89,9 +89,13 @@ class Hooks:
         ]
         self.rearm()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether some parameter may yet get a hook: a lazy or a frozen one."""
+        return bool(self._lazy or self._unarmed)
+
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        # Asked once a step, of every parameter: hence the flat lists.
         for owner, key, tensor in self._places:
             if owner.get(key) is not tensor:
                 return True

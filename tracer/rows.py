@@ -197,8 +197,7 @@ def _allocate(
     return block, tuple(groups)
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric on its way to the log."""
 
     step: int

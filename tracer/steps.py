@@ -57,7 +57,7 @@ class Recorder:
         self._ended = False
         self._ended_in = _NO_BACKWARD
         self._ended_ns = 0
-        # The next gradient has to look around first: whether it begins a step, and whether the parameters are the same.
+        # The next gradient has to look whether it begins a step.
         self._alert = True
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
@@ -89,8 +89,6 @@ class Recorder:
         if self._ended or _running_backward() != _NO_BACKWARD:
             # An update before the step's first gradient (LBFGS calls its closure later), or inside its backward.
             return
-        if self._alert:
-            self._refresh()
         self._sweep()
 
     def after_update(self) -> None:
@@ -108,7 +106,6 @@ class Recorder:
             if self._explicit and self._ended:
                 self._next_step()
             self._explicit = True
-            self._refresh()
             self._sweep()
             self._ended_in = _NO_BACKWARD
             self._ended_ns = time.time_ns()
@@ -130,7 +127,6 @@ class Recorder:
                     return
                 self._next_step()
             self._alert = False
-            self._refresh()
 
     def _next_step(self) -> None:
         self._take()
@@ -140,7 +136,7 @@ class Recorder:
         self._ended = False
 
     def _take(self) -> None:
-        if self._measuring and self._hooks.parameters:
+        if self._measuring:
             self._sweep()
             try:
                 self._emit(self._buffer.take(self.step, self._ended_ns or time.time_ns()))
@@ -153,6 +149,9 @@ class Recorder:
         if not self._measuring or self._swept:
             return
         self._swept = True
+        # A replaced parameter's hook is silent: where every gradient came, no parameter needs a look.
+        if self._buffer.incomplete or self._hooks.waiting:
+            self._refresh()
         if not self._buffer.incomplete:
             return
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The life of one attachment: ``attach`` wires hooks, recorder, daemon and log; ``Trace`` is the user's handle."""
 
 import atexit
+import contextlib
 import numbers
 import os
 import platform
@@ -206,9 +207,12 @@ os.register_at_fork(after_in_child=_abandon_all)
 
 def _metric_value(name: str, metric: object) -> float | HostCopy:
     if isinstance(metric, torch.Tensor):
-        if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
-            # Reading a tensor that is on the host already is no sync.
-            return float(metric.item()) if metric.device.type == "cpu" else HostCopy(metric.detach())
+        if metric.is_cpu:
+            # Reading a tensor that is on the host already is no sync; it raises where there is not one real number.
+            with contextlib.suppress(RuntimeError, TypeError, ValueError):
+                return float(metric.item())
+        elif metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
+            return HostCopy(metric.detach())
     elif isinstance(metric, float | int | HostCopy):
         return metric if isinstance(metric, HostCopy) else float(metric)
     elif isinstance(metric, numbers.Real | np.bool_):
