@@ -30,9 +30,9 @@ def logged(run: Path) -> list[int]:
     return tracer.scan(run, "metrics").collect()["step"].to_list()
 
 
-def start(run: Path, limit_items: int = 1_000) -> Daemon:
+def start(run: Path, limit_bytes: int = 1 << 20) -> Daemon:
     """A daemon that writes metrics alone."""
-    return Daemon(new_run(run), 0, {"metrics": encode}, limit_items)
+    return Daemon(new_run(run), 0, {"metrics": encode}, lambda item: item, limit_bytes)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,58 @@ def test_close_publishes_everything_merges_and_says_so(tmp_path: Path) -> None:
 
 def test_what_exceeds_the_limit_is_dropped_and_counted(tmp_path: Path) -> None:
     """A flood keeps the oldest, never blocks, warns once, and the closed mark says how many rows were lost."""
-    with pytest.warns(tracer.TracerWarning, match="rows are dropped: 10 items wait") as caught:
-        daemon = start(tmp_path / "run", limit_items=10)
+    with pytest.warns(tracer.TracerWarning, match="rows are dropped: 1 MiB wait") as caught:
+        daemon = start(tmp_path / "run", limit_bytes=1 << 20)
         for number in range(30):
-            daemon.put("metrics", number, rows=3)
+            daemon.put("metrics", number, rows=3, size_bytes=100_000)
         daemon.close({})
     assert len(caught) == 1
     (summary,) = closed_summaries(tmp_path / "run")
     assert summary["rows_dropped"] == {"metrics": 60}
     assert logged(tmp_path / "run") == list(range(10))
+
+
+def test_half_the_limit_is_published_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the cadence has become, a burst does not wait until rows have to be dropped."""
+    monkeypatch.setattr("tracer.daemon.cadence_seconds", lambda age: 3_600.0)
+    daemon = start(tmp_path / "run")
+    daemon.put("metrics", 0, size_bytes=300_000)
+    daemon.put("metrics", 1, size_bytes=300_000)
+    wait_until(lambda: logged(tmp_path / "run") == [0, 1])
+    daemon.close({})
+
+
+def test_a_copy_that_never_lands_costs_its_rows_alone(tmp_path: Path) -> None:
+    """A device that fails loses what it did not give, and the daemon goes on."""
+
+    def landed(item: int) -> int:
+        if item == 1:
+            raise RuntimeError("device lost")
+        return item
+
+    with pytest.warns(tracer.TracerWarning, match="device lost"):
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, landed, 1 << 20)
+        for number in range(3):
+            daemon.put("metrics", number)
+        daemon.close({})
+    assert logged(tmp_path / "run") == [0, 2]
+    (summary,) = closed_summaries(tmp_path / "run")
+    assert summary["rows_dropped"] == {"metrics": 1}
+
+
+def test_a_merge_that_fails_leaves_a_closed_run_with_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that cannot be merged are complete as they are."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tracer.daemon.merge", failing)
+    with pytest.warns(tracer.TracerWarning, match="No space left on device"):
+        daemon = start(tmp_path / "run")
+        daemon.put("metrics", 0)
+        daemon.close({})
+    assert logged(tmp_path / "run") == [0]
+    assert state(tmp_path / "run") == "closed"
 
 
 def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
@@ -133,7 +176,7 @@ def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: 
         return encode(items)
 
     with pytest.warns(tracer.TracerWarning, match="not a step"):
-        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, 100)
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, lambda item: item, 1 << 20)
         daemon.put("metrics", -1)
         wait_until(lambda: daemon.dropped["metrics"] == 1)
         daemon.put("metrics", 5)

@@ -16,11 +16,14 @@ class Notes:
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         self.heard.append(f"gradient {tap.index}")
 
-    def before_update(self) -> None:
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
         self.heard.append("before")
 
-    def after_update(self) -> None:
+    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
         self.heard.append("after")
+
+    def follow_model(self) -> None:
+        self.heard.append("follow")
 
 
 def hooks_on(model: nn.Module) -> int:
@@ -63,7 +66,7 @@ def test_a_replaced_parameter_is_armed_again_and_the_old_one_freed() -> None:
     assert not hooks.stale()
     model[0].weight = nn.Parameter(torch.zeros(8, 6))
     assert hooks.stale()
-    assert [parameter.name for parameter in hooks.rearm()] == ["0.weight"]
+    assert [hooks.parameters[tap.index].name for tap in hooks.rearm()] == ["0.weight"]
     assert not hooks.stale()
     assert not old._post_accumulate_grad_hooks
     loss_of(model).backward()

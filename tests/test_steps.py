@@ -2,6 +2,7 @@
 
 import gc
 import math
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import nn
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
+from tracer.log.run import state
+from tracer.rows import RowBuffer, StepRows
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -81,11 +84,13 @@ def test_two_optimizers_after_one_backward_are_one_step(tmp_path: Path) -> None:
     assert_rows(tmp_path / "run", expected)
 
 
-def test_an_optimizer_inside_the_backward_is_one_step_a_backward(tmp_path: Path) -> None:
-    """Optimizers that step in gradient hooks end one step with each backward, however many parameters there are."""
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_an_optimizer_inside_the_backward_is_one_step_a_backward(attach_first: bool, tmp_path: Path) -> None:
+    """Optimizers that step in gradient hooks, set before or after attach, end one step with each backward."""
     model = mlp()
     expected: list[dict[str, dict[str, float | None]]] = []
-    with tracer.attach(model, tmp_path / "run"):
+
+    def step_inside_backward() -> None:
         for name, parameter in model.named_parameters():
             optimizer = torch.optim.SGD([parameter], lr=0.1)
 
@@ -95,6 +100,12 @@ def test_an_optimizer_inside_the_backward_is_one_step_a_backward(tmp_path: Path)
                 optimizer.zero_grad()
 
             parameter.register_post_accumulate_grad_hook(step)
+
+    if not attach_first:
+        step_inside_backward()
+    with tracer.attach(model, tmp_path / "run"):
+        if attach_first:
+            step_inside_backward()
         for _ in range(3):
             expected.append({})
             loss_of(model).backward()
@@ -311,6 +322,125 @@ def test_an_unused_parameters_value_is_the_one_before_the_update(tmp_path: Path)
     rows = recorded(tmp_path / "run")
     assert [rows[step, "sometimes.weight"]["value_max"] for step in range(4)] == values
     assert [rows[step, "sometimes.weight"]["grad_max"] is None for step in range(4)] == [False, True, False, True]
+
+
+def test_a_closure_records_values_from_before_the_update(tmp_path: Path) -> None:
+    """Where the optimizer itself calls for the gradients, an unused parameter's value is still the one before."""
+    model = HalfUsed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.5)
+    values = []
+
+    def closure() -> float:
+        optimizer.zero_grad(set_to_none=False)
+        loss = loss_of(model)
+        loss.backward()
+        values.append(model.sometimes.weight.max().item())
+        return loss.item()
+
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(4):
+            trace.log(loss=optimizer.step(closure))
+    rows = recorded(tmp_path / "run")
+    assert [rows[step, "sometimes.weight"]["value_max"] for step in range(4)] == values
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2, 3]
+
+
+def test_gradients_set_by_hand_still_count_their_updates(tmp_path: Path) -> None:
+    """Where gradients come from autograd.grad and no hook can see them, each update is a step, with null gradients."""
+    model = mlp()
+    optimizer = sgd(model)
+    values = []
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(3):
+            gradients = torch.autograd.grad(loss_of(model), list(model.parameters()))
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            values.append(next(model.parameters()).max().item())
+            optimizer.step()
+            trace.log(loss=0.0)
+    rows = recorded(tmp_path / "run")
+    assert [rows[step, "0.weight"]["value_max"] for step in range(3)] == values
+    assert [rows[step, "0.weight"]["grad_max"] for step in range(3)] == [None] * 3
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("what", ["parameter", "module", "everything"])
+def test_what_is_replaced_in_mid_run_is_followed(what: str, tmp_path: Path) -> None:
+    """A new parameter, a new module, or a state dict that was assigned: its first gradient is recorded already."""
+    model = mlp()
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(4):
+            if step == 2 and what == "parameter":
+                model[2].weight = nn.Parameter(torch.randn(3, 8))
+            elif step == 2 and what == "module":
+                model[2] = nn.Linear(8, 3)
+            elif step == 2:
+                model.load_state_dict({name: torch.randn_like(p) for name, p in model.named_parameters()}, assign=True)
+            optimizer = sgd(model)
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+    replaced = {name for _, name, _ in events(tmp_path / "run", "replaced")}
+    names = {"parameter": {"2.weight"}, "module": {"2.weight", "2.bias"}, "everything": set(expected[0])}
+    assert replaced == names[what]
+
+
+def test_what_breaks_between_two_steps_costs_the_extremes_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and metrics go on, later steps have no rows, and the log says since when and why."""
+    model = mlp()
+    optimizer = sgd(model)
+    take = RowBuffer.take
+
+    def failing(self: RowBuffer, step: int, time_ns: int) -> StepRows:
+        if step == 2:
+            raise MemoryError("no memory left")
+        return take(self, step, time_ns)
+
+    monkeypatch.setattr(RowBuffer, "take", failing)
+    with (
+        pytest.warns(tracer.TracerWarning, match="extremes are no longer recorded from step 2 on") as caught,
+        tracer.attach(model, tmp_path / "run") as trace,
+    ):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+            trace.log(loss=0.0)
+    assert len(caught) == 1
+    assert steps(tmp_path / "run") == [0, 1]
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(6))
+    assert events(tmp_path / "run", "failed") == [(2, None, "MemoryError: no memory left")]
+
+
+def test_closing_from_a_signal_handler_at_any_moment_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that closes the trace may interrupt the training thread between two steps."""
+    model = mlp()
+    optimizer = sgd(model)
+    take = RowBuffer.take
+    trace = tracer.attach(model, tmp_path / "run")
+
+    def interrupted(self: RowBuffer, step: int, time_ns: int) -> StepRows:
+        monkeypatch.setattr(RowBuffer, "take", take)
+        signal.raise_signal(signal.SIGUSR1)
+        return take(self, step, time_ns)
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: trace.close())
+    monkeypatch.setattr(RowBuffer, "take", interrupted)
+    try:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert state(tmp_path / "run") == "closed"
 
 
 def test_a_frozen_parameter_has_values_and_null_gradients(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def test_a_metric_tensor_is_read_at_once(tmp_path: Path) -> None:
     [
         ("0.5", r"metric loss='0.5' \(str\)"),
         (None, r"metric loss=None \(NoneType\)"),
+        (10**400, r"metric loss=10+ \(int\)"),
         (torch.zeros(3), r"metric loss=a tensor of shape \(3,\) \(Tensor\)"),
         (torch.tensor(1j), r"metric loss=a tensor of shape \(\) \(Tensor\)"),
         (np.zeros(2), r"metric loss=array\(\[0., 0.\]\) \(ndarray\)"),
@@ -223,6 +224,23 @@ def test_a_stride_that_is_no_positive_integer_is_refused(every: object, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_any_name_may_be_a_metrics_name(tmp_path: Path) -> None:
+    """Names that Python's own calls use are names like any other."""
+    with tracer.attach(mlp(), tmp_path / "run") as trace:
+        trace.log(**{"self": 1.0, "a name/with $signs$": 2.0})
+    assert metric(tmp_path / "run", "self") == [(0, 1.0)]
+    assert metric(tmp_path / "run", "a name/with $signs$") == [(0, 2.0)]
+
+
+def test_a_folder_that_is_being_written_is_refused_to_a_second_trace(tmp_path: Path) -> None:
+    """Two traces of one process never share a run, not even with resume=True."""
+    with (
+        tracer.attach(mlp(), tmp_path / "run"),
+        pytest.raises(RuntimeError, match="another model is being traced into"),
+    ):
+        tracer.attach(mlp(), tmp_path / "run", resume=True)
+
+
 def test_bad_models_and_selections_leave_no_folder(tmp_path: Path) -> None:
     """What cannot be traced is refused before anything is written."""
     with pytest.raises(TypeError, match=r"needs a torch.nn.Module, and got dict"):
@@ -231,6 +249,8 @@ def test_bad_models_and_selections_leave_no_folder(tmp_path: Path) -> None:
         tracer.attach(nn.ReLU(), tmp_path / "run")
     with pytest.raises(ValueError, match="selects none"):
         tracer.attach(mlp(), tmp_path / "run", params="no such name")
+    with pytest.raises(TypeError, match=r"params=\['weight'\] must be a regular expression, or a callable"):
+        tracer.attach(mlp(), tmp_path / "run", params=["weight"])  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -358,6 +378,8 @@ for step in range(5):
     assert steps(tmp_path / "run") == list(range(5))
     assert len(metric(tmp_path / "run", "loss")) == 5
     assert state(tmp_path / "run") == "closed"
+    ((_, _, reason),) = events(tmp_path / "run", "closed")
+    assert reason == ("RuntimeError: uncaught" if "uncaught" in end else "KeyboardInterrupt: " if "SIG" in end else "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -1,5 +1,6 @@
 """The daemon: one thread that takes rows from a bounded queue and publishes them as parts, on the cadence."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -34,21 +35,30 @@ class Daemon:
         path: The run's folder.
         rank: The rank whose parts these are.
         encoders: For each table the function that turns a list of items into its rows.
-        limit_items: How many items may wait, in the queue and for a disk that does not take them. What comes then is
-            dropped and counted.
+        landed: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
+        limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
+            and counted; half of it is published before its time.
     """
 
     def __init__(
-        self, path: Path, rank: int, encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]], limit_items: int
+        self,
+        path: Path,
+        rank: int,
+        encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]],
+        landed: Callable[[Any], Any],
+        limit_bytes: int,
     ) -> None:
         self._path = path
         self._rank = rank
         self._encoders = encoders
-        self._limit_items = limit_items
+        self._landed = landed
+        self._limit_bytes = limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._waiting: dict[str, list[Any]] = {table: [] for table in encoders}
-        self._backlog = 0
+        # Each is written by one side alone; their difference is what waits.
+        self._put_bytes = 0
+        self._gone_bytes = 0
         self._numbers = {
             table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
             for table in encoders
@@ -62,13 +72,14 @@ class Daemon:
         self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
         self._thread.start()
 
-    def put(self, table: str, item: object, rows: int = 1) -> None:
-        """Hand over an item that stands for ``rows`` rows; never blocks, never raises, drops it when too many wait."""
-        if self._queue.qsize() + self._backlog < self._limit_items:
-            self._queue.put((table, item, rows))
+    def put(self, table: str, item: object, rows: int = 1, size_bytes: int = 300) -> None:
+        """Hand over an item that stands for ``rows`` rows; never blocks, never raises, drops it when too much waits."""
+        if self._put_bytes - self._gone_bytes + size_bytes <= self._limit_bytes:
+            self._put_bytes += size_bytes
+            self._queue.put((table, item, rows, size_bytes))
             return
         self.dropped[table] += rows
-        self._warn_once(f"rows are dropped: {self._limit_items} items wait to be written to {self._path}")
+        self._warn_once(f"rows are dropped: {self._limit_bytes >> 20} MiB wait to be written to {self._path}")
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Publish everything, merge, write the closed mark with this summary, and end the thread."""
@@ -82,7 +93,7 @@ class Daemon:
     def abandon(self) -> None:
         """Forget everything without touching the log: for a forked child, which has no such thread."""
         self._queue = queue.SimpleQueue()
-        self._limit_items = 0
+        self._limit_bytes = 0
         self._warned = True
 
     def _run(self) -> None:
@@ -91,15 +102,16 @@ class Daemon:
         while not ended:
             self._wake.wait(_TICK_SECONDS)
             ended = self._drain()
-            self._backlog = sum(map(len, self._waiting.values()))
             self._outside(lambda: run_folder.beat(self._path, self._rank))
             now = time.monotonic()
-            if ended or now >= due:
+            if ended or now >= due or self._put_bytes - self._gone_bytes > self._limit_bytes // 2:
                 for table in self._encoders:
                     self._outside(lambda table=table: self._publish(table))  # type: ignore[misc]
                 due = now + cadence_seconds(now - self._started)
-                self._backlog = sum(map(len, self._waiting.values()))
-        self._outside(self._finish)
+        for table in self._encoders:
+            self.dropped[table] += sum(rows for _, rows, _ in self._waiting[table])
+        self._outside(self._merge)
+        self._outside(self._mark_closed)
 
     def _drain(self) -> bool:
         """Move what is queued to what waits; whether the sentinel was there."""
@@ -110,34 +122,42 @@ class Daemon:
                 return False
             if entry is _END:
                 return True
-            table, item, rows = entry
-            self._waiting[table].append((item, rows))
+            table, item, rows, size_bytes = entry
+            try:
+                self._waiting[table].append((self._landed(item), rows, size_bytes))
+            except Exception as error:
+                self._gone_bytes += size_bytes
+                self.dropped[table] += rows
+                self._warn_once(f"rows are lost: a device did not give them ({error})")
 
     def _publish(self, table: str) -> None:
         waiting = self._waiting[table]
         if not waiting:
             return
         try:
-            rows = self._encoders[table]([item for item, _ in waiting])
+            rows = self._encoders[table]([item for item, _, _ in waiting])
         except Exception:
             # These rows will not encode at the next attempt either.
-            self.dropped[table] += sum(rows for _, rows in waiting)
-            self._waiting[table] = []
+            self.dropped[table] += sum(rows for _, rows, _ in waiting)
+            self._forget(table)
             raise
         publish(self._path, table, self._rank, self._numbers[table], rows)
         self._numbers[table] += 1
         self.rows[table] += rows.num_rows
+        self._forget(table)
+
+    def _forget(self, table: str) -> None:
+        self._gone_bytes += sum(size_bytes for _, _, size_bytes in self._waiting[table])
         self._waiting[table] = []
 
-    def _finish(self) -> None:
-        for table in self._encoders:
-            self.dropped[table] += sum(rows for _, rows in self._waiting[table])
+    def _merge(self) -> None:
         deadline = time.monotonic() + _MERGE_SECONDS
-        for table in self._encoders:
-            try:
+        # The small tables first: extremes may need all the time there is.
+        for table in sorted(self._encoders, key=lambda table: self.rows[table]):
+            with contextlib.suppress(MergeTimeoutError):
                 merge(self._path, table, self._rank, seconds=deadline - time.monotonic())
-            except MergeTimeoutError:
-                continue
+
+    def _mark_closed(self) -> None:
         counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self._numbers}
         run_folder.close_rank(self._path, self._rank, {**self._summary, **counts})
 
@@ -146,7 +166,7 @@ class Daemon:
         try:
             action()
         except Exception as error:
-            self._warn_once(f"{self._path} cannot be written ({error}); rows wait in memory and are tried again")
+            self._warn_once(f"{self._path} cannot be written ({error}); what waits is kept in memory and tried again")
 
     def _warn_once(self, message: str) -> None:
         if not self._warned:

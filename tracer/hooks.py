@@ -3,7 +3,7 @@
 Registers, re-arms and removes them; knows neither rows nor files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from tracer.parameters import NamedParameter, Select, name_filter, named_parameters
+from tracer.parameters import Select, name_filter, named_parameters
 
 
 class Tap:
@@ -33,11 +33,14 @@ class Listener(Protocol):
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """A gradient has been accumulated into ``tensor.grad``."""
 
-    def before_update(self) -> None:
+    def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer that holds a traced parameter is about to update."""
 
-    def after_update(self) -> None:
+    def after_update(self, optimizer: Optimizer) -> None:
         """An optimizer that holds a traced parameter has updated."""
+
+    def follow_model(self) -> None:
+        """The model's parameters are no longer those that were armed: ``rearm`` is due."""
 
 
 class Hooks:
@@ -62,8 +65,8 @@ class Hooks:
         self._listener: Listener | None = None
         self._handles: list[RemovableHandle] = []
         self.taps: list[Tap] = []
-        # What `stale` compares: where the model keeps each tensor, frozen ones without a hook, and lazy ones.
-        self._places: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+        # What `stale` compares: where the model keeps modules and tensors, frozen ones without a hook, and lazy ones.
+        self._places: list[tuple[Mapping[str, object], str, object]] = []
         self._unarmed: list[nn.Parameter] = []
         self._lazy: list[nn.Parameter] = []
         self._survey()
@@ -84,8 +87,8 @@ class Hooks:
         """Set all hooks; from now on they report to ``listener``."""
         self._listener = listener
         self._handles = [
-            register_optimizer_step_pre_hook(self._around_update(listener.before_update)),
-            register_optimizer_step_post_hook(self._around_update(listener.after_update)),
+            register_optimizer_step_pre_hook(self._around_update(listener, listener.before_update)),
+            register_optimizer_step_post_hook(self._around_update(listener, listener.after_update)),
         ]
         self.rearm()
 
@@ -96,18 +99,18 @@ class Hooks:
 
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        for owner, key, tensor in self._places:
-            if owner.get(key) is not tensor:
+        for owner, key, thing in self._places:
+            if owner.get(key) is not thing:
                 return True
         return any(tensor.requires_grad for tensor in self._unarmed) or any(
             not is_lazy(tensor) for tensor in self._lazy
         )
 
-    def rearm(self) -> list[NamedParameter]:
+    def rearm(self) -> list[Tap]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
 
         Returns:
-            The parameters whose tensors were not armed before.
+            The taps of tensors that were not known before.
         """
         listener = self._listener
         assert listener is not None
@@ -115,15 +118,17 @@ class Hooks:
         self._survey()
         tensors = [parameter.tensor for parameter in self.parameters]
         self.taps = [known.pop(id(tensor)) if id(tensor) in known else Tap(tensor) for tensor in tensors]
-        new = [parameter for parameter, tap in zip(self.parameters, self.taps, strict=True) if tap.index < 0]
+        new = [tap for tap in self.taps if tap.index < 0]
         for index, tap in enumerate(self.taps):
             tap.index = index
             if tap.handle is None and tap.tensor.requires_grad:
-                tap.handle = tap.tensor.register_post_accumulate_grad_hook(_gradient_hook(listener, tap))
+                tap.handle = _first_hook(tap.tensor, _gradient_hook(listener, tap))
         for tap in known.values():
             if tap.handle is not None:
                 tap.handle.remove()
         self._places = [(parameter.owner, parameter.key, parameter.tensor) for parameter in self.parameters]
+        for module in self._model.modules():
+            self._places.extend((module._modules, name, child) for name, child in module._modules.items())
         self._unarmed = [tap.tensor for tap in self.taps if tap.handle is None]
         self._lazy = [parameter.tensor for parameter in self.chosen if parameter.lazy]
         return new
@@ -146,13 +151,23 @@ class Hooks:
         self.parameters = [parameter for parameter in self.chosen if not parameter.lazy]
         self._ids = {id(parameter.tensor) for parameter in self.chosen}
 
-    def _around_update(self, report: Callable[[], None]) -> Callable[[Optimizer, Any, Any], None]:
+    def _around_update(
+        self, listener: Listener, report: Callable[[Optimizer], None]
+    ) -> Callable[[Optimizer, Any, Any], None]:
         def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
             # The hook is called for every optimizer of the process: only those of this model count.
-            if any(id(tensor) in self._ids for group in optimizer.param_groups for tensor in group["params"]):
-                report()
+            if not self._held_by(optimizer):
+                if not self.stale():
+                    return
+                listener.follow_model()
+                if not self._held_by(optimizer):
+                    return
+            report(optimizer)
 
         return hook
+
+    def _held_by(self, optimizer: Optimizer) -> bool:
+        return any(id(tensor) in self._ids for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:
@@ -162,3 +177,12 @@ def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], Non
         on_gradient(tap, tensor)
 
     return hook
+
+
+def _first_hook(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """Register a hook before those that are there: a user's may update the parameter and free its gradient."""
+    handle: RemovableHandle = tensor.register_post_accumulate_grad_hook(hook)
+    hooks = tensor._post_accumulate_grad_hooks
+    for key in [key for key in hooks if key != handle.id]:
+        hooks[key] = hooks.pop(key)
+    return handle

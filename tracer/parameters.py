@@ -59,11 +59,14 @@ def name_filter(select: Select | None) -> Callable[[str], bool]:
 
     Raises:
         ValueError: the pattern is not a regular expression.
+        TypeError: it is neither a pattern nor a callable.
     """
     if select is None:
         return lambda name: True
     if callable(select):
         return select
+    if not isinstance(select, str | re.Pattern):
+        raise TypeError(f"params={select!r} must be a regular expression, or a callable on the name")
     try:
         pattern = re.compile(select)
     except re.error as error:

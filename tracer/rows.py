@@ -39,7 +39,7 @@ class HostCopy:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(tensor.device))
         else:
-            # No other device has an asynchronous copy.
+            # Blocks until the copy is there: pinned memory and events are CUDA's.
             self._host = tensor.cpu()
 
     def wait(self) -> torch.Tensor:
@@ -79,6 +79,11 @@ class StepRows(NamedTuple):
     layout: Layout
     present: bytes
     copies: list[bytes | HostCopy]
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return 500 + 17 * len(self.present)
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,23 @@ class Event:
     detail: str
 
 
+def landed(item: StepRows | Metric | Event) -> StepRows | Metric | Event:
+    """The same item with its copies on the host, so that pinned memory is not held until it is published."""
+    if isinstance(item, StepRows):
+        return item._replace(copies=[_bytes(copy) for copy in item.copies])
+    if isinstance(item, Metric):
+        return item._replace(value=_number(item.value))
+    return item
+
+
+def _bytes(copy: bytes | HostCopy) -> bytes:
+    return copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes()
+
+
+def _number(value: float | HostCopy) -> float:
+    return value if isinstance(value, float) else float(value.wait().item())
+
+
 def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
     """An event that happens now."""
     return Event(step, time.time_ns(), kind, param, detail)
@@ -257,9 +279,7 @@ class Encoder:
 
     def metrics(self, metrics: Sequence[Metric]) -> pa.Table:
         """The rows of these metrics."""
-        values = [
-            metric.value if isinstance(metric.value, float) else float(metric.value.wait().item()) for metric in metrics
-        ]
+        values = [_number(metric.value) for metric in metrics]
         names = pa.array([metric.name for metric in metrics], type=pa.string()).dictionary_encode()
         key = self._key([metric.step for metric in metrics], [metric.time_ns for metric in metrics])
         return pa.table([*key, names, pa.array(values, type=pa.float64())], schema=schema.SCHEMAS["metrics"])
@@ -288,8 +308,7 @@ def _numbers(steps: list[StepRows], count: int) -> npt.NDArray[np.float64]:
     """The four numbers of every parameter and step, as float64 of shape (steps, parameters, 4)."""
     numbers = np.zeros((len(steps), count, 4))
     for device, groups in enumerate(steps[0].layout.groups):
-        copies = [rows.copies[device] for rows in steps]
-        flat = b"".join(copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes() for copy in copies)
+        flat = b"".join(_bytes(rows.copies[device]) for rows in steps)
         blocks = np.frombuffer(flat, dtype=np.uint8).reshape(len(steps), -1)
         for group in groups:
             raw = np.ascontiguousarray(blocks[:, group.offset_bytes : group.offset_bytes + group.size_bytes])

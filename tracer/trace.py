@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +24,11 @@ from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log.read import scan
 from tracer.parameters import NamedParameter, Select, named_parameters
-from tracer.rows import Encoder, Event, HostCopy, Metric, StepRows, event
+from tracer.rows import Encoder, Event, HostCopy, Metric, StepRows, event, landed
 from tracer.steps import Recorder
 
-# What may wait in memory where the disk does not keep up; in items, from the size of a step's rows.
+# What may wait in memory, for the next cadence or for a disk that does not keep up.
 _WAITING_BYTES = 64 << 20
-_BYTES_PER_PARAMETER = 64
 
 _open: "set[Trace]" = set()
 
@@ -57,7 +56,7 @@ def attach(
     Raises:
         ValueError: the model has no trainable parameter, ``params`` selects none, ``every`` is not a positive integer,
             or ``resume`` has no ``path``.
-        RuntimeError: a parameter of the model is being traced already.
+        RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -71,6 +70,10 @@ def attach(
     for other in list(_open):
         if other.traces(ids):
             raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
+        if path is not None and other.path.resolve() == Path(path).resolve():
+            raise RuntimeError(
+                f"another model is being traced into {path}: give another path, or close that trace first"
+            )
     return Trace(model, hooks, path, every=every, resume=resume)
 
 
@@ -102,28 +105,26 @@ class Trace:
             else:
                 run_folder.prepare_folders(self.path)
             first_step, attempt = 0, 0
-        encoder = Encoder(rank, attempt)
-        parameters = len(hooks.chosen)
-        limit = max(64, min(100_000, _WAITING_BYTES // (_BYTES_PER_PARAMETER * parameters)))
-        self._daemon = Daemon(
-            self.path,
-            rank,
-            {"extremes": encoder.extremes, "metrics": encoder.metrics, "events": encoder.events},
-            limit,
-        )
         self._recorder = Recorder(hooks, every, first_step, self._emit_rows, self._emit_event)
+        encoder = Encoder(rank, attempt)
+        encoders: dict[str, Callable[[Sequence[Any]], pa.Table]] = {
+            "extremes": encoder.extremes,
+            "metrics": encoder.metrics,
+            "events": encoder.events,
+        }
+        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
         self._emit_event(
             event(first_step, "resumed" if resumed else "attached", f"{len(hooks.chosen)} parameters, every {every}")
         )
         hooks.arm(self._recorder)
         self._closed = False
         _open.add(self)
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
         if rank == 0:
             begun = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
             print(f"gradwatch {begun}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
 
-    def log(self, **metrics: object) -> None:
+    def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.
 
         Args:
@@ -138,7 +139,7 @@ class Trace:
             for name, value in values.items():
                 self._daemon.put("metrics", Metric(self._recorder.step, now, name, value))
 
-    def step(self, **metrics: object) -> None:
+    def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
 
         Args:
@@ -173,7 +174,7 @@ class Trace:
 
     def _finish(self, reason: str) -> None:
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         _open.discard(self)
         self._recorder.finish()
         self._hooks.remove()
@@ -185,12 +186,17 @@ class Trace:
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self._hooks.remove()
         self._daemon.abandon()
 
+    def _close_at_exit(self) -> None:
+        # The interpreter keeps an exception that nobody caught.
+        error: BaseException | None = getattr(sys, "last_value", None)
+        self.__exit__(type(error) if error else None, error, None)
+
     def _emit_rows(self, rows: StepRows) -> None:
-        self._daemon.put("extremes", rows, rows=len(rows.layout.names))
+        self._daemon.put("extremes", rows, rows=len(rows.layout.names), size_bytes=rows.size_bytes)
 
     def _emit_event(self, happened: Event) -> None:
         self._daemon.put("events", happened)
@@ -213,10 +219,11 @@ def _metric_value(name: str, metric: object) -> float | HostCopy:
                 return float(metric.item())
         elif metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
             return HostCopy(metric.detach())
-    elif isinstance(metric, float | int | HostCopy):
-        return metric if isinstance(metric, HostCopy) else float(metric)
-    elif isinstance(metric, numbers.Real | np.bool_):
-        return float(metric)
+    elif isinstance(metric, HostCopy):
+        return metric
+    elif isinstance(metric, float | int | numbers.Real | np.bool_):
+        with contextlib.suppress(OverflowError):
+            return float(metric)
     elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
         return float(metric.item())
     what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
