@@ -41,12 +41,12 @@ def snapshot(*curves: Curve, extremes: Extremes | None = None, **fields: Any) ->
     return Snapshot(curves=curves, extremes=extremes, **given)
 
 
-def curve(name: str, values: Sequence[float] = (3.0, 2.0, 1.0), first_nonfinite: int | None = None) -> Curve:
+def curve(name: str, values: Sequence[float] = (3.0, 2.0, 1.0), nonfinite: Sequence[int] = ()) -> Curve:
     """A metric with a value at each step."""
-    return Curve(name, range(len(values)), values, values, values, first_nonfinite)
+    return Curve(name, range(len(values)), values, values, values, nonfinite)
 
 
-def four(numbers: Sequence[float | None], value: int | None = None, grad: int | None = None) -> Extremes:
+def four(numbers: Sequence[float | None], value: Sequence[int] = (), grad: Sequence[int] = ()) -> Extremes:
     """Extremes in which the four statistics are multiples of the same numbers."""
     factors = {"value_min": -1, "value_max": 2, "grad_min": -3, "grad_max": 4}
     statistics = {
@@ -139,7 +139,7 @@ def test_validation_is_dashed(name: str, style: str) -> None:
 def test_any_name_is_drawn_as_it_is(name: str) -> None:
     """Underscores, broken mathematics, markup and other alphabets in a metric's or run's name are mere letters."""
     shown = overview(name)
-    panels = drawn(shown, snapshot(curve(name, first_nonfinite=1), name=name))
+    panels = drawn(shown, snapshot(curve(name, nonfinite=[1]), name=name))
     words = " ".join(name.split())
     assert [f"{words}: NaN or inf from step 1", f"{words}  1"] in [labels(axes) for axes in panels]
     heading = shown.figure.get_suptitle()
@@ -149,7 +149,7 @@ def test_any_name_is_drawn_as_it_is(name: str) -> None:
 def test_many_long_names_leave_room_for_the_panels() -> None:
     """However many curves and long names, a panel keeps most of the figure, and the legend says what it leaves out."""
     curves = [curve(f"{index:02}/{'long/' * 40}loss") for index in range(40)]
-    curves[39] = curve("last_loss", first_nonfinite=7)
+    curves[39] = curve("last_loss", nonfinite=[7])
     axes = drawn(overview(), snapshot(*curves, name="run" * 100))[LOSS]
     assert axes.get_position().width > 0.5
     assert axes.get_position().height > 0.2
@@ -182,7 +182,7 @@ def test_an_empty_panel_says_what_fills_it() -> None:
 def test_the_first_nonfinite_step_is_marked_and_named() -> None:
     """A NaN or an infinity has a mark at its first step and a line in the legend that names the step."""
     snapshots = snapshot(
-        curve("loss", [1.0, math.nan], first_nonfinite=1234), extremes=four([1.0, None], value=5, grad=6)
+        curve("loss", [1.0, math.nan], nonfinite=[1234]), extremes=four([1.0, None], value=[5], grad=[6])
     )
     loss, _, extremes = drawn(overview(), snapshots)
     for axes, label, step in (
@@ -196,9 +196,18 @@ def test_the_first_nonfinite_step_is_marked_and_named() -> None:
     assert "loss" in labels(loss), "the last finite number is not the current one"
 
 
+def test_every_bin_with_a_nonfinite_number_is_marked() -> None:
+    """A NaN long after a first infinity has its mark, and the legend names the last."""
+    (_, _, extremes) = drawn(overview(), snapshot(extremes=four([1.0] * 40, grad=[0, 17, 30])))
+    marks = line(extremes, "gradient: NaN or inf from step 0, last at 30")
+    every = marks.get_markevery()
+    assert isinstance(every, list)
+    assert [np.asarray(marks.get_xdata())[index] for index in every] == [0, 17, 30]
+
+
 def test_a_spike_within_a_bin_is_inside_the_panel() -> None:
     """The band of lowest and highest values decides the limits, not the mean alone."""
-    spiky = Curve("loss", [0, 1, 2], [1.0, 1.0, 1.0], [1.0, -500.0, 1.0], [1.0, 700.0, 1.0], None)
+    spiky = Curve("loss", [0, 1, 2], [1.0, 1.0, 1.0], [1.0, -500.0, 1.0], [1.0, 700.0, 1.0], ())
     axes = drawn(overview(), snapshot(spiky), snapshot(spiky))[LOSS]
     assert axes.get_ylim()[0] < -500
     assert axes.get_ylim()[1] > 700
@@ -227,6 +236,14 @@ def test_numbers_of_any_size_are_drawn(largest: float) -> None:
         assert axes.get_ylim()[0] <= -height <= height <= axes.get_ylim()[1]
 
 
+def test_the_largest_floats_are_drawn_at_the_edge() -> None:
+    """A loss that is about to overflow float64 is drawn, and named with its value, where matplotlib would give up."""
+    values = [1.0, 1.7e308, -1.7e308]
+    loss, _, _ = drawn(overview(), snapshot(curve("loss", values), extremes=four([0.1, 4e307])))
+    assert "loss  -1.7e+308" in labels(loss)
+    assert loss.get_ylim()[1] > 1e305
+
+
 def test_an_axis_follows_new_steps_until_it_is_zoomed() -> None:
     """Limits grow and shrink with the data; those that the user has set stay, and the other axis goes on."""
     shown = overview()
@@ -248,8 +265,8 @@ def test_an_axis_follows_new_steps_until_it_is_zoomed() -> None:
 def test_nothing_accumulates_over_many_updates() -> None:
     """After hundreds of updates the figure holds exactly as many artists as after the first."""
     shown = overview("lr")
-    spiky = Curve("loss", [0, 1], [1.0, 1.0], [0.0, 1.0], [2.0, 1.0], 1)
-    full = snapshot(spiky, curve("acc"), extremes=four([1.0, 2.0], value=0, grad=1))
+    spiky = Curve("loss", [0, 1], [1.0, 1.0], [0.0, 1.0], [2.0, 1.0], [1])
+    full = snapshot(spiky, curve("acc"), extremes=four([1.0, 2.0], value=[0], grad=[1]))
     empty = snapshot(last_step=None)
     counts = []
     for number in range(200):
@@ -271,9 +288,9 @@ def test_a_new_run_in_the_same_folder_leaves_nothing_of_the_old_one() -> None:
 def test_no_text_is_cut_off_or_overlaps() -> None:
     """Title, legends, labels and notes lie inside the figure, and apart from each other."""
     shown = overview("lr")
-    curves = [curve(name, [10.0] * 1000, first_nonfinite=999) for name in ("loss", "val_loss")]
+    curves = [curve(name, [10.0] * 1000, nonfinite=[999]) for name in ("loss", "val_loss")]
     long: dict[str, Any] = {"name": "n" * 200, "state": "stopped", "last_step": 10**9, "problems": ("damaged",) * 10}
-    drawn(shown, snapshot(*curves, extremes=four([1.0], 999), **long))
+    drawn(shown, snapshot(*curves, extremes=four([1.0], [999]), **long))
     texts = [
         text
         for text in shown.figure.findobj(Text)

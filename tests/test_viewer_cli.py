@@ -129,7 +129,7 @@ def test_without_a_display_it_says_what_it_does_instead(run: Path, tmp_path: Pat
     """Where no window can be shown, the figure goes into a file of the run's name, and the viewer says so."""
     code, said, _ = view(tmp_path, run)
     assert code == 0
-    assert "no display here, so the figure goes into a file instead: run.png" in said
+    assert "no window can be opened here, so the figure goes into a file instead: run.png" in said
     assert (tmp_path / "run.png").exists()
 
 

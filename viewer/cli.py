@@ -81,7 +81,7 @@ def _show(live: Live, metrics: list[str]) -> None:
 
     if window.backend() is None:
         save = Path(f"{live.path.resolve().name}.png")
-        _say(f"there is no display here, so the figure goes into a file instead: {save}")
+        _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
         _write_always(live, save, metrics)
         return
     _say_which(live.path)

@@ -35,6 +35,7 @@ _EXTREMES = {
 _STATE_MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 # Below 8 decades under the largest number, symlog shows a straight line through zero.
 _SYMLOG_DECADES = 8
+_LARGEST = 1e306
 # Up to so many points, each gets a marker.
 _FEW_POINTS = 30
 # More entries beside a panel, or longer names, would press the panel itself together, or leave the figure.
@@ -154,8 +155,17 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> list[Artist]:
         artists.append(_draw_line(axes, curve.step, curve.mean, name, colour, style))
         if list(curve.low) != list(curve.high):
             # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
-            artists.append(axes.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.3, linewidth=0.8))
-        artists += _draw_nonfinite(axes, curve.first_nonfinite, name, colour, index)
+            artists.append(
+                axes.fill_between(
+                    curve.step,
+                    _drawable(curve.low),
+                    _drawable(curve.high),
+                    color=colour,
+                    alpha=0.3,
+                    linewidth=0.8,
+                )
+            )
+        artists += _draw_nonfinite(axes, curve.nonfinite, name, colour, index)
     return artists
 
 
@@ -166,8 +176,8 @@ def _draw_extremes(axes: Axes, extremes: Extremes) -> list[Artist]:
     for statistic, (label, colour, style) in _EXTREMES.items():
         heights = [math.nan if number is None else number for number in extremes.statistics[statistic]]
         artists.append(_draw_line(axes, extremes.step, heights, label, colour, style))
-    artists += _draw_nonfinite(axes, extremes.first_nonfinite["value"], "value", _VALUE, 0)
-    artists += _draw_nonfinite(axes, extremes.first_nonfinite["grad"], "gradient", _GRADIENT, 1)
+    artists += _draw_nonfinite(axes, extremes.nonfinite["value"], "value", _VALUE, 0)
+    artists += _draw_nonfinite(axes, extremes.nonfinite["grad"], "gradient", _GRADIENT, 1)
     return artists
 
 
@@ -178,7 +188,7 @@ def _draw_line(
     marked = _marked(heights)
     (line,) = axes.plot(
         steps,
-        heights,
+        _drawable(heights),
         style,
         color=colour,
         label=label + last,
@@ -190,6 +200,11 @@ def _draw_line(
     return line
 
 
+def _drawable(heights: Sequence[float]) -> list[float]:
+    """Numbers near the end of float64 brought a little nearer: with margins, matplotlib's ticks would overflow."""
+    return [max(-_LARGEST, min(_LARGEST, height)) if math.isfinite(height) else height for height in heights]
+
+
 def _marked(heights: Sequence[float]) -> list[int]:
     """The points that get a marker: all of a few, and of many those that no line reaches, since gaps surround them."""
     if len(heights) <= _FEW_POINTS:
@@ -198,25 +213,28 @@ def _marked(heights: Sequence[float]) -> list[int]:
     return [index for index in range(len(heights)) if there[index : index + 3] == [False, True, False]]
 
 
-def _draw_nonfinite(axes: Axes, step: int | None, of: str, colour: str, place: int) -> list[Artist]:
-    """Mark the first step with a NaN or an infinity across the panel, since no curve can show it."""
-    if step is None:
+def _draw_nonfinite(axes: Axes, steps: Sequence[int], of: str, colour: str, place: int) -> list[Artist]:
+    """Mark the steps with a NaN or an infinity, since no curve can show them, and the first across the panel."""
+    if not steps:
         return []
+    # Above one another, where several curves have them at the same step.
+    height = 0.04 + 0.08 * (place % 12)
+    first, *others = steps
+    last = f", last at {steps[-1]:,}" if others else ""
     return list(
         axes.plot(
-            [step, step],
-            # Above one another, where several begin at the same step.
-            [0.04 + 0.08 * (place % 12), 1.0],
+            [first, first, *(number for step in others for number in (math.nan, step))],
+            [height, 1.0, *(number for _ in others for number in (math.nan, height))],
             ":",
             color=_ALARM,
             linewidth=1.0,
             marker="X",
-            markevery=[0],
+            markevery=[0, *range(3, 3 + 2 * len(others), 2)],
             markersize=10,
             markerfacecolor=colour,
             markeredgecolor=_ALARM,
             transform=axes.get_xaxis_transform(),
-            label=f"{of}: NaN or inf from step {step:,}",
+            label=f"{of}: NaN or inf from step {first:,}{last}",
         )
     )
 

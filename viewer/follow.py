@@ -81,6 +81,7 @@ class Follower:
         self._run = run
         self._table = table
         self._seen: set[tuple[int, int]] = set()
+        self._given: set[Path] = set()
         self.problems: dict[Path, str] = {}
 
     def give(self, take: Callable[[pl.LazyFrame], None]) -> bool:
@@ -93,7 +94,7 @@ class Follower:
             Whether there were any.
         """
         for listing in range(_LISTINGS):
-            parts = [part for part in list_parts(self._run, self._table) if part.path not in self.problems]
+            parts = [part for part in list_parts(self._run, self._table) if part.path not in self._given]
             try:
                 frame, numbers = self._unseen(parts)
                 if frame is not None:
@@ -103,6 +104,7 @@ class Follower:
                     raise
                 continue
             self._seen |= numbers
+            self._given.update(part.path for part in parts if part.path not in self.problems)
             return frame is not None
         return False
 
@@ -120,13 +122,16 @@ class Follower:
         whole: list[Part] = []
         frames: list[pl.LazyFrame] = []
         numbers: set[tuple[int, int]] = set()
+        # Looked at anew each time: what could not be read may be readable now.
+        self.problems = {}
         for part in parts:
-            new = {(part.rank, number) for number in range(part.first, part.last + 1)} - self._seen
-            if not new:
-                continue
+            # Before the numbers: a stray file may claim any range in its name.
             found = part_problem(part)
             if found is not None:
                 self.problems[part.path] = found
+                continue
+            new = {(part.rank, number) for number in range(part.first, part.last + 1)} - self._seen
+            if not new:
                 continue
             numbers |= new
             if len(new) == part.last - part.first + 1:

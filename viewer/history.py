@@ -119,23 +119,29 @@ class Bins:
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the run: for each bin its last step, the mean, lowest and highest finite value."""
+    """A metric over the run: for each bin its last step, the mean, lowest and highest finite value.
+
+    ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step.
+    """
 
     name: str
     step: Sequence[int]
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
-    first_nonfinite: int | None
+    nonfinite: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """The overall extremes over the run: for each bin its last step and the four numbers, null where there is none."""
+    """The overall extremes over the run: for each bin its last step and the four numbers, null where there is none.
+
+    ``nonfinite`` holds, for ``"value"`` and ``"grad"``, of each bin that has a NaN or an infinity the first such step.
+    """
 
     step: Sequence[int]
     statistics: Mapping[str, Sequence[float | None]]
-    first_nonfinite: Mapping[str, int | None]
+    nonfinite: Mapping[str, Sequence[int]]
 
 
 class History:
@@ -174,7 +180,7 @@ class History:
         return Extremes(
             frame["step"].to_list(),
             {statistic: frame[statistic].to_list() for statistic in STATISTICS},
-            {of: _first(frame[f"{of}_nonfinite"]) for of in ("value", "grad")},
+            {of: frame[f"{of}_nonfinite"].drop_nulls().to_list() for of in ("value", "grad")},
         )
 
 
@@ -186,10 +192,5 @@ def _curve(name: str, bins: pl.DataFrame) -> Curve:
         mean.to_series().to_list(),
         bins["low"].fill_null(float("nan")).to_list(),
         bins["high"].fill_null(float("nan")).to_list(),
-        _first(bins["nonfinite"]),
+        bins["nonfinite"].drop_nulls().to_list(),
     )
-
-
-def _first(steps: pl.Series) -> int | None:
-    first = steps.min()
-    return None if first is None else int(first)  # type: ignore[arg-type]

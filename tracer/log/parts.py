@@ -149,16 +149,26 @@ def problem(part: Part) -> str | None:
         FileNotFoundError: the part is gone; it may have been merged since it was listed.
     """
     try:
-        crc32 = file_crc32(part.path)
-        if crc32 != part.crc32:
-            return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
-        pq.read_metadata(part.path)
+        return damage(part)
     except FileNotFoundError:
         raise
-    except pa.ArrowInvalid as error:
-        return f"is not Parquet: {error}"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
+
+
+def damage(part: Part) -> str | None:
+    """As ``problem``, but only what is wrong with the bytes.
+
+    Raises:
+        OSError: the bytes cannot be read now; that may pass.
+    """
+    crc32 = file_crc32(part.path)
+    if crc32 != part.crc32:
+        return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
+    try:
+        pq.read_metadata(part.path)
+    except pa.ArrowInvalid as error:
+        return f"is not Parquet: {error}"
     return None
 
 

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tracer.log import schema
-from tracer.log.parts import Part, list_parts, problem
+from tracer.log.parts import Part, damage, list_parts
 from tracer.log.run import LogError, open_run
 
 Paths = str | os.PathLike[str]
@@ -114,10 +114,15 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
 
 def part_problem(part: Part) -> str | None:
     """As ``parts.problem``, but a file that has not changed is read once a process."""
-    stat = part.path.stat()
-    return _problem_of_file(part, stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = part.path.stat()
+        return _damage_of_file(part, stat.st_size, stat.st_mtime_ns)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _problem_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
-    return problem(part)
+def _damage_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
+    return damage(part)

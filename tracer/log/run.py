@@ -20,6 +20,7 @@ State = Literal["running", "closed", "stopped"]
 # The daemon renews the heartbeat every second or so; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
 
+_REQUIRED = ("run_id", "started", "host", "model", "params", "settings", "versions")
 _RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
 
 
@@ -118,6 +119,8 @@ def open_run(path: Path) -> Run:
     try:
         info = json.loads((path / "run.json").read_text(encoding="utf-8"))
         version = int(info["format"])
+        if version <= schema.FORMAT and not set(_REQUIRED) <= set(info):
+            raise ValueError(f"it lacks one of {', '.join(_REQUIRED)}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LogError(f"{path} holds no run: it has no run.json; is the path right?") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:

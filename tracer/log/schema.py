@@ -8,6 +8,11 @@ A run is a folder::
     heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
+**run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),
+``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings`` and ``versions``. The
+**closed mark** holds ``closed`` (ISO 8601), ``rank``, ``last_step``, ``reason`` (the exception that ended the run, or
+""), and by table ``rows``, ``rows_dropped`` and ``published`` (publish numbers used).
+
 **Parts.** ``r<rank>-<first>-<last>-<crc32>.parquet`` holds the rows of the publish numbers ``first`` to ``last`` of
 one rank, counted from 0 in each table; the CRC-32 is that of the file's bytes. A fresh part covers one number. A merged
 part covers a range; it names the rows that each number contributed, in order, in the file metadata ``gradwatch.rows``
