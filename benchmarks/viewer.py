@@ -66,7 +66,7 @@ def rows(first: int, steps: int) -> pa.Table:
 
 def build(run: Path, count: int, parts: int) -> Path:
     """A run of about so many rows in so many parts."""
-    create_run(run, {"model": "ResNet", "params": []})
+    create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
     steps = round(count / PARAMS / parts)
     for number in range(parts):
         publish(run, "extremes", 0, number, rows(number * steps, steps))

@@ -9,8 +9,8 @@ A run is a folder::
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
 **run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),
-``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings`` and ``versions``. The
-**closed mark** holds ``closed`` (ISO 8601), ``rank``, ``last_step``, ``reason`` (the exception that ended the run, or
+``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings``, ``versions``.
+The **closed mark** holds ``closed`` (ISO 8601), ``rank``, ``last_step``, ``reason`` (the exception that ended it, or
 ""), and by table ``rows``, ``rows_dropped`` and ``published`` (publish numbers used).
 
 **Parts.** ``r<rank>-<first>-<last>-<crc32>.parquet`` holds the rows of the publish numbers ``first`` to ``last`` of
