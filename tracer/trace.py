@@ -91,19 +91,12 @@ class Trace:
         if world > 1 and path is None:
             raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
         self._hooks = hooks
-        info = _describe(model, hooks, every)
         self.path = _default_path(model) if path is None else Path(path)
         resumed = resume and run_folder.holds_run(self.path)
         if resumed:
-            run_folder.open_run(self.path)
-            run_folder.prepare_folders(self.path)
-            run_folder.reopen_rank(self.path, rank)
-            first_step, attempt = _continuation(self.path, rank)
+            first_step, attempt = _continue_run(self.path, rank)
         else:
-            if rank == 0:
-                run_folder.create_run(self.path, info)
-            else:
-                run_folder.prepare_folders(self.path)
+            _begin_run(self.path, rank, _describe(model, hooks, every))
             first_step, attempt = 0, 0
         self._recorder = Recorder(hooks, every, first_step, self._emit_rows, self._emit_event)
         encoder = Encoder(rank, attempt)
@@ -274,8 +267,18 @@ def _describe(model: nn.Module, hooks: Hooks, every: int) -> Mapping[str, Any]:
     }
 
 
-def _continuation(path: Path, rank: int) -> tuple[int, int]:
-    """The step and the attempt with which a rank goes on."""
+def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> None:
+    if rank == 0:
+        run_folder.create_run(path, info)
+    else:
+        run_folder.prepare_folders(path)
+
+
+def _continue_run(path: Path, rank: int) -> tuple[int, int]:
+    """Open a run for more rows; the step and the attempt with which this rank goes on."""
+    run_folder.open_run(path)
+    run_folder.prepare_folders(path)
+    run_folder.reopen_rank(path, rank)
     last = [
         scan(path, table, attempts="all")
         .filter(pl.col("rank") == rank)

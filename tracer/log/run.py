@@ -177,7 +177,8 @@ def _owner_lives(heartbeat: Path) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        # It is somebody else's, but it lives.
+        pass
     return True
 
 
