@@ -410,6 +410,15 @@ step()
     assert len(metric(tmp_path / "run", "loss")) == 2
 
 
+def test_a_rank_refuses_a_path_in_which_it_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only rank 0, which writes run.json, sees that a run is there already."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tracer.attach(mlp(), tmp_path / "run").close()
+    with pytest.raises(tracer.LogError, match="already holds a run: give another path"):
+        tracer.attach(mlp(), tmp_path / "run")
+
+
 def test_ranks_need_an_explicit_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that torchrun started cannot each make up a folder of their own."""
     monkeypatch.setenv("RANK", "1")

@@ -23,6 +23,7 @@ from tracer.daemon import Daemon
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log.read import scan
+from tracer.log.run import LogError
 from tracer.parameters import NamedParameter, Select, named_parameters
 from tracer.rows import Encoder, Event, HostCopy, Metric, StepRows, event, landed
 from tracer.steps import Recorder
@@ -270,8 +271,11 @@ def _describe(model: nn.Module, hooks: Hooks, every: int) -> Mapping[str, Any]:
 def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> None:
     if rank == 0:
         run_folder.create_run(path, info)
-    else:
-        run_folder.prepare_folders(path)
+        return
+    # Only rank 0 writes run.json, so this rank looks for its own traces of an earlier run.
+    if rank in run_folder.ranks(path):
+        raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
+    run_folder.prepare_folders(path)
 
 
 def _continue_run(path: Path, rank: int) -> tuple[int, int]:

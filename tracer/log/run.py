@@ -20,6 +20,8 @@ State = Literal["running", "closed", "stopped"]
 # The daemon renews the heartbeat every second or so; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
 
+HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
+
 _REQUIRED = ("run_id", "started", "host", "model", "params", "settings", "versions")
 _RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
 
@@ -68,9 +70,7 @@ def create_run(path: Path, info: Mapping[str, Any]) -> Run:
         _write_json(staged, full)
         _rename_first(staged, path / "run.json")
     except FileExistsError as error:
-        raise LogError(
-            f"{path} already holds a run: give another path, or attach with resume=True to go on with it"
-        ) from error
+        raise LogError(HOLDS_A_RUN.format(path=path)) from error
     except OSError as error:
         raise LogError(f"{path} cannot be written: {error.strerror}; give a path that can be written") from error
     finally:
