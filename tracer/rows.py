@@ -28,7 +28,7 @@ class HostCopy:
     """A tensor on its way to the host; the training thread starts it, the daemon waits for it.
 
     On CUDA the copy goes into pinned memory and nothing waits for it here. Torch's caching host allocator gives that
-    memory to a later copy once this one is dropped, so a run needs a few such buffers and no more.
+    memory to a later copy once this one is dropped, which the daemon does with its next look into the queue.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:

@@ -93,9 +93,9 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
+        # Inside a backward most gradients are still to come, and what gets none is not updated either.
         if _running_backward() == _NO_BACKWARD:
             self._at_border(lambda: self._before_update(optimizer))
-        # Inside a backward most gradients are still to come, and what gets none is not updated either.
 
     def after_update(self, optimizer: Optimizer) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
