@@ -216,11 +216,13 @@ def test_verify_is_not_confused_by_a_merge(
     run = log_of(tmp_path / "run")
 
     def overtaken(path: Path, table: str) -> list[Part]:
-        found = list_parts(path, table)
-        merge(path, table, 0)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr("tracer.log.parts.list_parts", list_parts)
+            found = list_parts(path, table)
+            merge(path, table, 0)
         return found
 
-    monkeypatch.setattr(cli, "list_parts", overtaken)
+    monkeypatch.setattr("tracer.log.parts.list_parts", overtaken)
     cli.verify(run)
     assert capsys.readouterr().out == f"{run}: 3 parts, every byte as it was published\n"
     flip_bit(list_parts(run, "extremes")[0].path)

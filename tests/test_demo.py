@@ -1,10 +1,13 @@
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 import tracer
+from tracer.demo import load
 from tracer.log.parts import list_parts, problem
 from tracer.log.run import state
 
@@ -37,6 +40,22 @@ def test_the_demo_trains_draws_and_reports(tmp_path: Path) -> None:
         check=True,
     )
     assert float(found.stdout) == largest
+
+
+def test_fashion_mnist_is_read_by_torchvision(tmp_path: Path) -> None:
+    """Files in the form in which torchvision downloads them become images in [-1, 1], with their classes."""
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
+    pixels[0], pixels[1] = 0, 255
+    for kind in ("train", "t10k"):
+        (folder / f"{kind}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, *pixels.shape) + pixels.tobytes())
+        (folder / f"{kind}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, 7) + bytes(range(7)))
+    loaded = load("fashion-mnist", tmp_path)
+    assert loaded.images.shape == (7, 3, 32, 32)
+    assert (loaded.images[0] == -1).all()
+    assert (loaded.images[1] == 1).all()
+    assert loaded.labels.tolist() == list(range(7))
 
 
 def test_data_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tests.viewing import shown
 from tracer.log.run import close_rank
 from viewer.figure import title
 from viewer.files import FORMATS, FigureFile, follow
-from viewer.live import Live, Snapshot
+from viewer.live import Live
 
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -26,13 +27,6 @@ def live(tmp_path: Path) -> Iterator[Live]:
     live = Live(run)
     yield live
     live.close()
-
-
-def shown(live: Live) -> Snapshot:
-    """The run as it is now."""
-    snapshot = live.refresh()
-    assert snapshot is not None
-    return snapshot
 
 
 def test_each_format_has_an_example() -> None:

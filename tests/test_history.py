@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.logs import extremes, metrics
-from viewer.history import CAPACITY, STATISTICS, Curve, History
+from tracer.log.schema import STATISTICS
+from viewer.history import CAPACITY, Curve, History
 
 Columns = Mapping[str, Sequence[float | None]]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.viewing import shown
 from tests.waiting import wait_until
 from tracer.log.parts import list_parts, merge
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, LogError
@@ -21,13 +22,6 @@ def live(tmp_path: Path) -> Iterator[Live]:
     live = Live(tmp_path / "run")
     yield live
     live.close()
-
-
-def shown(live: Live) -> Snapshot:
-    """The snapshot of a refresh that has something to show."""
-    snapshot = live.refresh()
-    assert snapshot is not None
-    return snapshot
 
 
 def woken_by(live: Live, action: Callable[[], object]) -> None:
@@ -159,7 +153,7 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
     gone = publish_next(run, "metrics", metrics([8], [1.0]))
     gone.path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("viewer.follow.list_parts", lambda run, table: list_parts(run, table) or [gone])
+        patch.setattr("tracer.log.parts.list_parts", lambda run, table: list_parts(run, table) or [gone])
         assert live.refresh() is None
     assert shown(live).last_step == 7
 

@@ -1,4 +1,4 @@
-"""The viewer as users run it: a process of its own."""
+"""The viewer in tests: as users run it, a process of its own, and in this one."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.waiting import wait_until
+from viewer.live import Live, Snapshot
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
 VIEWER = ("-m", "viewer")
@@ -70,3 +71,10 @@ def view(folder: Path, *arguments: object) -> tuple[int, str, str]:
     with viewing(folder, *arguments) as viewer:
         code = viewer.wait()
         return code, viewer.said(), viewer.complained()
+
+
+def shown(live: Live) -> Snapshot:
+    """The snapshot of a refresh that has something to show."""
+    snapshot = live.refresh()
+    assert snapshot is not None
+    return snapshot

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tracer.log import run as run_folder
 from tracer.log import schema
-from tracer.log.parts import Part, all_parts, list_parts, merge, missing_numbers, problem
+from tracer.log.parts import Part, all_parts, merge, missing_numbers, problem, with_listing
 from tracer.log.read import scan
 from tracer.log.run import STATE_WORDS, LogError
 
@@ -107,13 +107,11 @@ def verify(run: RunArgument) -> None:
 
 def _verified(run: Path, table: str) -> tuple[list[Part], list[str]]:
     """The parts of a table, and a line for each that is damaged."""
-    while True:
-        parts = list_parts(run, table)
-        try:
-            return parts, [f"{part.path} {found}" for part in parts if (found := problem(part)) is not None]
-        except FileNotFoundError:
-            # It was merged away since it was listed; what replaced it is in the next listing.
-            continue
+    return with_listing(
+        run,
+        table,
+        lambda parts: (parts, [f"{part.path} {found}" for part in parts if (found := problem(part)) is not None]),
+    )
 
 
 @app.command(name="merge")

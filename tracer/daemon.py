@@ -100,7 +100,7 @@ class Daemon:
         due = self._started + cadence_seconds(0.0)
         ended = False
         while not ended:
-            self._wake.wait(_TICK_SECONDS)
+            self._wake.wait(max(0.0, min(_TICK_SECONDS, due - time.monotonic())))
             ended = self._drain()
             self._outside(lambda: run_folder.beat(self._path, self._rank))
             now = time.monotonic()

@@ -17,7 +17,6 @@ from torch import nn
 import tracer
 from tracer.trace import Trace
 
-DATASETS = ("digits", "fashion-mnist", "cifar10")
 _BATCH = 32
 _VALIDATION_SHARE = 0.2
 # torchvision's sets are many times larger than the digits: a part of them keeps the demo within minutes on a CPU.
@@ -157,7 +156,7 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
 
     Args:
         path: The run's folder, which must not hold a run yet.
-        data: One of ``DATASETS``.
+        data: ``digits``, ``fashion-mnist`` or ``cifar10``.
         epochs: How many.
         console: Where to print.
 

@@ -185,8 +185,8 @@ class Trace:
         self._daemon.abandon()
 
     def _close_at_exit(self) -> None:
-        # The interpreter keeps an exception that nobody caught.
-        error: BaseException | None = getattr(sys, "last_value", None)
+        # The interpreter keeps an exception that nobody caught; a prompt also keeps those that ended nothing.
+        error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
         self.__exit__(type(error) if error else None, error, None)
 
     def _emit_rows(self, rows: StepRows) -> None:
@@ -215,7 +215,7 @@ def _metric_value(name: str, metric: object) -> float | HostCopy:
             return HostCopy(metric.detach())
     elif isinstance(metric, HostCopy):
         return metric
-    elif isinstance(metric, float | int | numbers.Real | np.bool_):
+    elif isinstance(metric, numbers.Real | np.bool_):
         with contextlib.suppress(OverflowError):
             return float(metric)
     elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":

@@ -11,15 +11,13 @@ from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, F
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-from tracer.log.parts import Part, list_parts, rows_by_number
+from tracer.log.parts import Part, rows_by_number, with_listing
 from tracer.log.read import part_problem, scan_parts
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
-# A part may be merged away between the listing and the reading; the next listing then shows what replaced it.
-_LISTINGS = 5
 
 
 class Waker(FileSystemEventHandler):
@@ -93,20 +91,16 @@ class Follower:
         Returns:
             Whether there were any.
         """
-        for listing in range(_LISTINGS):
-            parts = [part for part in list_parts(self._run, self._table) if part.path not in self._given]
-            try:
-                frame, numbers = self._unseen(parts)
-                if frame is not None:
-                    take(frame)
-            except FileNotFoundError:
-                if listing == _LISTINGS - 1:
-                    raise
-                continue
-            self._seen |= numbers
-            self._given.update(part.path for part in parts if part.path not in self.problems)
-            return frame is not None
-        return False
+        return with_listing(self._run, self._table, lambda parts: self._give(parts, take))
+
+    def _give(self, listed: list[Part], take: Callable[[pl.LazyFrame], None]) -> bool:
+        parts = [part for part in listed if part.path not in self._given]
+        frame, numbers = self._unseen(parts)
+        if frame is not None:
+            take(frame)
+        self._seen |= numbers
+        self._given.update(part.path for part in parts if part.path not in self.problems)
+        return frame is not None
 
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from tracer.log.schema import STATISTICS
+
 # About two bins for each pixel of a wide figure.
 CAPACITY = 2048
-
-STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 
 
 def _finite(column: str) -> pl.Expr:

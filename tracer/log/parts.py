@@ -9,15 +9,19 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.log import schema
 
+Used = TypeVar("Used")
+
 _NAME = re.compile(r"r(\d{5,})-(\d{9,})-(\d{9,})-([0-9a-f]{8})\.parquet")
 _ROWS_KEY = b"gradwatch.rows"
-# Large enough for small footers and fast scans, small enough that merging stays under about 100 MB of memory.
+_LISTINGS = 5
+# Large enough for small footers and fast scans; as many rows are in memory while parts are merged.
 _ROW_GROUP_ROWS = 1 << 18
 
 
@@ -82,6 +86,19 @@ def list_parts(run: Path, table: str) -> list[Part]:
     return outermost
 
 
+def with_listing(run: Path, table: str, use: Callable[[list[Part]], Used]) -> Used:
+    """What ``use`` makes of the parts to read; where one has gone since it was listed, with a new listing.
+
+    Raises:
+        FileNotFoundError: a part is listed again and again, but is not there.
+    """
+    for _ in range(_LISTINGS - 1):
+        # Merged away between the listing and the reading: the next listing shows what replaced it.
+        with contextlib.suppress(FileNotFoundError):
+            return use(list_parts(run, table))
+    return use(list_parts(run, table))
+
+
 def publish(run: Path, table: str, rank: int, number: int, rows: pa.Table) -> Part:
     """Publish rows as the part ``number`` of a table; all of them are then in the log, or, if this raises, none.
 
@@ -142,7 +159,7 @@ def _sync(path: Path) -> None:
 def problem(part: Part) -> str | None:
     """What is wrong with a part, in words; None where its bytes are those that were published.
 
-    Reads the whole file: about a second a gigabyte.
+    Reads the whole file.
 
     Raises:
         FileNotFoundError: the part is gone; it may have been merged since it was listed.
@@ -283,4 +300,4 @@ def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
 def _joined(tables: list[pa.Table], unified: pa.Schema) -> pa.Table:
     """One table with all columns of the unified schema and one dictionary a name column."""
     joined = pa.concat_tables([unified.empty_table(), *tables], promote_options="default")
-    return joined.unify_dictionaries().combine_chunks().select(unified.names).cast(unified)
+    return joined.combine_chunks().select(unified.names).cast(unified)

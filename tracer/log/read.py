@@ -13,13 +13,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tracer.log import schema
-from tracer.log.parts import Part, damage, list_parts
+from tracer.log.parts import Part, damage, with_listing
 from tracer.log.run import LogError, open_run
 
 Paths = str | os.PathLike[str]
-
-# A part may be merged away between the listing and the reading; the next listing then shows what replaced it.
-_LISTINGS = 5
 
 
 class BadPartWarning(UserWarning):
@@ -31,7 +28,7 @@ def scan(
 ) -> pl.LazyFrame:
     """The rows of a run as a polars LazyFrame, at any moment of the run and afterwards.
 
-    Each part's checksum is checked once a process (about a second a gigabyte). A damaged part is named in a
+    Each part's checksum is checked once a process, which reads all of its bytes. A damaged part is named in a
     ``BadPartWarning`` and left out. The frame reads the parts that exist now: scan again to see later ones.
 
     Args:
@@ -64,12 +61,7 @@ def scan(
 
 def _scan_one(path: Path, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
     open_run(path)
-    for _ in range(_LISTINGS - 1):
-        try:
-            return _scan_listed(list_parts(path, table), table, attempts)
-        except FileNotFoundError:
-            continue
-    return _scan_listed(list_parts(path, table), table, attempts)
+    return with_listing(path, table, lambda parts: _scan_listed(parts, table, attempts))
 
 
 def _scan_listed(parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
