@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts, publish
-from tracer.log.run import beat, close_rank, create_run
+from tracer.log.run import beat, close_rank, create_run, prepare_folders
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,6 +21,7 @@ def new_run(path: Path, params: Sequence[str] = ("weight",), **info: object) -> 
     described = [
         {"name": name, "aliases": [], "shape": [2, 2], "dtype": "float32", "trainable": True} for name in params
     ]
+    prepare_folders(path, schema.TABLES)
     create_run(path, {"model": "Model", "params": described, "settings": {"every": 1}, "versions": {}, **info})
     beat(path, 0)
     return path
@@ -77,6 +78,24 @@ def publish_next(run: Path, table: str, rows: pa.Table, rank: int = 0) -> Part:
     """Publish rows under the rank's next number."""
     number = max((part.last + 1 for part in all_parts(run, table) if part.rank == rank), default=0)
     return publish(run, table, rank, number, rows)
+
+
+def _rows(table: str, steps: Sequence[int], **columns: object) -> pa.Table:
+    """Rows of a table, one a step, of rank 0 and attempt 0, with the same values in all of them."""
+    times = [_EPOCH + timedelta(seconds=step) for step in steps]
+    key = {"step": list(steps), "time": times, "rank": [0] * len(steps), "attempt": [0] * len(steps)}
+    given = {name: [value] * len(steps) for name, value in columns.items()}
+    return pa.Table.from_pydict({**key, **given}, schema=schema.SCHEMAS[table])
+
+
+def histograms(steps: Sequence[int]) -> pa.Table:
+    """Rows of the table histograms, one a step."""
+    return _rows("histograms", steps, param="weight", of="grad", low=-2.0, high=2.0, counts=[1, 0, 3])
+
+
+def activations(steps: Sequence[int]) -> pa.Table:
+    """Rows of the table activations, one a step."""
+    return _rows("activations", steps, module="fc", training=True, min=-1.0, max=1.0, mean=0.0, std=0.5)
 
 
 def events(steps: Sequence[int], kind: str = "frozen", param: str | None = None, detail: str = "by hand") -> pa.Table:

@@ -16,10 +16,10 @@ class Notes:
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         self.heard.append(f"gradient {tap.index}")
 
-    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         self.heard.append("before")
 
-    def after_update(self, optimizer: torch.optim.Optimizer) -> None:
+    def after_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         self.heard.append("after")
 
     def follow_model(self) -> None:
@@ -66,7 +66,7 @@ def test_a_replaced_parameter_is_armed_again_and_the_old_one_freed() -> None:
     assert not hooks.stale()
     model[0].weight = nn.Parameter(torch.zeros(8, 6))
     assert hooks.stale()
-    assert [hooks.parameters[tap.index].name for tap in hooks.rearm()] == ["0.weight"]
+    assert [hooks.parameters[tap.index].name for tap in hooks.rearm()[0]] == ["0.weight"]
     assert not hooks.stale()
     assert not old._post_accumulate_grad_hooks
     loss_of(model).backward()
@@ -83,7 +83,9 @@ def test_an_unfrozen_parameter_is_armed_by_rearm() -> None:
     assert hooks_on(model) == 2
     model[0].requires_grad_(True)
     assert hooks.stale()
-    assert hooks.rearm() == []
+    new, changes = hooks.rearm()
+    assert new == []
+    assert [(change.kind, change.name) for change in changes] == [("unfrozen", "0.weight"), ("unfrozen", "0.bias")]
     assert hooks_on(model) == 4
     hooks.remove()
 

@@ -26,6 +26,7 @@ def test_the_public_names_are_these() -> None:
         "TracerWarning",
         "attach",
         "model_extremes",
+        "model_stats",
         "overall_extremes",
         "scan",
     ]

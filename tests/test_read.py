@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import tracer
-from tests.logs import events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.logs import activations, events, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tracer import BadPartWarning, LogError, scan
 from tracer.log import schema
 from tracer.log.parts import Part, list_parts, merge
@@ -98,7 +98,13 @@ def test_an_empty_run_gives_an_empty_frame(tmp_path: Path, table: str, folder: b
     empty, full = new_run(tmp_path / "empty"), new_run(tmp_path / "full")
     if not folder:
         (empty / table).rmdir()
-    rows = {"extremes": extremes([0]), "metrics": metrics([0], [0.5]), "events": events([0])}
+    rows = {
+        "extremes": extremes([0]),
+        "metrics": metrics([0], [0.5]),
+        "events": events([0]),
+        "histograms": histograms([0]),
+        "activations": activations([0]),
+    }
     publish_next(full, table, rows[table])
     assert scan(empty, table).collect().is_empty()
     assert scan(empty, table).collect().schema == scan(full, table).collect().schema

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.logs import events, extremes, metrics, new_run, publish_next
+from tests.logs import activations, events, extremes, histograms, metrics, new_run, publish_next
 from tracer.log import schema
 from tracer.log.parts import list_parts, merge
 
@@ -32,11 +32,27 @@ COLUMNS = {
     },
     "metrics": {**KEY, "name": (NAME, False), "value": (pa.float64(), False)},
     "events": {**KEY, "kind": (pa.string(), False), "param": (pa.string(), True), "detail": (pa.string(), False)},
+    "histograms": {
+        **KEY,
+        "param": (NAME, False),
+        "of": (NAME, False),
+        "low": (pa.float64(), False),
+        "high": (pa.float64(), False),
+        "counts": (pa.list_(pa.int64()), True),
+    },
+    "activations": {
+        **KEY,
+        "module": (NAME, False),
+        "training": (pa.bool_(), False),
+        **dict.fromkeys(["min", "max", "mean", "std"], (pa.float64(), False)),
+    },
 }
 ROWS = {
     "extremes": extremes([0, 1, 2], ["conv.weight", "fc.bias"]),
     "metrics": metrics([0, 1, 2], [0.5, 0.25, 0.125]),
     "events": events([0, 1, 2], param="fc.bias"),
+    "histograms": histograms([0, 1, 2]),
+    "activations": activations([0, 1, 2]),
 }
 POLARS_KEY = {"step": pl.Int64(), "time": pl.Datetime("us", "UTC"), "rank": pl.Int32(), "attempt": pl.Int32()}
 POLARS_TYPES: dict[str, dict[str, Any]] = {
@@ -48,6 +64,18 @@ POLARS_TYPES: dict[str, dict[str, Any]] = {
     },
     "metrics": {**POLARS_KEY, "name": pl.Categorical(), "value": pl.Float64()},
     "events": {**POLARS_KEY, **dict.fromkeys(["kind", "param", "detail"], pl.String())},
+    "histograms": {
+        **POLARS_KEY,
+        **dict.fromkeys(["param", "of"], pl.Categorical()),
+        **dict.fromkeys(["low", "high"], pl.Float64()),
+        "counts": pl.List(pl.Int64()),
+    },
+    "activations": {
+        **POLARS_KEY,
+        "module": pl.Categorical(),
+        "training": pl.Boolean(),
+        **dict.fromkeys(["min", "max", "mean", "std"], pl.Float64()),
+    },
 }
 
 
@@ -64,12 +92,18 @@ def written(run: Path, table: str, merged: bool) -> Path:
 
 def encodings_of(physical_type: str) -> set[str]:
     """How the pages of a column are encoded; RLE is that of the definition levels."""
-    values = {"DOUBLE": {"BYTE_STREAM_SPLIT"}, "BYTE_ARRAY": {"PLAIN", "RLE_DICTIONARY"}}
+    values = {
+        "DOUBLE": {"BYTE_STREAM_SPLIT"},
+        "BYTE_ARRAY": {"PLAIN", "RLE_DICTIONARY"},
+        "BOOLEAN": {"PLAIN"},
+        "LIST": {"PLAIN"},
+    }
     return {"RLE", *values.get(physical_type, {"DELTA_BINARY_PACKED"})}
 
 
-def test_the_format_has_three_tables() -> None:
-    """Format 1 has the tables extremes, metrics and events."""
+def test_the_format_has_these_tables() -> None:
+    """Format 1 has the tables extremes, metrics and events in every run, and two more where they were asked for."""
+    assert schema.ALWAYS == ("extremes", "metrics", "events")
     assert schema.FORMAT == 1
     assert set(schema.TABLES) == set(schema.SCHEMAS) == set(COLUMNS)
 
@@ -100,7 +134,8 @@ def test_a_part_has_the_encodings_of_the_format(tmp_path: Path, table: str, merg
     assert len(columns) == len(COLUMNS[table])
     for column in columns:
         assert column.compression == "ZSTD"
-        assert set(column.encodings) == encodings_of(column.physical_type), column.path_in_schema
+        kind = "LIST" if ".list." in column.path_in_schema else column.physical_type
+        assert set(column.encodings) - {"RLE"} == encodings_of(kind) - {"RLE"}, column.path_in_schema
         assert column.has_dictionary_page == (column.physical_type == "BYTE_ARRAY"), column.path_in_schema
 
 

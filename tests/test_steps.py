@@ -153,7 +153,10 @@ def test_evaluation_between_epochs_counts_nothing(tmp_path: Path) -> None:
 def test_another_models_optimizer_ends_no_step(tmp_path: Path) -> None:
     """Only an optimizer that holds a traced parameter counts."""
     model, other = mlp(), mlp()
-    with tracer.attach(model, tmp_path / "run"):
+    with (
+        pytest.warns(tracer.TracerWarning, match="no update of a torch optimizer"),
+        tracer.attach(model, tmp_path / "run"),
+    ):
         for _ in range(3):
             loss_of(model).backward()
             loss_of(other).backward()
@@ -396,7 +399,7 @@ def test_what_breaks_between_two_steps_costs_the_extremes_and_one_warning(
     optimizer = sgd(model)
     take = RowBuffer.take
 
-    def failing(self: RowBuffer, step: int, time_ns: int) -> StepRows:
+    def failing(self: RowBuffer, step: int, time_ns: int, loss_scale: float) -> StepRows:
         if step == 2:
             raise MemoryError("no memory left")
         return take(self, step, time_ns)
@@ -426,7 +429,7 @@ def test_closing_from_a_signal_handler_at_any_moment_does_not_hang(
     take = RowBuffer.take
     trace = tracer.attach(model, tmp_path / "run")
 
-    def interrupted(self: RowBuffer, step: int, time_ns: int) -> StepRows:
+    def interrupted(self: RowBuffer, step: int, time_ns: int, loss_scale: float) -> StepRows:
         monkeypatch.setattr(RowBuffer, "take", take)
         signal.raise_signal(signal.SIGUSR1)
         return take(self, step, time_ns)

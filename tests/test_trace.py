@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,11 +78,13 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3), nn.Linear(2, 2))
     model[2].weight = model[0].weight
     model[0].bias.requires_grad_(False)
-    with tracer.attach(model, tmp_path / "run", every=5):
+    with tracer.attach(model, tmp_path / "run", every=5, stats="norm", applied=True):
         info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["format"] == 1
     assert info["model"] == "Sequential"
-    assert info["settings"] == {"every": 5}
+    assert info["settings"] == {
+        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None
+    }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}
     assert list(described) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.bias"]
@@ -216,11 +219,12 @@ def test_a_metric_that_is_no_number_is_named(value: object, words: str, tmp_path
     assert tracer.scan(tmp_path / "run", "metrics").collect().is_empty()
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, "2", True])
-def test_a_stride_that_is_no_positive_integer_is_refused(every: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("argument", ["every", "histogram_every", "bins"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_a_number_that_is_no_positive_integer_is_refused(argument: str, value: Any, tmp_path: Path) -> None:
     """The error names the value, and no folder is made."""
-    with pytest.raises(ValueError, match=r"every=.* must be a whole number of steps, 1 or more"):
-        tracer.attach(mlp(), tmp_path / "run", every=every)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"{argument}=.* must be a whole number, 1 or more"):
+        tracer.attach(mlp(), tmp_path / "run", **{argument: value})
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,6 @@
 """gradwatch's training side: trace a PyTorch model's extremes into a Parquet log.
 
-``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame, ``model_extremes`` and
+``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame, ``model_extremes``, ``model_stats`` and
 ``overall_extremes`` are plain functions for a notebook. Nothing heavy is imported before one of them is used.
 """
 
@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracer.extremes import model_extremes, overall_extremes
     from tracer.log.read import BadPartWarning, scan
     from tracer.log.run import LogError
+    from tracer.notebook import model_extremes, model_stats, overall_extremes
     from tracer.trace import Trace, attach
     from tracer.warn import TracerWarning
 
@@ -20,8 +20,9 @@ _HOMES = {
     "Trace": "tracer.trace",
     "TracerWarning": "tracer.warn",
     "attach": "tracer.trace",
-    "model_extremes": "tracer.extremes",
-    "overall_extremes": "tracer.extremes",
+    "model_extremes": "tracer.notebook",
+    "model_stats": "tracer.notebook",
+    "overall_extremes": "tracer.notebook",
     "scan": "tracer.log.read",
 }
 
@@ -32,6 +33,7 @@ __all__ = [
     "TracerWarning",
     "attach",
     "model_extremes",
+    "model_stats",
     "overall_extremes",
     "scan",
 ]

@@ -75,7 +75,8 @@ def info(run: RunArgument) -> None:
         "ranks": str(len(run_folder.ranks(run))),
         "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
         "params": f"{len(opened.info['params']):,}",
-        "rows": ", ".join(f"{name} {number:,}" for name, number in rows.items()) + f"; dropped {dropped:,}",
+        "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
+        + f"; dropped {dropped:,}",
         "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
     }
     for name, fact in facts.items():

@@ -1,12 +1,8 @@
-"""Reductions of tensors to their extremes, and the two plain functions for a notebook."""
+"""Reductions of tensors to their extremes."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
-from torch import nn
-
-from tracer.parameters import named_parameters
 
 # The dtypes that torch.aminmax reduces and that a buffer of the same dtype holds exactly; the others are converted.
 NATIVE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
@@ -44,55 +40,25 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _extremes(tensor: torch.Tensor | None) -> tuple[float | None, float | None]:
-    if tensor is None or tensor.numel() == 0:
-        return None, None
-    # A pair of its own for the result: this is for notebooks, where the sync of two reads does not matter.
-    out = torch.empty(2, dtype=reduced_dtype(tensor.dtype), device=tensor.device)
-    reduce_into(tensor, (out[0], out[1]))
-    smallest, largest = out.tolist()
-    return smallest, largest
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process holds: a ``DTensor``'s shard, or the tensor itself.
 
-
-@torch.no_grad()
-def model_extremes(model: nn.Module) -> dict[str, dict[str, float | None]]:
-    """The extremes of every parameter of a model and of its gradient, now.
-
-    Args:
-        model: Any module; a parameter that is tied appears once, one that is still lazy does not appear.
-
-    Returns:
-        For each parameter's qualified name ``value_min``, ``value_max``, ``grad_min`` and ``grad_max``. The gradient's
-        are ``None`` without a gradient, all are ``None`` of an empty tensor, and NaN where the tensor holds a NaN.
+    To merge the shards' extremes is left to the readers: a collective in a hook could wait for a rank for ever.
     """
-    stats = {}
-    for parameter in named_parameters(model):
-        if not parameter.lazy:
-            value, gradient = _extremes(parameter.tensor), _extremes(parameter.tensor.grad)
-            stats[parameter.name] = dict(zip(("value_min", "value_max"), value, strict=True)) | dict(
-                zip(("grad_min", "grad_max"), gradient, strict=True)
-            )
-    return stats
+    # By its method, since to import DTensor takes half a second, and most runs have none.
+    to_local: Callable[[], torch.Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
-def overall_extremes(stats: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The extremes over all parameters.
-
-    Args:
-        stats: What ``model_extremes`` returns.
-
-    Returns:
-        ``value_min``, ``value_max``, ``grad_min`` and ``grad_max``: ``None`` where no parameter has one, and NaN where
-        any parameter has a NaN.
-    """
-    return {
-        key: _overall([extremes[key] for extremes in stats.values()], smallest=key.endswith("_min"))
-        for key in ("value_min", "value_max", "grad_min", "grad_max")
-    }
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as plain real numbers, element by element, in a dtype that torch can calculate with."""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor if tensor.dtype in NATIVE else tensor.to(reduced_dtype(tensor.dtype))
 
 
-def _overall(values: list[float | None], *, smallest: bool) -> float | None:
-    known = [value for value in values if value is not None]
-    if any(math.isnan(value) for value in known):
-        return math.nan
-    return (min if smallest else max)(known, default=None)
+def dense_numel(tensor: torch.Tensor) -> int:
+    """How many numbers ``dense`` makes of a tensor."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)

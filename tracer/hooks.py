@@ -4,7 +4,10 @@ Registers, re-arms and removes them; knows neither rows nor files.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import replace
+from itertools import chain
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -12,7 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from tracer.parameters import Select, name_filter, named_parameters
+from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
+
+_requires_grad = attrgetter("requires_grad")
 
 
 class Tap:
@@ -27,16 +32,24 @@ class Tap:
         self.failed = False
 
 
+class Change(NamedTuple):
+    """What has become of a parameter."""
+
+    kind: Literal["joined", "replaced", "frozen", "unfrozen", "removed"]
+    name: str
+    detail: str
+
+
 class Listener(Protocol):
     """What the hooks report to. None of these may raise."""
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """A gradient has been accumulated into ``tensor.grad``."""
 
-    def before_update(self, optimizer: Optimizer) -> None:
-        """An optimizer that holds a traced parameter is about to update."""
+    def before_update(self, optimizer: Optimizer, closure: bool) -> None:
+        """An optimizer that holds a traced parameter is about to update, or to call its closure for gradients."""
 
-    def after_update(self, optimizer: Optimizer) -> None:
+    def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer that holds a traced parameter has updated."""
 
     def follow_model(self) -> None:
@@ -65,11 +78,10 @@ class Hooks:
         self._listener: Listener | None = None
         self._handles: list[RemovableHandle] = []
         self.taps: list[Tap] = []
-        # What `stale` compares: where the model keeps modules and tensors, frozen ones without a hook, and lazy ones.
-        self._places: list[tuple[Mapping[str, object], str, object]] = []
-        self._unarmed: list[nn.Parameter] = []
+        self.chosen: list[NamedParameter] = []
         self._lazy: list[nn.Parameter] = []
-        self._survey()
+        reshard(model)
+        self._survey(self._look())
         everything = named_parameters(model)
         if not any(parameter.tensor.requires_grad for parameter in everything):
             raise ValueError(
@@ -92,32 +104,27 @@ class Hooks:
         ]
         self.rearm()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether some parameter may yet get a hook: a lazy or a frozen one."""
-        return bool(self._lazy or self._unarmed)
-
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        for owner, key, thing in self._places:
-            if owner.get(key) is not thing:
-                return True
-        return any(tensor.requires_grad for tensor in self._unarmed) or any(
-            not is_lazy(tensor) for tensor in self._lazy
-        )
+        if self._trainable() != self._were_trainable or any(not is_lazy(tensor) for tensor in self._lazy):
+            return True
+        if self._held_ids() == self._were_held:
+            return False
+        now, then = self._look(), self.chosen
+        return [(new.name, id(new.tensor)) for new in now] != [(old.name, id(old.tensor)) for old in then]
 
-    def rearm(self) -> list[Tap]:
+    def rearm(self) -> tuple[list[Tap], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
 
         Returns:
-            The taps of tensors that were not known before.
+            The taps of tensors that were not known before, and what has changed.
         """
         listener = self._listener
         assert listener is not None
         known = {id(tap.tensor): tap for tap in self.taps}
-        self._survey()
-        tensors = [parameter.tensor for parameter in self.parameters]
-        self.taps = [known.pop(id(tensor)) if id(tensor) in known else Tap(tensor) for tensor in tensors]
+        before = self._by_name()
+        self._survey(self._look())
+        self.taps = [known.pop(id(tensor)) if id(tensor) in known else Tap(tensor) for tensor in self._tensors]
         new = [tap for tap in self.taps if tap.index < 0]
         for index, tap in enumerate(self.taps):
             tap.index = index
@@ -126,12 +133,7 @@ class Hooks:
         for tap in known.values():
             if tap.handle is not None:
                 tap.handle.remove()
-        self._places = [(parameter.owner, parameter.key, parameter.tensor) for parameter in self.parameters]
-        for module in self._model.modules():
-            self._places.extend((module._modules, name, child) for name, child in module._modules.items())
-        self._unarmed = [tap.tensor for tap in self.taps if tap.handle is None]
-        self._lazy = [parameter.tensor for parameter in self.chosen if parameter.lazy]
-        return new
+        return new, _changes(before, self._by_name())
 
     def remove(self) -> None:
         """Remove every hook; harmless where they are removed already."""
@@ -146,15 +148,54 @@ class Hooks:
         """Whether any of the tensors with these ids is traced here."""
         return not self._ids.isdisjoint(tensors)
 
-    def _survey(self) -> None:
-        self.chosen = [parameter for parameter in named_parameters(self._model) if self._wanted(parameter.name)]
-        self.parameters = [parameter for parameter in self.chosen if not parameter.lazy]
-        self._ids = {id(parameter.tensor) for parameter in self.chosen}
+    def held(self, optimizer: Optimizer) -> list[Tap]:
+        """The taps of the tensors that an optimizer holds."""
+        theirs = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        return [tap for tap in self.taps if id(tap.tensor) in theirs]
+
+    def _look(self) -> list[NamedParameter]:
+        """The parameters that are to be traced, as the model holds them now."""
+        armed = {(id(parameter.owner), parameter.key): parameter.tensor for parameter in self.chosen}
+        found = []
+        for parameter in named_parameters(self._model):
+            if self._wanted(parameter.name):
+                before = armed.get((id(parameter.owner), parameter.key))
+                gathered = before is not None and _gathered(parameter.tensor, before)
+                found.append(replace(parameter, tensor=before) if before is not None and gathered else parameter)
+        return found
+
+    def _survey(self, chosen: list[NamedParameter]) -> None:
+        self.chosen = chosen
+        self.parameters = [parameter for parameter in chosen if not parameter.lazy]
+        self._tensors = [parameter.tensor for parameter in self.parameters]
+        self._lazy = [parameter.tensor for parameter in chosen if parameter.lazy]
+        self._ids = {id(parameter.tensor) for parameter in chosen}
+        # Everything that the model's modules hold, kept alive so that nothing new can bear its id.
+        self._modules = list(self._model.modules())
+        self._owners: list[dict[str, Any]] = []
+        for module in self._modules:
+            self._owners += [module._parameters, module._modules]
+        self._kept = list(chain.from_iterable(map(dict.values, self._owners)))
+        self._were_held = self._held_ids()
+        self._were_trainable = self._trainable()
+
+    def _held_ids(self) -> list[int]:
+        # Called in each step, so it loops in the interpreter's own functions.
+        return list(map(id, chain.from_iterable(map(dict.values, self._owners))))
+
+    def _trainable(self) -> list[bool]:
+        return list(map(_requires_grad, self._tensors))
+
+    def _by_name(self) -> dict[str, tuple[nn.Parameter, bool]]:
+        return {
+            parameter.name: (parameter.tensor, trainable)
+            for parameter, trainable in zip(self.parameters, self._were_trainable, strict=True)
+        }
 
     def _around_update(
-        self, listener: Listener, report: Callable[[Optimizer], None]
+        self, listener: Listener, report: Callable[[Optimizer, bool], None]
     ) -> Callable[[Optimizer, Any, Any], None]:
-        def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             # The hook is called for every optimizer of the process: only those of this model count.
             if not self._held_by(optimizer):
                 if not self.stale():
@@ -162,12 +203,38 @@ class Hooks:
                 listener.follow_model()
                 if not self._held_by(optimizer):
                     return
-            report(optimizer)
+            # The first of the arguments is the optimizer itself.
+            report(optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
 
         return hook
 
     def _held_by(self, optimizer: Optimizer) -> bool:
         return any(id(tensor) in self._ids for group in optimizer.param_groups for tensor in group["params"])
+
+
+def _changes(
+    before: Mapping[str, tuple[nn.Parameter, bool]], after: Mapping[str, tuple[nn.Parameter, bool]]
+) -> list[Change]:
+    changes = [Change("removed", name, "") for name in before if name not in after]
+    for name, (tensor, trainable) in after.items():
+        detail = f"{tuple(tensor.shape)} {tensor.dtype}"
+        if name not in before:
+            changes.append(Change("joined", name, detail))
+        elif tensor is not before[name][0]:
+            changes.append(Change("replaced", name, detail))
+        elif trainable is not before[name][1]:
+            changes.append(Change("unfrozen" if trainable else "frozen", name, detail))
+    return changes
+
+
+def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:
+    """Whether a tensor stands in for a sharded one, which FSDP puts back before the optimizer's update.
+
+    Such a stand-in is on no device mesh, or, with tensor parallelism too, on a smaller one; what replaces a sharded
+    parameter for good stays on its mesh.
+    """
+    mesh = getattr(armed, "device_mesh", None)
+    return mesh is not None and getattr(now, "device_mesh", None) != mesh
 
 
 def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:

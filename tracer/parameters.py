@@ -1,8 +1,10 @@
 """A model's parameters under the names that the log uses."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -29,6 +31,11 @@ class NamedParameter:
         """Whether it waits for its module's first forward to get a shape."""
         return bool(is_lazy(self.tensor))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether it is a ``DTensor``, of which each process holds a part."""
+        return hasattr(self.tensor, "to_local")
+
 
 def named_parameters(model: nn.Module) -> list[NamedParameter]:
     """Every parameter of a model once, in model order, frozen and lazy ones included."""
@@ -43,6 +50,23 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
     ]
 
 
+def reshard(model: nn.Module) -> None:
+    """Have FSDP put back the sharded parameters of a model, where a forward has left gathered ones in their places."""
+    # Whoever shards a model has imported it; to import it here would cost everyone half a second.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if hasattr(fsdp, "FSDPModule") else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of a model once, under its first name; of a wrapper and what it wraps, the latter."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in _named_modules(model):
+        found.setdefault(id(module), (name, module))
+    return dict(found.values())
+
+
 def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """As ``module.named_modules(remove_duplicate=False)``, without the names that wrappers add."""
     yield prefix, module
@@ -54,8 +78,12 @@ def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
         yield from _named_modules(child, inner)
 
 
-def name_filter(select: Select | None) -> Callable[[str], bool]:
+def name_filter(select: Select | None, argument: str = "params") -> Callable[[str], bool]:
     """The function that says of a name whether ``select`` means it: a regular expression may match anywhere in it.
+
+    Args:
+        select: What the user gave; None means every name.
+        argument: As what the user gave it.
 
     Raises:
         ValueError: the pattern is not a regular expression.
@@ -66,9 +94,9 @@ def name_filter(select: Select | None) -> Callable[[str], bool]:
     if callable(select):
         return select
     if not isinstance(select, str | re.Pattern):
-        raise TypeError(f"params={select!r} must be a regular expression, or a callable on the name")
+        raise TypeError(f"{argument}={select!r} must be a regular expression, or a callable on the name")
     try:
         pattern = re.compile(select)
     except re.error as error:
-        raise ValueError(f"params={select!r} is not a regular expression: {error}") from error
+        raise ValueError(f"{argument}={select!r} is not a regular expression: {error}") from error
     return lambda name: pattern.search(name) is not None

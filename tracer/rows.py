@@ -1,25 +1,23 @@
-"""One step's rows: a buffer on the device, its crossing to the host, and their form in the log.
+"""One step's rows: a buffer on the device, and its crossing to the host.
 
 This is the only place where data crosses from a device to the host.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
-from tracer.extremes import NATIVE, reduce_into, reduced_dtype
-from tracer.log import schema
+from tracer.extremes import NATIVE, dense_numel, local, reduce_into, reduced_dtype
 from tracer.parameters import NamedParameter
+from tracer.statistics import EXTREMES, Measures, histogram, wide_dtype
 
-VALUE, GRADIENT, EMPTY = 1, 2, 4
-
-_NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
+VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
+QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16
 
@@ -42,6 +40,11 @@ class HostCopy:
             # Blocks until the copy is there: pinned memory and events are CUDA's.
             self._host = tensor.cpu()
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the host."""
+        return self._host.nbytes
+
     def wait(self) -> torch.Tensor:
         """The tensor on the host, once it has arrived. For the daemon: it may block."""
         if self._done is not None:
@@ -49,26 +52,52 @@ class HostCopy:
         return self._host
 
 
+Number = float | HostCopy
+"""A number that is on the host, or on its way there."""
+
+
+def number(tensor: torch.Tensor) -> Number:
+    """A one-element tensor's number as it is now, without a sync."""
+    # Reading a tensor that is on the host already is no sync.
+    return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor.detach())
+
+
 @dataclass(frozen=True)
 class Group:
-    """The numbers of one dtype in a device's buffer: a row of four for each of these parameters."""
+    """The numbers of one dtype in a device's buffer: a row of so many columns for each of these parameters."""
 
     dtype: torch.dtype
     offset_bytes: int
     indices: npt.NDArray[np.int64]
+    columns: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
         """How many bytes of the buffer it takes."""
-        return 4 * len(self.indices) * self.dtype.itemsize
+        return len(self.columns) * len(self.indices) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter's four numbers lie: for each device, the groups in its buffer."""
+    """Where each parameter's numbers lie: for each device, the groups in its buffer.
+
+    What is measured of a quantity (value, grad, applied) are its extremes, then moments, then counts; the columns of
+    all quantities follow each other.
+    """
 
     names: tuple[str, ...]
+    elements: npt.NDArray[np.float64]
+    quantities: tuple[str, ...]
+    measures: Measures
     groups: tuple[tuple[Group, ...], ...]
+
+
+class Update(NamedTuple):
+    """An update that a ``GradScaler`` leaves to the optimizer: what it divides gradients by, and whether it skips."""
+
+    indices: list[int]
+    divisor: Number
+    skipped: Number
 
 
 class StepRows(NamedTuple):
@@ -79,21 +108,26 @@ class StepRows(NamedTuple):
     layout: Layout
     present: bytes
     copies: list[bytes | HostCopy]
+    loss_scale: Number = 1.0
+    updates: tuple[Update, ...] = ()
 
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return 500 + 17 * len(self.present)
+
+@dataclass(frozen=True)
+class Numbers:
+    """Where one tensor's numbers go: views of one number each."""
+
+    extremes: tuple[torch.Tensor, torch.Tensor]
+    moments: tuple[torch.Tensor, ...]
+    counts: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter's extremes go: two views of one number each, for the value and for the gradient."""
+    """Where one parameter's numbers go, by quantity."""
 
     dtype: torch.dtype
     reduce: Callable[..., object]
-    value: tuple[torch.Tensor, torch.Tensor]
-    gradient: tuple[torch.Tensor, torch.Tensor]
+    quantities: tuple[Numbers, ...]
 
 
 class MisfitError(Exception):
@@ -101,25 +135,37 @@ class MisfitError(Exception):
 
 
 class RowBuffer:
-    """The preallocated row of a step: four numbers a parameter, in its own dtype and on its own device.
+    """The preallocated row of a step: each parameter's numbers, on its own device, extremes in its own dtype.
 
     All numbers of a device share one block of bytes, so that a step crosses to the host in one copy a device.
     """
 
-    def __init__(self, parameters: Sequence[NamedParameter]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[NamedParameter],
+        measures: Measures = EXTREMES,
+        quantities: tuple[str, ...] = ("value", "grad"),
+    ) -> None:
         slots: dict[int, Slot] = {}
+        tensors = [local(parameter.tensor) for parameter in parameters]
         self._blocks: list[torch.Tensor] = []
         # The same bytes where they are on the host already, where no torch operation need be called to copy them.
         self._views: list[memoryview | None] = []
         groups = []
-        for device in dict.fromkeys(parameter.tensor.device for parameter in parameters):
-            block, device_groups = _allocate(device, parameters, slots)
+        for device in dict.fromkeys(tensor.device for tensor in tensors):
+            block, device_groups = _allocate(device, tensors, measures, len(quantities), slots)
             self._blocks.append(block)
             self._views.append(block.numpy().data if device.type == "cpu" else None)
             groups.append(device_groups)
         self.slots = [slots[index] for index in range(len(parameters))]
-        self.layout = Layout(tuple(parameter.name for parameter in parameters), tuple(groups))
-        self._nothing = bytes(0 if parameter.tensor.numel() else EMPTY for parameter in parameters)
+        self._sharded = {index for index, parameter in enumerate(parameters) if parameter.sharded}
+        names = tuple(parameter.name for parameter in parameters)
+        elements = np.array([dense_numel(tensor) for tensor in tensors], dtype=np.float64)
+        self.layout = Layout(names, elements, quantities, measures, tuple(groups))
+        self._measures = measures
+        self._further = measures.further
+        self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
+        self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
 
     @property
@@ -127,79 +173,176 @@ class RowBuffer:
         """Whether some parameter's value has not been recorded in this step."""
         return 0 in self.present
 
-    @property
-    def recorded(self) -> bool:
-        """Whether any gradient has been recorded in this step."""
-        return any(flags & GRADIENT for flags in self.present)
-
     def record(self, index: int, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``, without a host sync.
 
         Raises:
             MisfitError: the parameter has moved to another dtype or device since this buffer was made.
         """
-        if self.present[index] == EMPTY:
+        before = self.present[index]
+        if before == EMPTY:
             return
+        if index in self._sharded:
+            value, gradient = local(value), None if gradient is None else local(gradient)
         slot = self.slots[index]
         if value.dtype is not slot.dtype:
             raise MisfitError
+        numbers = slot.quantities
         try:
-            slot.reduce(value, out=slot.value)
+            slot.reduce(value, out=numbers[0].extremes)
             if gradient is not None:
-                slot.reduce(gradient, out=slot.gradient)
+                slot.reduce(gradient, out=numbers[1].extremes)
         except RuntimeError:
-            if value.device != slot.value[0].device:
+            if value.device != numbers[0].extremes[0].device:
                 raise MisfitError from None
             # A gradient that is sparse, or of another dtype than its parameter's.
-            reduce_into(value, slot.value)
+            reduce_into(value, numbers[0].extremes)
             if gradient is not None:
-                reduce_into(gradient, slot.gradient)
-        self.present[index] = VALUE if gradient is None else VALUE | GRADIENT
+                reduce_into(gradient, numbers[1].extremes)
+        if self._further:
+            self._measure_further(value, numbers[0])
+            if gradient is not None:
+                self._measure_further(gradient, numbers[1])
+        self.present[index] = (VALUE if gradient is None else VALUE | GRADIENT) | (before & APPLIED)
+
+    def record_applied(self, index: int, gradient: torch.Tensor | None) -> None:
+        """Record the gradient that an optimizer applies, if any; under ``torch.no_grad``, without a host sync."""
+        if gradient is None or self.present[index] == EMPTY or _partial(gradient):
+            return
+        numbers, gradient = self.slots[index].quantities[2], local(gradient)
+        reduce_into(gradient, numbers.extremes)
+        if self._further:
+            self._measure_further(gradient, numbers)
+        self.present[index] |= APPLIED
+
+    def note_update(self, update: Update) -> None:
+        """What was recorded as applied to some parameters is to be divided, or taken back if the update is skipped."""
+        self._updates.append(update)
+
+    def _measure_further(self, tensor: torch.Tensor, numbers: Numbers) -> None:
+        self._measures.measure(tensor, numbers.extremes, numbers.moments, numbers.counts)
 
     def carry(self, old: "RowBuffer") -> None:
         """Take over what an older buffer has recorded in this step."""
-        index_of = {name: index for index, name in enumerate(old.layout.names)}
-        for index, name in enumerate(self.layout.names):
-            before = index_of.get(name)
-            if before is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
-                mine, theirs = self.slots[index], old.slots[before]
-                for to, source in zip(mine.value + mine.gradient, theirs.value + theirs.gradient, strict=True):
+        index_of = {name: index for index, name in enumerate(self.layout.names)}
+        for before, name in enumerate(old.layout.names):
+            index = index_of.get(name)
+            if index is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
+                for to, source in zip(_views(self.slots[index]), _views(old.slots[before]), strict=True):
                     to.copy_(source)
                 self.present[index] = old.present[before]
+        for update in old._updates:
+            kept = [index_of[name] for name in (old.layout.names[i] for i in update.indices) if name in index_of]
+            self._updates.append(update._replace(indices=kept))
 
-    def take(self, step: int, time_ns: int) -> StepRows:
+    def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> StepRows:
         """Send the step's rows to the host and begin anew."""
         copies = [
             HostCopy(block) if view is None else bytes(view)
             for block, view in zip(self._blocks, self._views, strict=True)
         ]
-        rows = StepRows(step, time_ns, self.layout, bytes(self.present), copies)
+        rows = StepRows(step, time_ns, self.layout, bytes(self.present), copies, loss_scale, tuple(self._updates))
         self.present[:] = self._nothing
+        self._updates.clear()
         return rows
 
 
+def _partial(gradient: torch.Tensor) -> bool:
+    """Whether this rank holds a summand of the gradient, which only the optimizer will add up with the others'."""
+    return any(placement.is_partial() for placement in getattr(gradient, "placements", ()))
+
+
+def _views(slot: Slot) -> Iterator[torch.Tensor]:
+    for numbers in slot.quantities:
+        yield from (*numbers.extremes, *numbers.moments, *numbers.counts)
+
+
 def _allocate(
-    device: torch.device, parameters: Sequence[NamedParameter], slots: dict[int, Slot]
+    device: torch.device,
+    tensors: Sequence[torch.Tensor],
+    measures: Measures,
+    quantities: int,
+    slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
-    """One device's block and its groups; fills in the slots of the parameters on it."""
-    by_dtype: dict[torch.dtype, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        if parameter.tensor.device == device:
-            by_dtype.setdefault(reduced_dtype(parameter.tensor.dtype), []).append(index)
+    """One device's block and its groups; fills in the slots of the tensors on it."""
+    kinds: list[tuple[tuple[str, ...], Callable[[torch.dtype], torch.dtype]]] = [
+        (("min", "max"), reduced_dtype),
+        (measures.moments, wide_dtype),
+        (measures.counts, lambda dtype: torch.int64),
+    ]
     groups: list[Group] = []
-    end = 0
-    for dtype, indices in by_dtype.items():
-        groups.append(Group(dtype, end, np.array(indices)))
-        end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+    end = first = 0
+    width = len(measures.measured)
+    for names, dtype_of in kinds:
+        columns = tuple(at * width + first + k for at in range(quantities) for k in range(len(names)))
+        by_dtype: dict[torch.dtype, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            if names and tensor.device == device:
+                by_dtype.setdefault(dtype_of(tensor.dtype), []).append(index)
+        for dtype, indices in by_dtype.items():
+            groups.append(Group(dtype, end, np.array(indices), columns))
+            end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+        first += len(names)
     block = torch.zeros(end, dtype=torch.uint8, device=device)
+    views: dict[int, dict[int, torch.Tensor]] = {}
     for group in groups:
         numbers = block[group.offset_bytes : group.offset_bytes + group.size_bytes].view(group.dtype)
-        for index, row in zip(group.indices.tolist(), numbers.view(-1, 4), strict=True):
-            value_min, value_max, grad_min, grad_max = row.unbind()
-            tensor = parameters[index].tensor
-            reduce = torch.aminmax if tensor.dtype in NATIVE else reduce_into
-            slots[index] = Slot(tensor.dtype, reduce, (value_min, value_max), (grad_min, grad_max))
+        for index, row in zip(group.indices.tolist(), numbers.view(-1, len(group.columns)), strict=True):
+            views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
+    moments_end = 2 + len(measures.moments)
+    for index, by_column in views.items():
+        rows = [[by_column[at * width + k] for k in range(width)] for at in range(quantities)]
+        places = tuple(Numbers((row[0], row[1]), tuple(row[2:moments_end]), tuple(row[moments_end:])) for row in rows)
+        dtype = tensors[index].dtype
+        slots[index] = Slot(dtype, torch.aminmax if dtype in NATIVE else reduce_into, places)
     return block, tuple(groups)
+
+
+class HistogramRows(NamedTuple):
+    """Histograms on their way to the log: for each device the parameters and quantities, and a row a histogram."""
+
+    step: int
+    time_ns: int
+    blocks: list[tuple[list[tuple[str, str]], HostCopy]]
+    loss_scale: Number = 1.0
+
+
+class Histograms:
+    """The histograms of one step, as they are collected.
+
+    Args:
+        bins: How many bins each has.
+    """
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self._made: dict[tuple[str, str], torch.Tensor] = {}
+
+    def collect(self, param: str, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        """Make a parameter's histograms; under ``torch.no_grad``, without a host sync."""
+        for of, tensor in (("value", value), ("grad", gradient)):
+            if tensor is not None and local(tensor).numel():
+                self._made[param, of] = histogram(local(tensor), self.bins)
+
+    def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> HistogramRows:
+        """Send them to the host and begin anew."""
+        by_device: dict[torch.device, list[tuple[str, str]]] = {}
+        for key, made in self._made.items():
+            by_device.setdefault(made.device, []).append(key)
+        blocks = [(keys, HostCopy(torch.stack([self._made[key] for key in keys]))) for keys in by_device.values()]
+        self._made.clear()
+        return HistogramRows(step, time_ns, blocks, loss_scale)
+
+
+class ActivationRows(NamedTuple):
+    """One step's activations on their way to the log.
+
+    For each device the module, its mode and how many numbers it gave out, and a row of their moments for each of these.
+    """
+
+    step: int
+    time_ns: int
+    blocks: list[tuple[list[tuple[str, bool, int]], HostCopy]]
 
 
 class Metric(NamedTuple):
@@ -208,7 +351,7 @@ class Metric(NamedTuple):
     step: int
     time_ns: int
     name: str
-    value: float | HostCopy
+    value: Number
 
 
 @dataclass(frozen=True)
@@ -222,99 +365,23 @@ class Event:
     detail: str
 
 
-def landed(item: StepRows | Metric | Event) -> StepRows | Metric | Event:
-    """The same item with its copies on the host, so that pinned memory is not held until it is published."""
-    if isinstance(item, StepRows):
-        return item._replace(copies=[_bytes(copy) for copy in item.copies])
-    if isinstance(item, Metric):
-        return item._replace(value=_number(item.value))
-    return item
-
-
-def _bytes(copy: bytes | HostCopy) -> bytes:
-    return copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes()
-
-
-def _number(value: float | HostCopy) -> float:
-    return value if isinstance(value, float) else float(value.wait().item())
-
-
 def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
     """An event that happens now."""
     return Event(step, time.time_ns(), kind, param, detail)
 
 
-class Encoder:
-    """Turns rows into tables of the log, for one rank and attempt. Runs in the daemon."""
-
-    def __init__(self, rank: int, attempt: int) -> None:
-        self._rank = rank
-        self._attempt = attempt
-
-    def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
-        """The rows of these steps: one a parameter and step."""
-        runs: list[list[StepRows]] = []
-        for rows in steps:
-            if not runs or runs[-1][0].layout is not rows.layout:
-                runs.append([])
-            runs[-1].append(rows)
-        return pa.concat_tables([self._of_one_layout(run) for run in runs]).unify_dictionaries()
-
-    def _of_one_layout(self, steps: list[StepRows]) -> pa.Table:
-        layout = steps[0].layout
-        count = len(layout.names)
-        present = np.frombuffer(b"".join(rows.present for rows in steps), dtype=np.uint8).reshape(len(steps), count)
-        keep = (present & (VALUE | GRADIENT) != 0) | (present == EMPTY)
-        numbers = _numbers(steps, count)
-        recorded = {"value": present & VALUE != 0, "grad": present & GRADIENT != 0}
-        columns = [
-            pa.array(numbers[keep, column], mask=~recorded[statistic.partition("_")[0]][keep])
-            for column, statistic in enumerate(schema.STATISTICS)
-        ]
-        params = pa.array(np.tile(np.arange(count, dtype=np.int32), len(steps))[keep.ravel()])
-        spans = np.ones(len(params), dtype=np.int32)
-        key = self._key([rows.step for rows in steps], [rows.time_ns for rows in steps], keep.sum(axis=1))
-        names = pa.DictionaryArray.from_arrays(params, pa.array(layout.names, type=pa.string()))
-        return pa.table([*key, names, spans, *columns], schema=schema.SCHEMAS["extremes"])
-
-    def metrics(self, metrics: Sequence[Metric]) -> pa.Table:
-        """The rows of these metrics."""
-        values = [_number(metric.value) for metric in metrics]
-        names = pa.array([metric.name for metric in metrics], type=pa.string()).dictionary_encode()
-        key = self._key([metric.step for metric in metrics], [metric.time_ns for metric in metrics])
-        return pa.table([*key, names, pa.array(values, type=pa.float64())], schema=schema.SCHEMAS["metrics"])
-
-    def events(self, events: Sequence[Event]) -> pa.Table:
-        """The rows of these events."""
-        key = self._key([event.step for event in events], [event.time_ns for event in events])
-        texts = [
-            pa.array([getattr(event, name) for event in events], type=pa.string())
-            for name in ("kind", "param", "detail")
-        ]
-        return pa.table([*key, *texts], schema=schema.SCHEMAS["events"])
-
-    def _key(
-        self, steps: list[int], times_ns: list[int], repeats: npt.NDArray[np.int64] | int = 1
-    ) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The columns that every table begins with."""
-        step = np.repeat(np.array(steps, dtype=np.int64), repeats)
-        microseconds = np.repeat(np.array(times_ns, dtype=np.int64) // 1000, repeats)
-        constant = np.ones(len(step), dtype=np.int32)
-        times = pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))
-        return step, times, constant * np.int32(self._rank), constant * np.int32(self._attempt)
+Item = StepRows | HistogramRows | ActivationRows | Metric | Event
+"""What a trace sends to its daemon."""
 
 
-def _numbers(steps: list[StepRows], count: int) -> npt.NDArray[np.float64]:
-    """The four numbers of every parameter and step, as float64 of shape (steps, parameters, 4)."""
-    numbers = np.zeros((len(steps), count, 4))
-    for device, groups in enumerate(steps[0].layout.groups):
-        flat = b"".join(_bytes(rows.copies[device]) for rows in steps)
-        blocks = np.frombuffer(flat, dtype=np.uint8).reshape(len(steps), -1)
-        for group in groups:
-            raw = np.ascontiguousarray(blocks[:, group.offset_bytes : group.offset_bytes + group.size_bytes])
-            values = raw.view(_NUMPY[group.dtype])
-            if group.dtype is torch.bfloat16:
-                # numpy has no bfloat16, which is the upper half of a float32.
-                values = (values.astype(np.uint32) << 16).view(np.float32)
-            numbers[:, group.indices] = values.reshape(len(steps), len(group.indices), 4)
-    return numbers
+def rows_and_bytes(item: Item) -> tuple[int, int]:
+    """How many rows of the log an item stands for, and about what it takes in memory until they are written."""
+    match item:
+        case StepRows():
+            measured = len(item.layout.quantities) * len(item.layout.measures.measured)
+            return len(item.present), 500 + (1 + 4 * measured) * len(item.present)
+        case HistogramRows() | ActivationRows():
+            rows = sum(len(keys) for keys, _ in item.blocks)
+            return rows, 500 + sum(150 * len(keys) + copy.size_bytes for keys, copy in item.blocks)
+        case _:
+            return 1, 300

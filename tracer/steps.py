@@ -11,31 +11,54 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.optim.optimizer import Optimizer
 
+from tracer.amp import LossScale, deferred, driven_by_scaler
 from tracer.hooks import Hooks, Tap
-from tracer.rows import Event, MisfitError, RowBuffer, StepRows, event
+from tracer.rows import Histograms, Item, Metric, MisfitError, Number, RowBuffer, Update, event, number
+from tracer.statistics import Measures
 from tracer.warn import warn
 
 # No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
 _NO_BACKWARD = -1
+# So many backwards without an update are taken for a loop that updates by other means; the longest gradient
+# accumulations that people report are a tenth of it.
+_BACKWARDS_WITHOUT_UPDATE = 1000
 
 
-def _running_backward() -> int:
+def running_backward() -> int:
+    """The id of the backward that runs in this thread, or -1."""
     return torch._C._current_graph_task_id()
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is recorded, as ``attach`` was told."""
+
+    every: int
+    measures: Measures
+    applied: bool
+    bins: int
+    histogram_every: int
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities that are recorded of each parameter."""
+        return ("value", "grad", "applied") if self.applied else ("value", "grad")
+
+
 class Recorder:
-    """Records the extremes of each step in a buffer, and emits a step's rows when the next step begins.
+    """Records the statistics of each step in a buffer, and emits a step's rows when the next step begins.
 
     Args:
         hooks: The hooks that report to this recorder.
-        every: Every how many steps to measure.
+        settings: What to record.
         first_step: The step to begin with.
-        emit: Takes a step's rows.
-        emit_event: Takes what happens to the trace.
+        loss_scale: The ``GradScaler`` of the loop, if it has one.
+        emit: Takes rows, metrics and events.
 
     Attributes:
         step: The step whose gradients came last.
@@ -44,18 +67,19 @@ class Recorder:
     def __init__(
         self,
         hooks: Hooks,
-        every: int,
+        settings: Settings,
         first_step: int,
-        emit: Callable[[StepRows], None],
-        emit_event: Callable[[Event], None],
+        loss_scale: LossScale | None,
+        emit: Callable[[Item], None],
     ) -> None:
         self._hooks = hooks
-        self._every = every
+        self._settings = settings
+        self._loss_scale = loss_scale
         self._emit = emit
-        self._emit_event = emit_event
-        self._buffer = RowBuffer(hooks.parameters)
+        self._buffer = self._new_buffer()
+        self._histograms = Histograms(settings.bins)
+        self._histogrammed = -1
         self.step = first_step
-        self._measuring = first_step % every == 0
         self._stopped = False
         self._explicit = False
         # The step's update has happened; _ended_in is the backward during which it did, if any.
@@ -63,22 +87,35 @@ class Recorder:
         self._ended_in = _NO_BACKWARD
         self._ended_ns = 0
         self._updated_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        # Whether a GradScaler that was not given may drive an optimizer, and those that have been asked.
+        self._look_for_scaler = loss_scale is None
+        self._asked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # The next gradient has to look whether it begins a step.
         self._alert = True
+        # A gradient of this step has arrived.
+        self._begun = False
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
         # Tensors that were first seen in this step, after their gradient may have arrived.
         self._joined: set[Tap] = set()
+        self._unended: _Unended | None = _Unended()
         self._warned = False
         # The engine has a thread for each device, so that two gradients can arrive at once; this is held at the border
         # of two steps alone, where one of them has to finish the old step before the other may record into the new one.
         # Re-entrant, since a signal handler that closes the trace may run in the thread that holds it.
         self._border = threading.RLock()
+        self._choose_what_to_measure()
+
+    @property
+    def next_step(self) -> int:
+        """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
+        skipped = self._loss_scale is not None and self._loss_scale.updated and self._begun
+        return self.step + 1 if self._ended or (skipped and not self._explicit) else self.step
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
-        if self._alert:
-            self._at_border(self._first_gradient)
+        if self._alert or (self._loss_scale is not None and self._loss_scale.updated):
+            self._at_border(lambda: self._first_gradient(tap))
         if not self._measuring or tap.failed:
             return
         try:
@@ -91,18 +128,20 @@ class Recorder:
         except Exception as error:
             self._give_up(tap, error)
 
-    def before_update(self, optimizer: Optimizer) -> None:
+    def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        # Inside a backward most gradients are still to come, and what gets none is not updated either.
-        if _running_backward() == _NO_BACKWARD:
-            self._at_border(lambda: self._before_update(optimizer))
+        self._unended = None
+        self._at_border(lambda: self._before_update(optimizer, closure))
 
-    def after_update(self, optimizer: Optimizer) -> None:
+    def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
+        if closure and self._settings.applied:
+            # Its gradients came inside the update, and are still those that it used last.
+            self._at_border(lambda: self._record_applied(optimizer))
         if not self._explicit:
             self._updated_by.add(optimizer)
             # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
-            self._ended_in = _running_backward()
+            self._ended_in = running_backward()
             self._ended_ns = time.time_ns()
             self._ended = True
             self._alert = True
@@ -115,9 +154,13 @@ class Recorder:
         """End the step now, on the user's word; the next gradient, or the next call, begins the next one."""
         self._at_border(self._end_step)
 
+    def snapshot(self) -> None:
+        """Emit the histograms of values and gradients as they are now."""
+        self._at_border(self._snapshot)
+
     def finish(self) -> None:
         """Emit the last step, if any gradient or update belongs to it."""
-        self._at_border(lambda: self._take() if self._ended or self._buffer.recorded else None)
+        self._at_border(self._finish)
 
     def _at_border(self, action: Callable[[], None]) -> None:
         """Do what happens between two steps; where it fails, extremes are no longer recorded, and training goes on."""
@@ -129,17 +172,33 @@ class Recorder:
             if not self._stopped:
                 self._stopped, self._measuring = True, False
                 message = f"{type(error).__name__}: {error}"
-                self._emit_event(event(step, "failed", message))
+                self._emit(event(step, "failed", message))
                 warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
-    def _first_gradient(self) -> None:
-        if not self._alert:
+    def _first_gradient(self, tap: Tap) -> None:
+        updated = self._loss_scale is not None and self._loss_scale.updated
+        if not (self._alert or updated):
             return
         if self._ended:
-            if self._ended_in != _NO_BACKWARD and self._ended_in == _running_backward():
+            if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
                 return
             self._next_step()
-        self._alert = False
+        elif updated and self._begun and not self._explicit:
+            # The scaler has been updated, and no optimizer has: it found an infinity, and skipped the update.
+            self._next_step()
+        if self._unended is not None and not self._unended.saw(tap.tensor):
+            self._unended = None
+            warn(_UNENDED)
+        self._alert = self._unended is not None
+        if not self._begun or updated:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._begun = True
+        if self._loss_scale is not None:
+            self._loss_scale.begin_step()
+        if not self._stopped:
+            self._refresh()
 
     def _follow_model(self) -> None:
         if self._ended:
@@ -147,21 +206,53 @@ class Recorder:
             self._next_step()
         self._refresh()
 
-    def _before_update(self, optimizer: Optimizer) -> None:
-        if self._ended and optimizer in self._updated_by:
-            # The same optimizer again, and no gradient between: it calls a closure, or gradients were set by hand.
-            self._next_step()
-        self._sweep()
+    def _before_update(self, optimizer: Optimizer, closure: bool) -> None:
+        # Inside a backward most gradients are still to come, and what gets none is not updated either.
+        if running_backward() == _NO_BACKWARD:
+            if self._ended and optimizer in self._updated_by:
+                # The same optimizer again, and no gradient between: it calls a closure, or gradients were set by hand.
+                self._next_step()
+            self._sweep()
+        if self._settings.applied and not closure:
+            self._record_applied(optimizer)
+        if self._look_for_scaler and optimizer not in self._asked:
+            self._asked.add(optimizer)
+            if driven_by_scaler():
+                self._look_for_scaler = False
+                warn(_SCALED)
+
+    def _record_applied(self, optimizer: Optimizer) -> None:
+        if not self._measuring:
+            return
+        taps = [tap for tap in self._hooks.held(optimizer) if not tap.failed]
+        with torch.no_grad():
+            for tap in taps:
+                try:
+                    self._buffer.record_applied(tap.index, tap.tensor.grad)
+                except Exception as error:
+                    self._give_up(tap, error)
+            left_to_it = deferred(optimizer)
+            if left_to_it is not None:
+                divisor, skipped = left_to_it
+                indices = [tap.index for tap in taps]
+                self._buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
 
     def _end_step(self) -> None:
         if self._explicit and self._ended:
             self._next_step()
         self._explicit = True
+        self._unended = None
         self._ended_in = _NO_BACKWARD
         self._ended_ns = time.time_ns()
         self._ended = True
         self._alert = True
         self._sweep()
+
+    def _finish(self) -> None:
+        if self._unended is not None and self._unended.backwards > 1:
+            warn(_UNENDED)
+        if self._ended or self._begun:
+            self._take()
 
     def _next_step(self) -> None:
         try:
@@ -170,13 +261,29 @@ class Recorder:
             self.step += 1
             self._ended = False
             self._ended_ns = 0
+            self._begun = False
             self._updated_by.clear()
-            self._measuring = not self._stopped and self.step % self._every == 0
+            self._choose_what_to_measure()
+
+    def _choose_what_to_measure(self) -> None:
+        self._measuring = not self._stopped and self.step % self._settings.every == 0
+        number_due = self.step // self._settings.histogram_every
+        self._histogramming = self._measuring and self._settings.measures.histogram and number_due != self._histogrammed
+        if self._histogramming:
+            self._histogrammed = number_due
 
     def _take(self) -> None:
+        time_ns = self._ended_ns or time.time_ns()
+        scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
+        if self._loss_scale is not None and self._begun:
+            self._emit(Metric(self.step, time_ns, "amp_scale", scale))
+            skipped = self._loss_scale.skipped()
+            if skipped is not None:
+                self._emit(Metric(self.step, time_ns, "skipped", skipped))
         if self._measuring:
             self._sweep()
-            self._emit(self._buffer.take(self.step, self._ended_ns or time.time_ns()))
+            self._emit(self._buffer.take(self.step, time_ns, scale))
+        self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False
         self._joined.clear()
 
@@ -184,18 +291,38 @@ class Recorder:
         if not self._measuring or self._swept:
             return
         self._swept = True
-        # A replaced parameter's hook is silent: where every gradient came, no parameter needs a look.
-        if self._buffer.incomplete or self._hooks.waiting:
+        # A replaced parameter's hook is silent; its gradient may have come before the first that a hook saw.
+        if self._buffer.incomplete or not self._begun:
             self._refresh()
         if not self._buffer.incomplete:
             return
         with torch.no_grad():
             for tap in self._hooks.taps:
                 if not self._buffer.present[tap.index] and not tap.failed:
+                    # Under a scaler it is not known whether that gradient has been unscaled by now.
+                    known = tap in self._joined and self._loss_scale is None
                     try:
-                        self._record(tap, tap.tensor, tap.tensor.grad if tap in self._joined else None)
+                        self._record(tap, tap.tensor, tap.tensor.grad if known else None)
                     except Exception as error:
                         self._give_up(tap, error)
+
+    def _snapshot(self) -> None:
+        histograms = Histograms(self._settings.bins)
+        scaled = self._loss_scale is not None and not self._ended and not self._loss_scale.unscaled
+        self._refresh()
+        with torch.no_grad():
+            for tap in self._hooks.taps:
+                try:
+                    histograms.collect(self._hooks.parameters[tap.index].name, tap.tensor, tap.tensor.grad)
+                except Exception as error:
+                    self._give_up(tap, error)
+        scale = self._loss_scale.scale if self._loss_scale is not None and scaled else 1.0
+        self._emit_histograms(histograms, time.time_ns(), scale)
+
+    def _emit_histograms(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
+        rows = histograms.take(self.step, time_ns, scale)
+        if rows.blocks:
+            self._emit(rows)
 
     def _record(self, tap: Tap, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         try:
@@ -204,33 +331,66 @@ class Recorder:
             with self._border:
                 self._rebuild()
             self._buffer.record(tap.index, value, gradient)
+        if self._histogramming:
+            self._histograms.collect(self._hooks.parameters[tap.index].name, value, gradient)
+
+    def _new_buffer(self) -> RowBuffer:
+        return RowBuffer(self._hooks.parameters, self._settings.measures, self._settings.quantities)
 
     def _rebuild(self) -> None:
         """A buffer for the parameters as they are now, with what the old one recorded in this step."""
-        buffer = RowBuffer(self._hooks.parameters)
+        buffer = self._new_buffer()
         with torch.no_grad():
             buffer.carry(self._buffer)
         self._buffer = buffer
 
     def _refresh(self) -> None:
-        """Follow the model where its parameters have materialised, been replaced or been unfrozen."""
+        """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
         if not self._hooks.stale():
             return
-        known = set(self._buffer.layout.names)
-        new = self._hooks.rearm()
+        new, changes = self._hooks.rearm()
         self._rebuild()
         self._joined.update(new)
-        for tap in new:
-            name = self._hooks.parameters[tap.index].name
-            kind = "replaced" if name in known else "joined"
-            self._emit_event(event(self.step, kind, f"{tuple(tap.tensor.shape)} {tap.tensor.dtype}", name))
+        for change in changes:
+            self._emit(event(self.step, change.kind, change.detail, change.name))
 
     def _give_up(self, tap: Tap, error: Exception) -> None:
         """Go on without one parameter."""
         tap.failed = True
         name = self._hooks.parameters[tap.index].name
         message = f"{type(error).__name__}: {error}"
-        self._emit_event(event(self.step, "failed", message, name))
+        self._emit(event(self.step, "failed", message, name))
         if not self._warned:
             self._warned = True
             warn(f"{name} is no longer traced ({message}); any further one is only named in the run's events")
+
+
+_UNENDED = (
+    "several backwards and no update of a torch optimizer: all of it is recorded as one step. If your loop updates the "
+    "parameters itself, call trace.step() after each update"
+)
+_SCALED = (
+    "a GradScaler drives this optimizer, so gradients are recorded as they are, multiplied by its scale: "
+    "give the scaler to attach(model, scaler=scaler) to have them divided"
+)
+
+
+class _Unended:
+    """Watches a loop until its first update, and knows when it updates without a torch optimizer."""
+
+    def __init__(self) -> None:
+        self.backwards = 0
+        self._backward = _NO_BACKWARD
+        self._written = 0
+        self._watched: torch.Tensor | None = None
+        self._version = 0
+
+    def saw(self, tensor: torch.Tensor) -> bool:
+        """Whether the loop may still come to an update, now that a parameter's gradient has arrived."""
+        if running_backward() != self._backward:
+            self._backward = running_backward()
+            self.backwards += 1
+            # A parameter that is written to between two backwards, time and again, is being updated.
+            self._written += tensor is self._watched and tensor._version != self._version
+            self._watched, self._version = tensor, tensor._version
+        return self._written < 2 and self.backwards < _BACKWARDS_WITHOUT_UPDATE

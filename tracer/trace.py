@@ -18,18 +18,43 @@ import polars as pl
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
+from tracer.activations import Activations
+from tracer.amp import LossScale
 from tracer.daemon import Daemon
+from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log.read import scan
 from tracer.log.run import LogError
 from tracer.parameters import NamedParameter, Select, named_parameters
-from tracer.rows import Encoder, Event, HostCopy, Metric, StepRows, event, landed
-from tracer.steps import Recorder
+from tracer.rows import (
+    ActivationRows,
+    Event,
+    HistogramRows,
+    HostCopy,
+    Item,
+    Metric,
+    Number,
+    StepRows,
+    event,
+    number,
+    rows_and_bytes,
+)
+from tracer.statistics import Measures, Stats
+from tracer.steps import Recorder, Settings
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.
 _WAITING_BYTES = 64 << 20
+
+_TABLES: Mapping[type[Item], str] = {
+    StepRows: "extremes",
+    HistogramRows: "histograms",
+    ActivationRows: "activations",
+    Metric: "metrics",
+    Event: "events",
+}
 
 _open: "set[Trace]" = set()
 
@@ -40,6 +65,12 @@ def attach(
     *,
     every: int = 1,
     params: Select | None = None,
+    stats: Stats = "extremes",
+    applied: bool = False,
+    scaler: GradScaler | None = None,
+    activations: bool | Select = False,
+    histogram_every: int = 100,
+    bins: int = 10,
     resume: bool = False,
 ) -> "Trace":
     """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
@@ -52,20 +83,36 @@ def attach(
         path: The run's folder. Without it, ``runs/<time>-<model class>``.
         every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
         params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
+        stats: What to record beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population),
+            ``"norm"`` (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (how many
+            elements are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
+        applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
+            over ranks, in columns ``applied_min``, ``applied_max`` and so on.
+        scaler: The loop's ``GradScaler``: gradients are recorded divided by its scale, and the metrics ``amp_scale``
+            and ``skipped`` are written for each step.
+        activations: Whether to record the outputs of modules: True for all, or which, as in ``params``. The name of
+            the model itself is "".
+        histogram_every: Every how many steps to record histograms, where ``stats`` asks for them.
+        bins: How many bins they have.
         resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet.
 
     Raises:
-        ValueError: the model has no trainable parameter, ``params`` selects none, ``every`` is not a positive integer,
-            or ``resume`` has no ``path``.
+        ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
+            statistic, a number is not a positive integer, or ``resume`` has no ``path``.
+        TypeError: an argument has the wrong type.
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r} must be a whole number of steps, 1 or more")
+    for name, count in (("every", every), ("histogram_every", histogram_every), ("bins", bins)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} must be a whole number, 1 or more")
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
+    settings = Settings(every, Measures.of(stats), applied, bins, histogram_every)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
@@ -75,7 +122,7 @@ def attach(
             raise RuntimeError(
                 f"another model is being traced into {path}: give another path, or close that trace first"
             )
-    return Trace(model, hooks, path, every=every, resume=resume)
+    return Trace(model, hooks, path, settings, scaler, activations, resume)
 
 
 class Trace:
@@ -86,7 +133,14 @@ class Trace:
     """
 
     def __init__(
-        self, model: nn.Module, hooks: Hooks, path: str | os.PathLike[str] | None, *, every: int, resume: bool
+        self,
+        model: nn.Module,
+        hooks: Hooks,
+        path: str | os.PathLike[str] | None,
+        settings: Settings,
+        scaler: GradScaler | None,
+        activations: bool | Select,
+        resume: bool,
     ) -> None:
         rank, world = _rank_and_world()
         if world > 1 and path is None:
@@ -97,20 +151,31 @@ class Trace:
         if resumed:
             first_step, attempt = _continue_run(self.path, rank)
         else:
-            _begin_run(self.path, rank, _describe(model, hooks, every))
+            _begin_run(self.path, rank, _describe(model, hooks, settings))
             first_step, attempt = 0, 0
-        self._recorder = Recorder(hooks, every, first_step, self._emit_rows, self._emit_event)
+        loss_scale = LossScale(scaler) if scaler is not None and scaler.is_enabled() else None
+        self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
         encoder = Encoder(rank, attempt)
         encoders: dict[str, Callable[[Sequence[Any]], pa.Table]] = {
             "extremes": encoder.extremes,
             "metrics": encoder.metrics,
             "events": encoder.events,
         }
+        if settings.measures.histogram:
+            encoders["histograms"] = encoder.histograms
+        if activations is not False:
+            encoders["activations"] = encoder.activations
+        run_folder.prepare_folders(self.path, encoders)
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
-        self._emit_event(
-            event(first_step, "resumed" if resumed else "attached", f"{len(hooks.chosen)} parameters, every {every}")
-        )
+        every = f"{len(hooks.chosen)} parameters, every {settings.every}"
+        self._emit(event(first_step, "resumed" if resumed else "attached", every))
         hooks.arm(self._recorder)
+        self._activations = (
+            None
+            if activations is False
+            else Activations(model, activations, settings.every, self._recorder, self._emit)
+        )
+        self._settings = settings
         self._closed = False
         _open.add(self)
         atexit.register(self._close_at_exit)
@@ -147,6 +212,17 @@ class Trace:
             self._recorder.end_step()
             self.log(**values)
 
+    def snapshot(self) -> None:
+        """Record histograms of the parameters and their gradients as they are now: once an epoch, say.
+
+        Raises:
+            ValueError: the trace was not asked for histograms.
+        """
+        if not self._settings.measures.histogram:
+            raise ValueError('snapshot() records histograms, so attach(model, stats="histogram") must ask for them')
+        if not self._closed:
+            self._recorder.snapshot()
+
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
         if self._closed:
@@ -171,11 +247,13 @@ class Trace:
         atexit.unregister(self._close_at_exit)
         _open.discard(self)
         self._recorder.finish()
+        if self._activations is not None:
+            self._activations.finish()
         self._hooks.remove()
-        self._emit_event(event(self._recorder.step, "closed", reason))
+        self._emit(event(self._recorder.step, "closed", reason))
         self._daemon.close({"last_step": self._recorder.step, "reason": reason})
         # Who keeps a closed trace does not keep the model.
-        del self._hooks, self._recorder
+        del self._hooks, self._recorder, self._activations
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
@@ -189,11 +267,8 @@ class Trace:
         error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
         self.__exit__(type(error) if error else None, error, None)
 
-    def _emit_rows(self, rows: StepRows) -> None:
-        self._daemon.put("extremes", rows, rows=len(rows.layout.names), size_bytes=rows.size_bytes)
-
-    def _emit_event(self, happened: Event) -> None:
-        self._daemon.put("events", happened)
+    def _emit(self, item: Item) -> None:
+        self._daemon.put(_TABLES[type(item)], item, *rows_and_bytes(item))
 
 
 def _abandon_all() -> None:
@@ -205,14 +280,12 @@ def _abandon_all() -> None:
 os.register_at_fork(after_in_child=_abandon_all)
 
 
-def _metric_value(name: str, metric: object) -> float | HostCopy:
+def _metric_value(name: str, metric: object) -> Number:
     if isinstance(metric, torch.Tensor):
-        if metric.is_cpu:
-            # Reading a tensor that is on the host already is no sync; it raises where there is not one real number.
-            with contextlib.suppress(RuntimeError, TypeError, ValueError):
-                return float(metric.item())
-        elif metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
-            return HostCopy(metric.detach())
+        # To read a tensor on the host raises where there is not one real number.
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):
+            if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
+                return number(metric)
     elif isinstance(metric, HostCopy):
         return metric
     elif isinstance(metric, numbers.Real | np.bool_):
@@ -242,7 +315,7 @@ def _default_path(model: nn.Module) -> Path:
             path = base.with_name(f"{base.name}-{number}")
 
 
-def _describe(model: nn.Module, hooks: Hooks, every: int) -> Mapping[str, Any]:
+def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str, Any]:
     """What run.json says of the model, the settings and the libraries."""
 
     def describe(parameter: NamedParameter) -> dict[str, Any]:
@@ -258,7 +331,12 @@ def _describe(model: nn.Module, hooks: Hooks, every: int) -> Mapping[str, Any]:
     return {
         "model": type(model).__name__,
         "params": [describe(parameter) for parameter in hooks.chosen],
-        "settings": {"every": every},
+        "settings": {
+            "every": settings.every,
+            "stats": list(settings.measures.columns),
+            "applied": settings.applied,
+            "histogram_every": settings.histogram_every if settings.measures.histogram else None,
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,14 +90,14 @@ def _rename_first(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def prepare_folders(path: Path) -> None:
-    """Make a run's folders where they are missing.
+def prepare_folders(path: Path, tables: Iterable[str] = schema.ALWAYS) -> None:
+    """Make a run's folders where they are missing: one for each of these tables, and what parts are staged in.
 
     Raises:
         LogError: ``path`` is a file, or cannot be made.
     """
     try:
-        for folder in (*schema.TABLES, "staging"):
+        for folder in (*tables, "staging"):
             (path / folder).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from error

@@ -3,7 +3,8 @@
 A run is a folder::
 
     run.json                      written first, once: what is traced, and by what
-    extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else
+    extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else; likewise
+                                  histograms/ and activations/ where they were asked for
     staging/                      parts being written; no reader looks here
     heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
@@ -29,10 +30,17 @@ another's of the same rank is ignored. A published byte never changes.
 ====================  ===========================  ===============================================================
 
 ``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
-and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``. Null means that
-there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN and infinity are
-recorded as they are. ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``,
-``param`` (nullable) and ``detail``: what happened to the trace itself.
+and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``, and, where they were
+asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of the population), ``norm`` (L2),
+``absmax``, ``zeros`` (fraction exactly zero) and ``nonfinite`` (count), each as ``<value|grad|applied>_<statistic>``.
+Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
+and infinity are recorded as they are.
+
+``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
+and ``detail``: what happened to the trace itself. ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low``
+and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width from low to high, or, where these are
+equal, from low - 0.5 to high + 0.5; null where one of them is not finite. ``activations`` adds ``module``,
+``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null. Where several attempts recorded one step, the latest counts.
@@ -40,12 +48,14 @@ their statistics; a reader fills what is missing with null. Where several attemp
 **Encoding.** zstd; BYTE_STREAM_SPLIT for floats, DELTA_BINARY_PACKED for integers and times, dictionaries for names.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
 FORMAT = 1
-TABLES = ("extremes", "metrics", "events")
+ALWAYS = ("extremes", "metrics", "events")
+TABLES = (*ALWAYS, "histograms", "activations")
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -76,7 +86,31 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("detail", pa.string(), nullable=False),
         ]
     ),
+    "histograms": pa.schema(
+        [
+            *_KEY,
+            pa.field("param", _NAME, nullable=False),
+            pa.field("of", _NAME, nullable=False),
+            pa.field("low", pa.float64(), nullable=False),
+            pa.field("high", pa.float64(), nullable=False),
+            pa.field("counts", pa.list_(pa.int64())),
+        ]
+    ),
+    "activations": pa.schema(
+        [
+            *_KEY,
+            pa.field("module", _NAME, nullable=False),
+            pa.field("training", pa.bool_(), nullable=False),
+            *(pa.field(statistic, pa.float64(), nullable=False) for statistic in ("min", "max", "mean", "std")),
+        ]
+    ),
 }
+
+
+def extremes_schema(columns: Iterable[str]) -> pa.Schema:
+    """The schema of ``extremes`` with these statistics; those of every log come first."""
+    further = [pa.field(name, pa.float64()) for name in columns if name not in STATISTICS]
+    return pa.schema([*SCHEMAS["extremes"], *further])
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
@@ -84,10 +118,11 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
     encodings = {
         field.name: "BYTE_STREAM_SPLIT" if pa.types.is_floating(field.type) else "DELTA_BINARY_PACKED"
         for field in schema
-        if not (pa.types.is_dictionary(field.type) or pa.types.is_string(field.type))
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type)
     }
+    texts = (pa.types.is_dictionary, pa.types.is_string)
     return {
         "compression": "zstd",
-        "use_dictionary": [field.name for field in schema if field.name not in encodings],
+        "use_dictionary": [field.name for field in schema if any(is_text(field.type) for is_text in texts)],
         "column_encoding": encodings,
     }

@@ -1,0 +1,144 @@
+"""The outputs of modules: their extremes, mean and standard deviation in each step, seen by one global forward hook.
+
+Global, since a hook in a module would be pickled, and copied, with it. Code that ``torch.compile`` has made of a
+forward calls no hook: that is said once, and its outputs are left out.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from tracer.extremes import dense, local
+from tracer.parameters import Select, name_filter, named_modules
+from tracer.rows import ActivationRows, HostCopy, Item, event
+from tracer.statistics import moments_of
+from tracer.steps import Recorder, running_backward
+from tracer.warn import warn
+
+# torch says that a compiled module calls a global hook once more; this one does not mind.
+_CALLED_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
+
+Key = tuple[str, bool]
+
+
+class Activations:
+    """The forward hook on one model.
+
+    Args:
+        model: The model.
+        select: Which of its modules: True for all, or as ``params`` in ``attach``. The model itself has the name "".
+        every: Every how many steps to measure.
+        recorder: Knows to which step a forward belongs.
+        emit: Takes rows and events.
+
+    Raises:
+        ValueError: no module is selected.
+    """
+
+    def __init__(
+        self, model: nn.Module, select: Select | bool, every: int, recorder: Recorder, emit: Callable[[Item], None]
+    ) -> None:
+        wanted = name_filter(None if isinstance(select, bool) else select, "activations")
+        chosen = {name: module for name, module in named_modules(model).items() if wanted(name)}
+        if not chosen:
+            raise ValueError(f"activations={select!r} selects none of the model's modules")
+        self._names = {id(module): name for name, module in chosen.items()}
+        # Kept alive, so that no other module can bear one of these ids.
+        self._modules = list(chosen.values())
+        self._every = every
+        self._recorder = recorder
+        self._emit = emit
+        # By step: a training forward runs before the step that it belongs to begins.
+        self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
+        self._failed: set[str] = set()
+        self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+        self._recorded = self._warned = False
+        warnings.filterwarnings("ignore", message=_CALLED_TWICE)
+        self._handle: RemovableHandle = register_module_forward_hook(self._on_output)
+
+    def finish(self) -> None:
+        """Remove the hook, and emit what has been recorded."""
+        self._handle.remove()
+        self._emit_before(self._recorder.step + 2)
+        if not self._recorded:
+            self._say("no module gave out anything that a hook could see: torch.compile calls none in compiled code")
+
+    def _on_output(self, module: nn.Module, args: object, output: object) -> None:
+        name = self._names.get(id(module))
+        if name is None or name in self._failed:
+            return
+        if torch.compiler.is_compiling():
+            self._compiled = True
+            return
+        # A forward inside a backward is a checkpoint's: it repeats one that was seen.
+        if running_backward() != -1:
+            return
+        try:
+            step = self._recorder.next_step if torch.is_grad_enabled() else self._recorder.step
+            self._emit_before(self._recorder.step)
+            if step % self._every == 0:
+                with torch.no_grad():
+                    self._record(step, (name, module.training), output)
+        except Exception as error:
+            self._failed.add(name)
+            self._say(f"activations of {name or 'the model'} are no longer recorded ({type(error).__name__}: {error})")
+
+    def _record(self, step: int, key: Key, output: object) -> None:
+        seen = self._steps.setdefault(step, {})
+        for tensor in map(_measurable, tree_leaves(output)):
+            if tensor is not None:
+                count, numbers = tensor.numel(), moments_of(tensor)
+                if key in seen:
+                    count, numbers = _together(*seen[key], count, numbers)
+                seen[key] = count, numbers
+
+    def _emit_before(self, step: int) -> None:
+        for done in [label for label in self._steps if label < step]:
+            seen = self._steps.pop(done)
+            self._recorded = True
+            by_device: dict[torch.device, list[Key]] = {}
+            for key, (_, numbers) in seen.items():
+                by_device.setdefault(numbers.device, []).append(key)
+            blocks = [
+                ([(*key, seen[key][0]) for key in keys], HostCopy(torch.stack([seen[key][1] for key in keys])))
+                for keys in by_device.values()
+            ]
+            if blocks:
+                self._emit(ActivationRows(done, time.time_ns(), blocks))
+            unseen = set(self._names.values()) - {name for name, _ in seen} - self._failed
+            if self._compiled and unseen:
+                some = ", ".join(sorted(unseen)[:3])
+                self._say(f"torch.compile calls no hook in compiled code: {len(unseen)} modules are not seen ({some})")
+
+    def _say(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._emit(event(self._recorder.step, "failed", message))
+            warn(message)
+
+
+def _measurable(leaf: object) -> torch.Tensor | None:
+    """A part of an output as real numbers; None where there are none, or only inside a transformation of functorch."""
+    if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        return None
+    tensor = local(leaf)
+    if tensor.is_meta or tensor.numel() == 0 or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return dense(tensor)
+
+
+def _together(count: int, numbers: torch.Tensor, more: int, others: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """The moments of two sets of numbers as one (Chan, Golub & LeVeque 1983)."""
+    total = count + more
+    others = others.to(numbers.device)
+    low, high = torch.minimum(numbers[0], others[0]), torch.maximum(numbers[1], others[1])
+    delta = others[2] - numbers[2]
+    mean = numbers[2] + delta * (more / total)
+    squares = numbers[3] + others[3] + delta**2 * (count * more / total)
+    return total, torch.stack([low, high, mean, squares])

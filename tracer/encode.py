@@ -1,0 +1,167 @@
+"""Rows in the form of the log: waits for what is on its way to the host, and makes tables of it. Runs in the daemon."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from tracer.log import schema
+from tracer.rows import QUANTITIES, ActivationRows, Event, HistogramRows, HostCopy, Metric, Number, StepRows
+
+_NUMPY = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: np.uint16,
+    torch.int64: np.int64,
+}
+
+
+def landed(item: Any) -> Any:
+    """The same item with its copies on the host, so that pinned memory is not held until it is published."""
+    if isinstance(item, StepRows):
+        updates = tuple(
+            update._replace(divisor=_number(update.divisor), skipped=_number(update.skipped)) for update in item.updates
+        )
+        copies: list[bytes | HostCopy] = [_bytes(copy) for copy in item.copies]
+        return item._replace(copies=copies, loss_scale=_number(item.loss_scale), updates=updates)
+    if isinstance(item, Metric):
+        return item._replace(value=_number(item.value))
+    return item
+
+
+def _bytes(copy: bytes | HostCopy) -> bytes:
+    return copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes()
+
+
+def _number(value: Number) -> float:
+    return value if isinstance(value, float) else float(value.wait().item())
+
+
+class Encoder:
+    """Turns rows into tables of the log, for one rank and attempt. Runs in the daemon."""
+
+    def __init__(self, rank: int, attempt: int) -> None:
+        self._rank = rank
+        self._attempt = attempt
+
+    def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
+        """The rows of these steps: one a parameter and step."""
+        runs: list[list[StepRows]] = []
+        for rows in steps:
+            if not runs or runs[-1][0].layout is not rows.layout:
+                runs.append([])
+            runs[-1].append(rows)
+        return pa.concat_tables([self._of_one_layout(run) for run in runs]).unify_dictionaries()
+
+    def _of_one_layout(self, steps: list[StepRows]) -> pa.Table:
+        layout = steps[0].layout
+        count = len(layout.names)
+        present = np.frombuffer(b"".join(rows.present for rows in steps), dtype=np.uint8).reshape(len(steps), count)
+        keep = present != 0
+        measured = _numbers(steps)
+        columns = {}
+        for at, quantity in enumerate(layout.quantities):
+            recorded = present & QUANTITIES[quantity] != 0
+            numbers = dict(zip(layout.measures.measured, np.moveaxis(measured[:, :, at], -1, 0), strict=True))
+            if quantity != "value":
+                divisor = _divisors(steps, quantity, recorded)
+                numbers |= {"min": numbers["min"] / divisor, "max": numbers["max"] / divisor}
+            for statistic, values in layout.measures.derive(numbers, layout.elements).items():
+                columns[f"{quantity}_{statistic}"] = pa.array(values[keep], mask=~recorded[keep])
+        names = pa.DictionaryArray.from_arrays(
+            pa.array(np.tile(np.arange(count, dtype=np.int32), len(steps))[keep.ravel()]),
+            pa.array(layout.names, type=pa.string()),
+        )
+        spans = np.ones(len(names), dtype=np.int32)
+        key = self._key([rows.step for rows in steps], [rows.time_ns for rows in steps], keep.sum(axis=1))
+        extremes = schema.extremes_schema(columns)
+        return pa.table([*key, names, spans, *(columns[name] for name in extremes.names[6:])], schema=extremes)
+
+    def histograms(self, items: Sequence[HistogramRows]) -> pa.Table:
+        """The rows of these histograms: one a parameter, quantity and step."""
+        rows = [
+            (item, param, of, *_histogram(numbers, _number(item.loss_scale) if of == "grad" else 1.0))
+            for item in items
+            for keys, copy in item.blocks
+            for (param, of), numbers in zip(keys, copy.wait().tolist(), strict=True)
+        ]
+        return self._table("histograms", rows)
+
+    def activations(self, items: Sequence[ActivationRows]) -> pa.Table:
+        """The rows of these activations: one a module, mode and step."""
+        rows = [
+            (item, module, training, low, high, mean, np.sqrt(squares / count))
+            for item in items
+            for keys, copy in item.blocks
+            for (module, training, count), (low, high, mean, squares) in zip(keys, copy.wait().tolist(), strict=True)
+        ]
+        return self._table("activations", rows)
+
+    def metrics(self, metrics: Sequence[Metric]) -> pa.Table:
+        """The rows of these metrics."""
+        return self._table("metrics", [(metric, metric.name, _number(metric.value)) for metric in metrics])
+
+    def events(self, events: Sequence[Event]) -> pa.Table:
+        """The rows of these events."""
+        return self._table("events", [(event, event.kind, event.param, event.detail) for event in events])
+
+    def _table(self, table: str, rows: list[tuple[Any, ...]]) -> pa.Table:
+        """A table of rows: each an item, which knows its step and time, and what follows in the columns."""
+        columns_of = schema.SCHEMAS[table]
+        items, *columns = zip(*rows, strict=True)
+        key = self._key([item.step for item in items], [item.time_ns for item in items])
+        types = columns_of.types[len(key) :]
+        return pa.table([*key, *map(pa.array, columns, types)], schema=columns_of)
+
+    def _key(
+        self, steps: list[int], times_ns: list[int], repeats: npt.NDArray[np.int64] | int = 1
+    ) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The columns that every table begins with."""
+        step = np.repeat(np.array(steps, dtype=np.int64), repeats)
+        microseconds = np.repeat(np.array(times_ns, dtype=np.int64) // 1000, repeats)
+        constant = np.ones(len(step), dtype=np.int32)
+        times = pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))
+        return step, times, constant * np.int32(self._rank), constant * np.int32(self._attempt)
+
+
+def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """What a ``GradScaler`` has multiplied each gradient by; takes back what it let the optimizer skip."""
+    divisors = np.ones(recorded.shape)
+    for at, rows in enumerate(steps):
+        if quantity == "grad":
+            divisors[at] = _number(rows.loss_scale)
+            continue
+        for update in rows.updates:
+            divisors[at, update.indices] = _number(update.divisor)
+            if _number(update.skipped):
+                recorded[at, update.indices] = False
+    return divisors
+
+
+def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, list[int] | None]:
+    low, high, *counts = numbers
+    finite = np.isfinite(low) and np.isfinite(high)
+    return low / loss_scale, high / loss_scale, [int(count) for count in counts] if finite else None
+
+
+def _numbers(steps: list[StepRows]) -> npt.NDArray[np.float64]:
+    """What was measured, as float64 of shape (steps, parameters, quantities, measured)."""
+    layout = steps[0].layout
+    shape = len(layout.names), len(layout.quantities), len(layout.measures.measured)
+    numbers = np.zeros((len(steps), shape[0], shape[1] * shape[2]))
+    for device, groups in enumerate(layout.groups):
+        flat = b"".join(_bytes(rows.copies[device]) for rows in steps)
+        blocks = np.frombuffer(flat, dtype=np.uint8).reshape(len(steps), -1)
+        for group in groups:
+            raw = np.ascontiguousarray(blocks[:, group.offset_bytes : group.offset_bytes + group.size_bytes])
+            values = raw.view(_NUMPY[group.dtype])
+            if group.dtype is torch.bfloat16:
+                # numpy has no bfloat16, which is the upper half of a float32.
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            values = values.reshape(len(steps), len(group.indices), len(group.columns))
+            numbers[:, group.indices[:, None], group.columns] = values
+    return numbers.reshape(len(steps), *shape)
