@@ -304,3 +304,51 @@ def test_looking_after_a_log_does_not_load_torch() -> None:
     """The command line answers without importing torch."""
     code = "import sys, tracer.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def doctor_says(folder: Path, code: str, target: str) -> subprocess.CompletedProcess[str]:
+    """Run ``tracer doctor`` in a folder with a module ``net``."""
+    (folder / "net.py").write_text("import torch\nfrom torch import nn\n" + code)
+    command = [sys.executable, "-m", "tracer", "doctor", target]
+    environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
+    )
+
+
+def test_doctor_tells_of_a_model_in_the_current_folder(tmp_path: Path) -> None:
+    """The table has a line a parameter, and a summary; a factory is called, a model taken as it is."""
+    code = (
+        "def make():\n    net = nn.Linear(3, 2)\n    net.bias.requires_grad_(False)\n    return net\nmodel = make()\n"
+    )
+    for target in ("net:make", "net:model"):
+        said = doctor_says(tmp_path, code, target)
+        assert (said.returncode, said.stderr) == (0, "")
+        lines = [line.split() for line in said.stdout.splitlines()]
+        assert lines[0] == ["param", "state", "shape", "dtype", "records", "note"]
+        assert lines[1] == ["weight", "traced", "2", "x", "3", "float32", "value,", "grad"]
+        assert lines[2] == ["bias", "frozen", "2", "float32", "value"]
+        assert said.stdout.endswith("2 parameters: 1 traced, 1 frozen\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("net", "'net' is not of the form MODULE:FACTORY"),
+        ("nonet:make", "nonet:make gives no model: ModuleNotFoundError"),
+        ("net:other", "net:other gives no model: AttributeError"),
+        ("net:broken", "net:broken gives no model: ZeroDivisionError"),
+        ("net:number", "net:number gives a int, not a torch.nn.Module"),
+    ],
+)
+def test_doctor_says_in_one_line_why_there_is_no_model(target: str, words: str, tmp_path: Path) -> None:
+    """Whatever is wrong with the target, one line names it, and the exit code is 1."""
+    said = doctor_says(tmp_path, "def broken():\n    1 / 0\ndef number():\n    return 1\n", target)
+    assert_one_line_error(said, words)
+
+
+def test_doctor_fails_where_attach_would_refuse(tmp_path: Path) -> None:
+    """A model without anything to train is said to be one, with exit code 1."""
+    said = doctor_says(tmp_path, "", "torch.nn:ReLU")
+    assert said.returncode == 1
+    assert said.stderr == "tracer: there is no gradient to trace in this model, so attach would refuse it\n"

@@ -25,6 +25,7 @@ def test_the_public_names_are_these() -> None:
         "Trace",
         "TracerWarning",
         "attach",
+        "doctor",
         "model_extremes",
         "model_stats",
         "overall_extremes",

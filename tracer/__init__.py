@@ -1,7 +1,8 @@
 """gradwatch's training side: trace a PyTorch model's extremes into a Parquet log.
 
-``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame, ``model_extremes``, ``model_stats`` and
-``overall_extremes`` are plain functions for a notebook. Nothing heavy is imported before one of them is used.
+``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame. ``doctor``, ``model_extremes``,
+``model_stats`` and ``overall_extremes`` are plain functions for a notebook. Nothing heavy is imported before one of
+them is used.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tracer.log.read import BadPartWarning, scan
     from tracer.log.run import LogError
-    from tracer.notebook import model_extremes, model_stats, overall_extremes
+    from tracer.notebook import doctor, model_extremes, model_stats, overall_extremes
     from tracer.trace import Trace, attach
     from tracer.warn import TracerWarning
 
@@ -20,6 +21,7 @@ _HOMES = {
     "Trace": "tracer.trace",
     "TracerWarning": "tracer.warn",
     "attach": "tracer.trace",
+    "doctor": "tracer.notebook",
     "model_extremes": "tracer.notebook",
     "model_stats": "tracer.notebook",
     "overall_extremes": "tracer.notebook",
@@ -32,6 +34,7 @@ __all__ = [
     "Trace",
     "TracerWarning",
     "attach",
+    "doctor",
     "model_extremes",
     "model_stats",
     "overall_extremes",

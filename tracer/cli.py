@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
 
+import importlib
 import sys
 import warnings
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -50,6 +51,51 @@ def demo(
     from tracer.demo import demo as run_demo
 
     run_demo(path or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}", data.value, epochs, console)
+
+
+@app.command()
+def doctor(
+    target: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="A model, or what makes one when called.")],
+) -> None:
+    """Say what of a model would be recorded, parameter by parameter, and why not."""
+    from tracer.notebook import doctor as examine
+
+    found = examine(_model_of(target))
+    table = Table(box=None, pad_edge=False)
+    for name in found.columns:
+        table.add_column(name, no_wrap=name != "note")
+    for row in found.iter_rows():
+        table.add_row(*row)
+    states = found.group_by("state", maintain_order=True).len()
+    console.print(table, highlight=False, markup=False)
+    summary = ", ".join(f"{count} {state}" for state, count in states.iter_rows())
+    print(f"{found.height} parameters: {summary or 'none'}")
+    if not set(found["state"]) & {"traced", "sharded", "lazy"}:
+        raise _failed("there is no gradient to trace in this model, so attach would refuse it")
+
+
+def _model_of(target: str) -> Any:
+    """The model that ``module:factory`` names."""
+    from torch import nn
+
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise _failed(f"{target!r} is not of the form MODULE:FACTORY, as torchvision.models:resnet18 is")
+    # As for `python -m`: what lies in the current folder can be imported.
+    sys.path.insert(0, "")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+        model = made if isinstance(made, nn.Module) else made()
+    except Exception as error:
+        raise _failed(f"{target} gives no model: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise _failed(f"{target} gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _failed(message: str) -> typer.Exit:
+    print(f"tracer: {message}", file=sys.stderr)
+    return typer.Exit(1)
 
 
 @app.command()

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
 import torch
 from torch import nn
 
 from tracer.encode import Encoder
-from tracer.parameters import named_parameters
+from tracer.extremes import local
+from tracer.parameters import NamedParameter, named_parameters
 from tracer.rows import Histograms, RowBuffer
 from tracer.statistics import Measures, Stats
 
@@ -62,6 +64,62 @@ def model_extremes(model: nn.Module) -> dict[str, dict[str, float | None]]:
         are ``None`` without a gradient, all are ``None`` of an empty tensor, and NaN where the tensor holds a NaN.
     """
     return model_stats(model)
+
+
+@torch.no_grad()
+def doctor(model: nn.Module) -> pl.DataFrame:
+    """Look at a model before it is trained: what of it would be recorded, and why not.
+
+    Args:
+        model: Any module; wrapped, sharded or compiled as it will be when it is attached.
+
+    Returns:
+        A row a parameter: ``param``; ``state``: traced, sharded (traced, each rank its own part), frozen, lazy or
+        unsupported; ``shape`` and ``dtype``; ``records``: what is recorded of it as things stand; and ``note``: what it
+        is tied to, what part of it is here, or why it cannot be recorded.
+    """
+    rows = [_diagnosis(parameter) for parameter in named_parameters(model)]
+    names = ("param", "state", "shape", "dtype", "records", "note")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def _diagnosis(parameter: NamedParameter) -> tuple[str, ...]:
+    tensor = parameter.tensor
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    notes = [f"tied to {alias}" for alias in parameter.aliases]
+    if parameter.lazy:
+        notes.append("from its module's first forward on")
+        return parameter.name, "lazy", "", dtype, "value, grad", "; ".join(notes)
+    state, records = ("sharded" if parameter.sharded else "traced", "value, grad")
+    if not tensor.requires_grad:
+        state, records = "frozen", "value"
+    if parameter.sharded:
+        notes.append(f"this rank holds {_shape(local(tensor))}")
+    if not local(tensor).numel():
+        notes.append("empty here, so its rows are null")
+    if (trouble := _trouble(parameter)) is not None:
+        state, records = "unsupported", ""
+        notes.append(trouble)
+    return parameter.name, state, _shape(tensor), dtype, records, "; ".join(notes)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "0-dim"
+
+
+def _trouble(parameter: NamedParameter) -> str | None:
+    """Why a parameter cannot be recorded, found out by doing it."""
+    if type(parameter.tensor).__name__ == "FlatParameter":
+        return "FullyShardedDataParallel keeps parameters flattened into one: shard with fully_shard instead"
+    if parameter.tensor.is_meta:
+        return "on the meta device, so it has no numbers yet"
+    try:
+        buffer = RowBuffer([parameter])
+        buffer.record(0, parameter.tensor, None)
+        buffer.take(0, 0)
+    except Exception as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def overall_extremes(stats: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:

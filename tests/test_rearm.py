@@ -1,0 +1,180 @@
+"""Models that change while they are trained: every change is followed within its step, and is an event."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import tracer
+from tests.training import Rows, by_hand, events, extremes_of, loss_of, mlp, recorded
+
+CHANGE_AT = 2
+Change = Callable[[nn.Sequential], None]
+
+
+def train(model: nn.Sequential, change: Change, run: Path, count: int = 4) -> Rows:
+    """Train with a change after two steps; returns by step and name what stood in the model before each update."""
+    expected: Rows = {}
+    with tracer.attach(model, run):
+        for step in range(count):
+            if step == CHANGE_AT:
+                change(model)
+            # Whoever changes a model makes its optimizer anew.
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.SGD(trained, lr=0.1)
+            model.zero_grad()
+            loss_of(model).backward()
+            expected |= {(step, name): found for name, found in by_hand(model).items()}
+            optimizer.step()
+    return expected
+
+
+def freeze(model: nn.Sequential) -> None:
+    """Freeze the first layer."""
+    model[0].requires_grad_(False)
+
+
+def unfreeze(model: nn.Sequential) -> None:
+    """Unfreeze the first layer."""
+    model[0].requires_grad_(True)
+
+
+def replace_one(model: nn.Sequential) -> None:
+    """Put another tensor in the place of a weight."""
+    model[0].weight = nn.Parameter(torch.randn(8, 6))
+
+
+def assign(model: nn.Sequential) -> None:
+    """Load a checkpoint whose tensors become the parameters."""
+    model.load_state_dict({name: tensor * 2 for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def add(model: nn.Sequential) -> None:
+    """Add a layer at the end."""
+    model.append(nn.Linear(3, 2))
+
+
+def add_to_a_module(model: nn.Sequential) -> None:
+    """Add a parameter that no forward uses to a module that had none."""
+    model[1].extra = nn.Parameter(torch.ones(2))
+
+
+def take_away(model: nn.Sequential) -> None:
+    """Take the last layer away."""
+    del model[2]
+
+
+def parametrized(model: nn.Sequential) -> None:
+    """Compute a weight of another parameter."""
+    parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (freeze, {("frozen", "0.weight"), ("frozen", "0.bias")}),
+        (replace_one, {("replaced", "0.weight")}),
+        (assign, {("replaced", name) for name in ("0.weight", "0.bias", "2.weight", "2.bias")}),
+        (add, {("joined", "3.weight"), ("joined", "3.bias")}),
+        (add_to_a_module, {("joined", "1.extra")}),
+        (take_away, {("removed", "2.weight"), ("removed", "2.bias")}),
+        (parametrized, {("removed", "0.weight"), ("joined", "0.parametrizations.weight.original")}),
+    ],
+)
+def test_a_change_is_followed_in_its_step_and_is_an_event(
+    change: Change, expected: set[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Rows hold what stands in the model in each step, from the first step after the change on, and events say it."""
+    rows = train(mlp(), change, tmp_path / "run")
+    assert {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()} == rows
+    kinds = ("frozen", "unfrozen", "replaced", "joined", "removed")
+    found = [(kind, param, step) for kind in kinds for step, param, _ in events(tmp_path / "run", kind)]
+    assert sorted(found) == sorted((kind, param, CHANGE_AT) for kind, param in expected)
+
+
+def test_an_unfrozen_parameter_is_recorded_from_then_on(tmp_path: Path) -> None:
+    """A frozen layer has values and null gradients; once it is unfrozen, in mid-run, gradients too."""
+    model = mlp()
+    model[0].requires_grad_(False)
+    rows = train(model, unfreeze, tmp_path / "run")
+    found = {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()}
+    assert found == rows
+    assert [found[step, "0.weight"]["grad_max"] is None for step in range(4)] == [True, True, False, False]
+    assert [event[:2] for event in events(tmp_path / "run", "unfrozen")] == [(2, "0.weight"), (2, "0.bias")]
+
+
+def test_a_model_from_the_meta_device_is_recorded_once_it_has_numbers(tmp_path: Path) -> None:
+    """A model that is attached before to_empty is followed to its new parameters."""
+    with torch.device("meta"):
+        model = mlp()
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        model.to_empty(device="cpu")
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    wanted = {(step, name): found for step, names in enumerate(expected) for name, found in names.items()}
+    assert {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()} == wanted
+
+
+def test_a_layer_that_replaces_one_at_the_same_address_is_followed(tmp_path: Path) -> None:
+    """A new layer is noticed even where it lies in memory where the old one lay."""
+    model = mlp()
+    expected: Rows = {}
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(5):
+            del model[2]
+            model.append(nn.Linear(8, 3))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            model.zero_grad()
+            loss_of(model).backward()
+            expected |= {(step, name): found for name, found in by_hand(model).items()}
+            optimizer.step()
+    assert {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()} == expected
+
+
+@pytest.mark.parametrize("zero", [lambda parameter: parameter.grad.zero_(), lambda parameter: parameter.data])
+def test_a_loop_that_never_ends_a_step_is_told_so_once(zero: Callable[[nn.Parameter], object], tmp_path: Path) -> None:
+    """Weights updated by hand without trace.step() are one step; one warning says how to have them counted."""
+    model = mlp()
+    with pytest.warns(tracer.TracerWarning, match=r"call trace.step\(\) after each update") as caught:
+        trace = tracer.attach(model, tmp_path / "run")
+        for _ in range(3):
+            loss_of(model).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(0.1 * parameter.grad)
+                    zero(parameter)
+        assert len(caught) == 1
+        trace.close()
+    assert len(caught) == 1
+
+
+def test_accumulation_before_the_first_update_is_no_reason_to_warn(tmp_path: Path) -> None:
+    """Many backwards before one update are gradient accumulation, and nothing is said."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(300):
+            loss_of(model).backward()
+        optimizer.step()
+
+
+def test_backwards_without_any_update_are_said_at_close(tmp_path: Path) -> None:
+    """Where several backwards came and nothing was ever updated, close() says that all is one step."""
+    model = mlp()
+    with (
+        pytest.warns(tracer.TracerWarning, match="no update of a torch optimizer"),
+        tracer.attach(model, tmp_path / "run"),
+    ):
+        for _ in range(2):
+            loss_of(model).backward()
