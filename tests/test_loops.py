@@ -364,17 +364,3 @@ def test_backwards_for_different_inputs_are_one_step_together(tmp_path: Path) ->
             expected.append(by_hand(model))
             optimizer.step()
     assert_rows(tmp_path / "run", expected)
-
-
-def test_under_a_scaler_gradients_are_recorded_scaled(tmp_path: Path) -> None:
-    """What the backward of a scaled loss hands over is recorded, while the update uses the unscaled gradient."""
-    model = one_weight(2.0)
-    optimizer = sgd(model, lr=0.5)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    with tracer.attach(model, tmp_path / "run"):
-        for _ in range(2):
-            optimizer.zero_grad()
-            scaler.scale(model(torch.tensor([3.0])).sum()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert_rows(tmp_path / "run", [{"weight": row(2.0, 3072.0)}, {"weight": row(0.5, 3072.0)}])
