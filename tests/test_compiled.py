@@ -15,7 +15,7 @@ from torch import nn
 
 import tracer
 from tests.test_hooks import hooks_on
-from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded
+from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
 
 Extremes = dict[str, float | None]
 Compile = Callable[[nn.Module], nn.Module]
@@ -165,6 +165,26 @@ def test_a_whole_compiled_step_is_recorded_exactly(backend: str, tmp_path: Path)
             expected.append({name: before[name] | gradient_of(after[name]) for name in before})
     assert_rows(tmp_path / "run", expected)
     assert metric(tmp_path / "run", "loss") == list(enumerate(losses))
+
+
+def test_the_compiler_takes_nothing_of_the_tracer_for_the_loops(tmp_path: Path) -> None:
+    """A whole compiled step compiles once, and no more often than without the tracer."""
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(10)))
+    optimizer = sgd(model)
+
+    @torch.compile(backend=BACKEND)
+    def step(inputs: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    with (
+        tracer.attach(model, tmp_path / "run"),
+        torch._dynamo.config.patch(error_on_recompile=True),
+    ):
+        for _ in range(3):
+            step(torch.randn(4, 6))
+    assert steps(tmp_path / "run") == [0, 1, 2]
 
 
 def gradient_of(extremes: Extremes) -> Extremes:

@@ -261,3 +261,18 @@ def test_a_whole_loop_under_autocast_is_recorded_exactly(tmp_path: Path) -> None
             expected.append(by_hand(model))
             optimizer.step()
     assert_rows(tmp_path / "run", expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no Tensor.grad_dtype")
+def test_a_gradient_that_is_finer_than_its_parameter_is_not_rounded(tmp_path: Path) -> None:
+    """Where a bfloat16 weight has a float32 gradient, that is recorded to the last bit, and the weight as it is."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    model.weight.grad_dtype = torch.float32
+    with tracer.attach(model, tmp_path / "run", stats="norm"):
+        for scale in (1.0, 2**-12):
+            (model.weight * scale).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.5).step()
+        expected = model.weight.item()
+    row = recorded(tmp_path / "run")[0, "weight"]
+    assert (row["grad_max"], row["grad_norm"]) == (1 + 2**-12, 1 + 2**-12)
+    assert row["value_max"] != expected

@@ -15,6 +15,14 @@ def reduced_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else torch.float32 if dtype.itemsize < 4 else torch.float64
 
 
+def extremes_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that holds the extremes of a parameter and of its gradient exactly."""
+    dtype = reduced_dtype(tensor.dtype)
+    # A parameter may declare that its gradient has another dtype, or, by None, that it may have any.
+    gradient = getattr(tensor, "grad_dtype", dtype) or torch.float32
+    return torch.promote_types(dtype, gradient) if gradient in NATIVE else dtype
+
+
 def reduce_into(tensor: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Write a tensor's minimum and maximum into two 0-dim tensors of its ``reduced_dtype``, without a host sync.
 

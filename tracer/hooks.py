@@ -17,6 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
 
+# Where a whole step is compiled, the compiler would take the tracer for a part of it, and recompile it for each tensor.
+# torch.compiler.disable does the same, but imports the compiler at once, which takes a second.
+_not_compiled = torch._compile._disable_dynamo
+
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -195,6 +199,7 @@ class Hooks:
     def _around_update(
         self, listener: Listener, report: Callable[[Optimizer, bool], None]
     ) -> Callable[[Optimizer, Any, Any], None]:
+        @_not_compiled
         def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             # The hook is called for every optimizer of the process: only those of this model count.
             if not self._held_by(optimizer):
@@ -230,16 +235,23 @@ def _changes(
 def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:
     """Whether a tensor stands in for a sharded one, which FSDP puts back before the optimizer's update.
 
-    Such a stand-in is on no device mesh, or, with tensor parallelism too, on a smaller one; what replaces a sharded
-    parameter for good stays on its mesh.
+    Such a stand-in lies on no device mesh, on a smaller one, or on the same in another way; what replaces a sharded
+    parameter for good lies as that did.
     """
-    mesh = getattr(armed, "device_mesh", None)
-    return mesh is not None and getattr(now, "device_mesh", None) != mesh
+    layout = _layout(armed)
+    return layout is not None and _layout(now) != layout
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, object] | None:
+    """How a ``DTensor`` lies on the ranks; None of any other tensor."""
+    mesh = getattr(tensor, "device_mesh", None)
+    return None if mesh is None else (mesh, getattr(tensor, "placements", None))
 
 
 def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:
     on_gradient = listener.on_gradient
 
+    @_not_compiled
     def hook(tensor: torch.Tensor) -> None:
         on_gradient(tap, tensor)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tracer.extremes import NATIVE, dense_numel, local, reduce_into, reduced_dtype
+from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, reduce_into
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, Measures, histogram, wide_dtype
 
@@ -265,10 +265,10 @@ def _allocate(
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
-    kinds: list[tuple[tuple[str, ...], Callable[[torch.dtype], torch.dtype]]] = [
-        (("min", "max"), reduced_dtype),
-        (measures.moments, wide_dtype),
-        (measures.counts, lambda dtype: torch.int64),
+    kinds: list[tuple[tuple[str, ...], Callable[[torch.Tensor], torch.dtype]]] = [
+        (("min", "max"), extremes_dtype),
+        (measures.moments, lambda tensor: wide_dtype(extremes_dtype(tensor))),
+        (measures.counts, lambda tensor: torch.int64),
     ]
     groups: list[Group] = []
     end = first = 0
@@ -278,7 +278,7 @@ def _allocate(
         by_dtype: dict[torch.dtype, list[int]] = {}
         for index, tensor in enumerate(tensors):
             if names and tensor.device == device:
-                by_dtype.setdefault(dtype_of(tensor.dtype), []).append(index)
+                by_dtype.setdefault(dtype_of(tensor), []).append(index)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))
             end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
@@ -294,7 +294,8 @@ def _allocate(
         rows = [[by_column[at * width + k] for k in range(width)] for at in range(quantities)]
         places = tuple(Numbers((row[0], row[1]), tuple(row[2:moments_end]), tuple(row[moments_end:])) for row in rows)
         dtype = tensors[index].dtype
-        slots[index] = Slot(dtype, torch.aminmax if dtype in NATIVE else reduce_into, places)
+        native = dtype in NATIVE and places[0].extremes[0].dtype is dtype
+        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, places)
     return block, tuple(groups)
 
 
