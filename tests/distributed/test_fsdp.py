@@ -94,3 +94,12 @@ def test_gathered_parameters_are_not_taken_for_others(runs: Path, run: str) -> N
 def test_a_parameter_that_is_unfrozen_is_followed_among_gathered_ones(runs: Path) -> None:
     """A shard that becomes trainable has gradients from then on, and the others keep theirs."""
     assert recorded(runs / "unfrozen") == parts(oracle(unfrozen_at=1))
+
+
+def test_a_parameter_gathered_on_its_own_mesh_is_not_taken_for_another(runs: Path) -> None:
+    """Shards are recorded where a whole parameter lies on the same device mesh, and only its placement differs."""
+    if not (runs / "same-mesh").exists():
+        pytest.skip("this PyTorch's fully_shard takes no dp_mesh_dims")
+    model = Network(with_side=False)
+    steps = train(model, STEPS, lambda step: [gradients(model, [batch(step, 0, 0)])])
+    assert recorded(runs / "same-mesh") == parts(steps)

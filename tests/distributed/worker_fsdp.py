@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed.fsdp as fsdp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import distribute_module, distribute_tensor
 
 import tracer
 from tests.distributed.exact import STEPS, Network, batch, sgd
@@ -83,9 +85,23 @@ def accumulate(path: Path, model: nn.Module, micros: int, *, reduced: bool) -> N
             optimizer.zero_grad()
 
 
+def gather_on_the_same_mesh(path: Path, mesh: DeviceMesh) -> None:
+    """Train with the same data on all ranks, where a whole parameter is a DTensor on the mesh of its shards."""
+    model = Network(with_side=False)
+    distribute_module(model, mesh)
+    for module in (model.first, model.second, model):
+        fully_shard(module, mesh=mesh, dp_mesh_dims=fsdp.DataParallelMeshDims(shard="data"))
+    optimizer = sgd(model)
+    with tracer.attach(model, path, applied=True):
+        for step in range(STEPS):
+            model(distribute_tensor(batch(step, 0, 0), mesh)).sum().full_tensor().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def main(folder: Path) -> None:
     """All of them, on both ranks."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data",))
     train(folder / "whole", shard(mesh, nested=False))
     train(folder / "nested", shard(mesh))
     train(folder / "kept", shard(mesh, kept=True))
@@ -96,6 +112,8 @@ def main(folder: Path) -> None:
     unfreeze(folder / "unfrozen", shard(mesh))
     accumulate(folder / "accumulated", shard(mesh), 3, reduced=False)
     accumulate(folder / "accumulated-reduced", shard(mesh), 3, reduced=True)
+    if hasattr(fsdp, "DataParallelMeshDims"):
+        gather_on_the_same_mesh(folder / "same-mesh", mesh)
 
 
 if __name__ == "__main__":
