@@ -1,0 +1,42 @@
+"""Two ranks that know of each other by torchrun's environment alone, and write into one run."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import tracer
+from tests.distributed.exact import STEPS
+from tests.distributed.worker import RANK, strictly
+
+
+def train(trace: tracer.Trace, model: nn.Linear, updates: int) -> None:
+    """Some updates, and a metric at each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(updates):
+        optimizer.zero_grad()
+        model(torch.full((1, 2), float(RANK + 1))).sum().backward()
+        optimizer.step()
+        trace.log(loss=RANK)
+
+
+def main(path: Path) -> None:
+    """One run, an attempt to write into it again, and its continuation."""
+    model = nn.Linear(2, 1)
+    with tracer.attach(model, path) as trace:
+        train(trace, model, STEPS)
+    try:
+        tracer.attach(model, path)
+    except tracer.LogError as error:
+        print(f"rank {RANK} is refused: {error}")
+    with tracer.attach(model, path, resume=True) as trace:
+        train(trace, model, 1)
+
+
+if __name__ == "__main__":
+    with strictly():
+        if len(sys.argv) > 1:
+            main(Path(sys.argv[1]))
+        else:
+            tracer.attach(nn.Linear(2, 1))
