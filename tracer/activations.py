@@ -4,13 +4,16 @@ Global, since a hook in a module would be pickled, and copied, with it. Code tha
 forward calls no hook: that is said once, and its outputs are left out.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +22,7 @@ from tracer.parameters import Select, name_filter, named_modules
 from tracer.rows import ActivationRows, HostCopy, Item, event
 from tracer.statistics import moments_of
 from tracer.steps import Recorder, running_backward
-from tracer.warn import warn
+from tracer.warn import in_short, warn
 
 # torch says that a compiled module calls a global hook once more; this one does not mind.
 _CALLED_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
@@ -34,16 +37,12 @@ class Activations:
         model: The model.
         select: Which of its modules: True for all, or as ``params`` in ``attach``. The model itself has the name "".
         every: Every how many steps to measure.
-        recorder: Knows to which step a forward belongs.
-        emit: Takes rows and events.
 
     Raises:
         ValueError: no module is selected.
     """
 
-    def __init__(
-        self, model: nn.Module, select: Select | bool, every: int, recorder: Recorder, emit: Callable[[Item], None]
-    ) -> None:
+    def __init__(self, model: nn.Module, select: Select | bool, every: int) -> None:
         wanted = name_filter(None if isinstance(select, bool) else select, "activations")
         chosen = {name: module for name, module in named_modules(model).items() if wanted(name)}
         if not chosen:
@@ -52,13 +51,16 @@ class Activations:
         # Kept alive, so that no other module can bear one of these ids.
         self._modules = list(chosen.values())
         self._every = every
-        self._recorder = recorder
-        self._emit = emit
         # By step: a training forward runs before the step that it belongs to begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
         self._failed: set[str] = set()
         self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
-        self._recorded = self._warned = False
+        self._seen = self._warned = False
+
+    def arm(self, recorder: Recorder, emit: Callable[[Item], None]) -> None:
+        """Set the hook; ``recorder`` knows to which step a forward belongs, ``emit`` takes rows and events."""
+        self._recorder = recorder
+        self._emit = emit
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
         self._handle: RemovableHandle = register_module_forward_hook(self._on_output)
 
@@ -66,8 +68,8 @@ class Activations:
         """Remove the hook, and emit what has been recorded."""
         self._handle.remove()
         self._emit_before(self._recorder.step + 2)
-        if not self._recorded:
-            self._say("no module gave out anything that a hook could see: torch.compile calls none in compiled code")
+        if self._recorder.measured and not self._seen:
+            self._say("no module's forward was seen: code that torch.compile has made calls no hook")
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
         name = self._names.get(id(module))
@@ -76,18 +78,21 @@ class Activations:
         if torch.compiler.is_compiling():
             self._compiled = True
             return
-        # A forward inside a backward is a checkpoint's: it repeats one that was seen.
-        if running_backward() != -1:
+        # A forward inside a backward is a checkpoint's, which repeats one that was seen; a tracer's has no numbers.
+        if running_backward() != -1 or torch._C._get_tracing_state() is not None:
             return
         try:
-            step = self._recorder.next_step if torch.is_grad_enabled() else self._recorder.step
+            self._seen = True
+            # A checkpoint runs a training forward without gradients.
+            training = module.training or torch.is_grad_enabled()
+            step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
             if step % self._every == 0:
                 with torch.no_grad():
                     self._record(step, (name, module.training), output)
         except Exception as error:
             self._failed.add(name)
-            self._say(f"activations of {name or 'the model'} are no longer recorded ({type(error).__name__}: {error})")
+            self._say(f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})")
 
     def _record(self, step: int, key: Key, output: object) -> None:
         seen = self._steps.setdefault(step, {})
@@ -101,7 +106,6 @@ class Activations:
     def _emit_before(self, step: int) -> None:
         for done in [label for label in self._steps if label < step]:
             seen = self._steps.pop(done)
-            self._recorded = True
             by_device: dict[torch.device, list[Key]] = {}
             for key, (_, numbers) in seen.items():
                 by_device.setdefault(numbers.device, []).append(key)
@@ -124,21 +128,27 @@ class Activations:
 
 
 def _measurable(leaf: object) -> torch.Tensor | None:
-    """A part of an output as real numbers; None where there are none, or only inside a transformation of functorch."""
+    """A part of an output as real numbers; None where it has none, or stands for others, in a transformation, say."""
+    if isinstance(leaf, PackedSequence):
+        leaf = leaf.data
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return None
-    tensor = local(leaf)
-    if tensor.is_meta or tensor.numel() == 0 or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if isinstance(leaf, FakeTensor) or leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf):
         return None
-    return dense(tensor)
+    tensor = local(leaf)
+    if tensor.is_nested:
+        tensor = torch.cat([part.flatten() for part in tensor.unbind()])
+    return dense(tensor) if tensor.numel() else None
 
 
 def _together(count: int, numbers: torch.Tensor, more: int, others: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """The moments of two sets of numbers as one (Chan, Golub & LeVeque 1983)."""
+    """The moments of two sets of numbers as one (Chan, Golub & LeVeque 1983), in roots, which do not overflow."""
     total = count + more
     others = others.to(numbers.device)
     low, high = torch.minimum(numbers[0], others[0]), torch.maximum(numbers[1], others[1])
     delta = others[2] - numbers[2]
-    mean = numbers[2] + delta * (more / total)
-    squares = numbers[3] + others[3] + delta**2 * (count * more / total)
-    return total, torch.stack([low, high, mean, squares])
+    # With an infinity among them, minimum and maximum say what the mean is.
+    infinite = torch.maximum(low.abs(), high.abs()).isinf()
+    mean = torch.where(infinite, low + high, numbers[2] + delta * (more / total))
+    spread = torch.hypot(torch.hypot(numbers[3], others[3]), delta * math.sqrt(count * more / total))
+    return total, torch.stack([low, high, mean, spread])

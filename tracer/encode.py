@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from tracer.log import schema
-from tracer.rows import QUANTITIES, ActivationRows, Event, HistogramRows, HostCopy, Metric, Number, StepRows
+from tracer.rows import QUANTITIES, ActivationRows, Event, HistogramRows, HostCopy, Metric, Number, Rows, StepRows
 
 _NUMPY = {
     torch.float64: np.float64,
@@ -28,6 +28,9 @@ def landed(item: Any) -> Any:
         )
         copies: list[bytes | HostCopy] = [_bytes(copy) for copy in item.copies]
         return item._replace(copies=copies, loss_scale=_number(item.loss_scale), updates=updates)
+    if isinstance(item, HistogramRows | ActivationRows):
+        blocks: list[Any] = [(keys, _rows(copy)) for keys, copy in item.blocks]
+        return item._replace(blocks=blocks)
     if isinstance(item, Metric):
         return item._replace(value=_number(item.value))
     return item
@@ -35,6 +38,10 @@ def landed(item: Any) -> Any:
 
 def _bytes(copy: bytes | HostCopy) -> bytes:
     return copy if isinstance(copy, bytes) else copy.wait().numpy().tobytes()
+
+
+def _rows(copy: Rows) -> npt.NDArray[np.float64]:
+    return copy.wait().numpy().copy() if isinstance(copy, HostCopy) else copy
 
 
 def _number(value: Number) -> float:
@@ -87,17 +94,17 @@ class Encoder:
             (item, param, of, *_histogram(numbers, _number(item.loss_scale) if of == "grad" else 1.0))
             for item in items
             for keys, copy in item.blocks
-            for (param, of), numbers in zip(keys, copy.wait().tolist(), strict=True)
+            for (param, of), numbers in zip(keys, _rows(copy).tolist(), strict=True)
         ]
         return self._table("histograms", rows)
 
     def activations(self, items: Sequence[ActivationRows]) -> pa.Table:
         """The rows of these activations: one a module, mode and step."""
         rows = [
-            (item, module, training, low, high, mean, np.sqrt(squares / count))
+            (item, module, training, low, high, mean, spread / np.sqrt(count))
             for item in items
             for keys, copy in item.blocks
-            for (module, training, count), (low, high, mean, squares) in zip(keys, copy.wait().tolist(), strict=True)
+            for (module, training, count), (low, high, mean, spread) in zip(keys, _rows(copy).tolist(), strict=True)
         ]
         return self._table("activations", rows)
 

@@ -41,7 +41,7 @@ class HostCopy:
             self._host = tensor.cpu()
 
     @property
-    def size_bytes(self) -> int:
+    def nbytes(self) -> int:
         """What it takes on the host."""
         return self._host.nbytes
 
@@ -53,7 +53,8 @@ class HostCopy:
 
 
 Number = float | HostCopy
-"""A number that is on the host, or on its way there."""
+Rows = npt.NDArray[np.float64] | HostCopy
+"""What is on the host, or on its way there: one number, or rows of several."""
 
 
 def number(tensor: torch.Tensor) -> Number:
@@ -304,7 +305,7 @@ class HistogramRows(NamedTuple):
 
     step: int
     time_ns: int
-    blocks: list[tuple[list[tuple[str, str]], HostCopy]]
+    blocks: Sequence[tuple[list[tuple[str, str]], Rows]]
     loss_scale: Number = 1.0
 
 
@@ -343,7 +344,7 @@ class ActivationRows(NamedTuple):
 
     step: int
     time_ns: int
-    blocks: list[tuple[list[tuple[str, bool, int]], HostCopy]]
+    blocks: Sequence[tuple[list[tuple[str, bool, int]], Rows]]
 
 
 class Metric(NamedTuple):
@@ -383,6 +384,6 @@ def rows_and_bytes(item: Item) -> tuple[int, int]:
             return len(item.present), 500 + (1 + 4 * measured) * len(item.present)
         case HistogramRows() | ActivationRows():
             rows = sum(len(keys) for keys, _ in item.blocks)
-            return rows, 500 + sum(150 * len(keys) + copy.size_bytes for keys, copy in item.blocks)
+            return rows, 500 + 150 * rows + sum(copy.nbytes for _, copy in item.blocks)
         case _:
             return 1, 300

@@ -20,7 +20,7 @@ from tracer.amp import LossScale, deferred, driven_by_scaler
 from tracer.hooks import Hooks, Tap
 from tracer.rows import Histograms, Item, Metric, MisfitError, Number, RowBuffer, Update, event, number
 from tracer.statistics import Measures
-from tracer.warn import warn
+from tracer.warn import in_short, warn
 
 # No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
 _NO_BACKWARD = -1
@@ -62,6 +62,7 @@ class Recorder:
 
     Attributes:
         step: The step whose gradients came last.
+        measured: How many steps have been recorded.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Recorder:
         self._histograms = Histograms(settings.bins)
         self._histogrammed = -1
         self.step = first_step
+        self.measured = 0
         self._stopped = False
         self._explicit = False
         # The step's update has happened; _ended_in is the backward during which it did, if any.
@@ -171,7 +173,7 @@ class Recorder:
         except Exception as error:
             if not self._stopped:
                 self._stopped, self._measuring = True, False
-                message = f"{type(error).__name__}: {error}"
+                message = in_short(error)
                 self._emit(event(step, "failed", message))
                 warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
@@ -281,6 +283,7 @@ class Recorder:
             if skipped is not None:
                 self._emit(Metric(self.step, time_ns, "skipped", skipped))
         if self._measuring:
+            self.measured += 1
             self._sweep()
             self._emit(self._buffer.take(self.step, time_ns, scale))
         self._emit_histograms(self._histograms, time_ns, scale)
@@ -358,7 +361,7 @@ class Recorder:
         """Go on without one parameter."""
         tap.failed = True
         name = self._hooks.parameters[tap.index].name
-        message = f"{type(error).__name__}: {error}"
+        message = in_short(error)
         self._emit(event(self.step, "failed", message, name))
         if not self._warned:
             self._warned = True

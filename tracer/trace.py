@@ -122,7 +122,8 @@ def attach(
             raise RuntimeError(
                 f"another model is being traced into {path}: give another path, or close that trace first"
             )
-    return Trace(model, hooks, path, settings, scaler, activations, resume)
+    outputs = None if activations is False else Activations(model, activations, every)
+    return Trace(model, hooks, path, settings, scaler, outputs, resume)
 
 
 class Trace:
@@ -139,7 +140,7 @@ class Trace:
         path: str | os.PathLike[str] | None,
         settings: Settings,
         scaler: GradScaler | None,
-        activations: bool | Select,
+        activations: Activations | None,
         resume: bool,
     ) -> None:
         rank, world = _rank_and_world()
@@ -163,18 +164,16 @@ class Trace:
         }
         if settings.measures.histogram:
             encoders["histograms"] = encoder.histograms
-        if activations is not False:
+        if activations is not None:
             encoders["activations"] = encoder.activations
         run_folder.prepare_folders(self.path, encoders)
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
         every = f"{len(hooks.chosen)} parameters, every {settings.every}"
         self._emit(event(first_step, "resumed" if resumed else "attached", every))
         hooks.arm(self._recorder)
-        self._activations = (
-            None
-            if activations is False
-            else Activations(model, activations, settings.every, self._recorder, self._emit)
-        )
+        self._activations = activations
+        if activations is not None:
+            activations.arm(self._recorder, self._emit)
         self._settings = settings
         self._closed = False
         _open.add(self)

@@ -8,6 +8,11 @@ class TracerWarning(UserWarning):
     """Something in the tracer failed or looks wrong; training is untouched."""
 
 
+def in_short(error: Exception) -> str:
+    """An error in one line: torch's dispatcher explains some of its own in a hundred."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def warn(message: str) -> None:
     """Warn the user, even where warnings are turned into errors: nothing is raised into training."""
     try:
