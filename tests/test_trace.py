@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import tracer
+from tests.logs import new_run
 from tests.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
 from tracer.log.run import state
@@ -429,3 +430,16 @@ def test_ranks_need_an_explicit_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 ranks write into one run, so attach needs its path"):
         tracer.attach(mlp())
+
+
+def test_a_rank_that_begins_its_part_of_a_fresh_run_resumes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With resume=True on every rank, one that comes after rank 0 has begun the run writes attempt 0, as that does."""
+    new_run(tmp_path / "run")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with tracer.attach(mlp(), tmp_path / "run", resume=True):
+        pass
+    rows = tracer.scan(tmp_path / "run", "events").select("rank", "attempt", "kind").collect().rows()
+    assert rows == [(1, 0, "attached"), (1, 0, "closed")]

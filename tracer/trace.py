@@ -148,7 +148,9 @@ class Trace:
             raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
         self._hooks = hooks
         self.path = _default_path(model) if path is None else Path(path)
-        resumed = resume and run_folder.holds_run(self.path)
+        # On a fresh path rank 0 may have begun the run already, when another rank comes to begin its own part.
+        begun = run_folder.holds_run(self.path) if rank == 0 else rank in run_folder.ranks(self.path)
+        resumed = resume and begun
         if resumed:
             first_step, attempt = _continue_run(self.path, rank)
         else:
@@ -179,8 +181,8 @@ class Trace:
         _open.add(self)
         atexit.register(self._close_at_exit)
         if rank == 0:
-            begun = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
-            print(f"gradwatch {begun}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
+            does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
+            print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
 
     def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.

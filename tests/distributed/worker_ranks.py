@@ -1,5 +1,6 @@
 """Two ranks that know of each other by torchrun's environment alone, and write into one run."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from torch import nn
 import tracer
 from tests.distributed.exact import STEPS
 from tests.distributed.worker import RANK, strictly
+from tests.waiting import wait_until
+from tracer.log.run import closed_summaries
+
+WORLD = int(os.environ["WORLD_SIZE"])
 
 
 def train(trace: tracer.Trace, model: nn.Linear, updates: int) -> None:
@@ -26,6 +31,8 @@ def main(path: Path) -> None:
     model = nn.Linear(2, 1)
     with tracer.attach(model, path) as trace:
         train(trace, model, STEPS)
+    # Ranks that train together wait for each other; nothing here does, and one may be far ahead of the other.
+    wait_until(lambda: len(closed_summaries(path)) == WORLD)
     try:
         tracer.attach(model, path)
     except tracer.LogError as error:
