@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tracer.log import run as run_folder
 from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
-from tracer.warn import warn
+from tracer.warn import in_short, warn
 
 # How often the daemon looks into its queue. It is not woken by each row: that would cost the training thread a switch.
 _TICK_SECONDS = 0.5
@@ -136,11 +136,12 @@ class Daemon:
             return
         try:
             rows = self._encoders[table]([item for item, _, _ in waiting])
-        except Exception:
+        except Exception as error:
             # These rows will not encode at the next attempt either.
             self.dropped[table] += sum(rows for _, rows, _ in waiting)
             self._forget(table)
-            raise
+            self._warn_once(f"rows of {table} are lost: they cannot be encoded ({in_short(error)})")
+            return
         publish(self._path, table, self._rank, self._numbers[table], rows)
         self._numbers[table] += 1
         self.rows[table] += rows.num_rows

@@ -103,7 +103,8 @@ class Measures:
         magnitude = np.maximum(np.abs(low), np.abs(high))
         columns = {"min": low, "max": high, "absmax": magnitude}
         infinite, zero = np.isinf(magnitude), magnitude == 0
-        # Where all is zero or something infinite, what was measured relative to the magnitude is NaN.
+        # Where all is zero or something infinite, what was measured relative to the magnitude is NaN, and so is what is
+        # said of no element; neither stays.
         with np.errstate(all="ignore"):
             if "mean" in measured:
                 # With both infinities among the elements, inf + -inf is NaN, as NumPy has it.
@@ -115,8 +116,8 @@ class Measures:
                 measured = {**measured, "norm": np.sqrt(spread**2 + elements * relative_mean**2)}
             if "norm" in measured:
                 columns["norm"] = np.where(zero | infinite, magnitude, measured["norm"] * magnitude)
-        if "nonzero" in measured:
-            columns["zeros"] = 1.0 - measured["nonzero"] / elements
+            if "nonzero" in measured:
+                columns["zeros"] = 1.0 - measured["nonzero"] / elements
         if "nonfinite" in measured:
             columns["nonfinite"] = measured["nonfinite"]
         return {name: columns[name] for name in self.columns}

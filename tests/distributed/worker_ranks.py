@@ -36,7 +36,8 @@ def main(path: Path) -> None:
     try:
         tracer.attach(model, path)
     except tracer.LogError as error:
-        print(f"rank {RANK} is refused: {error}")
+        # In one call, so that the other rank's line does not come between a line and its end.
+        sys.stdout.write(f"rank {RANK} is refused: {error}\n")
     with tracer.attach(model, path, resume=True) as trace:
         train(trace, model, 1)
 
