@@ -364,3 +364,42 @@ def test_backwards_for_different_inputs_are_one_step_together(tmp_path: Path) ->
             expected.append(by_hand(model))
             optimizer.step()
     assert_rows(tmp_path / "run", expected)
+
+
+@pytest.mark.parametrize("zero", [lambda parameter: parameter.grad.zero_(), lambda parameter: parameter.data])
+def test_a_loop_that_never_ends_a_step_is_told_so_once(zero: Callable[[nn.Parameter], object], tmp_path: Path) -> None:
+    """Weights updated by hand without trace.step() are one step; one warning says how to have them counted."""
+    model = mlp()
+    with pytest.warns(tracer.TracerWarning, match=r"call trace.step\(\) after each update") as caught:
+        trace = tracer.attach(model, tmp_path / "run")
+        for _ in range(3):
+            loss_of(model).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(0.1 * parameter.grad)
+                    zero(parameter)
+        assert len(caught) == 1
+        trace.close()
+    assert len(caught) == 1
+
+
+def test_accumulation_before_the_first_update_is_no_reason_to_warn(tmp_path: Path) -> None:
+    """Many backwards before one update are gradient accumulation, and nothing is said."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(300):
+            loss_of(model).backward()
+        optimizer.step()
+
+
+def test_backwards_without_any_update_are_said_at_close(tmp_path: Path) -> None:
+    """Where several backwards came and nothing was ever updated, close() says that all is one step."""
+    model = mlp()
+    with (
+        pytest.warns(tracer.TracerWarning, match="no update of a torch optimizer"),
+        tracer.attach(model, tmp_path / "run"),
+    ):
+        for _ in range(2):
+            loss_of(model).backward()

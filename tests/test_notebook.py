@@ -63,3 +63,17 @@ def test_what_the_doctor_calls_unsupported_is_left_out_of_a_run(tmp_path: Path) 
     ):
         model[0](torch.ones(1, 2)).sum().backward()
     assert set(recorded(tmp_path / "run")) == {(0, "0.weight"), (0, "0.bias")}
+
+
+def test_flattened_parameters_are_unsupported_and_said_to_be(tmp_path: Path) -> None:
+    """Inside the older FSDP no parameter's gradient can be seen: the doctor says why, and attach warns."""
+
+    class FullyShardedDataParallel(nn.Sequential):
+        """Torch's class of this name needs a process group; it is known by its name."""
+
+    model = FullyShardedDataParallel(nn.Linear(2, 1))
+    states = tracer.doctor(model)
+    assert states["state"].to_list() == ["unsupported", "unsupported"]
+    assert "shard with fully_shard instead" in states["note"][0]
+    with pytest.warns(tracer.TracerWarning, match="shard with fully_shard instead"):
+        tracer.attach(model, tmp_path / "run").close()

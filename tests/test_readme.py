@@ -51,8 +51,16 @@ def test_every_recipe_in_the_readme_runs_and_answers() -> None:
 def test_the_readme_names_every_public_function_and_command() -> None:
     """Nothing that users can call is left for them to discover."""
     text = README.read_text(encoding="utf-8")
-    for name in ("attach", "scan", "model_extremes", "overall_extremes"):
+    for name in ("attach", "doctor", "scan", "model_extremes", "model_stats", "overall_extremes"):
         assert f"tracer.{name}" in text
         assert name in tracer.__all__
-    for command in ("tracer demo", "tracer info", "tracer verify", "tracer merge", "viewer RUN"):
+    for command in ("tracer demo", "tracer doctor", "tracer info", "tracer verify", "tracer merge", "viewer RUN"):
         assert command in text
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    """The table of what works names tests by file and function, and each of them exists."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", README.read_text(encoding="utf-8"))
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (README.parent / file).read_text(encoding="utf-8"), f"{file}::{test}"

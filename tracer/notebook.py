@@ -10,9 +10,10 @@ from torch import nn
 
 from tracer.encode import Encoder
 from tracer.extremes import local
-from tracer.parameters import NamedParameter, named_parameters
+from tracer.parameters import NamedParameter, flattened, named_parameters
 from tracer.rows import Histograms, RowBuffer
 from tracer.statistics import Measures, Stats
+from tracer.warn import in_short
 
 
 @torch.no_grad()
@@ -78,12 +79,13 @@ def doctor(model: nn.Module) -> pl.DataFrame:
         unsupported; ``shape`` and ``dtype``; ``records``: what is recorded of it as things stand; and ``note``: what it
         is tied to, what part of it is here, or why it cannot be recorded.
     """
-    rows = [_diagnosis(parameter) for parameter in named_parameters(model)]
+    reason = flattened(model)
+    rows = [_diagnosis(parameter, reason) for parameter in named_parameters(model)]
     names = ("param", "state", "shape", "dtype", "records", "note")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
-def _diagnosis(parameter: NamedParameter) -> tuple[str, ...]:
+def _diagnosis(parameter: NamedParameter, reason: str | None) -> tuple[str, ...]:
     tensor = parameter.tensor
     dtype = str(tensor.dtype).removeprefix("torch.")
     notes = [f"tied to {alias}" for alias in parameter.aliases]
@@ -97,7 +99,7 @@ def _diagnosis(parameter: NamedParameter) -> tuple[str, ...]:
         notes.append(f"this rank holds {_shape(local(tensor))}")
     if not local(tensor).numel():
         notes.append("empty here, so its rows are null")
-    if (trouble := _trouble(parameter)) is not None:
+    if (trouble := reason or _trouble(parameter)) is not None:
         state, records = "unsupported", ""
         notes.append(trouble)
     return parameter.name, state, _shape(tensor), dtype, records, "; ".join(notes)
@@ -109,8 +111,6 @@ def _shape(tensor: torch.Tensor) -> str:
 
 def _trouble(parameter: NamedParameter) -> str | None:
     """Why a parameter cannot be recorded, found out by doing it."""
-    if type(parameter.tensor).__name__ == "FlatParameter":
-        return "FullyShardedDataParallel keeps parameters flattened into one: shard with fully_shard instead"
     if parameter.tensor.is_meta:
         return "on the meta device, so it has no numbers yet"
     try:
@@ -118,7 +118,7 @@ def _trouble(parameter: NamedParameter) -> str | None:
         buffer.record(0, parameter.tensor, None)
         buffer.take(0, 0)
     except Exception as error:
-        return str(error).splitlines()[0]
+        return in_short(error)
     return None
 
 

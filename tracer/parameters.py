@@ -59,6 +59,14 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def flattened(model: nn.Module) -> str | None:
+    """Why a model's parameters cannot be told apart, where that is so."""
+    # By its name, so as not to import it.
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        return "FullyShardedDataParallel flattens parameters and hides their gradients: shard with fully_shard instead"
+    return None
+
+
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of a model once, under its first name; of a wrapper and what it wraps, the latter."""
     found: dict[int, tuple[str, nn.Module]] = {}

@@ -28,7 +28,7 @@ from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log.read import scan
 from tracer.log.run import LogError
-from tracer.parameters import NamedParameter, Select, named_parameters
+from tracer.parameters import NamedParameter, Select, flattened, named_parameters
 from tracer.rows import (
     ActivationRows,
     Event,
@@ -44,6 +44,7 @@ from tracer.rows import (
 )
 from tracer.statistics import Measures, Stats
 from tracer.steps import Recorder, Settings
+from tracer.warn import warn
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.
 _WAITING_BYTES = 64 << 20
@@ -122,6 +123,8 @@ def attach(
             raise RuntimeError(
                 f"another model is being traced into {path}: give another path, or close that trace first"
             )
+    if (reason := flattened(model)) is not None:
+        warn(reason)
     outputs = None if activations is False else Activations(model, activations, every)
     return Trace(model, hooks, path, settings, scaler, outputs, resume)
 
