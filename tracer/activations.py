@@ -151,4 +151,5 @@ def _together(count: int, numbers: torch.Tensor, more: int, others: torch.Tensor
     infinite = torch.maximum(low.abs(), high.abs()).isinf()
     mean = torch.where(infinite, low + high, numbers[2] + delta * (more / total))
     spread = torch.hypot(torch.hypot(numbers[3], others[3]), delta * math.sqrt(count * more / total))
+    spread = torch.where(infinite, math.nan, spread)
     return total, torch.stack([low, high, mean, spread])

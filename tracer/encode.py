@@ -76,7 +76,9 @@ class Encoder:
             numbers = dict(zip(layout.measures.measured, np.moveaxis(measured[:, :, at], -1, 0), strict=True))
             if quantity != "value":
                 divisor = _divisors(steps, quantity, recorded)
-                numbers |= {"min": numbers["min"] / divisor, "max": numbers["max"] / divisor}
+                # A scaler that found an infinity in every step has halved its scale to 0.
+                with np.errstate(all="ignore"):
+                    numbers |= {"min": numbers["min"] / divisor, "max": numbers["max"] / divisor}
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
                 columns[f"{quantity}_{statistic}"] = pa.array(values[keep], mask=~recorded[keep])
         names = pa.DictionaryArray.from_arrays(
@@ -151,8 +153,10 @@ def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.boo
 
 def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, list[int] | None]:
     low, high, *counts = numbers
-    finite = np.isfinite(low) and np.isfinite(high)
-    return low / loss_scale, high / loss_scale, [int(count) for count in counts] if finite else None
+    # A scaler that found an infinity in every step has halved its scale to 0.
+    with np.errstate(all="ignore"):
+        extremes = np.array([low, high]) / loss_scale
+    return extremes[0], extremes[1], None if np.isnan(counts[0]) else [int(count) for count in counts]
 
 
 def _numbers(steps: list[StepRows]) -> npt.NDArray[np.float64]:

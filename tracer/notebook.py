@@ -12,7 +12,7 @@ from tracer.encode import Encoder
 from tracer.extremes import local
 from tracer.parameters import NamedParameter, flattened, named_parameters
 from tracer.rows import Histograms, RowBuffer
-from tracer.statistics import Measures, Stats
+from tracer.statistics import Measures, Stats, check_count
 from tracer.warn import in_short
 
 
@@ -31,9 +31,10 @@ def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 10) 
         gradient's without a gradient.
 
     Raises:
-        ValueError: there is no such statistic.
+        ValueError: there is no such statistic, or ``bins`` is no positive integer.
     """
     measures = Measures.of(stats)
+    check_count("bins", bins)
     parameters = [parameter for parameter in named_parameters(model) if not parameter.lazy]
     buffer, histograms = RowBuffer(parameters, measures), Histograms(bins)
     for index, parameter in enumerate(parameters):

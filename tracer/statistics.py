@@ -123,6 +123,16 @@ class Measures:
         return {name: columns[name] for name in self.columns}
 
 
+def check_count(name: str, count: object) -> None:
+    """See that an argument is a number of something.
+
+    Raises:
+        ValueError: it is no whole number, or less than 1.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name}={count!r} must be a whole number, 1 or more")
+
+
 EXTREMES = Measures.of("extremes")
 
 
@@ -166,8 +176,8 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
         bins: How many bins.
 
     Returns:
-        float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts, which mean nothing where one of those two is
-        not finite.
+        float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts; these are NaN where the distance between
+        those two is not finite in the tensor's dtype, so that there are no edges.
     """
     numbers = dense(tensor).flatten()
     if numbers.dtype is torch.bfloat16:
@@ -183,4 +193,5 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
     index = torch.bucketize(numbers, inner, right=True)
     counts = torch.zeros(bins, dtype=torch.int64, device=numbers.device)
     counts.scatter_add_(0, index, torch.ones_like(index))
-    return torch.cat([low.double().view(1), high.double().view(1), counts.double()])
+    known = torch.where(extent.isfinite(), counts.double(), torch.nan)
+    return torch.cat([low.double().view(1), high.double().view(1), known])

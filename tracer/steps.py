@@ -187,6 +187,7 @@ class Recorder:
             self._next_step()
         elif updated and self._begun and not self._explicit:
             # The scaler has been updated, and no optimizer has: it found an infinity, and skipped the update.
+            self._unended = None
             self._next_step()
         if self._unended is not None and not self._unended.saw(tap.tensor):
             self._unended = None

@@ -42,7 +42,7 @@ from tracer.rows import (
     number,
     rows_and_bytes,
 )
-from tracer.statistics import Measures, Stats
+from tracer.statistics import Measures, Stats, check_count
 from tracer.steps import Recorder, Settings
 from tracer.warn import warn
 
@@ -105,8 +105,7 @@ def attach(
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
     for name, count in (("every", every), ("histogram_every", histogram_every), ("bins", bins)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r} must be a whole number, 1 or more")
+        check_count(name, count)
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
