@@ -20,6 +20,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.viewer
 
 $(INSTALLED): pyproject.toml

@@ -1,0 +1,82 @@
+"""What a traced step costs with more than extremes: each further statistic, beside the plain step of the same round.
+
+Each contestant trains its own copy of the model; a round takes one step of each, in a random order. Run:
+``python -m benchmarks.statistics``.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import tracer
+from benchmarks.overhead import measure, mlp, resnet, training_step
+
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "extremes": {},
+    "absmax": {"stats": "absmax"},
+    "norm": {"stats": "norm"},
+    "mean, std, norm": {"stats": ("mean", "std", "norm")},
+    "zeros": {"stats": "zeros"},
+    "nonfinite": {"stats": "nonfinite"},
+    "all of these": {"stats": ("mean", "std", "norm", "absmax", "zeros", "nonfinite")},
+    "histogram, every step": {"stats": "histogram", "histogram_every": 1},
+    "applied": {"applied": True},
+    "activations": {"activations": True},
+}
+
+
+def contest(build: Callable[[], tuple[nn.Module, torch.Tensor]], rounds: int) -> dict[str, list[float]]:
+    """Plain, and traced with each choice of statistics."""
+    model, inputs = build()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        plain = copy.deepcopy(model)
+        steps = {"plain": training_step(plain, inputs, lambda loss: None)}
+        for number, (name, settings) in enumerate(CONTESTANTS.items()):
+            twin = copy.deepcopy(model)
+            stack.enter_context(tracer.attach(twin, Path(folder) / str(number), **settings))
+            steps[name] = training_step(twin, inputs, lambda loss: None)
+        return measure(steps, rounds, warm_up=max(3, rounds // 20))
+
+
+def report(title: str, seconds: dict[str, list[float]]) -> Table:
+    """Median differences to the plain step of the same round, with quartiles, and beside the extremes' own."""
+    table = Table("recorded", "extra ms a step", "quartiles", "× plain", "extra × extremes'", title=title)
+    plain = statistics.median(seconds["plain"])
+    extra = {name: [a - b for a, b in zip(seconds[name], seconds["plain"], strict=True)] for name in CONTESTANTS}
+    for name, differences in extra.items():
+        low, median, high = (each * 1e3 for each in statistics.quantiles(differences, n=4))
+        table.add_row(
+            name,
+            f"{median:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            f"{1 + median / 1e3 / plain:.3f}",
+            f"{median / 1e3 / statistics.median(extra['extremes']):.2f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="rounds of the ResNet-18; the MLP takes ten times as many"
+    )
+    rounds = parser.parse_args().rounds
+    console = Console(width=110)
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    console.print(report("MLP, 14 parameters", contest(mlp, rounds * 10)))
+    console.print(report("ResNet-18 on 16 × 3 × 64 × 64", contest(resnet, rounds)))
+
+
+if __name__ == "__main__":
+    main()
