@@ -78,7 +78,7 @@ class Encoder:
                 divisor = _divisors(steps, quantity, recorded)
                 # A scaler that found an infinity in every step has halved its scale to 0.
                 with np.errstate(all="ignore"):
-                    numbers |= {"min": numbers["min"] / divisor, "max": numbers["max"] / divisor}
+                    numbers |= {name: numbers[name] / divisor for name in ("min", "max", *layout.measures.moments)}
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
                 columns[f"{quantity}_{statistic}"] = pa.array(values[keep], mask=~recorded[keep])
         names = pa.DictionaryArray.from_arrays(

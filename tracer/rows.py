@@ -14,7 +14,7 @@ import torch
 
 from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, reduce_into
 from tracer.parameters import NamedParameter
-from tracer.statistics import EXTREMES, Measures, histogram, wide_dtype
+from tracer.statistics import EXTREMES, Measures, histogram
 
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
 QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
@@ -221,7 +221,7 @@ class RowBuffer:
         self._updates.append(update)
 
     def _measure_further(self, tensor: torch.Tensor, numbers: Numbers) -> None:
-        self._measures.measure(tensor, numbers.extremes, numbers.moments, numbers.counts)
+        self._measures.measure(tensor, numbers.moments, numbers.counts)
 
     def carry(self, old: "RowBuffer") -> None:
         """Take over what an older buffer has recorded in this step."""
@@ -268,7 +268,7 @@ def _allocate(
     """One device's block and its groups; fills in the slots of the tensors on it."""
     kinds: list[tuple[tuple[str, ...], Callable[[torch.Tensor], torch.dtype]]] = [
         (("min", "max"), extremes_dtype),
-        (measures.moments, lambda tensor: wide_dtype(extremes_dtype(tensor))),
+        (measures.moments, lambda tensor: torch.float64),
         (measures.counts, lambda tensor: torch.int64),
     ]
     groups: list[Group] = []
