@@ -1,7 +1,7 @@
 """Statistics beyond the extremes: what is measured of a tensor on its device, and what the host makes of that.
 
-Mean, norm and standard deviation are accumulated in float64: there squares of tiny gradients do not vanish, nor do those
-of huge ones overflow, while torch's float32 norm is 4e-3 off on large tensors.
+Mean, norm and standard deviation are accumulated in float64: there squares of tiny gradients do not vanish, nor do
+those of huge ones overflow, while torch's float32 norm is 4e-3 off on large tensors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
