@@ -64,9 +64,13 @@ class Activations:
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
         self._handle: RemovableHandle = register_module_forward_hook(self._on_output)
 
+    def remove(self) -> None:
+        """Remove the hook."""
+        self._handle.remove()
+
     def finish(self) -> None:
         """Remove the hook, and emit what has been recorded."""
-        self._handle.remove()
+        self.remove()
         self._emit_before(self._recorder.step + 2)
         if self._recorder.measured and not self._seen:
             self._say("no module's forward was seen: code that torch.compile has made calls no hook")

@@ -16,8 +16,9 @@ _NUMPY = {
     torch.float32: np.float32,
     torch.float16: np.float16,
     torch.bfloat16: np.uint16,
-    torch.int64: np.int64,
 }
+# What is measured of a gradient and changes with its scale; counts do not.
+_SCALED = {"min", "max", "mean", "norm", "spread"}
 
 
 def landed(item: Any) -> Any:
@@ -78,7 +79,7 @@ class Encoder:
                 divisor = _divisors(steps, quantity, recorded)
                 # A scaler that found an infinity in every step has halved its scale to 0.
                 with np.errstate(all="ignore"):
-                    numbers |= {name: numbers[name] / divisor for name in ("min", "max", *layout.measures.moments)}
+                    numbers |= {name: numbers[name] / divisor for name in _SCALED.intersection(numbers)}
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
                 columns[f"{quantity}_{statistic}"] = pa.array(values[keep], mask=~recorded[keep])
         names = pa.DictionaryArray.from_arrays(

@@ -82,8 +82,8 @@ class Group:
 class Layout:
     """Where each parameter's numbers lie: for each device, the groups in its buffer.
 
-    What is measured of a quantity (value, grad, applied) are its extremes, then moments, then counts; the columns of
-    all quantities follow each other.
+    What is measured of a quantity (value, grad, applied) are its extremes, then what was asked for beside them; the
+    columns of all quantities follow each other.
     """
 
     names: tuple[str, ...]
@@ -118,8 +118,7 @@ class Numbers:
     """Where one tensor's numbers go: views of one number each."""
 
     extremes: tuple[torch.Tensor, torch.Tensor]
-    moments: tuple[torch.Tensor, ...]
-    counts: tuple[torch.Tensor, ...]
+    further: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,6 @@ class RowBuffer:
         elements = np.array([dense_numel(tensor) for tensor in tensors], dtype=np.float64)
         self.layout = Layout(names, elements, quantities, measures, tuple(groups))
         self._measures = measures
-        self._further = measures.further
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
@@ -200,10 +198,10 @@ class RowBuffer:
             reduce_into(value, numbers[0].extremes)
             if gradient is not None:
                 reduce_into(gradient, numbers[1].extremes)
-        if self._further:
-            self._measure_further(value, numbers[0])
+        if self._measures.further:
+            self._measures.measure(value, numbers[0].further)
             if gradient is not None:
-                self._measure_further(gradient, numbers[1])
+                self._measures.measure(gradient, numbers[1].further)
         self.present[index] = (VALUE if gradient is None else VALUE | GRADIENT) | (before & APPLIED)
 
     def record_applied(self, index: int, gradient: torch.Tensor | None) -> None:
@@ -212,16 +210,12 @@ class RowBuffer:
             return
         numbers, gradient = self.slots[index].quantities[2], local(gradient)
         reduce_into(gradient, numbers.extremes)
-        if self._further:
-            self._measure_further(gradient, numbers)
+        self._measures.measure(gradient, numbers.further)
         self.present[index] |= APPLIED
 
     def note_update(self, update: Update) -> None:
         """What was recorded as applied to some parameters is to be divided, or taken back if the update is skipped."""
         self._updates.append(update)
-
-    def _measure_further(self, tensor: torch.Tensor, numbers: Numbers) -> None:
-        self._measures.measure(tensor, numbers.moments, numbers.counts)
 
     def carry(self, old: "RowBuffer") -> None:
         """Take over what an older buffer has recorded in this step."""
@@ -255,7 +249,7 @@ def _partial(gradient: torch.Tensor) -> bool:
 
 def _views(slot: Slot) -> Iterator[torch.Tensor]:
     for numbers in slot.quantities:
-        yield from (*numbers.extremes, *numbers.moments, *numbers.counts)
+        yield from (*numbers.extremes, *numbers.further)
 
 
 def _allocate(
@@ -266,37 +260,35 @@ def _allocate(
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
-    kinds: list[tuple[tuple[str, ...], Callable[[torch.Tensor], torch.dtype]]] = [
-        (("min", "max"), extremes_dtype),
-        (measures.moments, lambda tensor: torch.float64),
-        (measures.counts, lambda tensor: torch.int64),
+    kinds: list[tuple[range, Callable[[torch.Tensor], torch.dtype]]] = [
+        (range(2), extremes_dtype),
+        (range(2, width := len(measures.measured)), lambda tensor: torch.float64),
     ]
     groups: list[Group] = []
-    end = first = 0
-    width = len(measures.measured)
-    for names, dtype_of in kinds:
-        columns = tuple(at * width + first + k for at in range(quantities) for k in range(len(names)))
+    end = 0
+    for numbers, dtype_of in kinds:
         by_dtype: dict[torch.dtype, list[int]] = {}
         for index, tensor in enumerate(tensors):
-            if names and tensor.device == device:
+            if numbers and tensor.device == device:
                 by_dtype.setdefault(dtype_of(tensor), []).append(index)
+        columns = tuple(at * width + number for at in range(quantities) for number in numbers)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))
             end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
-        first += len(names)
     block = torch.zeros(end, dtype=torch.uint8, device=device)
     views: dict[int, dict[int, torch.Tensor]] = {}
     for group in groups:
-        numbers = block[group.offset_bytes : group.offset_bytes + group.size_bytes].view(group.dtype)
-        for index, row in zip(group.indices.tolist(), numbers.view(-1, len(group.columns)), strict=True):
+        rows = block[group.offset_bytes : group.offset_bytes + group.size_bytes].view(group.dtype)
+        for index, row in zip(group.indices.tolist(), rows.view(-1, len(group.columns)), strict=True):
             views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
-    moments_end = 2 + len(measures.moments)
-    for index, by_column in views.items():
-        rows = [[by_column[at * width + k] for k in range(width)] for at in range(quantities)]
-        places = tuple(Numbers((row[0], row[1]), tuple(row[2:moments_end]), tuple(row[moments_end:])) for row in rows)
+    for index, view in views.items():
+        places = []
+        for first in range(0, quantities * width, width):
+            low, high, *further = (view[first + number] for number in range(width))
+            places.append(Numbers((low, high), tuple(further)))
         dtype = tensors[index].dtype
         native = dtype in NATIVE and places[0].extremes[0].dtype is dtype
-        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, places)
+        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, tuple(places))
     return block, tuple(groups)
 
 

@@ -4,7 +4,7 @@ Mean, norm and standard deviation are accumulated in float64: there squares of t
 those of huge ones overflow, while torch's float32 norm is 4e-3 off on large tensors.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,15 @@ from tracer.extremes import dense
 # What can be asked for beside the extremes, in the order of its columns; "histogram" has a table of its own.
 STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 
+# What is measured, and for which statistics.
+_NEEDED_FOR = {
+    "mean": {"mean", "std"},
+    "norm": {"norm"},
+    "spread": {"std"},
+    "nonzero": {"zeros"},
+    "nonfinite": {"nonfinite"},
+}
+
 Stats = str | Iterable[str]
 Array = npt.NDArray[Any]
 
@@ -27,14 +36,12 @@ class Measures:
 
     Attributes:
         columns: The statistics, in the order of their columns; the extremes come first.
-        moments: What is measured in floating point; the spread is the norm of the distances from the mean.
-        counts: What is counted.
+        further: What is measured beside the extremes. The spread is the L2 norm of the distances from the mean.
         histogram: Whether histograms were asked for.
     """
 
     columns: tuple[str, ...]
-    moments: tuple[str, ...]
-    counts: tuple[str, ...]
+    further: tuple[str, ...]
     histogram: bool
 
     @classmethod
@@ -49,36 +56,24 @@ class Measures:
         for name in wanted:
             if name not in known:
                 raise ValueError(f"stats={stats!r}: there is no statistic {name!r}; choose of {', '.join(known)}")
-        needed = {"mean": "mean" in wanted or "std" in wanted, "norm": "norm" in wanted, "spread": "std" in wanted}
-        moments = tuple(name for name, is_needed in needed.items() if is_needed)
-        counts = tuple(count for count, name in (("nonzero", "zeros"), ("nonfinite", "nonfinite")) if name in wanted)
+        further = tuple(name for name, statistics in _NEEDED_FOR.items() if wanted & statistics)
         columns = ("min", "max", *(name for name in STATISTICS if name in wanted))
-        return cls(columns, moments, counts, "histogram" in wanted)
-
-    @property
-    def further(self) -> bool:
-        """Whether anything beside the extremes is measured."""
-        return bool(self.moments or self.counts)
+        return cls(columns, further, "histogram" in wanted)
 
     @property
     def measured(self) -> tuple[str, ...]:
         """All that is measured of a tensor, in the order of a buffer's columns."""
-        return ("min", "max", *self.moments, *self.counts)
+        return ("min", "max", *self.further)
 
-    def measure(self, tensor: torch.Tensor, moments: Sequence[torch.Tensor], counts: Sequence[torch.Tensor]) -> None:
-        """Measure a tensor, without a host sync; under ``torch.no_grad``.
+    def measure(self, tensor: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
+        """Measure what is to be measured further, without a host sync; under ``torch.no_grad``.
 
         Args:
             tensor: Any shape with at least one element; a sparse one is measured in its dense form.
-            moments: Where each of ``self.moments`` goes: 0-dim float64.
-            counts: Where each of ``self.counts`` goes: 0-dim int64.
+            out: Where each of ``self.further`` goes: 0-dim float64.
         """
-        tensor = dense(tensor)
-        for out, moment in zip(moments, _moments(tensor, self.moments), strict=True):
-            out.copy_(moment)
-        for name, out in zip(self.counts, counts, strict=True):
-            # x - x is 0 where x is finite, and NaN, which is not zero, where it is not.
-            out.copy_(torch.count_nonzero(tensor if name == "nonzero" else tensor - tensor))
+        for place, number in zip(out, _measure(dense(tensor), self.further), strict=True):
+            place.copy_(number)
 
     def derive(self, measured: Mapping[str, Array], elements: Array) -> dict[str, Array]:
         """The columns, by statistic, from what was measured; arrays that broadcast, float64.
@@ -110,17 +105,19 @@ def check_count(name: str, count: object) -> None:
 EXTREMES = Measures.of("extremes")
 
 
-def _moments(tensor: torch.Tensor, names: Iterable[str]) -> list[torch.Tensor]:
-    # The spread needs a copy, which the others can then use as well.
+def _measure(tensor: torch.Tensor, names: Sequence[str]) -> Iterator[torch.Tensor]:
+    # The spread needs a copy, which the others can then use as well; the mean comes before it.
     wide = tensor.to(torch.float64, copy=True) if "spread" in names else tensor
-    moments: list[torch.Tensor] = []
+    mean = wide
     for name in names:
         if name == "mean":
-            moments.append(wide.mean(dtype=torch.float64))
+            mean = wide.mean(dtype=torch.float64)
+            yield mean
+        elif name in ("norm", "spread"):
+            yield torch.linalg.vector_norm(wide.sub_(mean) if name == "spread" else wide, dtype=torch.float64)
         else:
-            centred = wide.sub_(moments[0]) if name == "spread" else wide
-            moments.append(torch.linalg.vector_norm(centred, dtype=torch.float64))
-    return moments
+            # x - x is 0 where x is finite, and NaN, which is not zero, where it is not.
+            yield torch.count_nonzero(tensor if name == "nonzero" else tensor - tensor)
 
 
 def moments_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,7 +127,7 @@ def moments_of(tensor: torch.Tensor) -> torch.Tensor:
         tensor: Dense and real, with at least one element; call this under ``torch.no_grad``.
     """
     extremes = [extreme.double() for extreme in torch.aminmax(tensor)]
-    return torch.stack([*extremes, *_moments(tensor, ("mean", "spread"))])
+    return torch.stack([*extremes, *_measure(tensor, ("mean", "spread"))])
 
 
 def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:

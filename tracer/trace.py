@@ -263,6 +263,8 @@ class Trace:
         self._closed = True
         atexit.unregister(self._close_at_exit)
         self._hooks.remove()
+        if self._activations is not None:
+            self._activations.remove()
         self._daemon.abandon()
 
     def _close_at_exit(self) -> None:
