@@ -43,13 +43,11 @@ class Activations:
     """
 
     def __init__(self, model: nn.Module, select: Select | bool, every: int) -> None:
-        wanted = name_filter(None if isinstance(select, bool) else select, "activations")
-        chosen = {name: module for name, module in named_modules(model).items() if wanted(name)}
-        if not chosen:
+        self._model = model
+        self._wanted = name_filter(None if isinstance(select, bool) else select, "activations")
+        self._survey()
+        if not self._modules:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
-        self._names = {id(module): name for name, module in chosen.items()}
-        # Kept alive, so that no other module can bear one of these ids.
-        self._modules = list(chosen.values())
         self._every = every
         # By step: a training forward runs before the step that it belongs to begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
@@ -74,6 +72,11 @@ class Activations:
         self._emit_before(self._recorder.step + 2)
         if self._recorder.measured and not self._seen:
             self._say("no module's forward was seen: code that torch.compile has made calls no hook")
+
+    def _survey(self) -> None:
+        # Kept alive, so that no other module can bear one of these ids.
+        self._modules = {name: module for name, module in named_modules(self._model).items() if self._wanted(name)}
+        self._names = {id(module): name for name, module in self._modules.items()}
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
         name = self._names.get(id(module))
@@ -119,10 +122,12 @@ class Activations:
             ]
             if blocks:
                 self._emit(ActivationRows(done, time.time_ns(), blocks))
-            unseen = set(self._names.values()) - {name for name, _ in seen} - self._failed
+            unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
                 self._say(f"torch.compile calls no hook in compiled code: {len(unseen)} modules are not seen ({some})")
+            # Modules may have come or gone since.
+            self._survey()
 
     def _say(self, message: str) -> None:
         if not self._warned:
