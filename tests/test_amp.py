@@ -187,3 +187,35 @@ def test_what_is_no_scaler_is_refused(scaler: object, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"scaler=.* must be a torch.amp.GradScaler"):
         tracer.attach(mlp(), tmp_path / "run", scaler=scaler)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("updates", ["one for both", "one each"])
+@pytest.mark.parametrize("bad", [None, 0, 2])
+def test_a_scaler_shared_with_another_model_counts_this_ones_steps(
+    updates: str, bad: int | None, tmp_path: Path
+) -> None:
+    """In a GAN's loop the critic's steps are the same with a scaler as without, whichever updates it skips."""
+    found = {}
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        generator, critic = nn.Linear(4, 4), nn.Linear(4, 1)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.0) for model in (generator, critic)]
+        scaler = GradScaler("cpu", enabled=enabled, init_scale=8.0)
+        run = tmp_path / str(enabled)
+        with tracer.attach(critic, run, scaler=scaler) as trace:
+            for iteration in range(4):
+                optimizers[1].zero_grad()
+                factor = math.inf if enabled and iteration == bad else 1.0
+                scaler.scale(critic(torch.randn(8, 4)).mean() * factor).backward()
+                scaler.step(optimizers[1])
+                if updates == "one each":
+                    scaler.update()
+                optimizers[0].zero_grad()
+                scaler.scale(-critic(generator(torch.randn(8, 4))).mean()).backward()
+                scaler.step(optimizers[0])
+                scaler.update()
+                trace.log(iteration=iteration)
+        found[enabled] = metric(run, "iteration"), steps(run)
+        if enabled:
+            assert [step for step, skipped in metric(run, "skipped") if skipped] == ([] if bad is None else [bad])
+    assert found[True] == found[False]

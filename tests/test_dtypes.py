@@ -276,3 +276,18 @@ def test_a_gradient_that_is_finer_than_its_parameter_is_not_rounded(tmp_path: Pa
     row = recorded(tmp_path / "run")[0, "weight"]
     assert (row["grad_max"], row["grad_norm"]) == (1 + 2**-12, 1 + 2**-12)
     assert row["value_max"] != expected
+
+
+def test_a_gradient_that_is_yet_to_be_conjugated_is_recorded(tmp_path: Path) -> None:
+    """Where a complex parameter is used conjugated, its gradient is a lazy view, and recorded like any other."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+    factor = torch.randn(4, dtype=torch.complex64)
+    with tracer.attach(model, tmp_path / "run", stats="norm"):
+        (model.weight.conj() * factor).real.sum().backward()
+        gradient = model.weight.grad
+        assert gradient is not None
+        parts = torch.view_as_real(gradient.resolve_conj()).double()
+    row = recorded(tmp_path / "run")[0, "weight"]
+    assert (row["grad_min"], row["grad_max"]) == (parts.min().item(), parts.max().item())
+    assert row["grad_norm"] == pytest.approx(parts.norm().item())

@@ -41,7 +41,7 @@ def test_gradients_and_updates_are_reported_in_their_order() -> None:
     torch.optim.SGD(mlp().parameters(), lr=0.1).step()
     hooks.remove()
     assert sorted(notes.heard[:4]) == [f"gradient {index}" for index in range(4)]
-    assert notes.heard[4:] == ["before", "after"]
+    assert notes.heard[4:] == ["before", "after"] * 2
 
 
 def test_remove_leaves_no_hook_and_is_idempotent() -> None:

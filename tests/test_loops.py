@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import tracer
-from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, mlp, recorded
+from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded
 
 Extremes = dict[str, float | None]
 
@@ -403,3 +403,39 @@ def test_backwards_without_any_update_are_said_at_close(tmp_path: Path) -> None:
     ):
         for _ in range(2):
             loss_of(model).backward()
+
+
+def test_a_model_that_is_frozen_while_another_trains_keeps_its_steps(tmp_path: Path) -> None:
+    """Frozen for the other model's update and unfrozen again in each iteration, it has a step an iteration."""
+    generator, critic = nn.Linear(4, 4), nn.Linear(4, 1)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (generator, critic)]
+    expected = []
+    with tracer.attach(critic, tmp_path / "run") as trace:
+        for iteration in range(4):
+            critic.requires_grad_(True)
+            optimizers[1].zero_grad()
+            critic(torch.randn(8, 4)).mean().backward()
+            expected.append(by_hand(critic))
+            optimizers[1].step()
+            critic.requires_grad_(False)
+            optimizers[0].zero_grad()
+            critic(generator(torch.randn(8, 4))).mean().backward()
+            optimizers[0].step()
+            trace.log(iteration=iteration)
+    assert_rows(tmp_path / "run", expected)
+    assert metric(tmp_path / "run", "iteration") == [(iteration, float(iteration)) for iteration in range(4)]
+
+
+def test_a_selection_that_fails_costs_the_extremes_and_no_training(tmp_path: Path) -> None:
+    """A callable that raises on a name that came later is one warning, whichever optimizer updates then."""
+    model, other = mlp(), mlp()
+    names = dict(model.named_parameters())
+    with (
+        pytest.warns(tracer.TracerWarning, match=r"no longer recorded from step 0 on.*KeyError") as caught,
+        tracer.attach(model, tmp_path / "run", params=lambda name: names[name] is not None),
+    ):
+        model.append(nn.Linear(3, 3))
+        loss_of(other).backward()
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+        loss_of(model).backward()
+    assert len(caught) == 1

@@ -443,3 +443,24 @@ def test_a_rank_that_begins_its_part_of_a_fresh_run_resumes_nothing(
         pass
     rows = tracer.scan(tmp_path / "run", "events").select("rank", "attempt", "kind").collect().rows()
     assert rows == [(1, 0, "attached"), (1, 0, "closed")]
+
+
+def test_an_attach_that_fails_half_way_leaves_nothing_open(tmp_path: Path) -> None:
+    """Where a hook cannot be set, the error is raised, and no thread, hook or running run is left."""
+    model = mlp()
+    model[0]._parameters["weight"] = torch.ones(8, 6, requires_grad=True) * 1.0  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="non-leaf"):
+        tracer.attach(model, tmp_path / "run")
+    assert state(tmp_path / "run") == "closed"
+    assert hooks_on(model) == 0
+
+
+def test_a_trace_may_begin_under_inference_mode(tmp_path: Path) -> None:
+    """What is attached inside torch.inference_mode is recorded outside of it."""
+    model = mlp()
+    with torch.inference_mode():
+        trace = tracer.attach(model, tmp_path / "run")
+    loss_of(model).backward()
+    expected = by_hand(model)
+    trace.close()
+    assert_rows(tmp_path / "run", [expected])

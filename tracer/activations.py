@@ -52,6 +52,7 @@ class Activations:
         # By step: a training forward runs before the step that it belongs to begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
         self._failed: set[str] = set()
+        self._handle: RemovableHandle | None = None
         self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
         self._seen = self._warned = False
 
@@ -60,16 +61,20 @@ class Activations:
         self._recorder = recorder
         self._emit = emit
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
-        self._handle: RemovableHandle = register_module_forward_hook(self._on_output)
+        self._handle = register_module_forward_hook(self._on_output)
 
     def remove(self) -> None:
-        """Remove the hook."""
-        self._handle.remove()
+        """Remove the hook; harmless where there is none."""
+        if self._handle is not None:
+            self._handle.remove()
 
     def finish(self) -> None:
         """Remove the hook, and emit what has been recorded."""
         self.remove()
-        self._emit_before(self._recorder.step + 2)
+        try:
+            self._emit_before(self._recorder.step + 2)
+        except Exception as error:
+            self._say(f"the last activations are lost ({in_short(error)})")
         if self._recorder.measured and not self._seen:
             self._say("no module's forward was seen: code that torch.compile has made calls no hook")
 

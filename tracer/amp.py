@@ -3,10 +3,14 @@
 Reads the scaler and never changes it: torch offers no hook for it, and to wrap its methods would break its pickling.
 """
 
+import gc
 import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim.optimizer import Optimizer
 
 from tracer.rows import Number, number
@@ -15,38 +19,72 @@ from tracer.rows import Number, number
 class LossScale:
     """A ``GradScaler``, as one step after the other sees it.
 
+    Args:
+        scaler: The scaler, which may drive optimizers of other models as well.
+        ours: Whether an optimizer holds a traced parameter.
+
     Attributes:
         scale: By what the step's gradients were multiplied: 1.0 where the scaler scales nothing.
     """
 
-    def __init__(self, scaler: GradScaler) -> None:
+    def __init__(self, scaler: GradScaler, ours: Callable[[Optimizer], bool]) -> None:
         self._scaler = scaler
-        # One entry an optimizer. ``GradScaler.update`` replaces the whole dictionary, and so marks the end of a step;
-        # the old one, kept here, still holds what was found in that step.
-        self._states = scaler._per_optimizer_states
-        self.scale: Number = 1.0
+        self._ours = ours
+        # The scaler knows optimizers by their ids alone.
+        self._optimizers: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
+        self.begin_step()
 
     @property
     def updated(self) -> bool:
         """Whether the scaler has been updated since the step began."""
         return self._scaler._per_optimizer_states is not self._states
 
-    @property
-    def unscaled(self) -> bool:
-        """Whether gradients have been looked at, and so divided, in this step."""
-        return self.updated or any(state["found_inf_per_device"] for state in self._states.values())
-
     def begin_step(self) -> None:
         """Note the scale of the gradients that begin to arrive."""
+        # One entry an optimizer. ``GradScaler.update`` replaces the whole dictionary; the old one, kept here, still
+        # holds what was found in the step, and what an earlier step left there is known from now on.
         self._states = self._scaler._per_optimizer_states
-        scale = self._scaler._scale if self._scaler.is_enabled() else None
+        self._earlier = set(self._states)
+        self._is_ours: dict[int, bool] = {}
+        scale = self._scaler._scale
         # Read now, since the scaler's update changes it in place.
-        self.scale = 1.0 if scale is None else number(scale)
+        self.scale: Number = 1.0 if scale is None else number(scale)
+
+    def meet(self, optimizer: Optimizer) -> None:
+        """Remember an optimizer."""
+        self._optimizers[id(optimizer)] = optimizer
+
+    @property
+    def done(self) -> bool:
+        """Whether the scaler has done an update of ours in this step, or skipped it."""
+        return any(self.updated or state["stage"] is OptState.STEPPED for state in self._looked())
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether our gradients have been looked at, and so divided, in this step."""
+        return bool(self._looked())
 
     def skipped(self) -> Number | None:
-        """How many optimizers' updates it skipped in the step; None where no gradient was looked at."""
-        found = [inf for state in self._states.values() for inf in state["found_inf_per_device"].values()]
+        """Whether the scaler skipped an update of ours in this step: 0 or 1; None as long as it has not looked."""
+        found = [inf for state in self._looked() for inf in state["found_inf_per_device"].values()]
         return number(torch.stack([inf.reshape(()).to(found[0].device) for inf in found]).amax()) if found else None
+
+    def _looked(self) -> list[dict[str, Any]]:
+        """What the scaler noted of optimizers of ours whose gradients it has looked at in this step."""
+        states = {key: state for key, state in self._states.items() if key not in self._earlier}
+        return [state for key, state in states.items() if state["found_inf_per_device"] and self._holds_ours(key)]
+
+    def _holds_ours(self, key: int) -> bool:
+        if key not in self._is_ours:
+            if key not in self._optimizers:
+                # One that the scaler has always skipped has never called a hook.
+                for thing in gc.get_objects():
+                    if issubclass(type(thing), Optimizer):
+                        self.meet(thing)
+            optimizer = self._optimizers.get(key)
+            # One that is gone by now, at the end of a training, was ours as far as anyone knows.
+            self._is_ours[key] = optimizer is None or self._ours(optimizer)
+        return self._is_ours[key]
 
 
 def deferred(optimizer: Optimizer) -> tuple[torch.Tensor | None, torch.Tensor] | None:

@@ -45,7 +45,12 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.coalesce().values()
         if tensor.numel() < elements:
             tensor = torch.cat([tensor.flatten(), tensor.new_zeros(1)])
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return _real(tensor)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    # A gradient may be a view that has yet to be conjugated, of which there is no real view.
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,8 +67,7 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor as plain real numbers, element by element, in a dtype that torch can calculate with."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
+    tensor = _real(tensor)
     return tensor if tensor.dtype in NATIVE else tensor.to(reduced_dtype(tensor.dtype))
 
 

@@ -51,13 +51,10 @@ class Listener(Protocol):
         """A gradient has been accumulated into ``tensor.grad``."""
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
-        """An optimizer that holds a traced parameter is about to update, or to call its closure for gradients."""
+        """An optimizer of this process, whatever it holds, is about to update, or to call a closure for gradients."""
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
-        """An optimizer that holds a traced parameter has updated."""
-
-    def follow_model(self) -> None:
-        """The model's parameters are no longer those that were armed: ``rearm`` is due."""
+        """An optimizer of this process has updated."""
 
 
 class Hooks:
@@ -103,19 +100,24 @@ class Hooks:
         """Set all hooks; from now on they report to ``listener``."""
         self._listener = listener
         self._handles = [
-            register_optimizer_step_pre_hook(self._around_update(listener, listener.before_update)),
-            register_optimizer_step_post_hook(self._around_update(listener, listener.after_update)),
+            register_optimizer_step_pre_hook(_update_hook(listener.before_update)),
+            register_optimizer_step_post_hook(_update_hook(listener.after_update)),
         ]
         self.rearm()
 
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        if self._trainable() != self._were_trainable or any(not is_lazy(tensor) for tensor in self._lazy):
-            return True
-        if self._held_ids() == self._were_held:
-            return False
-        now, then = self._look(), self.chosen
-        return [(new.name, id(new.tensor)) for new in now] != [(old.name, id(old.tensor)) for old in then]
+        materialised = any(not is_lazy(tensor) for tensor in self._lazy)
+        return materialised or self._trainable() != self._were_trainable or self._replaced() is not None
+
+    def holds(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer holds a traced parameter."""
+        return _holds(optimizer, self._ids)
+
+    def misses(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer holds a parameter that has come into the model since it was armed."""
+        found = self._replaced()
+        return found is not None and _holds(optimizer, {id(parameter.tensor) for parameter in found})
 
     def rearm(self) -> tuple[list[Tap], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
@@ -157,6 +159,14 @@ class Hooks:
         theirs = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
         return [tap for tap in self.taps if id(tap.tensor) in theirs]
 
+    def _replaced(self) -> list[NamedParameter] | None:
+        """The parameters as they are now, where these are not the ones that were armed."""
+        if self._held_ids() == self._were_held:
+            return None
+        now, then = self._look(), self.chosen
+        same = [(new.name, id(new.tensor)) for new in now] == [(old.name, id(old.tensor)) for old in then]
+        return None if same else now
+
     def _look(self) -> list[NamedParameter]:
         """The parameters that are to be traced, as the model holds them now."""
         armed = {(id(parameter.owner), parameter.key): parameter.tensor for parameter in self.chosen}
@@ -196,25 +206,18 @@ class Hooks:
             for parameter, trainable in zip(self.parameters, self._were_trainable, strict=True)
         }
 
-    def _around_update(
-        self, listener: Listener, report: Callable[[Optimizer, bool], None]
-    ) -> Callable[[Optimizer, Any, Any], None]:
-        @_not_compiled
-        def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-            # The hook is called for every optimizer of the process: only those of this model count.
-            if not self._held_by(optimizer):
-                if not self.stale():
-                    return
-                listener.follow_model()
-                if not self._held_by(optimizer):
-                    return
-            # The first of the arguments is the optimizer itself.
-            report(optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
 
-        return hook
+def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimizer, Any, Any], None]:
+    @_not_compiled
+    def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        # The first of the arguments is the optimizer itself.
+        report(optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
 
-    def _held_by(self, optimizer: Optimizer) -> bool:
-        return any(id(tensor) in self._ids for group in optimizer.param_groups for tensor in group["params"])
+    return hook
+
+
+def _holds(optimizer: Optimizer, ids: set[int]) -> bool:
+    return any(id(tensor) in ids for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _changes(

@@ -32,7 +32,7 @@ class HostCopy:
     def __init__(self, tensor: torch.Tensor) -> None:
         self._done: torch.cuda.Event | None = None
         if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(tensor.device))
@@ -153,7 +153,9 @@ class RowBuffer:
         self._views: list[memoryview | None] = []
         groups = []
         for device in dict.fromkeys(tensor.device for tensor in tensors):
-            block, device_groups = _allocate(device, tensors, measures, len(quantities), slots)
+            # What is made under inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                block, device_groups = _allocate(device, tensors, measures, len(quantities), slots)
             self._blocks.append(block)
             self._views.append(block.numpy().data if device.type == "cpu" else None)
             groups.append(device_groups)

@@ -94,8 +94,9 @@ class Recorder:
         self._asked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # The next gradient has to look whether it begins a step.
         self._alert = True
-        # A gradient of this step has arrived.
+        # A gradient of this step has arrived; in this backward, if it was the last one.
         self._begun = False
+        self._backward = _NO_BACKWARD
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
         # Tensors that were first seen in this step, after their gradient may have arrived.
@@ -111,12 +112,11 @@ class Recorder:
     @property
     def next_step(self) -> int:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
-        skipped = self._loss_scale is not None and self._loss_scale.updated and self._begun
-        return self.step + 1 if self._ended or (skipped and not self._explicit) else self.step
+        return self.step + 1 if self._ended or self._skipped() else self.step
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
-        if self._alert or (self._loss_scale is not None and self._loss_scale.updated):
+        if self._alert or (self._loss_scale is not None and self._backward != running_backward()):
             self._at_border(lambda: self._first_gradient(tap))
         if not self._measuring or tap.failed:
             return
@@ -132,25 +132,11 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        self._unended = None
         self._at_border(lambda: self._before_update(optimizer, closure))
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
-        if closure and self._settings.applied:
-            # Its gradients came inside the update, and are still those that it used last.
-            self._at_border(lambda: self._record_applied(optimizer))
-        if not self._explicit:
-            self._updated_by.add(optimizer)
-            # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
-            self._ended_in = running_backward()
-            self._ended_ns = time.time_ns()
-            self._ended = True
-            self._alert = True
-
-    def follow_model(self) -> None:
-        """Look at the model again, since an optimizer updates that holds none of the tensors that were armed."""
-        self._at_border(self._follow_model)
+        self._at_border(lambda: self._after_update(optimizer, closure))
 
     def end_step(self) -> None:
         """End the step now, on the user's word; the next gradient, or the next call, begins the next one."""
@@ -178,22 +164,22 @@ class Recorder:
                 warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
     def _first_gradient(self, tap: Tap) -> None:
-        updated = self._loss_scale is not None and self._loss_scale.updated
-        if not (self._alert or updated):
+        """Begin the next step, if it is that of this gradient: the first one, as far as it is known, of a backward."""
+        if not self._alert and self._backward == running_backward():
             return
         if self._ended:
             if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
                 return
             self._next_step()
-        elif updated and self._begun and not self._explicit:
-            # The scaler has been updated, and no optimizer has: it found an infinity, and skipped the update.
+        elif self._skipped():
             self._unended = None
             self._next_step()
         if self._unended is not None and not self._unended.saw(tap.tensor):
             self._unended = None
             warn(_UNENDED)
+        self._backward = running_backward()
         self._alert = self._unended is not None
-        if not self._begun or updated:
+        if not self._begun or (self._loss_scale is not None and self._loss_scale.updated):
             self._begin()
 
     def _begin(self) -> None:
@@ -203,13 +189,23 @@ class Recorder:
         if not self._stopped:
             self._refresh()
 
-    def _follow_model(self) -> None:
-        if self._ended:
-            # No hook could see the gradients that this update is about to use: they are the next step's.
-            self._next_step()
-        self._refresh()
+    def _skipped(self) -> bool:
+        """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
+        if self._loss_scale is None or self._explicit or not self._begun:
+            return False
+        return self._loss_scale.done and not self._ended
 
     def _before_update(self, optimizer: Optimizer, closure: bool) -> None:
+        if self._loss_scale is not None:
+            self._loss_scale.meet(optimizer)
+        if not self._hooks.holds(optimizer):
+            if not self._hooks.misses(optimizer):
+                return
+            if self._ended:
+                # No hook could see the gradients that this update is about to use: they are the next step's.
+                self._next_step()
+            self._refresh()
+        self._unended = None
         # Inside a backward most gradients are still to come, and what gets none is not updated either.
         if running_backward() == _NO_BACKWARD:
             if self._ended and optimizer in self._updated_by:
@@ -223,6 +219,20 @@ class Recorder:
             if driven_by_scaler():
                 self._look_for_scaler = False
                 warn(_SCALED)
+
+    def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
+        if not self._hooks.holds(optimizer):
+            return
+        if closure and self._settings.applied:
+            # Its gradients came inside the update, and are still those that it used last.
+            self._record_applied(optimizer)
+        if not self._explicit:
+            self._updated_by.add(optimizer)
+            # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
+            self._ended_in = running_backward()
+            self._ended_ns = time.time_ns()
+            self._ended = True
+            self._alert = True
 
     def _record_applied(self, optimizer: Optimizer) -> None:
         if not self._measuring:

@@ -44,7 +44,7 @@ from tracer.rows import (
 )
 from tracer.statistics import Measures, Stats, check_count
 from tracer.steps import Recorder, Settings
-from tracer.warn import warn
+from tracer.warn import in_short, warn
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.
 _WAITING_BYTES = 64 << 20
@@ -158,7 +158,8 @@ class Trace:
         else:
             _begin_run(self.path, rank, _describe(model, hooks, settings))
             first_step, attempt = 0, 0
-        loss_scale = LossScale(scaler) if scaler is not None and scaler.is_enabled() else None
+        scales = scaler is not None and scaler.is_enabled()
+        loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scales else None
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
         encoder = Encoder(rank, attempt)
         encoders: dict[str, Callable[[Sequence[Any]], pa.Table]] = {
@@ -174,12 +175,16 @@ class Trace:
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
         every = f"{len(hooks.chosen)} parameters, every {settings.every}"
         self._emit(event(first_step, "resumed" if resumed else "attached", every))
-        hooks.arm(self._recorder)
         self._activations = activations
-        if activations is not None:
-            activations.arm(self._recorder, self._emit)
         self._settings = settings
         self._closed = False
+        try:
+            hooks.arm(self._recorder)
+            if activations is not None:
+                activations.arm(self._recorder, self._emit)
+        except BaseException as error:
+            self._finish(in_short(error))
+            raise
         _open.add(self)
         atexit.register(self._close_at_exit)
         if rank == 0:

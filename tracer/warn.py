@@ -8,7 +8,7 @@ class TracerWarning(UserWarning):
     """Something in the tracer failed or looks wrong; training is untouched."""
 
 
-def in_short(error: Exception) -> str:
+def in_short(error: BaseException) -> str:
     """An error in one line: torch's dispatcher explains some of its own in a hundred."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
