@@ -32,7 +32,7 @@ def hooks_on(model: nn.Module) -> int:
 
 
 def test_gradients_and_updates_are_reported_in_their_order() -> None:
-    """One report a parameter and backward, and two around the update of an optimizer that holds one of them."""
+    """One report a parameter and backward, and two around the update of an optimizer, whatever it holds."""
     model, notes = mlp(), Notes()
     hooks = Hooks(model, None)
     hooks.arm(notes)

@@ -95,8 +95,8 @@ class Activations:
             return
         try:
             self._seen = True
-            # A checkpoint runs a training forward without gradients.
-            training = module.training or torch.is_grad_enabled()
+            # Parts of a training forward run without gradients: a frozen backbone, say, or what is checkpointed.
+            training = self._model.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
             if step % self._every == 0:

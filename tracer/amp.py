@@ -54,25 +54,25 @@ class LossScale:
         """Remember an optimizer."""
         self._optimizers[id(optimizer)] = optimizer
 
-    @property
-    def done(self) -> bool:
-        """Whether the scaler has done an update of ours in this step, or skipped it."""
-        return any(self.updated or state["stage"] is OptState.STEPPED for state in self._looked())
+    def skipped(self, updated: set[int]) -> bool:
+        """Whether the scaler has skipped an update of ours in this step.
+
+        Args:
+            updated: The ids of the optimizers that have updated in it.
+        """
+        # Known by what did not happen: the scaler adds up what it found, of all optimizers, in the first one's place.
+        done = {key for key, state in self._looked().items() if self.updated or state["stage"] is OptState.STEPPED}
+        return not done <= updated
 
     @property
     def unscaled(self) -> bool:
         """Whether our gradients have been looked at, and so divided, in this step."""
         return bool(self._looked())
 
-    def skipped(self) -> Number | None:
-        """Whether the scaler skipped an update of ours in this step: 0 or 1; None as long as it has not looked."""
-        found = [inf for state in self._looked() for inf in state["found_inf_per_device"].values()]
-        return number(torch.stack([inf.reshape(()).to(found[0].device) for inf in found]).amax()) if found else None
-
-    def _looked(self) -> list[dict[str, Any]]:
-        """What the scaler noted of optimizers of ours whose gradients it has looked at in this step."""
+    def _looked(self) -> dict[int, dict[str, Any]]:
+        """What the scaler noted, by id, of optimizers of ours whose gradients it has looked at in this step."""
         states = {key: state for key, state in self._states.items() if key not in self._earlier}
-        return [state for key, state in states.items() if state["found_inf_per_device"] and self._holds_ours(key)]
+        return {key: state for key, state in states.items() if state["found_inf_per_device"] and self._holds_ours(key)}
 
     def _holds_ours(self, key: int) -> bool:
         if key not in self._is_ours:

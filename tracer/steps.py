@@ -88,7 +88,11 @@ class Recorder:
         self._ended = False
         self._ended_in = _NO_BACKWARD
         self._ended_ns = 0
-        self._updated_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        # The ids of the optimizers that have updated in this step, what those found that unscale their gradients
+        # themselves, and whether a GradScaler has skipped an update.
+        self._updated: set[int] = set()
+        self._found_inf: list[torch.Tensor] = []
+        self._skip_seen = False
         # Whether a GradScaler that was not given may drive an optimizer, and those that have been asked.
         self._look_for_scaler = loss_scale is None
         self._asked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -112,7 +116,7 @@ class Recorder:
     @property
     def next_step(self) -> int:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
-        return self.step + 1 if self._ended or self._skipped() else self.step
+        return self.step + 1 if self._ended or (self._skipped() and not self._explicit) else self.step
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
@@ -171,7 +175,8 @@ class Recorder:
             if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
                 return
             self._next_step()
-        elif self._skipped():
+        elif self._skipped() and not self._explicit:
+            # No optimizer has updated, since the scaler found an infinity.
             self._unended = None
             self._next_step()
         if self._unended is not None and not self._unended.saw(tap.tensor):
@@ -183,17 +188,18 @@ class Recorder:
             self._begin()
 
     def _begin(self) -> None:
-        self._begun = True
         if self._loss_scale is not None:
+            self._skip_seen = self._skipped()
             self._loss_scale.begin_step()
+        self._begun = True
         if not self._stopped:
             self._refresh()
 
     def _skipped(self) -> bool:
-        """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
-        if self._loss_scale is None or self._explicit or not self._begun:
+        """Whether the scaler has skipped an update of this step."""
+        if self._loss_scale is None or not self._begun:
             return False
-        return self._loss_scale.done and not self._ended
+        return self._skip_seen or self._loss_scale.skipped(self._updated)
 
     def _before_update(self, optimizer: Optimizer, closure: bool) -> None:
         if self._loss_scale is not None:
@@ -208,12 +214,15 @@ class Recorder:
         self._unended = None
         # Inside a backward most gradients are still to come, and what gets none is not updated either.
         if running_backward() == _NO_BACKWARD:
-            if self._ended and optimizer in self._updated_by:
+            if self._ended and id(optimizer) in self._updated and not self._explicit:
                 # The same optimizer again, and no gradient between: it calls a closure, or gradients were set by hand.
                 self._next_step()
             self._sweep()
         if self._settings.applied and not closure:
             self._record_applied(optimizer)
+        left_to_it = deferred(optimizer)
+        if left_to_it is not None:
+            self._found_inf.append(left_to_it[1])
         if self._look_for_scaler and optimizer not in self._asked:
             self._asked.add(optimizer)
             if driven_by_scaler():
@@ -226,8 +235,8 @@ class Recorder:
         if closure and self._settings.applied:
             # Its gradients came inside the update, and are still those that it used last.
             self._record_applied(optimizer)
+        self._updated.add(id(optimizer))
         if not self._explicit:
-            self._updated_by.add(optimizer)
             # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
             self._ended_in = running_backward()
             self._ended_ns = time.time_ns()
@@ -275,7 +284,9 @@ class Recorder:
             self._ended = False
             self._ended_ns = 0
             self._begun = False
-            self._updated_by.clear()
+            self._updated.clear()
+            self._found_inf.clear()
+            self._skip_seen = False
             self._choose_what_to_measure()
 
     def _choose_what_to_measure(self) -> None:
@@ -290,8 +301,11 @@ class Recorder:
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._begun:
             self._emit(Metric(self.step, time_ns, "amp_scale", scale))
-            skipped = self._loss_scale.skipped()
-            if skipped is not None:
+            if self._skipped():
+                self._emit(Metric(self.step, time_ns, "skipped", 1.0))
+            elif self._updated:
+                found = [inf.reshape(()).to(self._found_inf[0].device) for inf in self._found_inf]
+                skipped = number(torch.stack(found).amax()) if found else 0.0
                 self._emit(Metric(self.step, time_ns, "skipped", skipped))
         if self._measuring:
             self.measured += 1
@@ -363,7 +377,8 @@ class Recorder:
         if not self._hooks.stale():
             return
         new, changes = self._hooks.rearm()
-        self._rebuild()
+        if any(change.kind not in ("frozen", "unfrozen") for change in changes):
+            self._rebuild()
         self._joined.update(new)
         for change in changes:
             self._emit(event(self.step, change.kind, change.detail, change.name))
