@@ -57,18 +57,14 @@ def by_numpy(tensor: torch.Tensor) -> Statistics:
     numbers = as_numpy(tensor)
     if not numbers.size:
         return dict.fromkeys(("min", "max", *ALL))
-    magnitude = float(np.abs(numbers).max())
-    # NumPy would square what no float64 holds the square of; a power of two changes no digit.
-    scale = 2.0 ** math.frexp(magnitude)[1] if 0 < magnitude < math.inf else 1.0
     with np.errstate(all="ignore"):
-        unit = numbers / scale
         return {
             "min": float(numbers.min()),
             "max": float(numbers.max()),
-            "mean": float(unit.mean()) * scale,
-            "std": float(unit.std()) * scale,
-            "norm": float(np.linalg.norm(unit)) * scale,
-            "absmax": magnitude,
+            "mean": float(numbers.mean()),
+            "std": float(numbers.std()),
+            "norm": float(np.linalg.norm(numbers)),
+            "absmax": float(np.abs(numbers).max()),
             "zeros": float((numbers == 0).mean()),
             "nonfinite": float((~np.isfinite(numbers)).sum()),
         }
@@ -259,13 +255,14 @@ def test_any_float32_numbers(array: Floats) -> None:
     assert_as_numpy(torch.from_numpy(array))
 
 
-MAGNITUDES = st.floats(1e-140, 1e140)
-
-
-@given(hnp.arrays(np.float64, st.integers(1, 40), elements=MAGNITUDES | MAGNITUDES.map(lambda x: -x) | st.just(0.0)))
+@given(
+    hnp.arrays(
+        np.float64, st.integers(1, 40), elements=st.floats(-1e140, 1e140).map(lambda x: x if abs(x) > 1e-140 else 0.0)
+    )
+)
 @settings(deadline=None)
 def test_any_float64_numbers(array: Floats) -> None:
-    """Whatever float64 numbers a tensor holds whose squares a float64 holds too, its statistics are NumPy's."""
+    """Whatever float64 numbers a tensor holds, if only their squares are numbers too, its statistics are NumPy's."""
     assert_as_numpy(torch.from_numpy(array))
 
 
@@ -433,15 +430,19 @@ def test_a_parameter_without_a_gradient_has_null_statistics(tmp_path: Path) -> N
 def test_a_sparse_gradient_is_measured_as_a_dense_one(tmp_path: Path) -> None:
     """Of an embedding's sparse gradient, repeated entries are summed, and implicit zeros count."""
     sparse, dense = nn.Embedding(7, 3, sparse=True), nn.Embedding(7, 3)
+    # Numbers with few digits, so that the two kinds of update round nothing.
+    sparse.weight.data.mul_(8).round_().div_(8)
     dense.load_state_dict(sparse.state_dict())
     for name, model in (("sparse", sparse), ("dense", dense)):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
         with tracer.attach(model, tmp_path / name, stats=(*ALL, "histogram"), applied=True):
-            model(torch.tensor([1, 4, 1])).square().sum().backward()
-            optimizer.step()
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(torch.tensor([1, 4, 1])).square().sum().backward()
+                optimizer.step()
     frames = [tracer.scan(tmp_path / name).drop("time").collect() for name in ("sparse", "dense")]
     assert frames[0].equals(frames[1])
-    assert frames[0]["grad_zeros"].to_list() == [pytest.approx(5 / 7)]
+    assert frames[0]["grad_zeros"].to_list() == [pytest.approx(5 / 7)] * 2
     counts = [tracer.scan(tmp_path / name, "histograms").drop("time").collect() for name in ("sparse", "dense")]
     assert counts[0].equals(counts[1])
 
