@@ -32,15 +32,24 @@ class LossScale:
         self._ours = ours
         # The scaler knows optimizers by their ids alone.
         self._optimizers: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
-        self.begin_step()
+        # Of this step: who has updated, what those found that unscale their gradients themselves, and whether an update
+        # was skipped before another model's made the scaler forget it.
+        self._updated: set[int] = set()
+        self._found_inf: list[torch.Tensor] = []
+        self._skip_seen = False
+        self.begin(new_step=True)
 
     @property
     def updated(self) -> bool:
-        """Whether the scaler has been updated since the step began."""
+        """Whether the scaler has been updated since the step began, or since ``begin`` was called in it."""
         return self._scaler._per_optimizer_states is not self._states
 
-    def begin_step(self) -> None:
-        """Note the scale of the gradients that begin to arrive."""
+    def begin(self, new_step: bool) -> None:
+        """Note the scale of the gradients that begin to arrive: in a new step, or after another model updated it."""
+        self._skip_seen = not new_step and self.skipped
+        if new_step:
+            self._updated.clear()
+            self._found_inf.clear()
         # One entry an optimizer. ``GradScaler.update`` replaces the whole dictionary; the old one, kept here, still
         # holds what was found in the step, and what an earlier step left there is known from now on.
         self._states = self._scaler._per_optimizer_states
@@ -50,24 +59,37 @@ class LossScale:
         # Read now, since the scaler's update changes it in place.
         self.scale: Number = 1.0 if scale is None else number(scale)
 
-    def meet(self, optimizer: Optimizer) -> None:
-        """Remember an optimizer."""
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Remember an optimizer, ours or another's, and what it has found if it unscales its gradients itself."""
         self._optimizers[id(optimizer)] = optimizer
+        left_to_it = deferred(optimizer)
+        if self._ours(optimizer) and left_to_it is not None:
+            self._found_inf.append(left_to_it[1])
 
-    def skipped(self, updated: set[int]) -> bool:
-        """Whether the scaler has skipped an update of ours in this step.
+    def after_update(self, optimizer: Optimizer) -> None:
+        """An optimizer of ours has updated."""
+        self._updated.add(id(optimizer))
 
-        Args:
-            updated: The ids of the optimizers that have updated in it.
-        """
+    @property
+    def skipped(self) -> bool:
+        """Whether the scaler has skipped an update of ours in this step."""
         # Known by what did not happen: the scaler adds up what it found, of all optimizers, in the first one's place.
         done = {key for key, state in self._looked().items() if self.updated or state["stage"] is OptState.STEPPED}
-        return not done <= updated
+        return self._skip_seen or not done <= self._updated
 
     @property
     def unscaled(self) -> bool:
         """Whether our gradients have been looked at, and so divided, in this step."""
         return bool(self._looked())
+
+    def metrics(self) -> dict[str, Number]:
+        """What is logged of the step that ends: the scale, and, if there was an update, whether it was skipped."""
+        if self.skipped:
+            return {"amp_scale": self.scale, "skipped": 1.0}
+        if not self._updated:
+            return {"amp_scale": self.scale}
+        found = [inf.reshape(()).to(self._found_inf[0].device) for inf in self._found_inf]
+        return {"amp_scale": self.scale, "skipped": number(torch.stack(found).amax() > 0) if found else 0.0}
 
     def _looked(self) -> dict[int, dict[str, Any]]:
         """What the scaler noted, by id, of optimizers of ours whose gradients it has looked at in this step."""
@@ -80,7 +102,7 @@ class LossScale:
                 # One that the scaler has always skipped has never called a hook.
                 for thing in gc.get_objects():
                     if issubclass(type(thing), Optimizer):
-                        self.meet(thing)
+                        self._optimizers[id(thing)] = thing
             optimizer = self._optimizers.get(key)
             # One that is gone by now, at the end of a training, was ours as far as anyone knows.
             self._is_ours[key] = optimizer is None or self._ours(optimizer)

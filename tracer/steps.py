@@ -88,11 +88,8 @@ class Recorder:
         self._ended = False
         self._ended_in = _NO_BACKWARD
         self._ended_ns = 0
-        # The ids of the optimizers that have updated in this step, what those found that unscale their gradients
-        # themselves, and whether a GradScaler has skipped an update.
+        # The ids of the optimizers that have updated in this step.
         self._updated: set[int] = set()
-        self._found_inf: list[torch.Tensor] = []
-        self._skip_seen = False
         # Whether a GradScaler that was not given may drive an optimizer, and those that have been asked.
         self._look_for_scaler = loss_scale is None
         self._asked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -116,7 +113,7 @@ class Recorder:
     @property
     def next_step(self) -> int:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
-        return self.step + 1 if self._ended or (self._skipped() and not self._explicit) else self.step
+        return self.step + 1 if self._ended or self._skipped() else self.step
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
@@ -175,8 +172,7 @@ class Recorder:
             if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
                 return
             self._next_step()
-        elif self._skipped() and not self._explicit:
-            # No optimizer has updated, since the scaler found an infinity.
+        elif self._skipped():
             self._unended = None
             self._next_step()
         if self._unended is not None and not self._unended.saw(tap.tensor):
@@ -189,21 +185,18 @@ class Recorder:
 
     def _begin(self) -> None:
         if self._loss_scale is not None:
-            self._skip_seen = self._skipped()
-            self._loss_scale.begin_step()
+            self._loss_scale.begin(new_step=not self._begun)
         self._begun = True
         if not self._stopped:
             self._refresh()
 
     def _skipped(self) -> bool:
-        """Whether the scaler has skipped an update of this step."""
-        if self._loss_scale is None or not self._begun:
-            return False
-        return self._skip_seen or self._loss_scale.skipped(self._updated)
+        """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
+        return self._loss_scale is not None and self._begun and not self._explicit and self._loss_scale.skipped
 
     def _before_update(self, optimizer: Optimizer, closure: bool) -> None:
         if self._loss_scale is not None:
-            self._loss_scale.meet(optimizer)
+            self._loss_scale.before_update(optimizer)
         if not self._hooks.holds(optimizer):
             if not self._hooks.misses(optimizer):
                 return
@@ -220,9 +213,6 @@ class Recorder:
             self._sweep()
         if self._settings.applied and not closure:
             self._record_applied(optimizer)
-        left_to_it = deferred(optimizer)
-        if left_to_it is not None:
-            self._found_inf.append(left_to_it[1])
         if self._look_for_scaler and optimizer not in self._asked:
             self._asked.add(optimizer)
             if driven_by_scaler():
@@ -236,6 +226,8 @@ class Recorder:
             # Its gradients came inside the update, and are still those that it used last.
             self._record_applied(optimizer)
         self._updated.add(id(optimizer))
+        if self._loss_scale is not None:
+            self._loss_scale.after_update(optimizer)
         if not self._explicit:
             # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
             self._ended_in = running_backward()
@@ -285,8 +277,6 @@ class Recorder:
             self._ended_ns = 0
             self._begun = False
             self._updated.clear()
-            self._found_inf.clear()
-            self._skip_seen = False
             self._choose_what_to_measure()
 
     def _choose_what_to_measure(self) -> None:
@@ -300,13 +290,8 @@ class Recorder:
         time_ns = self._ended_ns or time.time_ns()
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._begun:
-            self._emit(Metric(self.step, time_ns, "amp_scale", scale))
-            if self._skipped():
-                self._emit(Metric(self.step, time_ns, "skipped", 1.0))
-            elif self._updated:
-                found = [inf.reshape(()).to(self._found_inf[0].device) for inf in self._found_inf]
-                skipped = number(torch.stack(found).amax()) if found else 0.0
-                self._emit(Metric(self.step, time_ns, "skipped", skipped))
+            for name, value in self._loss_scale.metrics().items():
+                self._emit(Metric(self.step, time_ns, name, value))
         if self._measuring:
             self.measured += 1
             self._sweep()
