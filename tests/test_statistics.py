@@ -522,6 +522,27 @@ def test_a_nan_gradient_is_in_the_log_as_it_is(tmp_path: Path) -> None:
     assert (found["norm"], found["mean"], found["nonfinite"], found["zeros"]) == (math.inf, math.inf, 1, 0.5)
 
 
+def test_a_loss_scale_is_taken_from_all_but_counts(tmp_path: Path) -> None:
+    """Under a GradScaler every statistic is that of the gradient without the scale, and counts are what they are."""
+    model = nn.Linear(4, 1, bias=False)
+    scaler = GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients = [torch.tensor(numbers) for numbers in ([0.0, 0.0, 1.0, -3.0], [0.0, math.inf, 1.0, 0.0])]
+    with tracer.attach(model, tmp_path / "run", scaler=scaler, stats=ALL, applied=True):
+        for gradient in gradients:
+            optimizer.zero_grad()
+            scaler.scale(model(gradient).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    rows = recorded(tmp_path / "run")
+    for step, gradient in enumerate(gradients):
+        row = rows[step, "weight"]
+        assert_close({name: row[f"grad_{name}"] for name in ("min", "max", *ALL)}, by_numpy(gradient), torch.float32)
+    applied = {name: rows[0, "weight"][f"applied_{name}"] for name in ("min", "max", *ALL)}
+    assert_close(applied, by_numpy(gradients[0]), torch.float32)
+    assert {rows[1, "weight"][f"applied_{name}"] for name in ALL} == {None}
+
+
 def test_every_measures_only_those_steps(tmp_path: Path) -> None:
     """With every=3 the statistics of steps 0, 3 and 6 are recorded, each of its own step."""
     model = mlp().double()
