@@ -324,6 +324,24 @@ def test_a_part_that_is_not_in_training_mode_belongs_to_the_training_forward(tmp
     assert_outputs(tmp_path / "run", oracle.expected())
 
 
+def test_a_frozen_part_that_runs_without_gradients_belongs_to_the_training_forward(tmp_path: Path) -> None:
+    """A backbone in eval mode, run under no_grad to train what follows it, belongs to the step that it leads to."""
+    model = small()
+    model[0].eval()
+    oracle = Oracle(model)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", activations=True):
+        for step in range(3):
+            oracle.step = step
+            with torch.no_grad():
+                features = model[1](model[0](inputs()))
+            optimizer.zero_grad()
+            model[2](features).square().mean().backward()
+            optimizer.step()
+    assert len(oracle.expected()) == 9
+    assert_outputs(tmp_path / "run", oracle.expected())
+
+
 def test_a_validation_before_training_belongs_to_step_0(tmp_path: Path) -> None:
     """A sanity check before the first gradient belongs to the first step, beside its training forward."""
     model = small()
