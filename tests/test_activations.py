@@ -311,6 +311,21 @@ def test_validation_belongs_to_the_step_before_it(without: Callable[[], Any], tm
     assert_outputs(tmp_path / "run", expected)
 
 
+def test_a_wrapped_models_validation_belongs_to_the_step_before(tmp_path: Path) -> None:
+    """Where the loop puts the wrapped model in eval mode, and not its wrapper, a validation is of the step before."""
+    model = small()
+    wrapped = nn.DataParallel(model)
+    oracle = Oracle(model)
+    with tracer.attach(wrapped, tmp_path / "run", activations=True):
+        for step in range(2):
+            train(wrapped, 1, oracle, first=step)
+            model.eval()
+            with torch.no_grad():
+                model(inputs())
+            model.train()
+    assert_outputs(tmp_path / "run", oracle.expected())
+
+
 def test_a_part_that_is_not_in_training_mode_belongs_to_the_training_forward(tmp_path: Path) -> None:
     """A frozen part in eval mode, in a forward with gradients, is marked so and belongs to the step of that forward."""
     model = small()

@@ -219,3 +219,15 @@ def test_a_scaler_shared_with_another_model_counts_this_ones_steps(
         if enabled:
             assert [step for step, skipped in metric(run, "skipped") if skipped] == ([] if bad is None else [bad])
     assert found[True] == found[False]
+
+
+def test_a_training_whose_only_step_was_skipped_is_not_taken_for_one_without_updates(tmp_path: Path) -> None:
+    """Several micro-batches whose update the scaler skipped are one step, and nothing is said of trace.step()."""
+    model, scaler = mlp(), scaler_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", scaler=scaler):
+        for _ in range(3):
+            scaler.scale(loss_of(model) * math.inf).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert metric(tmp_path / "run", "skipped") == [(0, 1.0)]

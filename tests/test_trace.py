@@ -84,7 +84,7 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     assert info["format"] == 1
     assert info["model"] == "Sequential"
     assert info["settings"] == {
-        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None
+        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}

@@ -35,7 +35,7 @@ class Activations:
 
     Args:
         model: The model.
-        select: Which of its modules: True for all, or as ``params`` in ``attach``. The model itself has the name "".
+        select: Which of its modules: True for all, or as ``params`` in ``attach``.
         every: Every how many steps to measure.
 
     Raises:
@@ -79,8 +79,11 @@ class Activations:
             self._say("no module's forward was seen: code that torch.compile has made calls no hook")
 
     def _survey(self) -> None:
+        everything = named_modules(self._model)
+        # Without its wrappers, whose mode a loop may leave alone.
+        self._root = everything[""]
         # Kept alive, so that no other module can bear one of these ids.
-        self._modules = {name: module for name, module in named_modules(self._model).items() if self._wanted(name)}
+        self._modules = {name: module for name, module in everything.items() if self._wanted(name)}
         self._names = {id(module): name for name, module in self._modules.items()}
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
@@ -96,7 +99,7 @@ class Activations:
         try:
             self._seen = True
             # Parts of a training forward run without gradients: a frozen backbone, say, or what is checkpointed.
-            training = self._model.training or torch.is_grad_enabled()
+            training = self._root.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
             if step % self._every == 0:

@@ -68,7 +68,7 @@ def flattened(model: nn.Module) -> str | None:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of a model once, under its first name; of a wrapper and what it wraps, the latter."""
+    """Every module of a model once, under its first name, "" for the model itself; of a wrapper, what it wraps."""
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, module in _named_modules(model):
         found.setdefault(id(module), (name, module))

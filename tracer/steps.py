@@ -263,7 +263,7 @@ class Recorder:
         self._sweep()
 
     def _finish(self) -> None:
-        if self._unended is not None and self._unended.backwards > 1:
+        if self._unended is not None and self._unended.backwards > 1 and not self._skipped():
             warn(_UNENDED)
         if self._ended or self._begun:
             self._take()

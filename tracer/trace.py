@@ -69,7 +69,7 @@ def attach(
     stats: Stats = "extremes",
     applied: bool = False,
     scaler: GradScaler | None = None,
-    activations: bool | Select = False,
+    activations: bool | Select | None = False,
     histogram_every: int = 100,
     bins: int = 10,
     resume: bool = False,
@@ -124,7 +124,7 @@ def attach(
             )
     if (reason := flattened(model)) is not None:
         warn(reason)
-    outputs = None if activations is False else Activations(model, activations, every)
+    outputs = None if activations is False or activations is None else Activations(model, activations, every)
     return Trace(model, hooks, path, settings, scaler, outputs, resume)
 
 
@@ -346,6 +346,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
             "stats": list(settings.measures.columns),
             "applied": settings.applied,
             "histogram_every": settings.histogram_every if settings.measures.histogram else None,
+            "bins": settings.bins if settings.measures.histogram else None,
         },
         "versions": {
             "python": platform.python_version(),

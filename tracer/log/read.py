@@ -34,7 +34,8 @@ def scan(
     Args:
         run: A run's folder, or several; several add a first column ``run``, the folder's name (the path as given where
             two folders have the same name).
-        table: ``"extremes"``, ``"metrics"`` or ``"events"``; ``tracer.log.schema`` describes their columns.
+        table: ``"extremes"``, ``"metrics"``, ``"events"``, ``"histograms"`` or ``"activations"``; the docstring of
+            ``tracer.log.schema`` describes their columns.
         attempts: Where a resumed run repeats steps, ``"latest"`` keeps each step's latest attempt.
 
     Raises:
