@@ -296,7 +296,8 @@ class Recorder:
             self.measured += 1
             self._sweep()
             self._emit(self._buffer.take(self.step, time_ns, scale))
-        self._emit_histograms(self._histograms, time_ns, scale)
+        if self._histogramming:
+            self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False
         self._joined.clear()
 
