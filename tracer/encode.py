@@ -18,7 +18,7 @@ _NUMPY = {
     torch.bfloat16: np.uint16,
 }
 # What is measured of a gradient and changes with its scale; counts do not.
-_SCALED = {"min", "max", "mean", "norm", "spread"}
+_SCALED = {"min", "max", "sum", "norm", "spread"}
 
 
 def landed(item: Any) -> Any:

@@ -19,7 +19,7 @@ STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 
 # What is measured, and for which statistics.
 _NEEDED_FOR = {
-    "mean": {"mean", "std"},
+    "sum": {"mean", "std"},
     "norm": {"norm"},
     "spread": {"std"},
     "nonzero": {"zeros"},
@@ -88,6 +88,8 @@ class Measures:
         columns = {**measured, "absmax": np.maximum(np.abs(measured["min"]), np.abs(measured["max"]))}
         # Of a tensor without an element nothing is said, whatever comes out here.
         with np.errstate(all="ignore"):
+            if "sum" in measured:
+                columns["mean"] = measured["sum"] / elements
             if "spread" in measured:
                 columns["std"] = measured["spread"] / np.sqrt(elements)
             if "nonzero" in measured:
@@ -109,16 +111,19 @@ EXTREMES = Measures.of("extremes")
 
 
 def _measure(tensor: torch.Tensor, names: Sequence[str]) -> Iterator[torch.Tensor]:
-    # In pieces on the host, where the float64 copy of a large tensor at once is ten times as slow.
-    pieces = tensor.flatten().split(_PIECE) if tensor.is_cpu else (tensor,)
-    mean = tensor.new_zeros(())
+    pieces: Sequence[torch.Tensor] = (tensor,)
+    if tensor.is_cpu and tensor.numel() > _PIECE:
+        # On the host the float64 copy of a large tensor at once is ten times as slow.
+        pieces = tensor.flatten().split(_PIECE)
+    total = tensor
     for name in names:
-        if name == "mean":
-            mean = _sum(piece.sum(dtype=torch.float64) for piece in pieces) / tensor.numel()
-            yield mean
+        if name == "sum":
+            total = _sum(piece.sum(dtype=torch.float64) for piece in pieces)
+            yield total
         elif name == "norm":
             yield _norm(pieces)
         elif name == "spread":
+            mean = total / tensor.numel()
             yield _norm(piece.to(torch.float64, copy=True).sub_(mean) for piece in pieces)
         else:
             # x - x is 0 where x is finite, and NaN, which is not zero, where it is not.
@@ -142,7 +147,8 @@ def moments_of(tensor: torch.Tensor) -> torch.Tensor:
         tensor: Dense and real, with at least one element; call this under ``torch.no_grad``.
     """
     extremes = [extreme.double() for extreme in torch.aminmax(tensor)]
-    return torch.stack([*extremes, *_measure(tensor, ("mean", "spread"))])
+    total, spread = _measure(tensor, ("sum", "spread"))
+    return torch.stack([*extremes, total / tensor.numel(), spread])
 
 
 def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
