@@ -1,6 +1,6 @@
 """Rows in the form of the log: waits for what is on its way to the host, and makes tables of it. Runs in the daemon."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class Encoder:
     def __init__(self, rank: int, attempt: int) -> None:
         self._rank = rank
         self._attempt = attempt
+
+    def by_table(self, tables: Iterable[str]) -> dict[str, Callable[[Sequence[Any]], pa.Table]]:
+        """For each of these tables the method that makes its rows."""
+        return {table: getattr(self, table) for table in tables}
 
     def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
         """The rows of these steps: one a parameter and step."""

@@ -164,8 +164,11 @@ class Hooks:
         if self._held_ids() == self._were_held:
             return None
         now, then = self._look(), self.chosen
-        same = [(new.name, id(new.tensor)) for new in now] == [(old.name, id(old.tensor)) for old in then]
-        return None if same else now
+        if [(new.name, id(new.tensor)) for new in now] != [(old.name, id(old.tensor)) for old in then]:
+            return now
+        # Something else has changed, a module without parameters, say: it need not be looked at again.
+        self._survey(now)
+        return None
 
     def _look(self) -> list[NamedParameter]:
         """The parameters that are to be traced, as the model holds them now."""

@@ -24,8 +24,8 @@ from tracer.warn import in_short, warn
 
 # No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
 _NO_BACKWARD = -1
-# So many backwards without an update are taken for a loop that updates by other means; the longest gradient
-# accumulations that people report are a tenth of it.
+# So many backwards without an update are taken for a loop that updates by other means. Rather a late word than one to
+# somebody who accumulates gradients for long.
 _BACKWARDS_WITHOUT_UPDATE = 1000
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from tracer.daemon import Daemon
 from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
+from tracer.log import schema
 from tracer.log.read import scan
 from tracer.log.run import LogError
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
@@ -150,27 +151,16 @@ class Trace:
             raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
         self._hooks = hooks
         self.path = _default_path(model) if path is None else Path(path)
-        # On a fresh path rank 0 may have begun the run already, when another rank comes to begin its own part.
-        begun = run_folder.holds_run(self.path) if rank == 0 else rank in run_folder.ranks(self.path)
-        resumed = resume and begun
+        resumed = resume and _has_begun(self.path, rank)
         if resumed:
             first_step, attempt = _continue_run(self.path, rank)
         else:
-            _begin_run(self.path, rank, _describe(model, hooks, settings))
-            first_step, attempt = 0, 0
+            first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
         scales = scaler is not None and scaler.is_enabled()
         loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scales else None
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
-        encoder = Encoder(rank, attempt)
-        encoders: dict[str, Callable[[Sequence[Any]], pa.Table]] = {
-            "extremes": encoder.extremes,
-            "metrics": encoder.metrics,
-            "events": encoder.events,
-        }
-        if settings.measures.histogram:
-            encoders["histograms"] = encoder.histograms
-        if activations is not None:
-            encoders["activations"] = encoder.activations
+        optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
+        encoders = Encoder(rank, attempt).by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
         every = f"{len(hooks.chosen)} parameters, every {settings.every}"
@@ -357,14 +347,20 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
     }
 
 
-def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> None:
+def _has_begun(path: Path, rank: int) -> bool:
+    """Whether a rank has begun its part of a run; rank 0, which writes run.json, may be ahead of the others."""
+    return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
+
+
+def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> tuple[int, int]:
+    """Begin a run, or a rank's part of it; the step and the attempt with which this rank begins."""
     if rank == 0:
         run_folder.create_run(path, info)
-        return
-    # Only rank 0 writes run.json, so this rank looks for its own traces of an earlier run.
-    if rank in run_folder.ranks(path):
+    elif _has_begun(path, rank):
         raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
-    run_folder.prepare_folders(path)
+    else:
+        run_folder.prepare_folders(path)
+    return 0, 0
 
 
 def _continue_run(path: Path, rank: int) -> tuple[int, int]:
