@@ -12,17 +12,18 @@ import polars as pl
 import typer
 
 from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Live, Snapshot
+from viewer.live import Live, Snapshot, View
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def view(
+def watch(
     run: Annotated[Path | None, typer.Argument(help="The run's folder. Default: the newest under runs/.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
+    view: Annotated[View, typer.Option(help="layers: the gradients of all parameters at a glance.")] = View.OVERVIEW,
 ) -> None:
     """Watch a run: its loss, accuracy and extremes, redrawn as rows arrive.
 
@@ -35,14 +36,14 @@ def view(
         raise typer.BadParameter("--follow needs --save FILE")
     if save is not None:
         _check_file(save)
-    live = Live(path)
+    live = Live(path, view)
     try:
         if save is not None and not follow:
-            _write_once(live, save, metric or [])
+            _write_once(live, save, view, metric or [])
         elif save is not None:
-            _write_always(live, save, metric or [])
+            _write_always(live, save, view, metric or [])
         else:
-            _show(live, metric or [])
+            _show(live, view, metric or [])
     finally:
         live.close()
 
@@ -56,36 +57,36 @@ def _check_file(file: Path) -> None:
         raise typer.BadParameter(f"--save {file}: there is no folder {file.parent}")
 
 
-def _write_once(live: Live, save: Path, metrics: list[str]) -> None:
+def _write_once(live: Live, save: Path, view: View, metrics: list[str]) -> None:
     from viewer.files import FigureFile
 
     open_run(live.path)
     while (snapshot := live.refresh()) is None:
         live.wait()
-    FigureFile(save, metrics).write(snapshot)
+    FigureFile(save, metrics, view).write(snapshot)
     _say(f"{_words(snapshot)}: {save}")
 
 
-def _write_always(live: Live, save: Path, metrics: list[str]) -> None:
+def _write_always(live: Live, save: Path, view: View, metrics: list[str]) -> None:
     from viewer.files import FigureFile
     from viewer.files import follow as follow_run
 
     _say_which(live.path)
     _say(f"drawing into {save} on every change; Ctrl-C ends it")
-    snapshot = follow_run(live, FigureFile(save, metrics))
+    snapshot = follow_run(live, FigureFile(save, metrics, view))
     _say(f"{_words(snapshot)}: {save}")
 
 
-def _show(live: Live, metrics: list[str]) -> None:
+def _show(live: Live, view: View, metrics: list[str]) -> None:
     from viewer import window
 
     if window.backend() is None:
         save = Path(f"{live.path.resolve().name}.png")
         _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
-        _write_always(live, save, metrics)
+        _write_always(live, save, view, metrics)
         return
     _say_which(live.path)
-    window.show(live, metrics)
+    window.show(live, view, metrics)
 
 
 def _say_which(path: Path) -> None:

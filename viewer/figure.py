@@ -22,7 +22,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _VALUE, _GRADIENT = _COLOURS[0], _COLOURS[1]
 # With these, so many more curves can be told apart.
 _STYLES = ("-", ":", "-.")
-_INK, _PALE, _ALARM = "#333333", "#dddddd", "#c00000"
+INK, _PALE, _ALARM = "#333333", "#dddddd", "#c00000"
 
 # A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
@@ -62,7 +62,7 @@ class Overview:
         self._asked = tuple(dict.fromkeys(metrics))
         figure.set_layout_engine("constrained")
         self._loss, self._accuracy, self._extremes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 4))
-        self._title = figure.suptitle("", x=0.01, ha="left", fontsize=12, color=_INK)
+        self._title = figure.suptitle("", x=0.01, ha="left", fontsize=12, color=INK)
         self._title.set_parse_math(False)
         self._notes = {
             self._loss: _dress(self._loss, "loss", "no metric with 'loss' in its name yet: trace.log(loss=…)"),
@@ -73,7 +73,7 @@ class Overview:
         }
         self._drawn: dict[Axes, list[Artist]] = {axes: [] for axes in self._notes}
         figure.align_ylabels()
-        self._extremes.set_xlabel("step", color=_INK)
+        self._extremes.set_xlabel("step", color=INK)
         self._extremes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
     def update(self, snapshot: Snapshot) -> None:
@@ -109,19 +109,19 @@ def title(snapshot: Snapshot) -> str:
     step = "no step yet" if snapshot.last_step is None else f"step {snapshot.last_step:,}"
     step += "" if snapshot.complete else " · the last rows are still to arrive"
     bad = f" · {len(snapshot.problems)} damaged part(s) left out" if snapshot.problems else ""
-    return f"{_shortened(snapshot.name)}  {_STATE_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]} · {step}{bad}"
+    return f"{shortened(snapshot.name)}  {_STATE_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]} · {step}{bad}"
 
 
 def _dress(axes: Axes, label: str, note: str) -> Text:
     """Style empty axes; the text that they show while they are empty."""
-    axes.set_ylabel(label, color=_INK)
+    axes.set_ylabel(label, color=INK)
     axes.grid(True, color=_PALE, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
-        axes.spines[side].set_color(_INK)
+        axes.spines[side].set_color(INK)
     return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color="#777777")
 
 
@@ -143,7 +143,7 @@ def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
         text.set_fontsize(9)
-        text.set_color(_INK)
+        text.set_color(INK)
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> list[Artist]:
@@ -151,7 +151,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> list[Artist]:
     for index, curve in enumerate(curves):
         colour = _COLOURS[index % len(_COLOURS)]
         style = "--" if _VALIDATION.search(curve.name) else _STYLES[index // len(_COLOURS) % len(_STYLES)]
-        name = _shortened(curve.name)
+        name = shortened(curve.name)
         artists.append(_draw_line(axes, curve.step, curve.mean, name, colour, style))
         if list(curve.low) != list(curve.high):
             # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
@@ -244,11 +244,11 @@ def _draw_missing(axes: Axes, names: Sequence[str]) -> list[Artist]:
     return [
         line
         for name in names
-        for line in axes.plot([], [], linestyle="none", label=f"{_shortened(name)}: not logged yet")
+        for line in axes.plot([], [], linestyle="none", label=f"{shortened(name)}: not logged yet")
     ]
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """A name on one line, its middle left out where it is too long."""
     line = " ".join(name.split())
     half = _NAME_LENGTH // 2

@@ -7,8 +7,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from viewer.figure import SIZE_INCHES, Overview
-from viewer.live import Live, Snapshot
+from viewer.figure import SIZE_INCHES
+from viewer.live import Live, Snapshot, View
+from viewer.views import fill
 
 FORMATS = ("png", "svg", "pdf")
 _DPI = 120
@@ -19,11 +20,11 @@ _LATE_SECONDS = 60.0
 class FigureFile:
     """A file that shows a run; each write replaces it whole, so that nobody reads half a picture."""
 
-    def __init__(self, path: Path, metrics: list[str]) -> None:
+    def __init__(self, path: Path, metrics: list[str], view: View = View.OVERVIEW) -> None:
         self.path = path
         self._figure = Figure(figsize=SIZE_INCHES, dpi=_DPI)
         FigureCanvasAgg(self._figure)
-        self._overview = Overview(self._figure, metrics)
+        self._view = fill(self._figure, view, metrics)
 
     def write(self, snapshot: Snapshot) -> None:
         """Draw a snapshot into the file.
@@ -31,7 +32,7 @@ class FigureFile:
         Raises:
             OSError: the file cannot be written.
         """
-        self._overview.update(snapshot)
+        self._view.update(snapshot)
         staged = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self._figure.savefig(staged, format=self.path.suffix[1:].lower())

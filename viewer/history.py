@@ -8,12 +8,16 @@ halved.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tracer.log.schema import STATISTICS
 
 # About two bins for each pixel of a wide figure.
 CAPACITY = 2048
+# So many cells has the strip of all parameters, in at most so many columns.
+_CELLS, _COLUMNS = 1_000_000, 512
 
 
 def _finite(column: str) -> pl.Expr:
@@ -54,10 +58,35 @@ OVERALL_EXTREMES = Reduction(
     ),
 )
 
+
+def _magnitude(of: str) -> pl.Expr:
+    largest = pl.max_horizontal(pl.col(f"{of}_min").abs(), pl.col(f"{of}_max").abs())
+    return pl.when(largest.is_finite()).then(largest).alias(of)
+
+
+LAYERS = Reduction(
+    keys=("param",),
+    prepare=(
+        pl.col("param"),
+        pl.col("step"),
+        _magnitude("value"),
+        _magnitude("grad"),
+        _first_nonfinite("value_min", "value_max").alias("value_nonfinite"),
+        _first_nonfinite("grad_min", "grad_max").alias("grad_nonfinite"),
+    ),
+    reduce=(
+        pl.col("step").max(),
+        pl.col("value").max(),
+        pl.col("grad").max(),
+        pl.col("value_nonfinite").min(),
+        pl.col("grad_nonfinite").min(),
+    ),
+)
+
 METRICS = Reduction(
     keys=("name",),
     prepare=(
-        pl.col("name").cast(pl.String),
+        pl.col("name"),
         pl.col("step"),
         _finite("value").alias("low"),
         _finite("value").alias("high"),
@@ -110,6 +139,8 @@ class Bins:
             .group_by(by)
             .agg(*self.reduction.reduce)
             .collect(engine="streaming")
+            # Dictionaries of different parts need not agree.
+            .with_columns(pl.col(key).cast(pl.String) for key in self.reduction.keys)
         )
         if self.frame is not None:
             old = self.frame.with_columns(pl.col("bin").floordiv(width // self.width))
@@ -144,15 +175,44 @@ class Extremes:
     nonfinite: Mapping[str, Sequence[int]]
 
 
-class History:
-    """A run's metrics and overall extremes, bounded in memory."""
+@dataclass(frozen=True)
+class Layers:
+    """The largest magnitudes of every parameter over the run.
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    Attributes:
+        params: The parameters, in model order: the rows.
+        first_step: The step with which the first column begins.
+        width: How many steps a column covers.
+        magnitudes: For ``"value"`` and ``"grad"`` float64 of shape (parameters, columns): NaN where there is none.
+        nonfinite: Likewise, bool: whether there was a NaN or an infinity.
+    """
+
+    params: Sequence[str]
+    first_step: int
+    width: int
+    magnitudes: Mapping[str, npt.NDArray[np.float64]]
+    nonfinite: Mapping[str, npt.NDArray[np.bool_]]
+
+
+class History:
+    """A run's metrics and overall extremes, bounded in memory.
+
+    Args:
+        capacity: How many bins each curve has.
+        params: The parameters in model order, where ``layers`` will be asked for.
+    """
+
+    def __init__(self, capacity: int = CAPACITY, params: Sequence[str] | None = None) -> None:
         self._extremes = Bins(OVERALL_EXTREMES, capacity)
         self._metrics = Bins(METRICS, capacity)
+        self._params = params or ()
+        columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
+        self._layers = None if params is None else Bins(LAYERS, columns)
 
     def absorb_extremes(self, rows: pl.LazyFrame) -> None:
         """Take in rows of the table ``extremes``."""
+        if self._layers is not None:
+            self._layers.absorb(rows)
         self._extremes.absorb(rows)
 
     def absorb_metrics(self, rows: pl.LazyFrame) -> None:
@@ -182,6 +242,25 @@ class History:
             {statistic: frame[statistic].to_list() for statistic in STATISTICS},
             {of: frame[f"{of}_nonfinite"].drop_nulls().to_list() for of in ("value", "grad")},
         )
+
+    def layers(self) -> Layers | None:
+        """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
+        if self._layers is None or self._layers.frame is None:
+            return None
+        frame, width = self._layers.frame, self._layers.width
+        # Those that came later stand behind those that run.json names.
+        params = list(dict.fromkeys([*self._params, *frame["param"].unique(maintain_order=True)]))
+        index_of = {name: index for index, name in enumerate(params)}
+        columns = (frame["bin"] - frame["bin"].min()).to_numpy()
+        rows = np.array([index_of[name] for name in frame["param"]])
+        shape = len(params), int(columns.max()) + 1
+        magnitudes, nonfinite = {}, {}
+        for of in ("value", "grad"):
+            magnitudes[of] = np.full(shape, np.nan)
+            magnitudes[of][rows, columns] = frame[of].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+            nonfinite[of] = np.zeros(shape, dtype=np.bool_)
+            nonfinite[of][rows, columns] = frame[f"{of}_nonfinite"].is_not_null().to_numpy()
+        return Layers(params, int(frame["bin"][0]) * width, width, magnitudes, nonfinite)
 
 
 def _curve(name: str, bins: pl.DataFrame) -> Curve:

@@ -6,14 +6,22 @@ One thread owns matplotlib; this module never touches it.
 
 import threading
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from tracer.log.run import Run, State, holds_run, open_run, published_counts, state
 from viewer.follow import Follower, Waker
-from viewer.history import Curve, Extremes, History
+from viewer.history import Curve, Extremes, History, Layers
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
+
+
+class View(StrEnum):
+    """What is shown of a run."""
+
+    OVERVIEW = "overview"
+    LAYERS = "layers"
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,23 @@ class Snapshot:
     last_step: int | None
     curves: tuple[Curve, ...] = ()
     extremes: Extremes | None = None
+    layers: Layers | None = None
     problems: tuple[str, ...] = ()
     # False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
     complete: bool = True
 
 
 class Live:
-    """One run, followed from before it exists to after it has ended."""
+    """One run, followed from before it exists to after it has ended.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The run's folder.
+        view: What snapshots are to show; the layers are read for their own view alone.
+    """
+
+    def __init__(self, path: Path, view: View = View.OVERVIEW) -> None:
         self.path = path
+        self._view = view
         self._waker = Waker()
         self._run: Run | None = None
         self._begin()
@@ -43,7 +58,8 @@ class Live:
         # A folder that was deleted gives no events any more, although one of the same name exists.
         self._waker.close()
         self._shown: Snapshot | None = None
-        self._history = History()
+        names = [str(param["name"]) for param in self._run.info["params"]] if self._run is not None else []
+        self._history = History(params=names if self._view is View.LAYERS else None)
         self._extremes = Follower(self.path, "extremes")
         self._metrics = Follower(self.path, "metrics")
 
@@ -56,9 +72,9 @@ class Live:
         if not holds_run(self.path):
             return None
         run = open_run(self.path)
-        if self._run is not None and run.info.get("run_id") != self._run.info.get("run_id"):
+        if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):
+            self._run = run
             self._begin()
-        self._run = run
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         now = state(self.path)
         self._waker.watch([self.path, self.path / "extremes", self.path / "metrics"])
@@ -88,6 +104,7 @@ class Live:
             self._history.last_step,
             tuple(self._history.curves()),
             self._history.extremes(),
+            self._history.layers(),
             problems,
             complete,
         )

@@ -6,8 +6,9 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
-from viewer.figure import SIZE_INCHES, Overview
-from viewer.live import Live, Reader, Snapshot
+from viewer.figure import SIZE_INCHES
+from viewer.live import Live, Reader, Snapshot, View
+from viewer.views import fill
 
 _TICK_MILLISECONDS = 200
 
@@ -21,7 +22,7 @@ def backend() -> str | None:
     return name if name in backend_registry.list_builtin(BackendFilter.INTERACTIVE) else None
 
 
-def show(live: Live, metrics: list[str]) -> None:
+def show(live: Live, view: View, metrics: list[str]) -> None:
     """Show a run in a window until the user closes it; returns when the window is closed.
 
     Raises:
@@ -32,7 +33,7 @@ def show(live: Live, metrics: list[str]) -> None:
     manager = figure.canvas.manager
     if manager is not None:
         manager.set_window_title(f"viewer {live.path}")
-    overview = Overview(figure, metrics)
+    shown = fill(figure, view, metrics)
     reader = Reader(live)
     drawn: Snapshot | None = None
     interrupted = False
@@ -47,7 +48,7 @@ def show(live: Live, metrics: list[str]) -> None:
             plt.close(figure)
         elif reader.latest is not drawn and reader.latest is not None:
             drawn = reader.latest
-            overview.update(drawn)
+            shown.update(drawn)
             figure.canvas.draw_idle()
 
     timer = figure.canvas.new_timer(interval=_TICK_MILLISECONDS)
