@@ -28,6 +28,7 @@ from tracer.log.parts import all_parts, merge, publish
 from tracer.log.run import create_run
 from viewer.files import FigureFile
 from viewer.live import Live
+from viewer.look import Look
 
 PARAMS = 62
 MANY_PARTS = 3000
@@ -103,7 +104,7 @@ def read(run: Path) -> float:
 
 def followed(run: Path, repeats: int) -> tuple[list[float], list[float]]:
     """Seconds to take in one new part of 310 rows each, and seconds to redraw the figure's file."""
-    live, file = Live(run), FigureFile(run / "figure.png", [])
+    live, file = Live(run), FigureFile(run / "figure.png", Look())
     live.refresh()
     refreshing, drawing = [], []
     for number in range(MANY_PARTS, MANY_PARTS + repeats):

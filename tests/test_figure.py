@@ -17,7 +17,7 @@ from matplotlib.text import Text
 
 from tracer.log.run import State
 from viewer.figure import SIZE_INCHES, Overview, title
-from viewer.history import Curve, Extremes
+from viewer.history import Curve, Extremes, smoothed
 from viewer.live import Snapshot
 
 LOSS, ACCURACY, EXTREMES = range(3)
@@ -312,3 +312,26 @@ def _is_tick(text: Text, shown: Overview) -> bool:
         for axes in shown.figure.axes
         for axis in (axes.xaxis, axes.yaxis)
     )
+
+
+def test_a_smoothed_curve_has_what_was_logged_behind_it() -> None:
+    """A long metric is drawn faint as logged, and smoothed over it; the legend says it once, with its last value."""
+    figure = Figure(figsize=SIZE_INCHES)
+    FigureCanvasAgg(figure)
+    values = [float(step % 2) for step in range(100)]
+    panels = drawn(Overview(figure, smoothing=0.6), snapshot(curve("loss", values), extremes=four(values)))
+    raw, over = panels[LOSS].lines
+    assert np.asarray(raw.get_ydata()).tolist() == values
+    assert np.asarray(over.get_ydata()).tolist() == smoothed(values, 0.6)
+    assert raw.get_alpha() is not None
+    assert raw.get_color() == over.get_color()
+    assert labels(panels[LOSS]) == ["loss  1"]
+    assert np.asarray(line(panels[EXTREMES], "value max").get_ydata()).tolist() == [2 * value for value in values]
+
+
+def test_a_curve_of_few_points_is_not_smoothed() -> None:
+    """What is logged once an epoch is drawn as it is, with a marker at each point."""
+    figure = Figure(figsize=SIZE_INCHES)
+    FigureCanvasAgg(figure)
+    panels = drawn(Overview(figure, smoothing=0.9), snapshot(curve("val_loss", [3.0, 1.0, 2.0])))
+    assert [np.asarray(each.get_ydata()).tolist() for each in panels[LOSS].lines] == [[3.0, 1.0, 2.0]]

@@ -14,6 +14,7 @@ from tracer.log.run import close_rank
 from viewer.figure import title
 from viewer.files import FORMATS, FigureFile, follow
 from viewer.live import Live
+from viewer.look import Look
 
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -42,7 +43,7 @@ def test_a_file_has_the_format_of_its_name_and_nothing_is_left_beside_it(
     folder = tmp_path / "figures"
     folder.mkdir()
     file = folder / f"figure.{suffix}"
-    FigureFile(file, []).write(shown(live))
+    FigureFile(file, Look()).write(shown(live))
     content = file.read_bytes()
     assert content.startswith(MAGIC[suffix.lower()])
     assert len(content) > 5000
@@ -51,7 +52,7 @@ def test_a_file_has_the_format_of_its_name_and_nothing_is_left_beside_it(
 
 def test_a_file_is_replaced_whole(live: Live, tmp_path: Path) -> None:
     """Who has the old picture open goes on reading the old one, while the name leads to the new one."""
-    file = FigureFile(tmp_path / "figure.png", [])
+    file = FigureFile(tmp_path / "figure.png", Look())
     file.write(shown(live))
     before = file.path.read_bytes()
     publish_next(live.path, "extremes", extremes([99], values={"grad_max": [1e6]}))
@@ -65,13 +66,13 @@ def test_a_file_is_replaced_whole(live: Live, tmp_path: Path) -> None:
 def test_a_folder_that_has_gone_is_an_error_and_nothing_is_left(live: Live, tmp_path: Path) -> None:
     """A figure that cannot be written raises OSError, and makes no folder of its own."""
     with pytest.raises(OSError, match="gone"):
-        FigureFile(tmp_path / "gone" / "figure.png", []).write(shown(live))
+        FigureFile(tmp_path / "gone" / "figure.png", Look()).write(shown(live))
     assert [path.name for path in tmp_path.iterdir()] == [live.path.name]
 
 
 def test_a_full_disk_leaves_the_old_picture_and_no_half_of_a_new_one(live: Live, tmp_path: Path) -> None:
     """Where a figure cannot be written to its end, the error is raised and the folder is as it was."""
-    file = FigureFile(tmp_path / "figure.svg", [])
+    file = FigureFile(tmp_path / "figure.svg", Look())
     file.write(shown(live))
     before = file.path.read_bytes()
     publish_next(live.path, "extremes", extremes([99]))
@@ -90,7 +91,7 @@ def test_a_full_disk_leaves_the_old_picture_and_no_half_of_a_new_one(live: Live,
 def test_names_in_an_svg_are_text(live: Live, tmp_path: Path) -> None:
     """Markup in a run's or metric's name is no element of the SVG."""
     file = tmp_path / "figure.svg"
-    FigureFile(file, []).write(shown(live))
+    FigureFile(file, Look()).write(shown(live))
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
     assert "path" in tags
     assert "script" not in tags
@@ -99,7 +100,7 @@ def test_names_in_an_svg_are_text(live: Live, tmp_path: Path) -> None:
 def test_following_ends_with_the_run(live: Live, tmp_path: Path) -> None:
     """Once the run is closed, its last state is in the file and the following ends."""
     close_run(live.path)
-    last = follow(live, FigureFile(tmp_path / "figure.png", []))
+    last = follow(live, FigureFile(tmp_path / "figure.png", Look()))
     assert (last.state, last.last_step) == ("closed", 4)
     assert (tmp_path / "figure.png").exists()
 
@@ -118,7 +119,7 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
         assert "still to arrive" in title(early)
         arrival = threading.Timer(0.5, hidden.rename, [part.path])
         arrival.start()
-        last = follow(live, FigureFile(tmp_path / "figure.png", []))
+        last = follow(live, FigureFile(tmp_path / "figure.png", Look()))
         arrival.join()
     finally:
         live.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.logs import extremes, metrics
 from tracer.log.schema import STATISTICS
-from viewer.history import CAPACITY, Curve, History
+from viewer.history import CAPACITY, Curve, History, smoothed
 
 Columns = Mapping[str, Sequence[float | None]]
 
@@ -220,3 +220,28 @@ def test_an_empty_history_has_nothing_to_show() -> None:
     history.absorb_extremes(lazy(extremes([])))
     history.absorb_metrics(lazy(metrics([], [])))
     assert (history.last_step, history.curves(), history.extremes()) == (None, [], None)
+
+
+def test_smoothing_is_tensorboards() -> None:
+    """The moving average has no bias at its beginning: its first number is the first value, and 0.6 keeps 60 %."""
+    assert smoothed([2.0, 4.0, 8.0], 0.6) == pytest.approx(
+        [2.0, (0.4 * 4 + 0.24 * 2) / (1 - 0.36), (0.4 * 8 + 0.24 * 4 + 0.144 * 2) / (1 - 0.216)]
+    )
+
+
+def test_smoothing_passes_over_what_is_not_finite() -> None:
+    """A NaN or an infinity stands where it is, and the average goes on as if it were not there."""
+    found = smoothed([1.0, math.nan, 3.0, math.inf, 5.0], 0.9)
+    assert math.isnan(found[1])
+    assert found[3] == math.inf
+    assert [found[0], found[2], found[4]] == pytest.approx(smoothed([1.0, 3.0, 5.0], 0.9))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 0.999))
+def test_smoothing_stays_within_what_was_logged(values: list[float], weight: float) -> None:
+    """An average lies between the smallest and the largest number; without a weight it is the number itself."""
+    found = smoothed(values, weight)
+    slack = 1e-6 * max(map(abs, values))
+    assert all(min(values) - slack <= each <= max(values) + slack for each in found)
+    assert smoothed(values, 0.0) == values
+    assert smoothed([values[0]] * 5, weight) == [values[0]] * 5

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
 from viewer.history import History, Layers
-from viewer.live import Live, Snapshot, View
+from viewer.live import Live, Snapshot
+from viewer.look import View
 from viewer.strip import Strip
 
 Pair = tuple[float, float]

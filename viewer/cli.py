@@ -12,7 +12,8 @@ import polars as pl
 import typer
 
 from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Live, Snapshot, View
+from viewer.live import Live, Snapshot
+from viewer.look import Look, View
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,6 +25,9 @@ def watch(
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
     view: Annotated[View, typer.Option(help="layers: the gradients of all parameters at a glance.")] = View.OVERVIEW,
+    smoothing: Annotated[
+        float, typer.Option(min=0.0, max=0.999, help="Of metrics, as TensorBoard's; 0 for none. Extremes never are.")
+    ] = 0.6,
 ) -> None:
     """Watch a run: its loss, accuracy and extremes, redrawn as rows arrive.
 
@@ -36,14 +40,15 @@ def watch(
         raise typer.BadParameter("--follow needs --save FILE")
     if save is not None:
         _check_file(save)
+    look = Look(view, tuple(metric or ()), smoothing)
     live = Live(path, view)
     try:
         if save is not None and not follow:
-            _write_once(live, save, view, metric or [])
+            _write_once(live, save, look)
         elif save is not None:
-            _write_always(live, save, view, metric or [])
+            _write_always(live, save, look)
         else:
-            _show(live, view, metric or [])
+            _show(live, look)
     finally:
         live.close()
 
@@ -57,36 +62,36 @@ def _check_file(file: Path) -> None:
         raise typer.BadParameter(f"--save {file}: there is no folder {file.parent}")
 
 
-def _write_once(live: Live, save: Path, view: View, metrics: list[str]) -> None:
+def _write_once(live: Live, save: Path, look: Look) -> None:
     from viewer.files import FigureFile
 
     open_run(live.path)
     while (snapshot := live.refresh()) is None:
         live.wait()
-    FigureFile(save, metrics, view).write(snapshot)
+    FigureFile(save, look).write(snapshot)
     _say(f"{_words(snapshot)}: {save}")
 
 
-def _write_always(live: Live, save: Path, view: View, metrics: list[str]) -> None:
+def _write_always(live: Live, save: Path, look: Look) -> None:
     from viewer.files import FigureFile
     from viewer.files import follow as follow_run
 
     _say_which(live.path)
     _say(f"drawing into {save} on every change; Ctrl-C ends it")
-    snapshot = follow_run(live, FigureFile(save, metrics, view))
+    snapshot = follow_run(live, FigureFile(save, look))
     _say(f"{_words(snapshot)}: {save}")
 
 
-def _show(live: Live, view: View, metrics: list[str]) -> None:
+def _show(live: Live, look: Look) -> None:
     from viewer import window
 
     if window.backend() is None:
         save = Path(f"{live.path.resolve().name}.png")
         _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
-        _write_always(live, save, view, metrics)
+        _write_always(live, save, look)
         return
     _say_which(live.path)
-    window.show(live, view, metrics)
+    window.show(live, look)
 
 
 def _say_which(path: Path) -> None:

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from tracer.log.run import STATE_WORDS
-from viewer.history import Curve, Extremes
+from viewer.history import Curve, Extremes, smoothed
 from viewer.live import Snapshot
 
 SIZE_INCHES = (10.0, 8.0)
@@ -36,7 +36,9 @@ _STATE_MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 # Below 8 decades under the largest number, symlog shows a straight line through zero.
 _SYMLOG_DECADES = 8
 _LARGEST = 1e306
-# Up to so many points, each gets a marker.
+# Marks a curve as logged, which stands in no legend, behind the smoothed one, which does.
+_RAW = "as logged"
+# Up to so many points, each gets a marker, and none is smoothed.
 _FEW_POINTS = 30
 # More entries beside a panel, or longer names, would press the panel itself together, or leave the figure.
 _LEGEND_ENTRIES = 9
@@ -55,10 +57,12 @@ class Overview:
     Args:
         figure: An empty figure.
         metrics: Further metrics to draw; those named here go into the accuracy panel, unless they belong elsewhere.
+        smoothing: As in ``smoothed``; what was logged stands behind it, faint.
     """
 
-    def __init__(self, figure: Figure, metrics: Sequence[str] = ()) -> None:
+    def __init__(self, figure: Figure, metrics: Sequence[str] = (), smoothing: float = 0.0) -> None:
         self.figure = figure
+        self._smoothing = smoothing
         self._asked = tuple(dict.fromkeys(metrics))
         figure.set_layout_engine("constrained")
         self._loss, self._accuracy, self._extremes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 4))
@@ -84,12 +88,12 @@ class Overview:
             curves = [curve for curve in snapshot.curves if self._panel(curve.name) == name]
             missing = [asked for asked in self._asked if asked not in logged and self._panel(asked) == name]
             self._clear(axes, empty=not curves)
-            self._drawn[axes] = _draw_curves(axes, curves) + _draw_missing(axes, missing)
+            self._drawn[axes] = _draw_curves(axes, curves, self._smoothing) + _draw_missing(axes, missing)
         self._clear(self._extremes, empty=snapshot.extremes is None)
         if snapshot.extremes is not None:
             self._drawn[self._extremes] = _draw_extremes(self._extremes, snapshot.extremes)
         for axes, artists in self._drawn.items():
-            _legend(axes, [artist for artist in artists if isinstance(artist, Line2D)])
+            _legend(axes, [artist for artist in artists if isinstance(artist, Line2D) and artist.get_gid() != _RAW])
         self._extremes.tick_params(labelbottom=snapshot.last_step is not None)
 
     def _panel(self, name: str) -> str | None:
@@ -146,13 +150,17 @@ def _legend(axes: Axes, lines: Sequence[Line2D]) -> None:
         text.set_color(INK)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve]) -> list[Artist]:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], smoothing: float) -> list[Artist]:
     artists: list[Artist] = []
     for index, curve in enumerate(curves):
         colour = _COLOURS[index % len(_COLOURS)]
         style = "--" if _VALIDATION.search(curve.name) else _STYLES[index // len(_COLOURS) % len(_STYLES)]
         name = shortened(curve.name)
-        artists.append(_draw_line(axes, curve.step, curve.mean, name, colour, style))
+        heights = curve.mean
+        if smoothing and len(heights) > _FEW_POINTS:
+            artists += axes.plot(curve.step, _drawable(heights), color=colour, alpha=0.35, linewidth=0.8, gid=_RAW)
+            heights = smoothed(heights, smoothing)
+        artists.append(_draw_line(axes, curve.step, heights, name + _last(curve.mean), colour, style))
         if list(curve.low) != list(curve.high):
             # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
             artists.append(
@@ -175,7 +183,7 @@ def _draw_extremes(axes: Axes, extremes: Extremes) -> list[Artist]:
     axes.set_yscale("symlog", linthresh=_linear_threshold(numbers))
     for statistic, (label, colour, style) in _EXTREMES.items():
         heights = [math.nan if number is None else number for number in extremes.statistics[statistic]]
-        artists.append(_draw_line(axes, extremes.step, heights, label, colour, style))
+        artists.append(_draw_line(axes, extremes.step, heights, label + _last(heights), colour, style))
     artists += _draw_nonfinite(axes, extremes.nonfinite["value"], "value", _VALUE, 0)
     artists += _draw_nonfinite(axes, extremes.nonfinite["grad"], "gradient", _GRADIENT, 1)
     return artists
@@ -184,20 +192,24 @@ def _draw_extremes(axes: Axes, extremes: Extremes) -> list[Artist]:
 def _draw_line(
     axes: Axes, steps: Sequence[int], heights: Sequence[float], label: str, colour: str, style: str
 ) -> Artist:
-    last = f"  {heights[-1]:.4g}" if math.isfinite(heights[-1]) else ""
     marked = _marked(heights)
     (line,) = axes.plot(
         steps,
         _drawable(heights),
         style,
         color=colour,
-        label=label + last,
+        label=label,
         linewidth=1.3,
         marker="o" if marked else None,
         markersize=3,
         markevery=marked,
     )
     return line
+
+
+def _last(heights: Sequence[float]) -> str:
+    """The newest number, for the legend; as it was logged, and not smoothed."""
+    return f"  {heights[-1]:.4g}" if math.isfinite(heights[-1]) else ""
 
 
 def _drawable(heights: Sequence[float]) -> list[float]:

@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from viewer.figure import SIZE_INCHES
-from viewer.live import Live, Snapshot, View
+from viewer.live import Live, Snapshot
+from viewer.look import Look
 from viewer.views import fill
 
 FORMATS = ("png", "svg", "pdf")
@@ -20,11 +21,11 @@ _LATE_SECONDS = 60.0
 class FigureFile:
     """A file that shows a run; each write replaces it whole, so that nobody reads half a picture."""
 
-    def __init__(self, path: Path, metrics: list[str], view: View = View.OVERVIEW) -> None:
+    def __init__(self, path: Path, look: Look) -> None:
         self.path = path
         self._figure = Figure(figsize=SIZE_INCHES, dpi=_DPI)
         FigureCanvasAgg(self._figure)
-        self._view = fill(self._figure, view, metrics)
+        self._view = fill(self._figure, look)
 
     def write(self, snapshot: Snapshot) -> None:
         """Draw a snapshot into the file.

@@ -5,6 +5,7 @@ infinity, so that neither a spike nor a NaN is ever lost, however long the run. 
 halved.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -192,6 +193,30 @@ class Layers:
     width: int
     magnitudes: Mapping[str, npt.NDArray[np.float64]]
     nonfinite: Mapping[str, npt.NDArray[np.bool_]]
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """An exponential moving average without the bias of its beginning, as TensorBoard draws it.
+
+    What is not finite stands in its place and is not averaged, and a constant is left as it is; the formula is that of
+    ``classicSmoothing`` in TensorBoard's ``line_chart_v2/data_transformer.ts``.
+
+    Args:
+        values: The numbers, in order.
+        weight: How much of the average each number inherits: 0 for none, less than 1.
+    """
+    if len(set(values)) <= 1:
+        return list(values)
+    average, counted = 0.0, 0
+    found = []
+    for value in values:
+        if not math.isfinite(value):
+            found.append(value)
+            continue
+        average = average * weight + (1 - weight) * value
+        counted += 1
+        found.append(average / (1 - weight**counted))
+    return found
 
 
 class History:

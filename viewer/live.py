@@ -6,22 +6,15 @@ One thread owns matplotlib; this module never touches it.
 
 import threading
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from tracer.log.run import Run, State, holds_run, open_run, published_counts, state
 from viewer.follow import Follower, Waker
 from viewer.history import Curve, Extremes, History, Layers
+from viewer.look import View
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
-
-
-class View(StrEnum):
-    """What is shown of a run."""
-
-    OVERVIEW = "overview"
-    LAYERS = "layers"
 
 
 @dataclass(frozen=True)

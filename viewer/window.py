@@ -7,7 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
 from viewer.figure import SIZE_INCHES
-from viewer.live import Live, Reader, Snapshot, View
+from viewer.live import Live, Reader, Snapshot
+from viewer.look import Look
 from viewer.views import fill
 
 _TICK_MILLISECONDS = 200
@@ -22,7 +23,7 @@ def backend() -> str | None:
     return name if name in backend_registry.list_builtin(BackendFilter.INTERACTIVE) else None
 
 
-def show(live: Live, view: View, metrics: list[str]) -> None:
+def show(live: Live, look: Look) -> None:
     """Show a run in a window until the user closes it; returns when the window is closed.
 
     Raises:
@@ -33,7 +34,7 @@ def show(live: Live, view: View, metrics: list[str]) -> None:
     manager = figure.canvas.manager
     if manager is not None:
         manager.set_window_title(f"viewer {live.path}")
-    shown = fill(figure, view, metrics)
+    shown = fill(figure, look)
     reader = Reader(live)
     drawn: Snapshot | None = None
     interrupted = False
