@@ -39,7 +39,7 @@ and infinity are recorded as they are.
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
 and ``detail``: what happened to the trace itself. ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low``
 and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width from low to high, or, where these are
-equal, from low - 0.5 to high + 0.5; null where one of them is not finite. ``activations`` adds ``module``,
+equal, from low - 0.5 to high + 0.5; null where no finite distance is between them. ``activations`` adds ``module``,
 ``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
