@@ -25,6 +25,9 @@ from torchvision.models import resnet18
 import tracer
 
 Step = Callable[[], None]
+Build = Callable[[], tuple[nn.Module, torch.Tensor]]
+Contest = Callable[[Build, int], dict[str, list[float]]]
+Report = Callable[[str, dict[str, list[float]]], Table]
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor]:
@@ -76,7 +79,7 @@ def measure(steps: dict[str, Step], rounds: int, warm_up: int) -> dict[str, list
     return seconds
 
 
-def contest(build: Callable[[], tuple[nn.Module, torch.Tensor]], rounds: int) -> dict[str, list[float]]:
+def contest(build: Build, rounds: int) -> dict[str, list[float]]:
     """Plain, with the loop, and traced."""
     model, inputs = build()
     models = {name: copy.deepcopy(model) for name in ("plain", "item loop", "traced")}
@@ -119,11 +122,11 @@ def report(title: str, seconds: dict[str, list[float]]) -> Table:
     return table
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def print_both(description: str | None, contest: Contest, report: Report, rounds: int) -> None:
+    """Hold a contest on both models, and print both tables."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--rounds", type=int, default=200, help="rounds of the ResNet-18; the MLP takes ten times as many"
+        "--rounds", type=int, default=rounds, help="rounds of the ResNet-18; the MLP takes ten times as many"
     )
     rounds = parser.parse_args().rounds
     console = Console(width=110)
@@ -133,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_both(__doc__, contest, report, rounds=200)

@@ -4,22 +4,17 @@ Each contestant trains its own copy of the model; a round takes one step of each
 ``python -m benchmarks.statistics``.
 """
 
-import argparse
 import copy
 import statistics
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import tracer
-from benchmarks.overhead import measure, mlp, resnet, training_step
+from benchmarks.overhead import Build, measure, print_both, training_step
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "extremes": {},
@@ -35,7 +30,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def contest(build: Callable[[], tuple[nn.Module, torch.Tensor]], rounds: int) -> dict[str, list[float]]:
+def contest(build: Build, rounds: int) -> dict[str, list[float]]:
     """Plain, and traced with each choice of statistics."""
     model, inputs = build()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -59,18 +54,5 @@ def report(title: str, seconds: dict[str, list[float]]) -> Table:
     return table
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=60, help="rounds of the ResNet-18; the MLP takes ten times as many"
-    )
-    rounds = parser.parse_args().rounds
-    console = Console(width=110)
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(report("MLP, 14 parameters", contest(mlp, rounds * 10)))
-    console.print(report("ResNet-18 on 16 × 3 × 64 × 64", contest(resnet, rounds)))
-
-
 if __name__ == "__main__":
-    main()
+    print_both(__doc__, contest, report, rounds=60)
