@@ -445,12 +445,13 @@ def test_a_rank_that_begins_its_part_of_a_fresh_run_resumes_nothing(
     assert rows == [(1, 0, "attached"), (1, 0, "closed")]
 
 
-def test_an_attach_that_fails_half_way_leaves_nothing_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", [False, True])
+def test_an_attach_that_fails_half_way_leaves_nothing_open(activations: bool, tmp_path: Path) -> None:
     """Where a hook cannot be set, the error is raised, and no thread, hook or running run is left."""
     model = mlp()
     model[0]._parameters["weight"] = torch.ones(8, 6, requires_grad=True) * 1.0  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="non-leaf"):
-        tracer.attach(model, tmp_path / "run")
+        tracer.attach(model, tmp_path / "run", activations=activations)
     assert state(tmp_path / "run") == "closed"
     assert hooks_on(model) == 0
 

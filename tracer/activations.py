@@ -69,7 +69,9 @@ class Activations:
             self._handle.remove()
 
     def finish(self) -> None:
-        """Remove the hook, and emit what has been recorded."""
+        """Remove the hook, and emit what has been recorded; harmless where none was set."""
+        if self._handle is None:
+            return
         self.remove()
         try:
             self._emit_before(self._recorder.step + 2)

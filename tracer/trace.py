@@ -156,15 +156,14 @@ class Trace:
             first_step, attempt = _continue_run(self.path, rank)
         else:
             first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
-        scales = scaler is not None and scaler.is_enabled()
-        loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scales else None
+        loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
         optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
         encoders = Encoder(rank, attempt).by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
-        every = f"{len(hooks.chosen)} parameters, every {settings.every}"
-        self._emit(event(first_step, "resumed" if resumed else "attached", every))
+        what = f"{len(hooks.chosen)} parameters, every {settings.every}"
+        self._emit(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
         self._settings = settings
         self._closed = False
