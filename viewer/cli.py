@@ -3,54 +3,111 @@
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
 
+import difflib
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import polars as pl
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Live, Snapshot
-from viewer.look import Look, View
+from viewer.live import Runs, Snapshot
+from viewer.look import MERGED, Look, Scale, View, XAxis
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+_EPILOG = """
+What people need:
+
+    viewer                                   the newest run under runs/
+    viewer runs/a runs/b                     two runs side by side; runs/ for all
+    viewer runs/a --view layers              every parameter at a glance
+    viewer runs/a --web                      in the browser; over ssh: --text
+    viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
+
+Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
+"""
 
 
-@app.command()
+@app.command(epilog=_EPILOG)
 def watch(
-    run: Annotated[Path | None, typer.Argument(help="The run's folder. Default: the newest under runs/.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A run's folder, or several, or a folder of runs. Default: the newest under runs/."),
+    ] = None,
+    only: Annotated[str, typer.Option("--runs", metavar="REGEX", help="Only runs whose name matches.")] = "",
+    view: Annotated[View | None, typer.Option(help="layers: all parameters at a glance; param: one of them.")] = None,
+    param: Annotated[str, typer.Option(help="Show this parameter.")] = "",
+    params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
+    statistic: Annotated[
+        str, typer.Option(help="Of the layers: value_absmax, or any recorded column, as grad_norm.")
+    ] = Look.statistic,
+    metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
+    smoothing: Annotated[
+        float, typer.Option(help="Of metrics, as TensorBoard's; 0 for none. Extremes never are.")
+    ] = Look.smoothing,
+    x: Annotated[XAxis, typer.Option(help="The x axis.")] = XAxis.STEP,
+    scale: Annotated[
+        Scale, typer.Option(help="The y axes; auto: linear for metrics, symlog for extremes.")
+    ] = Scale.AUTO,
+    rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
-    metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
-    view: Annotated[View, typer.Option(help="layers: the gradients of all parameters at a glance.")] = View.OVERVIEW,
-    smoothing: Annotated[
-        float, typer.Option(min=0.0, max=0.999, help="Of metrics, as TensorBoard's; 0 for none. Extremes never are.")
-    ] = 0.6,
+    poll: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look so often, where the disk gives no events.")
+    ] = None,
 ) -> None:
-    """Watch a run: its loss, accuracy and extremes, redrawn as rows arrive.
+    """Watch runs: their loss, accuracy and extremes, redrawn as rows arrive.
 
-    It opens a window where there is a display. It may start before the run exists, or long after it has ended.
+    It opens a window where there is a display. It may start before a run exists, or long after it has ended.
     """
-    path = run or newest_run(Path("runs"))
-    if path is None:
+    paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
+    if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
     if save is not None:
         _check_file(save)
-    look = Look(view, tuple(metric or ()), smoothing)
-    live = Live(path, view)
+    wanted = view or (View.PARAM if param else View.OVERVIEW)
+    if wanted is View.PARAM and not param:
+        raise typer.BadParameter("--view param needs --param NAME")
     try:
-        if save is not None and not follow:
-            _write_once(live, save, look)
-        elif save is not None:
-            _write_always(live, save, look)
-        else:
-            _show(live, look)
+        look = Look(wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark)
+        Look(params=only)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    open_runs = partial(Runs, paths, only=only, poll_seconds=poll)
+    if save is None:
+        _show(open_runs, paths, look)
+        return
+    watched = open_runs(look)
+    try:
+        (_write_always if follow else _write_once)(watched, save)
     finally:
-        live.close()
+        watched.close()
+
+
+def _show(open_runs: Callable[[Look], Runs], paths: Sequence[Path], look: Look) -> None:
+    from viewer import window
+
+    _say_which(paths)
+    if window.backend() is None:
+        save = Path(f"{paths[0].resolve().name}.png")
+        _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
+        runs = open_runs(look)
+        try:
+            _write_always(runs, save)
+        finally:
+            runs.close()
+        return
+    window.show(open_runs, look, ", ".join(map(str, paths)))
 
 
 def _check_file(file: Path) -> None:
@@ -62,50 +119,58 @@ def _check_file(file: Path) -> None:
         raise typer.BadParameter(f"--save {file}: there is no folder {file.parent}")
 
 
-def _write_once(live: Live, save: Path, look: Look) -> None:
+def _write_once(runs: Runs, save: Path) -> None:
     from viewer.files import FigureFile
 
-    open_run(live.path)
-    while (snapshot := live.refresh()) is None:
-        live.wait()
-    FigureFile(save, look).write(snapshot)
-    _say(f"{_words(snapshot)}: {save}")
+    for path in runs.paths:
+        if not any(path.glob("*/run.json")):
+            open_run(path)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
+            if not runs.names:
+                raise LogError("none of the runs has a name that --runs matches")
+            runs.wait()
+    _check_names(runs.look, snapshots)
+    FigureFile(save, runs.look).write(snapshots)
+    _say_written(snapshots, save)
 
 
-def _write_always(live: Live, save: Path, look: Look) -> None:
+def _check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
+    """A name that a finished figure could only answer with an empty panel is an error."""
+    there = snapshots[0].params_there
+    if look.view is View.PARAM and snapshots[0].extremes is None:
+        near = difflib.get_close_matches(look.param, there, n=3, cutoff=0.4) or there[:3]
+        raise LogError(f"{snapshots[0].name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
+    if look.params and not any(snapshot.params for snapshot in snapshots):
+        raise LogError(f"no parameter's name matches {look.params!r}: there are {', '.join(there[:3])}, …")
+
+
+def _write_always(runs: Runs, save: Path) -> None:
     from viewer.files import FigureFile
-    from viewer.files import follow as follow_run
+    from viewer.files import follow as follow_runs
 
-    _say_which(live.path)
+    _say_which(runs.paths)
     _say(f"drawing into {save} on every change; Ctrl-C ends it")
-    snapshot = follow_run(live, FigureFile(save, look))
-    _say(f"{_words(snapshot)}: {save}")
+    _say_written(follow_runs(runs, FigureFile(save, runs.look)), save)
 
 
-def _show(live: Live, look: Look) -> None:
-    from viewer import window
-
-    if window.backend() is None:
-        save = Path(f"{live.path.resolve().name}.png")
-        _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
-        _write_always(live, save, look)
-        return
-    _say_which(live.path)
-    window.show(live, look)
-
-
-def _say_which(path: Path) -> None:
-    """Whether the run is yet to come, going on, or over."""
-    if not holds_run(path):
-        _say(f"{path} holds no run yet: waiting for it")
-        return
-    open_run(path)
-    _say(f"{path} is {STATE_WORDS[state(path)]}")
+def _say_which(paths: Sequence[Path]) -> None:
+    """Whether each run is yet to come, going on, or over."""
+    for path in paths:
+        inside = len(list(path.glob("*/run.json")))
+        if not holds_run(path):
+            _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it")
+            continue
+        open_run(path)
+        _say(f"{path} is {STATE_WORDS[state(path)]}")
 
 
-def _words(snapshot: Snapshot) -> str:
-    step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"
-    return f"{snapshot.name} is {STATE_WORDS[snapshot.state]} {step}"
+def _say_written(snapshots: Sequence[Snapshot], save: Path) -> None:
+    for snapshot in snapshots:
+        step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"
+        _say(f"{snapshot.name} is {STATE_WORDS[snapshot.state]} {step}: {save}")
 
 
 def _say(words: str) -> None:

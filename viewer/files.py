@@ -2,14 +2,15 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from viewer.figure import SIZE_INCHES
-from viewer.live import Live, Snapshot
+from viewer.live import Runs, Snapshot
 from viewer.look import Look
+from viewer.marks import SIZE_INCHES
 from viewer.views import fill
 
 FORMATS = ("png", "svg", "pdf")
@@ -19,7 +20,7 @@ _LATE_SECONDS = 60.0
 
 
 class FigureFile:
-    """A file that shows a run; each write replaces it whole, so that nobody reads half a picture."""
+    """A file that shows runs; each write replaces it whole, so that nobody reads half a picture."""
 
     def __init__(self, path: Path, look: Look) -> None:
         self.path = path
@@ -27,13 +28,13 @@ class FigureFile:
         FigureCanvasAgg(self._figure)
         self._view = fill(self._figure, look)
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Draw a snapshot into the file.
+    def write(self, snapshots: Sequence[Snapshot]) -> None:
+        """Draw snapshots into the file.
 
         Raises:
             OSError: the file cannot be written.
         """
-        self._view.update(snapshot)
+        self._view.update(snapshots, time.time())
         staged = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self._figure.savefig(staged, format=self.path.suffix[1:].lower())
@@ -42,17 +43,17 @@ class FigureFile:
             staged.unlink(missing_ok=True)
 
 
-def follow(live: Live, file: FigureFile) -> Snapshot:
-    """Write the figure on every change, until the run is closed and its last rows have arrived; the last snapshot."""
+def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
+    """Write the figure on every change, until all is closed and the last rows have arrived; the last snapshots."""
     give_up: float | None = None
-    shown: Snapshot | None = None
+    shown: Sequence[Snapshot] = ()
     while True:
-        snapshot = live.refresh()
-        if snapshot is not None:
-            file.write(snapshot)
-            shown = snapshot
-        if shown is not None and shown.state == "closed":
+        snapshots = runs.refresh()
+        if snapshots is not None:
+            file.write(snapshots)
+            shown = snapshots
+        if shown and all(snapshot.state == "closed" for snapshot in shown):
             give_up = give_up or time.monotonic() + _LATE_SECONDS
-            if shown.complete or time.monotonic() > give_up:
+            if all(snapshot.complete for snapshot in shown) or time.monotonic() > give_up:
                 return shown
-        live.wait()
+        runs.wait()

@@ -1,15 +1,16 @@
 """Following a run's folder: watchdog only wakes, the listing is the truth; each published row is given out once."""
 
+import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log.parts import Part, rows_by_number, with_listing
 from tracer.log.read import part_problem, scan_parts
@@ -17,6 +18,7 @@ from tracer.log.read import part_problem, scan_parts
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
+_BATCH_BYTES = 32_000_000
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
 
 
@@ -25,26 +27,38 @@ class Waker(FileSystemEventHandler):
 
     Where the system gives no events (a network disk, a full inotify table), ``wait`` just lasts its time: callers list
     the folder after each wait, whatever woke them.
+
+    Args:
+        events: False never asks for any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, events: bool = True) -> None:
+        self._events = events
         self._woken = threading.Event()
         self._observer: BaseObserver | None = None
-        self._watched: set[Path] = set()
+        self._watched: dict[Path, ObservedWatch] = {}
 
     def watch(self, folders: Iterable[Path]) -> None:
         """Watch those of these folders that exist and are not watched yet."""
         for folder in folders:
-            if folder not in self._watched and folder.is_dir():
+            if self._events and folder not in self._watched and folder.is_dir():
                 try:
                     if self._observer is None:
                         # Already the constructor may start a thread, and fail where the inotify table is full.
                         self._observer = Observer()
                         self._observer.start()
-                    self._observer.schedule(self, str(folder), event_filter=_EVENTS)
+                    self._watched[folder] = self._observer.schedule(self, str(folder), event_filter=_EVENTS)
                 except OSError:
                     continue
-                self._watched.add(folder)
+
+    def forget(self, folders: Iterable[Path]) -> None:
+        """Watch these folders no longer, so that ``watch`` begins anew."""
+        for folder in folders:
+            watched = self._watched.pop(folder, None)
+            if watched is not None and self._observer is not None:
+                # The folder may be gone, and its watch with it.
+                with contextlib.suppress(OSError, KeyError):
+                    self._observer.unschedule(watched)
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Called by watchdog in its own thread."""
@@ -68,6 +82,20 @@ class Waker(FileSystemEventHandler):
         self._watched.clear()
 
 
+def _batches(parts: list[Part], sizes: Mapping[Path, int]) -> Iterator[list[Part]]:
+    """The parts in pieces of some size: more rows at once would take more memory, and show no progress."""
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += sizes[part.path]
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 class Follower:
     """Gives out each row of one table of a run once, in publishing order, however its parts are merged meanwhile.
 
@@ -82,25 +110,40 @@ class Follower:
         self._given: set[Path] = set()
         self.problems: dict[Path, str] = {}
 
-    def give(self, take: Callable[[pl.LazyFrame], None]) -> bool:
-        """Give the rows that are new to ``take``, if there are any.
+    def give(self, take: Callable[[pl.LazyFrame], None], progress: Callable[[int, int], None] | None = None) -> bool:
+        """Give the rows that are new to ``take``, if there are any; some parts at a time where they are large.
 
         Args:
             take: Reads the frame and keeps what it needs of it; where it raises, the same rows are given again.
+            progress: Told, after some parts each, how many bytes were read, and how many there are to be read.
 
         Returns:
             Whether there were any.
         """
-        return with_listing(self._run, self._table, lambda parts: self._give(parts, take))
+        return with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))
 
-    def _give(self, listed: list[Part], take: Callable[[pl.LazyFrame], None]) -> bool:
-        parts = [part for part in listed if part.path not in self._given]
-        frame, numbers = self._unseen(parts)
-        if frame is not None:
-            take(frame)
-        self._seen |= numbers
-        self._given.update(part.path for part in parts if part.path not in self.problems)
-        return frame is not None
+    def _give(
+        self,
+        listed: list[Part],
+        take: Callable[[pl.LazyFrame], None],
+        progress: Callable[[int, int], None] | None,
+    ) -> bool:
+        # Looked at anew each time: what could not be read may be readable now.
+        self.problems = {}
+        new = [part for part in listed if part.path not in self._given]
+        sizes = {part.path: part.path.stat().st_size for part in new}
+        any_rows, done = False, 0
+        for parts in _batches(new, sizes):
+            frame, numbers = self._unseen(parts)
+            if frame is not None:
+                take(frame)
+                any_rows = True
+            self._seen |= numbers
+            self._given.update(part.path for part in parts if part.path not in self.problems)
+            done += sum(sizes[part.path] for part in parts)
+            if progress is not None:
+                progress(done, sum(sizes.values()))
+        return any_rows
 
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
@@ -116,8 +159,6 @@ class Follower:
         whole: list[Part] = []
         frames: list[pl.LazyFrame] = []
         numbers: set[tuple[int, int]] = set()
-        # Looked at anew each time: what could not be read may be readable now.
-        self.problems = {}
         for part in parts:
             # Before the numbers: a stray file may claim any range in its name.
             found = part_problem(part)

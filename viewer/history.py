@@ -6,7 +6,7 @@ halved.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,14 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.schema import STATISTICS
+from viewer.look import SPREAD, Look, View, matching
 
 # About two bins for each pixel of a wide figure.
 CAPACITY = 2048
 # So many cells has the strip of all parameters, in at most so many columns.
 _CELLS, _COLUMNS = 1_000_000, 512
+_HISTOGRAM_COLUMNS = 256
+_SPEED_SECONDS = 60.0
 
 
 def _finite(column: str) -> pl.Expr:
@@ -43,52 +46,58 @@ class Reduction:
     reduce: tuple[pl.Expr, ...]
 
 
-OVERALL_EXTREMES = Reduction(
-    keys=(),
-    prepare=(
-        pl.col("step"),
-        *(_finite(statistic).alias(statistic) for statistic in STATISTICS),
-        _first_nonfinite("value_min", "value_max").alias("value_nonfinite"),
-        _first_nonfinite("grad_min", "grad_max").alias("grad_nonfinite"),
-    ),
-    reduce=(
-        pl.col("step").max(),
-        *(_extreme(statistic) for statistic in STATISTICS),
-        pl.col("value_nonfinite").min(),
-        pl.col("grad_nonfinite").min(),
-    ),
-)
+# Of every bin the last step, and its time.
+_LAST = (pl.col("step").max(), pl.col("time").max())
 
 
-def _magnitude(of: str) -> pl.Expr:
-    largest = pl.max_horizontal(pl.col(f"{of}_min").abs(), pl.col(f"{of}_max").abs())
-    return pl.when(largest.is_finite()).then(largest).alias(of)
+def _of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduction:
+    """Minimum of minima, maximum of maxima; what is neither has both, ``<name>_low`` and ``<name>_high``."""
+    ends = [name for name in statistics if name.endswith(("_min", "_max"))]
+    others = [name for name in statistics if name not in ends]
+    kinds = sorted({name.partition("_")[0] for name in ends})
+    return Reduction(
+        keys,
+        prepare=(
+            *map(pl.col, ("step", "time", *keys)),
+            *(_finite(name).alias(name) for name in ends),
+            *(_finite(name).alias(f"{name}_{end}") for name in others for end in ("low", "high")),
+            *(_first_nonfinite(*(n for n in ends if n.startswith(of))).alias(f"{of}_nonfinite") for of in kinds),
+        ),
+        reduce=(
+            *_LAST,
+            *(_extreme(name) for name in ends),
+            *(pl.col(f"{name}_low").min() for name in others),
+            *(pl.col(f"{name}_high").max() for name in others),
+            *(pl.col(f"{of}_nonfinite").min() for of in kinds),
+        ),
+    )
 
 
-LAYERS = Reduction(
-    keys=("param",),
-    prepare=(
-        pl.col("param"),
-        pl.col("step"),
-        _magnitude("value"),
-        _magnitude("grad"),
-        _first_nonfinite("value_min", "value_max").alias("value_nonfinite"),
-        _first_nonfinite("grad_min", "grad_max").alias("grad_nonfinite"),
-    ),
-    reduce=(
-        pl.col("step").max(),
-        pl.col("value").max(),
-        pl.col("grad").max(),
-        pl.col("value_nonfinite").min(),
-        pl.col("grad_nonfinite").min(),
-    ),
-)
+def _of_layers(statistic: str) -> Reduction:
+    """The largest magnitude of a statistic, for each parameter."""
+    columns = _needed(statistic)
+    largest = pl.max_horizontal(pl.col(column).abs() for column in columns)
+    return Reduction(
+        keys=("param",),
+        prepare=(
+            *map(pl.col, ("param", "step", "time")),
+            pl.when(largest.is_finite()).then(largest).alias("magnitude"),
+            _first_nonfinite(*columns).alias("nonfinite"),
+        ),
+        reduce=(*_LAST, pl.col("magnitude").max(), pl.col("nonfinite").min()),
+    )
 
-METRICS = Reduction(
+
+def _needed(statistic: str) -> list[str]:
+    """The columns that hold a statistic: the largest magnitude is in every log's extremes."""
+    of, _, name = statistic.partition("_")
+    return [f"{of}_min", f"{of}_max"] if name == "absmax" else [statistic]
+
+
+_METRICS = Reduction(
     keys=("name",),
     prepare=(
-        pl.col("name"),
-        pl.col("step"),
+        *map(pl.col, ("name", "step", "time")),
         _finite("value").alias("low"),
         _finite("value").alias("high"),
         _finite("value").alias("total"),
@@ -96,12 +105,22 @@ METRICS = Reduction(
         _first_nonfinite("value").alias("nonfinite"),
     ),
     reduce=(
-        pl.col("step").max(),
+        *_LAST,
         pl.col("low").min(),
         pl.col("high").max(),
         pl.col("total").sum(),
         pl.col("count").sum(),
         pl.col("nonfinite").min(),
+    ),
+)
+
+# Of each bin the newest histogram, whole: what lies between is in the extremes.
+_HISTOGRAMS = Reduction(
+    keys=("of", "rank"),
+    prepare=tuple(map(pl.col, ("of", "rank", "step", "time", "low", "high", "counts"))),
+    reduce=(
+        *_LAST,
+        *(pl.col(column).sort_by("step").last() for column in ("low", "high", "counts")),
     ),
 )
 
@@ -141,11 +160,11 @@ class Bins:
             .agg(*self.reduction.reduce)
             .collect(engine="streaming")
             # Dictionaries of different parts need not agree.
-            .with_columns(pl.col(key).cast(pl.String) for key in self.reduction.keys)
+            .with_columns(pl.col(pl.Categorical).cast(pl.String))
         )
         if self.frame is not None:
             old = self.frame.with_columns(pl.col("bin").floordiv(width // self.width))
-            new = pl.concat([old, new]).group_by(by).agg(*self.reduction.reduce)
+            new = pl.concat([old, new], how="diagonal").group_by(by).agg(*self.reduction.reduce)
         self.frame, self.width, self._steps = new.sort(by), width, steps
 
 
@@ -153,7 +172,8 @@ class Bins:
 class Curve:
     """A metric over the run: for each bin its last step, the mean, lowest and highest finite value.
 
-    ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step.
+    ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step; ``time`` each bin's last time,
+    in seconds since 1970.
     """
 
     name: str
@@ -162,37 +182,58 @@ class Curve:
     low: Sequence[float]
     high: Sequence[float]
     nonfinite: Sequence[int]
+    time: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """The overall extremes over the run: for each bin its last step and the four numbers, null where there is none.
+    """Extremes over the run: for each bin its last step and the four numbers, null where there is none.
 
-    ``nonfinite`` holds, for ``"value"`` and ``"grad"``, of each bin that has a NaN or an infinity the first such step.
+    Attributes:
+        step: Each bin's last step.
+        statistics: The numbers, by column; of one parameter also what else was recorded, as ``<column>_low`` and
+            ``<column>_high`` unless it is an extreme itself.
+        nonfinite: For ``"value"``, ``"grad"`` and, where recorded, ``"applied"``: of each bin that has a NaN or an
+            infinity, the first such step.
+        time: Each bin's last time, in seconds since 1970.
+        inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
     """
 
     step: Sequence[int]
     statistics: Mapping[str, Sequence[float | None]]
     nonfinite: Mapping[str, Sequence[int]]
+    time: Sequence[float] = ()
+    inner: Mapping[str, Sequence[float | None]] | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One histogram: of a parameter's values or gradient at one step, in bins of equal width."""
+
+    step: int
+    time: float
+    low: float
+    high: float
+    counts: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The largest magnitudes of every parameter over the run.
+    """The largest magnitude of a statistic of every parameter over the run.
 
     Attributes:
         params: The parameters, in model order: the rows.
         first_step: The step with which the first column begins.
         width: How many steps a column covers.
-        magnitudes: For ``"value"`` and ``"grad"`` float64 of shape (parameters, columns): NaN where there is none.
+        magnitudes: float64 of shape (parameters, columns): NaN where there is none.
         nonfinite: Likewise, bool: whether there was a NaN or an infinity.
     """
 
     params: Sequence[str]
     first_step: int
     width: int
-    magnitudes: Mapping[str, npt.NDArray[np.float64]]
-    nonfinite: Mapping[str, npt.NDArray[np.bool_]]
+    magnitudes: npt.NDArray[np.float64]
+    nonfinite: npt.NDArray[np.bool_]
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
@@ -220,72 +261,156 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 class History:
-    """A run's metrics and overall extremes, bounded in memory.
+    """What a look needs of a run, bounded in memory.
 
     Args:
+        look: What of the run, and of which ranks and parameters.
+        params: The parameters in model order.
         capacity: How many bins each curve has.
-        params: The parameters in model order, where ``layers`` will be asked for.
+
+    Attributes:
+        tables: The tables that it takes rows of.
     """
 
-    def __init__(self, capacity: int = CAPACITY, params: Sequence[str] | None = None) -> None:
-        self._extremes = Bins(OVERALL_EXTREMES, capacity)
-        self._metrics = Bins(METRICS, capacity)
-        self._params = params or ()
+    def __init__(self, look: Look | None = None, params: Sequence[str] = (), capacity: int = CAPACITY) -> None:
+        self._look = look or Look()
+        self._params = matching(list(params), self._look.params)
+        self._statistics = set(STATISTICS)
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
-        self._layers = None if params is None else Bins(LAYERS, columns)
+        if self._look.view is View.LAYERS:
+            self._bins = {"extremes": Bins(_of_layers(self._look.statistic), columns)}
+        elif self._look.view is View.PARAM:
+            self._bins = {
+                "extremes": Bins(_of_extremes(self._statistics), capacity),
+                "histograms": Bins(_HISTOGRAMS, _HISTOGRAM_COLUMNS),
+            }
+        else:
+            keys = ("rank",) if self._look.rank == SPREAD else ()
+            self._bins = {
+                "extremes": Bins(_of_extremes(STATISTICS, keys), capacity),
+                "metrics": Bins(_METRICS, capacity),
+            }
+        self.tables = tuple(self._bins)
 
-    def absorb_extremes(self, rows: pl.LazyFrame) -> None:
-        """Take in rows of the table ``extremes``."""
-        if self._layers is not None:
-            self._layers.absorb(rows)
-        self._extremes.absorb(rows)
+    def absorb(self, table: str, rows: pl.LazyFrame) -> None:
+        """Take in rows of one of the tables."""
+        bins = self._bins[table]
+        if self._look.rank.isdigit():
+            rows = rows.filter(pl.col("rank") == int(self._look.rank))
+        if self._look.view is View.PARAM:
+            rows = rows.filter(pl.col("param") == self._look.param)
+        elif table == "extremes" and self._look.params:
+            names = rows.select(pl.col("param").unique().cast(pl.String)).collect()["param"].to_list()
+            rows = rows.filter(pl.col("param").is_in(matching(names, self._look.params)))
+        if table == "extremes":
+            rows = self._with_statistics(rows)
+        bins.absorb(rows)
 
-    def absorb_metrics(self, rows: pl.LazyFrame) -> None:
-        """Take in rows of the table ``metrics``."""
-        self._metrics.absorb(rows)
+    def _with_statistics(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Rows with every column that is needed: parts of one table may differ in their statistics."""
+        columns = rows.collect_schema().names()
+        needed = self._statistics
+        if self._look.view is View.LAYERS:
+            needed = set(_needed(self._look.statistic))
+        elif self._look.view is View.PARAM:
+            found = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
+            if found - needed:
+                self._statistics = needed = needed | found
+                self._bins["extremes"].reduction = _of_extremes(sorted(needed))
+        return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed - set(columns))
 
     @property
     def last_step(self) -> int | None:
         """The last step of any row; None before the first row."""
-        frames = [bins.frame for bins in (self._extremes, self._metrics) if bins.frame is not None]
-        return max((int(frame["step"].max()) for frame in frames), default=None)  # type: ignore[arg-type]
+        return max((int(frame["step"].max()) for frame in self._frames()), default=None)  # type: ignore[arg-type]
+
+    @property
+    def last_time(self) -> float | None:
+        """When the newest row was made, in seconds since 1970; None before the first row."""
+        return max((max(_seconds(frame)) for frame in self._frames()), default=None)
+
+    def _frames(self) -> list[pl.DataFrame]:
+        return [bins.frame for bins in self._bins.values() if bins.frame is not None]
+
+    def steps_per_second(self) -> float | None:
+        """The speed over the last minute, or over the last two bins where these take longer; None where unknown."""
+        frame = self._bins["extremes"].frame
+        if frame is None:
+            return None
+        by_bin = frame.group_by("bin").agg(*_LAST).sort("bin")
+        steps, seconds = by_bin["step"].to_numpy(), np.array(_seconds(by_bin))
+        if len(steps) < 2:
+            return None
+        begin = min(int(np.searchsorted(seconds, seconds[-1] - _SPEED_SECONDS)), len(steps) - 2)
+        elapsed = seconds[-1] - seconds[begin]
+        return float((steps[-1] - steps[begin]) / elapsed) if elapsed > 0 else None
 
     def curves(self) -> list[Curve]:
         """Every metric, by name."""
-        frame = self._metrics.frame
+        frame = self._frame("metrics")
         if frame is None:
             return []
         return [_curve(str(name), bins) for (name,), bins in sorted(frame.group_by("name", maintain_order=True))]
 
+    def _frame(self, table: str) -> pl.DataFrame | None:
+        return self._bins[table].frame if table in self._bins else None
+
     def extremes(self) -> Extremes | None:
-        """The overall extremes; None before their first row."""
-        frame = self._extremes.frame
-        if frame is None:
+        """The extremes of all parameters, or of the one that is shown; None before their first row."""
+        frame = self._frame("extremes")
+        if frame is None or self._look.view is View.LAYERS:
             return None
+        inner = None
+        if "rank" in frame.columns:
+            least = [pl.col(name).max() if name.endswith("_min") else pl.col(name).min() for name in STATISTICS]
+            by_bin = frame.group_by("bin").agg(*least).sort("bin")
+            inner = {name: by_bin[name].to_list() for name in STATISTICS}
+            frame = frame.group_by("bin").agg(*_of_extremes(STATISTICS).reduce).sort("bin")
+        numbers = [name for name in frame.columns if frame.schema[name] == pl.Float64]
         return Extremes(
             frame["step"].to_list(),
-            {statistic: frame[statistic].to_list() for statistic in STATISTICS},
-            {of: frame[f"{of}_nonfinite"].drop_nulls().to_list() for of in ("value", "grad")},
+            {name: frame[name].to_list() for name in numbers},
+            {
+                of: frame[f"{of}_nonfinite"].drop_nulls().to_list()
+                for of in ("value", "grad", "applied")
+                if f"{of}_nonfinite" in frame.columns
+            },
+            _seconds(frame),
+            inner,
         )
+
+    def histograms(self) -> dict[str, list[Histogram]]:
+        """The shown parameter's, for "value" and "grad", by step; several of one step are of several ranks."""
+        frame = self._frame("histograms")
+        found: dict[str, list[Histogram]] = {}
+        if frame is not None:
+            rows = frame.filter(pl.col("counts").is_not_null())
+            for of, step, low, high, counts, time in zip(
+                *(rows[name].to_list() for name in ("of", "step", "low", "high", "counts")), _seconds(rows), strict=True
+            ):
+                found.setdefault(of, []).append(Histogram(step, time, low, high, counts))
+        return found
 
     def layers(self) -> Layers | None:
         """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
-        if self._layers is None or self._layers.frame is None:
+        frame = self._frame("extremes")
+        if frame is None or self._look.view is not View.LAYERS:
             return None
-        frame, width = self._layers.frame, self._layers.width
+        width = self._bins["extremes"].width
         # Those that came later stand behind those that run.json names.
         params = list(dict.fromkeys([*self._params, *frame["param"].unique(maintain_order=True)]))
         index_of = {name: index for index, name in enumerate(params)}
         columns = (frame["bin"] - frame["bin"].min()).to_numpy()
         rows = np.array([index_of[name] for name in frame["param"]])
         shape = len(params), int(columns.max()) + 1
-        magnitudes, nonfinite = {}, {}
-        for of in ("value", "grad"):
-            magnitudes[of] = np.full(shape, np.nan)
-            magnitudes[of][rows, columns] = frame[of].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-            nonfinite[of] = np.zeros(shape, dtype=np.bool_)
-            nonfinite[of][rows, columns] = frame[f"{of}_nonfinite"].is_not_null().to_numpy()
+        magnitudes, nonfinite = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
+        magnitudes[rows, columns] = frame["magnitude"].fill_null(float("nan")).to_numpy()
+        nonfinite[rows, columns] = frame["nonfinite"].is_not_null().to_numpy()
         return Layers(params, int(frame["bin"][0]) * width, width, magnitudes, nonfinite)
+
+
+def _seconds(frame: pl.DataFrame) -> list[float]:
+    return (frame["time"].dt.epoch("us") / 1e6).to_list()
 
 
 def _curve(name: str, bins: pl.DataFrame) -> Curve:
@@ -297,4 +422,5 @@ def _curve(name: str, bins: pl.DataFrame) -> Curve:
         bins["low"].fill_null(float("nan")).to_list(),
         bins["high"].fill_null(float("nan")).to_list(),
         bins["nonfinite"].drop_nulls().to_list(),
+        _seconds(bins),
     )

@@ -5,21 +5,53 @@ One thread owns matplotlib; this module never touches it.
 """
 
 import threading
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from tracer.log.run import Run, State, holds_run, open_run, published_counts, state
+from tracer.log.run import (
+    LogError,
+    Run,
+    State,
+    closed_summaries,
+    holds_run,
+    open_run,
+    published_counts,
+    ranks,
+    state,
+)
 from viewer.follow import Follower, Waker
-from viewer.history import Curve, Extremes, History, Layers
-from viewer.look import View
+from viewer.history import Curve, Extremes, Histogram, History, Layers
+from viewer.look import Look, View, matching
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
 
+# Called while a long run is opened, with the bytes that were read and those there are.
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on."""
+    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on.
+
+    Attributes:
+        name: The run's name.
+        state: Whether it goes on.
+        last_step: Its last step; None before the first.
+        problems: What could not be read.
+        complete: False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
+        started: When it began, in seconds since 1970.
+        last_time: When its newest row was made, likewise; None before the first.
+        steps_per_second: Its speed lately; None where that is unknown.
+        total_steps: How many steps it will take, where ``attach`` was told.
+        dropped: How many rows could not be written, as known once it has closed.
+        ranks: The ranks that write.
+        params: The parameters in model order that are to be shown, of ``params_there``.
+    """
 
     name: str
     state: State
@@ -27,9 +59,17 @@ class Snapshot:
     curves: tuple[Curve, ...] = ()
     extremes: Extremes | None = None
     layers: Layers | None = None
+    histograms: Mapping[str, Sequence[Histogram]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    # False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
     complete: bool = True
+    started: float = 0.0
+    last_time: float | None = None
+    steps_per_second: float | None = None
+    total_steps: int | None = None
+    dropped: int = 0
+    ranks: tuple[int, ...] = ()
+    params: tuple[str, ...] = ()
+    params_there: tuple[str, ...] = ()
 
 
 class Live:
@@ -37,26 +77,32 @@ class Live:
 
     Args:
         path: The run's folder.
-        view: What snapshots are to show; the layers are read for their own view alone.
+        look: What snapshots are to show; nothing else is read.
+        name: What it is called; without it, as its folder.
+        waker: Woken by what is published; without it, one of its own.
     """
 
-    def __init__(self, path: Path, view: View = View.OVERVIEW) -> None:
+    def __init__(self, path: Path, look: Look | None = None, name: str = "", waker: Waker | None = None) -> None:
         self.path = path
-        self._view = view
-        self._waker = Waker()
+        self._look = look or Look()
+        self._name = name
+        self._waker = waker or Waker()
         self._run: Run | None = None
         self._begin()
 
     def _begin(self) -> None:
         # A folder that was deleted gives no events any more, although one of the same name exists.
-        self._waker.close()
+        self._waker.forget(self._folders())
         self._shown: Snapshot | None = None
         names = [str(param["name"]) for param in self._run.info["params"]] if self._run is not None else []
-        self._history = History(params=names if self._view is View.LAYERS else None)
-        self._extremes = Follower(self.path, "extremes")
-        self._metrics = Follower(self.path, "metrics")
+        self._params = tuple(names), tuple(matching(names, self._look.params))
+        self._history = History(self._look, names)
+        self._followers = {table: Follower(self.path, table) for table in self._history.tables}
 
-    def refresh(self) -> Snapshot | None:
+    def _folders(self) -> list[Path]:
+        return [self.path, *(self.path / table for table in ("extremes", "metrics", "histograms"))]
+
+    def refresh(self, progress: Progress | None = None) -> Snapshot | None:
         """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
 
         Raises:
@@ -70,38 +116,51 @@ class Live:
             self._begin()
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         now = state(self.path)
-        self._waker.watch([self.path, self.path / "extremes", self.path / "metrics"])
+        self._waker.watch(self._folders())
+        new = []
         try:
-            new = [
-                self._extremes.give(self._history.absorb_extremes),
-                self._metrics.give(self._history.absorb_metrics),
-            ]
+            for table, follower in self._followers.items():
+                new.append(follower.give(partial(self._history.absorb, table), progress))
         except FileNotFoundError:
             # A network disk may go on listing a part that was merged away. What was read meanwhile is shown later.
             self._shown = None
             return None
         problems = tuple(
-            f"{path.name} {what}" for path, what in (self._extremes.problems | self._metrics.problems).items()
+            f"{path.name} {what}" for follower in self._followers.values() for path, what in follower.problems.items()
         )
-        complete = now != "closed" or (
-            self._extremes.complete(published_counts(self.path, "extremes"))
-            and self._metrics.complete(published_counts(self.path, "metrics"))
+        complete = now != "closed" or all(
+            follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
         )
         shown = self._shown
         seen = None if shown is None else (shown.state, shown.problems, shown.complete)
         if not any(new) and seen == (now, problems, complete):
             return None
-        self._shown = Snapshot(
-            run.name,
-            now,
-            self._history.last_step,
-            tuple(self._history.curves()),
-            self._history.extremes(),
-            self._history.layers(),
-            problems,
-            complete,
-        )
+        self._shown = self._snapshot(run, now, problems, complete)
         return self._shown
+
+    def _snapshot(self, run: Run, now: State, problems: tuple[str, ...], complete: bool) -> Snapshot:
+        history = self._history
+        there, shown = self._params
+        closed = closed_summaries(self.path) if now == "closed" else []
+        return Snapshot(
+            name=self._name or run.name,
+            state=now,
+            last_step=history.last_step,
+            curves=tuple(history.curves()),
+            extremes=history.extremes(),
+            layers=history.layers(),
+            histograms=history.histograms(),
+            problems=problems,
+            complete=complete,
+            started=datetime.fromisoformat(run.info["started"]).timestamp(),
+            last_time=history.last_time,
+            steps_per_second=history.steps_per_second(),
+            total_steps=run.info["settings"].get("total_steps"),
+            dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in closed),
+            ranks=tuple(ranks(self.path)),
+            params=shown,
+            params_there=there,
+        )
 
     def wait(self, seconds: float = RESCAN_SECONDS) -> None:
         """Wait until something is published, at most so long."""
@@ -116,34 +175,134 @@ class Live:
         self._waker.close()
 
 
-class Reader(threading.Thread):
-    """Refreshes a run in a thread of its own, for a surface whose thread has to draw and to answer the user.
+class Runs:
+    """The runs that a user watches, as they come and go.
+
+    Args:
+        paths: Runs' folders, existing or not, and folders of runs, of which all are meant.
+        look: What is to be seen of them. Only the overview shows several: other views show the one begun last.
+        only: A regular expression: only those runs in whose folder's name it is found.
+        poll_seconds: Look so often instead of waiting for events of the file system.
 
     Attributes:
-        latest: The newest snapshot; None before the first.
+        names: All that there are, whether they are shown or not.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], look: Look | None = None, only: str = "", poll_seconds: float | None = None
+    ) -> None:
+        self.paths = tuple(paths)
+        self.look = look or Look()
+        self._only = only
+        self._poll_seconds = poll_seconds
+        self._waker = Waker(events=poll_seconds is None)
+        self._lives: dict[tuple[str, Path], Live] = {}
+        self._shown: dict[tuple[str, Path], Snapshot] = {}
+        self.names: tuple[str, ...] = ()
+
+    def refresh(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
+        """Read what is new of every run; all of them as they are now, or None where nothing has changed.
+
+        Raises:
+            LogError: the only run cannot be read. Of several, such a one is shown with its problem.
+        """
+        found = self._found()
+        self.names = tuple(name for name, _ in found)
+        wanted = [key for key in found if self.look.run in ("", key[0])]
+        if self.look.view is not View.OVERVIEW:
+            wanted = sorted(wanted, key=lambda key: _began(key[1]))[-1:]
+        changed = self._lives.keys() != set(wanted)
+        self._lives = {key: self._lives.get(key) or Live(key[1], self.look, key[0], self._waker) for key in wanted}
+        self._shown = {key: self._shown[key] for key in wanted if key in self._shown}
+        for key, live in self._lives.items():
+            try:
+                snapshot = live.refresh(progress)
+            except LogError as error:
+                if len(found) == 1:
+                    raise
+                snapshot = Snapshot(key[0], "stopped", None, problems=(str(error),))
+                snapshot = None if self._shown.get(key) == snapshot else snapshot
+            if snapshot is not None:
+                self._shown[key] = snapshot
+                changed = True
+        self._waker.watch(path for path in self.paths if path.is_dir())
+        return tuple(self._shown.values()) if changed and self._shown else None
+
+    def _found(self) -> list[tuple[str, Path]]:
+        """Names and folders of the runs there are, and of what may become one, in the order of their beginning."""
+        found: dict[Path, None] = {}
+        for path in self.paths:
+            inside = [] if holds_run(path) else [file.parent for file in path.glob("*/run.json")]
+            found |= dict.fromkeys(sorted(inside, key=_began) or [path])
+        chosen = set(matching([path.resolve().name for path in found], self._only))
+        found = {path: None for path in found if path.resolve().name in chosen}
+        names = Counter(path.resolve().name for path in found)
+        return [(name if names[name := path.resolve().name] == 1 else str(path), path) for path in found]
+
+    def wait(self) -> None:
+        """Wait until something is published, at most so long as a rescan waits."""
+        self._waker.wait(self._poll_seconds or RESCAN_SECONDS)
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._waker.close()
+
+
+def _began(run: Path) -> float:
+    try:
+        return (run / "run.json").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+class Reader(threading.Thread):
+    """Refreshes runs in a thread of its own, for a surface whose thread has to draw and to answer the user.
+
+    Attributes:
+        runs: What it reads.
+        latest: The newest snapshots; none before the first.
+        read: How many of the bytes that there are have been read, while a long run is opened.
         error: What ended the reading, if anything did.
     """
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, runs: Runs) -> None:
         super().__init__(name="viewer-reader", daemon=True)
-        self._live = live
+        self.runs = runs
         self._stop_asked = threading.Event()
-        self.latest: Snapshot | None = None
+        self.latest: tuple[Snapshot, ...] = ()
+        self.read: tuple[int, int] = (0, 0)
         self.error: Exception | None = None
 
     def run(self) -> None:
         """Called by ``start``."""
         try:
             while not self._stop_asked.is_set():
-                snapshot = self._live.refresh()
-                if snapshot is not None:
-                    self.latest = snapshot
-                self._live.wait()
+                snapshots = self.runs.refresh(self._progress)
+                if snapshots is not None:
+                    self.latest = snapshots
+                self.runs.wait()
+        except _StoppedError:
+            pass
         except Exception as error:
             self.error = error
+        finally:
+            self.runs.close()
+
+    def _progress(self, done: int, there: int) -> None:
+        self.read = done, there
+        if self._stop_asked.is_set():
+            raise _StoppedError
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
         self._stop_asked.set()
-        self._live.wake()
+        self.runs.wake()
         self.join()
+
+
+class _StoppedError(Exception):
+    """Reading was to end while a long run was being opened."""

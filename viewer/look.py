@@ -1,26 +1,99 @@
-"""What a user wants to see of a run, and how: the same for every surface."""
+"""What a user wants to see of his runs, and how: the same for every surface, and what a page's address carries."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+import polars as pl
+
 
 class View(StrEnum):
-    """What is shown of a run."""
+    """What is shown."""
 
     OVERVIEW = "overview"
     LAYERS = "layers"
+    PARAM = "param"
+
+
+class XAxis(StrEnum):
+    """What the x axis is: steps, the time of day, or the time since the run began."""
+
+    STEP = "step"
+    WALL = "wall"
+    RELATIVE = "relative"
+
+
+class Scale(StrEnum):
+    """The scale of the y axes; ``auto`` is linear for metrics, and symlog for extremes, which have both signs."""
+
+    AUTO = "auto"
+    LINEAR = "linear"
+    LOG = "log"
+    SYMLOG = "symlog"
+
+
+MERGED, SPREAD = "merged", "spread"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a run is shown.
+    """How runs are shown.
 
     Attributes:
-        view: What of it.
+        view: What of them.
+        run: The name of the only run to be shown, of several that are watched; "" for all of them.
+        params: A regular expression (Rust's syntax): only parameters in whose name it is found; "" for all.
+        param: The parameter that ``View.PARAM`` shows.
+        statistic: What the layers show: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
+        rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart, or one rank's number.
         metrics: Further metrics in the overview.
         smoothing: How much a metric's curve is smoothed there, as in ``history.smoothed``; extremes never are.
+        x: The x axis of curves.
+        scale: The y axes of curves.
+        dark: Light on dark.
+
+    Raises:
+        ValueError: one of them cannot be; the words say which.
     """
 
     view: View = View.OVERVIEW
+    run: str = ""
+    params: str = ""
+    param: str = ""
+    statistic: str = "grad_absmax"
+    rank: str = MERGED
     metrics: tuple[str, ...] = ()
     smoothing: float = 0.6
+    x: XAxis = XAxis.STEP
+    scale: Scale = Scale.AUTO
+    dark: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank not in (MERGED, SPREAD) and not (self.rank.isascii() and self.rank.isdigit()):
+            raise ValueError(f"there is no rank {self.rank!r}: give {MERGED}, {SPREAD}, or a rank's number")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
+        try:
+            matching([], self.params)
+        except pl.exceptions.ComputeError as error:
+            reason = " ".join(str(error).partition("This error occurred")[0].split())
+            raise ValueError(f"{self.params!r} is no regular expression: {reason}") from error
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What of a run has to be read: where two looks agree in this, they can be drawn from the same history."""
+        wanted = {
+            View.OVERVIEW: (self.params,),
+            View.LAYERS: (self.params, self.statistic),
+            View.PARAM: (self.param,),
+        }
+        return self.view, self.rank, *wanted[self.view]
+
+
+def matching(names: list[str], pattern: str) -> list[str]:
+    """Those names in which a regular expression is found.
+
+    Raises:
+        polars.exceptions.ComputeError: it is none.
+    """
+    series = pl.Series(names, dtype=pl.String)
+    return series.filter(series.str.contains(pattern)).to_list()

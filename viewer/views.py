@@ -2,11 +2,15 @@
 
 from matplotlib.figure import Figure
 
-from viewer.figure import Overview
 from viewer.look import Look, View
+from viewer.overview import Overview
+from viewer.parameter import Parameter
 from viewer.strip import Strip
 
+Shown = Overview | Strip | Parameter
+_OF: dict[View, type[Shown]] = {View.OVERVIEW: Overview, View.LAYERS: Strip, View.PARAM: Parameter}
 
-def fill(figure: Figure, look: Look) -> Overview | Strip:
-    """Fill an empty figure with a view; ``update`` of what is returned draws a snapshot."""
-    return Overview(figure, look.metrics, look.smoothing) if look.view is View.OVERVIEW else Strip(figure)
+
+def fill(figure: Figure, look: Look, titled: bool = True) -> Shown:
+    """Fill a figure with a view; ``update`` of what is returned draws snapshots."""
+    return _OF[look.view](figure, look, titled)

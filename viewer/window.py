@@ -1,15 +1,16 @@
 """The surface with a screen: a matplotlib window. Its thread draws and answers the user; another one reads."""
 
 import signal
+from collections.abc import Callable
 
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.backends.registry import BackendFilter, backend_registry
 
-from viewer.figure import SIZE_INCHES
-from viewer.live import Live, Reader, Snapshot
+from viewer.live import Runs
 from viewer.look import Look
-from viewer.views import fill
+from viewer.marks import SIZE_INCHES
+from viewer.screen import Screen
 
 _TICK_MILLISECONDS = 200
 
@@ -23,8 +24,13 @@ def backend() -> str | None:
     return name if name in backend_registry.list_builtin(BackendFilter.INTERACTIVE) else None
 
 
-def show(live: Live, look: Look) -> None:
-    """Show a run in a window until the user closes it; returns when the window is closed.
+def show(open_runs: Callable[[Look], Runs], look: Look, name: str) -> None:
+    """Show runs in a window until the user closes it; returns when the window is closed.
+
+    Args:
+        open_runs: Opens the runs for a look.
+        look: What is shown first.
+        name: For the window's title.
 
     Raises:
         LogError: the run cannot be read.
@@ -33,10 +39,9 @@ def show(live: Live, look: Look) -> None:
     figure = plt.figure(figsize=SIZE_INCHES)
     manager = figure.canvas.manager
     if manager is not None:
-        manager.set_window_title(f"viewer {live.path}")
-    shown = fill(figure, look)
-    reader = Reader(live)
-    drawn: Snapshot | None = None
+        manager.set_window_title(f"viewer {name}")
+    screen = Screen(figure, open_runs, look)
+    failed: Exception | None = None
     interrupted = False
 
     def interrupt(*_: object) -> None:
@@ -44,18 +49,18 @@ def show(live: Live, look: Look) -> None:
         interrupted = True
 
     def tick() -> None:
-        nonlocal drawn
-        if interrupted or reader.error is not None:
+        nonlocal failed
+        try:
+            if screen.tick():
+                figure.canvas.draw_idle()
+        except Exception as error:
+            failed = error
+        if interrupted or failed is not None:
             plt.close(figure)
-        elif reader.latest is not drawn and reader.latest is not None:
-            drawn = reader.latest
-            shown.update(drawn)
-            figure.canvas.draw_idle()
 
     timer = figure.canvas.new_timer(interval=_TICK_MILLISECONDS)
     timer.add_callback(tick)
     timer.start()
-    reader.start()
     # Raised inside a toolkit's callback, KeyboardInterrupt would be printed there, and the window would stay.
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -63,9 +68,9 @@ def show(live: Live, look: Look) -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
         timer.stop()
-        reader.stop()
+        screen.close()
         plt.close(figure)
     if interrupted:
         raise KeyboardInterrupt
-    if reader.error is not None:
-        raise reader.error
+    if failed is not None:
+        raise failed

@@ -1,0 +1,306 @@
+"""What the figures have in common: colours, lines, marks, legends and axes. No files, and no threads."""
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from viewer.live import Snapshot
+from viewer.look import Look, Scale, XAxis
+from viewer.status import notices, title
+
+SIZE_INCHES = (10.0, 8.0)
+# A name, or red, green, blue and opacity.
+Colour = str | tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours, as matplotlib takes them; the palettes are told apart by readers with every kind of colour vision."""
+
+    ground: str
+    ink: str
+    pale: str
+    faint: str
+    alarm: str
+    palette: tuple[str, ...]
+
+
+# Okabe and Ito's palette, and the same hues for a dark ground.
+LIGHT = Theme(
+    "#ffffff", "#333333", "#dddddd", "#707070", "#c00000",
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+)  # fmt: skip
+DARK = Theme(
+    "#14171c", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060",
+    ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"),
+)  # fmt: skip
+
+# With these, so many more curves can be told apart.
+STYLES = ("-", ":", "-.")
+# A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
+_VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
+# Below 8 decades under the largest number, symlog shows a straight line through zero.
+_SYMLOG_DECADES = 8
+_LARGEST = 1e306
+# Marks a curve as logged, which stands in no legend, behind the smoothed one, which does.
+RAW = "as logged"
+# Up to so many points, each gets a marker, and none is smoothed.
+FEW_POINTS = 30
+# More entries beside a panel would press the panel itself together.
+_LEGEND_ENTRIES = 9
+_NARROW_INCHES, _ABOVE_ENTRIES = 6.0, 4
+_TITLE_LINES = 3
+
+
+def theme(look: Look) -> Theme:
+    """The colours of a look."""
+    return DARK if look.dark else LIGHT
+
+
+def begin(figure: Figure, look: Look, titled: bool) -> Text | None:
+    """Empty a figure and make it ready; its title, where it is to have one."""
+    figure.clear()
+    figure.set_layout_engine("constrained")
+    figure.set_facecolor(theme(look).ground)
+    if not titled:
+        return None
+    text = figure.suptitle("", x=0.01, ha="left", fontsize=11, color=theme(look).ink)
+    text.set_parse_math(False)
+    return text
+
+
+def entitle(text: Text | None, snapshots: Sequence[Snapshot], now: float) -> None:
+    """Say above the figure how the runs are, and what has to be known of them."""
+    if text is not None:
+        width = int(14 * SIZE_INCHES[0])
+        said = notices(snapshots)
+        if len(said) >= _TITLE_LINES:
+            said[_TITLE_LINES - 2 :] = [f"… and {len(said) - _TITLE_LINES + 2} more: see `tracer verify`"]
+        text.set_text("\n".join([title(snapshots, now), *(textwrap.shorten(line, width) for line in said)]))
+
+
+def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
+    """Style empty axes; the text that they show while they are empty."""
+    colours = theme(look)
+    axes.set_facecolor(colours.ground)
+    axes.set_ylabel(label, color=colours.ink)
+    axes.grid(True, color=colours.pale, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=colours.ink, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(colours.ink)
+    return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
+
+
+def dress_x(axes: Axes, look: Look) -> None:
+    """Label the x axis by what it is."""
+    if look.x is XAxis.WALL:
+        zone = datetime.now().astimezone().tzinfo
+        locator = AutoDateLocator(tz=zone)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+        label = "time"
+    elif look.x is XAxis.RELATIVE:
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 3, 6, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _elapsed(float(x))))
+        label = "time since the run began"
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        label = "step"
+    axes.set_xlabel(label, color=theme(look).ink)
+
+
+def _elapsed(seconds: float) -> str:
+    sign = "-" if seconds < 0 else ""
+    return f"{seconds:g} s" if abs(seconds) < 60 else f"{sign}{timedelta(seconds=round(abs(seconds)))}"
+
+
+def along(look: Look, snapshot: Snapshot, steps: Sequence[int], times: Sequence[float]) -> Sequence[float]:
+    """Where on the x axis bins stand: by their last steps, or by their last times."""
+    if look.x is XAxis.WALL:
+        # matplotlib counts days.
+        return [seconds / 86_400 for seconds in times]
+    if look.x is XAxis.RELATIVE:
+        return [seconds - snapshot.started for seconds in times]
+    return steps
+
+
+def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Scale) -> None:
+    """Scale the y axis; instead of a log scale, which would hide them, zeros and negative numbers get a symlog one."""
+    scale = auto if look.scale is Scale.AUTO else look.scale
+    there = [number for number in numbers if number is not None and math.isfinite(number)]
+    if scale is Scale.LOG and (not there or min(there) <= 0):
+        scale = Scale.SYMLOG
+    if scale is Scale.SYMLOG:
+        axes.set_yscale("symlog", linthresh=linear_threshold([abs(number) for number in there if number]))
+    else:
+        axes.set_yscale(scale.value)
+
+
+def linear_threshold(numbers: Sequence[float]) -> float:
+    """Where symlog turns linear: under the smallest number, a power of ten, at most some decades below the largest."""
+    if not numbers:
+        return 1e-6
+    # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
+    smallest = max(min(numbers), max(numbers) * 10.0**-_SYMLOG_DECADES, 1e-40)
+    return float(10.0 ** math.floor(math.log10(smallest)))
+
+
+def style_of(name: str, index: int) -> str:
+    """A metric's line style: dashed for validation, so that colour alone tells nothing apart."""
+    return "--" if _VALIDATION.search(name) else STYLES[index % len(STYLES)]
+
+
+def draw_line(
+    axes: Axes, x: Sequence[float], heights: Sequence[float], label: str, colour: Colour, style: str = "-"
+) -> Artist:
+    """A line, with a marker for each of a few points, and for those that stand alone between gaps."""
+    marked = _marked(heights)
+    (line,) = axes.plot(
+        x,
+        drawable(heights),
+        style,
+        color=colour,
+        label=label,
+        linewidth=1.3,
+        marker="o" if marked else None,
+        markersize=3,
+        markevery=marked,
+    )
+    return line
+
+
+def draw_band(
+    axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: Colour
+) -> list[Artist]:
+    """What lies between two lines, unless they are the same."""
+    if list(low) == list(high):
+        return []
+    # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
+    return [axes.fill_between(x, drawable(low), drawable(high), color=colour, alpha=0.3, linewidth=0.8)]
+
+
+def last(heights: Sequence[float]) -> str:
+    """The newest number, for the legend; as it was logged, and not smoothed."""
+    return f"  {heights[-1]:.4g}" if heights and math.isfinite(heights[-1]) else ""
+
+
+def numbers_of(heights: Sequence[float | None]) -> list[float]:
+    """Heights of which none is None."""
+    return [math.nan if height is None else height for height in heights]
+
+
+def drawable(heights: Sequence[float]) -> list[float]:
+    """Numbers near the end of float64 brought a little nearer: with margins, matplotlib's ticks would overflow."""
+    return [max(-_LARGEST, min(_LARGEST, height)) if math.isfinite(height) else height for height in heights]
+
+
+def _marked(heights: Sequence[float]) -> list[int]:
+    """The points that get a marker: all of a few, and of many those that no line reaches, since gaps surround them."""
+    if len(heights) <= FEW_POINTS:
+        return list(range(len(heights)))
+    there = [False, *map(math.isfinite, heights), False]
+    return [index for index in range(len(heights)) if there[index : index + 3] == [False, True, False]]
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """A curve's steps with a NaN or an infinity; its bins end with the steps ``ends``, and stand at ``x``."""
+
+    steps: Sequence[int]
+    ends: Sequence[int]
+    x: Sequence[float]
+    of: str
+    colour: Colour
+
+
+def draw_nonfinite(axes: Axes, look: Look, found: NonFinite, place: int) -> list[Artist]:
+    """Mark the steps with a NaN or an infinity, since no curve can show them, and the first across the panel."""
+    if not found.steps:
+        return []
+    x: Sequence[float] = found.steps
+    if look.x is not XAxis.STEP:
+        x = [found.x[index] for index in np.searchsorted(found.ends, found.steps)]
+    # Above one another, where several curves have them at the same step.
+    height = 0.04 + 0.08 * (place % 12)
+    first, *others = x
+    until = f", last at {found.steps[-1]:,}" if others else ""
+    return list(
+        axes.plot(
+            [first, first, *(number for there in others for number in (math.nan, there))],
+            [height, 1.0, *(number for _ in others for number in (math.nan, height))],
+            ":",
+            color=theme(look).alarm,
+            linewidth=1.0,
+            marker="X",
+            markevery=[0, *range(3, 3 + 2 * len(others), 2)],
+            markersize=10,
+            markerfacecolor=found.colour,
+            markeredgecolor=theme(look).alarm,
+            transform=axes.get_xaxis_transform(),
+            label=f"{found.of}: NaN or inf from step {found.steps[0]:,}{until}",
+        )
+    )
+
+
+def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = False) -> None:
+    """The legend of what was drawn, beside the panel; above it where it is asked for, or a phone has no room."""
+    previous = axes.get_legend()
+    if previous is not None:
+        previous.remove()
+    lines = [artist for artist in artists if isinstance(artist, Line2D) and artist.get_gid() != RAW]
+    if not lines:
+        return
+    figure = axes.get_figure(root=True)
+    above = above or (figure is not None and figure.get_figwidth() < _NARROW_INCHES)
+    room = _ABOVE_ENTRIES if above else _LEGEND_ENTRIES
+    # What is not finite comes first: it must not be among what finds no room.
+    handles = sorted(lines, key=lambda line: line.get_marker() != "X")
+    if len(handles) > room:
+        rest = len(handles) - room + 1
+        handles[room - 1 :] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
+    if above:
+        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "ncols": 2, "borderaxespad": 0.2}
+    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
+    labels = [str(line.get_label()) for line in handles]
+    for text in axes.legend(handles, labels, frameon=False, labelcolor=theme(look).ink, **where).get_texts():
+        text.set_parse_math(False)
+
+
+class Panel:
+    """One pair of axes whose content is drawn anew on each update; a zoomed axis keeps its limits."""
+
+    def __init__(
+        self, axes: Axes, look: Look, label: str, note: str = "no step recorded yet", legend_above: bool = False
+    ) -> None:
+        self.axes = axes
+        self._look = look
+        self._legend_above = legend_above
+        self._note = dress(axes, look, label, note)
+        self._drawn: list[Artist] = []
+
+    def draw(self, make: Callable[[Axes], list[Artist]], *, empty: bool) -> None:
+        """Replace what was drawn, so that limits follow what comes next alone; say so where nothing comes."""
+        while self._drawn:
+            self._drawn.pop().remove()
+        self.axes.relim()
+        self.axes.tick_params(left=not empty, labelleft=not empty)
+        self._note.set_visible(empty)
+        self._drawn = make(self.axes)
+        legend(self.axes, self._look, self._drawn, self._legend_above)

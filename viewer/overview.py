@@ -1,0 +1,170 @@
+"""The overview: loss, accuracy and overall extremes of a run, or of several side by side."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from viewer.history import Curve, smoothed
+from viewer.live import Snapshot
+from viewer.look import Look, Scale
+from viewer.marks import (
+    FEW_POINTS,
+    RAW,
+    Colour,
+    NonFinite,
+    Panel,
+    along,
+    begin,
+    draw_band,
+    draw_line,
+    draw_nonfinite,
+    drawable,
+    dress_x,
+    entitle,
+    last,
+    numbers_of,
+    set_scale,
+    style_of,
+    theme,
+)
+from viewer.status import shortened
+
+_NOTES = {
+    "loss": "no metric with 'loss' in its name yet: trace.log(loss=…)",
+    "accuracy": "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
+}
+_LINES = {"max": "-", "min": "--"}
+_WORDS = {"value": "value", "grad": "gradient"}
+
+
+def panel(name: str) -> str | None:
+    """The panel to which a metric belongs by its name: ``"loss"``, ``"accuracy"``, or none."""
+    lowered = name.lower()
+    return "loss" if "loss" in lowered else "accuracy" if "acc" in lowered else None
+
+
+class Overview:
+    """Loss, accuracy and overall extremes in a figure that it fills.
+
+    One run has a colour for each curve, and one panel for all extremes. Of several, each has one colour, and values and
+    gradients have a panel each.
+
+    Args:
+        figure: The figure.
+        look: What to show; ``metrics`` go into the accuracy panel, unless they belong elsewhere.
+        titled: Whether the title says how the runs are.
+    """
+
+    def __init__(self, figure: Figure, look: Look | None = None, titled: bool = True) -> None:
+        self.figure = figure
+        self._look = look or Look()
+        self._titled = titled
+        self._begin(several=False)
+
+    def _begin(self, several: bool) -> None:
+        self._several = several
+        self._title = begin(self.figure, self._look, self._titled)
+        of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
+        rows = self.figure.subplots(2 + len(of), 1, sharex=True, height_ratios=(3, 3, *(4 for _ in of)))
+        self._metrics = {
+            name: Panel(axes, self._look, name, _NOTES[name]) for name, axes in zip(_NOTES, rows, strict=False)
+        }
+        self._extremes = {
+            kinds: Panel(axes, self._look, name) for (name, kinds), axes in zip(of.items(), rows[2:], strict=True)
+        }
+        self.figure.align_ylabels()
+        self._bottom = rows[-1]
+        dress_x(self._bottom, self._look)
+
+    def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
+        """Draw snapshots; a zoomed axis keeps its limits.
+
+        Args:
+            snapshots: One of each run, at least one.
+            now: Seconds since 1970, for the ages in the title.
+        """
+        if self._several != (len(snapshots) > 1):
+            self._begin(several=len(snapshots) > 1)
+        entitle(self._title, snapshots, now)
+        for name, panel in self._metrics.items():
+            curves = [self._curves(snapshot, name) for snapshot in snapshots]
+            panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
+        for kinds, panel in self._extremes.items():
+            empty = all(snapshot.extremes is None for snapshot in snapshots)
+            panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
+        self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
+
+    def _panel(self, name: str) -> str | None:
+        return panel(name) or ("accuracy" if name in self._look.metrics else None)
+
+    def _curves(self, snapshot: Snapshot, name: str) -> list[Curve]:
+        return [curve for curve in snapshot.curves if self._panel(curve.name) == name]
+
+    def _colour(self, run: int, runs: int, curve: int) -> Colour:
+        """One run's curves have a colour each; of several, each run has one, however many there are."""
+        palette = theme(self._look).palette
+        if runs == 1:
+            return palette[curve % len(palette)]
+        return palette[run] if runs <= len(palette) else matplotlib.colormaps["turbo"](0.05 + 0.9 * run / (runs - 1))
+
+    def _draw_metrics(
+        self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes
+    ) -> list[Artist]:
+        set_scale(axes, self._look, [low for each in curves for curve in each for low in curve.low], Scale.LINEAR)
+        palette = theme(self._look).palette
+        artists: list[Artist] = []
+        place = 0
+        for run, (snapshot, each) in enumerate(zip(snapshots, curves, strict=True)):
+            for index, curve in enumerate(each):
+                style = style_of(curve.name, index if self._several else index // len(palette))
+                artists += self._draw_curve(
+                    axes, snapshot, curve, self._colour(run, len(snapshots), index), style, place
+                )
+                place += 1
+        logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
+        for asked in dict.fromkeys(self._look.metrics):
+            if asked not in logged and self._panel(asked) == name:
+                artists += axes.plot([], [], linestyle="none", label=f"{shortened(asked)}: not logged yet")
+        return artists
+
+    def _draw_curve(
+        self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str, place: int
+    ) -> list[Artist]:
+        x = along(self._look, snapshot, curve.step, curve.time)
+        label = self._label(snapshot, shortened(curve.name))
+        artists: list[Artist] = []
+        heights = curve.mean
+        if self._look.smoothing and len(heights) > FEW_POINTS:
+            artists += axes.plot(x, drawable(heights), color=colour, alpha=0.35, linewidth=0.8, gid=RAW)
+            heights = smoothed(heights, self._look.smoothing)
+        artists.append(draw_line(axes, x, heights, label + last(curve.mean), colour, style))
+        artists += draw_band(axes, x, curve.low, curve.high, colour)
+        bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
+        return artists + draw_nonfinite(axes, self._look, bad, place)
+
+    def _label(self, snapshot: Snapshot, of: str) -> str:
+        return f"{shortened(snapshot.name, 20)} {of}".strip() if self._several else of
+
+    def _draw_extremes(self, kinds: Sequence[str], snapshots: Sequence[Snapshot], axes: Axes) -> list[Artist]:
+        there = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
+        names = [f"{kind}_{end}" for kind in kinds for end in _LINES]
+        numbers = [number for _, _, extremes in there for name in names for number in extremes.statistics[name]]
+        set_scale(axes, self._look, numbers, Scale.SYMLOG)
+        artists: list[Artist] = []
+        for run, snapshot, extremes in there:
+            x = along(self._look, snapshot, extremes.step, extremes.time)
+            for index, kind in enumerate(kinds):
+                colour = self._colour(run, len(snapshots), index)
+                of = self._label(snapshot, "" if self._several else _WORDS[kind])
+                for end, style in _LINES.items():
+                    heights = numbers_of(extremes.statistics[f"{kind}_{end}"])
+                    artists.append(draw_line(axes, x, heights, f"{of} {end}{last(heights)}", colour, style))
+                    if extremes.inner is not None:
+                        artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
+                bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, of, colour)
+                artists += draw_nonfinite(axes, self._look, bad, run + index)
+        return artists

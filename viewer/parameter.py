@@ -1,0 +1,184 @@
+"""One parameter: its values and gradients as bands over the run, what else was recorded, and its histograms."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from viewer.history import Histogram
+from viewer.live import Snapshot
+from viewer.look import Look, Scale
+from viewer.marks import (
+    NonFinite,
+    Panel,
+    along,
+    begin,
+    draw_band,
+    draw_line,
+    draw_nonfinite,
+    dress_x,
+    entitle,
+    last,
+    linear_threshold,
+    numbers_of,
+    set_scale,
+    theme,
+)
+from viewer.status import shortened
+
+_WORDS = {"value": "value", "grad": "gradient", "applied": "applied gradient"}
+_HISTOGRAM_ROWS = 128
+
+
+class Parameter:
+    """A parameter in a figure that it fills: a panel for its values, its gradients, and each thing that was recorded.
+
+    Args:
+        figure: The figure.
+        look: What to show.
+        titled: Whether the title says how the run is.
+    """
+
+    def __init__(self, figure: Figure, look: Look, titled: bool = True) -> None:
+        self.figure = figure
+        self._look = look
+        self._titled = titled
+        self._begin((), ())
+
+    def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...]) -> None:
+        self._has = statistics, histograms
+        self._title = begin(self.figure, self._look, self._titled)
+        left = ["value", "gradient", *(f"{_WORDS[of]} histogram" for of in histograms)]
+        columns = 2 if statistics else 1
+        grid = self.figure.add_gridspec(1, columns)
+        stacks = [grid[0, 0].subgridspec(len(left), 1)]
+        if statistics:
+            stacks.append(grid[0, 1].subgridspec(len(statistics), 1))
+        first: Axes | None = None
+        self._panels: dict[str, Panel] = {}
+        for stack, names in zip(stacks, (left, statistics), strict=False):
+            for row, name in enumerate(names):
+                axes = self.figure.add_subplot(stack[row, 0], sharex=first)
+                first = first or axes
+                self._panels[name] = Panel(axes, self._look, name, "no row of this parameter yet", legend_above=True)
+                axes.tick_params(labelbottom=row == len(names) - 1)
+            dress_x(axes, self._look)
+
+    def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
+        """Draw the only snapshot; a zoomed axis keeps its limits."""
+        (snapshot,) = snapshots
+        extremes = snapshot.extremes
+        recorded = (
+            [name.removesuffix("_high") for name in extremes.statistics if name.endswith("_high")] if extremes else []
+        )
+        has = tuple(dict.fromkeys(name.partition("_")[2] for name in recorded)), tuple(snapshot.histograms)
+        if has != self._has:
+            self._begin(*has)
+        entitle(self._title, snapshots, now)
+        if self._title is not None:
+            self._title.set_text(f"{shortened(self._look.param, 60)}  in  {self._title.get_text()}")
+        for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
+            self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
+        for statistic in has[0]:
+            columns = [f"{kind}_{statistic}" for kind in _WORDS if f"{kind}_{statistic}" in recorded]
+            self._panels[statistic].draw(partial(self._draw_statistic, columns, snapshot), empty=False)
+        for of, histograms in snapshot.histograms.items():
+            make = partial(self._draw_histograms, snapshot, histograms)
+            self._panels[f"{_WORDS[of]} histogram"].draw(make, empty=False)
+
+    def _draw_bands(self, kinds: Sequence[str], snapshot: Snapshot, axes: Axes) -> list[Artist]:
+        extremes = snapshot.extremes
+        if extremes is None:
+            return []
+        there = [kind for kind in kinds if f"{kind}_min" in extremes.statistics]
+        numbers = [
+            number for kind in there for end in ("min", "max") for number in extremes.statistics[f"{kind}_{end}"]
+        ]
+        set_scale(axes, self._look, numbers, Scale.SYMLOG)
+        x = along(self._look, snapshot, extremes.step, extremes.time)
+        artists: list[Artist] = []
+        for kind in there:
+            colour = self._colour(kind)
+            low, high = (numbers_of(extremes.statistics[f"{kind}_{end}"]) for end in ("min", "max"))
+            for heights, end, style in ((high, "max", "-"), (low, "min", "--")):
+                artists.append(draw_line(axes, x, heights, f"{_WORDS[kind]} {end}{last(heights)}", colour, style))
+            artists += draw_band(axes, x, low, high, colour)
+            bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, _WORDS[kind], colour)
+            artists += draw_nonfinite(axes, self._look, bad, len(artists))
+        return artists
+
+    def _colour(self, kind: str) -> str:
+        return theme(self._look).palette[list(_WORDS).index(kind)]
+
+    def _draw_statistic(self, columns: Sequence[str], snapshot: Snapshot, axes: Axes) -> list[Artist]:
+        extremes = snapshot.extremes
+        assert extremes is not None, "columns are those of extremes"
+        numbers = [number for column in columns for number in extremes.statistics[f"{column}_high"]]
+        set_scale(axes, self._look, numbers, Scale.LINEAR)
+        x = along(self._look, snapshot, extremes.step, extremes.time)
+        artists: list[Artist] = []
+        for column in columns:
+            kind = column.partition("_")[0]
+            low, high = (numbers_of(extremes.statistics[f"{column}_{end}"]) for end in ("low", "high"))
+            # Where nothing is clipped or unscaled, the applied gradient lies on the other: dots let both be seen.
+            style = ":" if kind == "applied" else "-"
+            artists.append(draw_line(axes, x, high, f"{_WORDS[kind]}{last(high)}", self._colour(kind), style))
+            artists += draw_band(axes, x, low, high, self._colour(kind))
+        return artists
+
+    def _draw_histograms(self, snapshot: Snapshot, histograms: Sequence[Histogram], axes: Axes) -> list[Artist]:
+        """A heat map: the share of elements, by colour, in rows of numbers and columns of time."""
+        ends = [end for histogram in histograms for end in _range(histogram)]
+        set_scale(axes, self._look, ends, Scale.SYMLOG)
+        rows = _edges(
+            min(ends), max(ends), self._look.scale is Scale.LINEAR, linear_threshold([abs(e) for e in ends if e])
+        )
+        steps = sorted({histogram.step for histogram in histograms})
+        shares = np.zeros((len(rows) - 1, len(steps)))
+        times = dict.fromkeys(steps, 0.0)
+        for histogram in histograms:
+            shares[:, steps.index(histogram.step)] += regridded(histogram, rows)
+            times[histogram.step] = histogram.time
+        shares /= np.maximum(shares.sum(axis=0), 1)
+        x = np.array(along(self._look, snapshot, steps, list(times.values())), dtype=float)
+        gaps = np.diff(x) if len(x) > 1 else np.array([1.0])
+        columns = np.concatenate([x, [x[-1] + gaps[-1]]])
+        image = axes.pcolormesh(
+            columns,
+            rows,
+            np.where(shares > 0, shares, np.nan),
+            cmap="cividis",
+            norm=LogNorm(shares.max() / 1e3, shares.max(), clip=True),
+            rasterized=True,
+        )
+        return [image]
+
+
+def _edges(low: float, high: float, linear: bool, threshold: float) -> npt.NDArray[np.float64]:
+    """Rows of equal height on the screen, over the range of the numbers."""
+    if linear:
+        return np.linspace(low, high, _HISTOGRAM_ROWS + 1)
+    grid = (
+        np.sinh(np.linspace(np.arcsinh(low / threshold), np.arcsinh(high / threshold), _HISTOGRAM_ROWS + 1)) * threshold
+    )
+    # To the last bit, so that no count falls beside the grid.
+    grid[0], grid[-1] = low, high
+    return grid
+
+
+def _range(histogram: Histogram) -> tuple[float, float]:
+    """From where to where its bins reach, as the log's format has it."""
+    low, high = histogram.low, histogram.high
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def regridded(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A histogram's counts in other bins: each of its bins is spread evenly over where it lies."""
+    own = np.linspace(*_range(histogram), len(histogram.counts) + 1)
+    below = np.concatenate([[0], np.cumsum(histogram.counts)])
+    return np.diff(np.interp(edges, own, below))

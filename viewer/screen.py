@@ -1,0 +1,126 @@
+"""A figure that a user looks at, on a surface that draws and answers him: window, page or notebook."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+from matplotlib.backend_bases import Event, KeyEvent, MouseEvent
+from matplotlib.figure import Figure
+
+from viewer.live import Reader, Runs, Snapshot
+from viewer.look import Look, View, XAxis
+from viewer.status import notices, title
+from viewer.strip import Strip
+from viewer.views import fill
+
+_VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM}
+
+
+class Screen:
+    """Shows runs in a figure, and follows the user where he looks.
+
+    Keys 1, 2 and 3 choose the view, x the x axis; a click on a row of the layers opens it. Everything here belongs to
+    the one thread that owns the figure.
+
+    Args:
+        figure: The figure, with its canvas.
+        open_runs: Opens the runs for a look.
+        look: What is shown first.
+        titled: Whether the figure's title says how the runs are.
+
+    Attributes:
+        look: What is shown now.
+        snapshots: How the runs are; none before they have been read.
+    """
+
+    def __init__(self, figure: Figure, open_runs: Callable[[Look], Runs], look: Look, titled: bool = True) -> None:
+        self.figure = figure
+        self.look = look
+        self.snapshots: Sequence[Snapshot] = ()
+        self._open_runs = open_runs
+        self._titled = titled
+        self._reader: Reader | None = None
+        self._said = ""
+        self.look_at(look)
+        figure.canvas.mpl_connect("button_press_event", self._click)
+        figure.canvas.mpl_connect("key_press_event", self._key)
+
+    def look_at(self, look: Look) -> None:
+        """Show something else, or in another way; what is read already is not read again."""
+        if self._reader is None or (look.reads, look.run) != (self.look.reads, self.look.run):
+            self.close()
+            self._reader = Reader(self._open_runs(look))
+            self._reader.start()
+        self.look = look
+        self._shown = fill(self.figure, look, self._titled)
+        self._said = ""
+        self.snapshots = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The runs that there are."""
+        return () if self._reader is None else self._reader.runs.names
+
+    def said(self) -> str:
+        """How the runs are, in a line, and what has to be known of them, in further ones."""
+        if self.snapshots:
+            return "\n".join([title(self.snapshots, time.time()), *notices(self.snapshots)])
+        done, there = (0, 0) if self._reader is None else self._reader.read
+        return f"reading: {done / 1e6:,.0f} of {there / 1e6:,.0f} MB" if there else "no run yet: waiting for it"
+
+    def tick(self) -> bool:
+        """Take in what is new; whether the figure has to be drawn.
+
+        Raises:
+            LogError: the run cannot be read.
+        """
+        assert self._reader is not None, "the screen is open"
+        if self._reader.error is not None:
+            raise self._reader.error
+        newest = self._reader.latest
+        fresh = newest is not self.snapshots and bool(newest)
+        self.snapshots = newest
+        said = self.said()
+        # The title speaks of the time since the last row, too.
+        if not fresh and said == self._said:
+            return False
+        self._said = said
+        self.redraw()
+        return True
+
+    def redraw(self) -> None:
+        """Put what is known into the figure again, as after a change of its size."""
+        if self.snapshots:
+            self._shown.update(self.snapshots, time.time())
+        elif self._titled:
+            self.figure.suptitle(self.said())
+
+    def _click(self, event: Event) -> None:
+        toolbar = self.figure.canvas.toolbar
+        if not isinstance(event, MouseEvent) or event.button != 1 or (toolbar is not None and toolbar.mode):
+            return
+        found = self._shown.picked(event.inaxes, event.ydata) if isinstance(self._shown, Strip) else None
+        if found is not None:
+            self._go(found)
+
+    def _key(self, event: Event) -> None:
+        key = event.key if isinstance(event, KeyEvent) else None
+        if key in _VIEW_KEYS:
+            view = _VIEW_KEYS[key]
+            params = [name for snapshot in self.snapshots for name in snapshot.params]
+            param = self.look.param or next(iter(params), "")
+            self._go(dataclasses.replace(self.look, view=view, param=param))
+        elif key == "x":
+            axes = list(XAxis)
+            after = axes[(axes.index(self.look.x) + 1) % len(axes)]
+            self._go(dataclasses.replace(self.look, x=after))
+
+    def _go(self, look: Look) -> None:
+        self.look_at(look)
+        self.figure.canvas.draw_idle()
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader = None

@@ -1,0 +1,76 @@
+"""How a run is, in words, for every surface."""
+
+from collections.abc import Sequence
+
+from tracer.log.run import STATE_WORDS
+from viewer.live import Snapshot
+
+_MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
+_NAME_LENGTH = 28
+
+
+def title(snapshots: Sequence[Snapshot], now: float) -> str:
+    """The line that stands above everything: which runs these are, and how they are.
+
+    Args:
+        snapshots: What is shown.
+        now: Seconds since 1970.
+    """
+    if len(snapshots) == 1:
+        return f"{shortened(snapshots[0].name)}  {words(snapshots[0], now)}"
+    states = [snapshot.state for snapshot in snapshots]
+    counts = [f"{_MARKS[each]} {states.count(each)} {STATE_WORDS[each]}" for each in dict.fromkeys(states)]
+    return f"{len(snapshots)} runs  {' · '.join(counts)}"
+
+
+def words(snapshot: Snapshot, now: float) -> str:
+    """State, last step, speed, age of the last row, and how long it will take."""
+    found = [f"{_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}"]
+    if snapshot.last_step is None:
+        return f"{found[0]} · no step yet"
+    of = f" of {snapshot.total_steps:,}" if snapshot.total_steps else ""
+    found.append(f"step {snapshot.last_step:,}{of}")
+    if snapshot.steps_per_second:
+        speed = snapshot.steps_per_second
+        found.append(f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s")
+    if snapshot.state != "closed" and snapshot.last_time is not None:
+        found.append(f"last row {_ago(now - snapshot.last_time)}")
+    if snapshot.state == "running" and snapshot.total_steps and snapshot.steps_per_second:
+        left = max(0, snapshot.total_steps - 1 - snapshot.last_step)
+        found.append(f"about {duration(left / snapshot.steps_per_second)} left")
+    return " · ".join(found)
+
+
+def notices(snapshots: Sequence[Snapshot]) -> list[str]:
+    """What a user has to know beyond that, a line each: what is damaged, lost, or not there yet."""
+    found = []
+    for snapshot in snapshots:
+        of = "" if len(snapshots) == 1 else f"{shortened(snapshot.name)}: "
+        if not snapshot.complete:
+            found.append(f"{of}the last rows are still to arrive")
+        if snapshot.dropped:
+            found.append(f"{of}{snapshot.dropped:,} rows dropped, which could not be written")
+        found += [f"{of}left out: {problem}" for problem in snapshot.problems]
+    return found
+
+
+def _ago(seconds: float) -> str:
+    # Coarse, so that a figure need not be redrawn every second; a clock that is ahead of ours counts as now.
+    return "just now" if seconds < 10 else f"{duration(seconds)} ago"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest unit, to about a tenth: "40 s", "12 min", "3.5 h", "2.1 days"."""
+    if seconds < 60:
+        return f"{seconds // 10 * 10:.0f} s"
+    for unit, length, below in (("min", 60, 5400), ("h", 3600, 129_600)):
+        if seconds < below:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 86400:.3g} days"
+
+
+def shortened(name: str, length: int = _NAME_LENGTH) -> str:
+    """A name on one line, its middle left out where it is too long."""
+    line = " ".join(name.split())
+    half = length // 2
+    return line if len(line) <= length else f"{line[: half - 1]}…{line[-half:]}"
