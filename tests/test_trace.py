@@ -79,12 +79,13 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3), nn.Linear(2, 2))
     model[2].weight = model[0].weight
     model[0].bias.requires_grad_(False)
-    with tracer.attach(model, tmp_path / "run", every=5, stats="norm", applied=True):
+    with tracer.attach(model, tmp_path / "run", every=5, stats="norm", applied=True, total_steps=9):
         info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["format"] == 1
     assert info["model"] == "Sequential"
     assert info["settings"] == {
-        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None
+        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None,
+        "total_steps": 9,
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}
@@ -220,7 +221,7 @@ def test_a_metric_that_is_no_number_is_named(value: object, words: str, tmp_path
     assert tracer.scan(tmp_path / "run", "metrics").collect().is_empty()
 
 
-@pytest.mark.parametrize("argument", ["every", "histogram_every", "bins"])
+@pytest.mark.parametrize("argument", ["every", "histogram_every", "bins", "total_steps"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
 def test_a_number_that_is_no_positive_integer_is_refused(argument: str, value: Any, tmp_path: Path) -> None:
     """The error names the value, and no folder is made."""

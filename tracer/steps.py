@@ -36,13 +36,14 @@ def running_backward() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is recorded, as ``attach`` was told."""
+    """What is recorded, and for how long, as ``attach`` was told."""
 
     every: int
     measures: Measures
     applied: bool
     bins: int
     histogram_every: int
+    total_steps: int | None
 
     @property
     def quantities(self) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def attach(
     activations: bool | Select | None = False,
     histogram_every: int = 100,
     bins: int = 10,
+    total_steps: int | None = None,
     resume: bool = False,
 ) -> "Trace":
     """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
@@ -96,6 +97,7 @@ def attach(
             the model itself is "".
         histogram_every: Every how many steps to record histograms, where ``stats`` asks for them.
         bins: How many bins they have.
+        total_steps: How many steps the run will have, for the viewer to say how long it still takes.
         resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet.
 
     Raises:
@@ -105,7 +107,10 @@ def attach(
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
-    for name, count in (("every", every), ("histogram_every", histogram_every), ("bins", bins)):
+    counts = {"every": every, "histogram_every": histogram_every, "bins": bins}
+    if total_steps is not None:
+        counts["total_steps"] = total_steps
+    for name, count in counts.items():
         check_count(name, count)
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
@@ -113,7 +118,7 @@ def attach(
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    settings = Settings(every, Measures.of(stats), applied, bins, histogram_every)
+    settings = Settings(every, Measures.of(stats), applied, bins, histogram_every, total_steps)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
@@ -336,6 +341,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
             "applied": settings.applied,
             "histogram_every": settings.histogram_every if settings.measures.histogram else None,
             "bins": settings.bins if settings.measures.histogram else None,
+            "total_steps": settings.total_steps,
         },
         "versions": {
             "python": platform.python_version(),

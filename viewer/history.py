@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.schema import STATISTICS
+from viewer.grid import Grid, Layers
 from viewer.look import SPREAD, Look, View, matching
 
 # About two bins for each pixel of a wide figure.
@@ -70,21 +71,6 @@ def _of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduc
             *(pl.col(f"{name}_high").max() for name in others),
             *(pl.col(f"{of}_nonfinite").min() for of in kinds),
         ),
-    )
-
-
-def _of_layers(statistic: str) -> Reduction:
-    """The largest magnitude of a statistic, for each parameter."""
-    columns = _needed(statistic)
-    largest = pl.max_horizontal(pl.col(column).abs() for column in columns)
-    return Reduction(
-        keys=("param",),
-        prepare=(
-            *map(pl.col, ("param", "step", "time")),
-            pl.when(largest.is_finite()).then(largest).alias("magnitude"),
-            _first_nonfinite(*columns).alias("nonfinite"),
-        ),
-        reduce=(*_LAST, pl.col("magnitude").max(), pl.col("nonfinite").min()),
     )
 
 
@@ -167,6 +153,13 @@ class Bins:
             new = pl.concat([old, new], how="diagonal").group_by(by).agg(*self.reduction.reduce)
         self.frame, self.width, self._steps = new.sort(by), width, steps
 
+    def ends(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Of each bin the last step and its time in seconds since 1970."""
+        if self.frame is None:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        frame = self.frame.group_by("bin").agg(*_LAST).sort("bin")
+        return frame["step"].to_numpy(), np.array(_seconds(frame))
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -217,25 +210,6 @@ class Histogram:
     counts: Sequence[int]
 
 
-@dataclass(frozen=True)
-class Layers:
-    """The largest magnitude of a statistic of every parameter over the run.
-
-    Attributes:
-        params: The parameters, in model order: the rows.
-        first_step: The step with which the first column begins.
-        width: How many steps a column covers.
-        magnitudes: float64 of shape (parameters, columns): NaN where there is none.
-        nonfinite: Likewise, bool: whether there was a NaN or an infinity.
-    """
-
-    params: Sequence[str]
-    first_step: int
-    width: int
-    magnitudes: npt.NDArray[np.float64]
-    nonfinite: npt.NDArray[np.bool_]
-
-
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
     """An exponential moving average without the bias of its beginning, as TensorBoard draws it.
 
@@ -277,8 +251,9 @@ class History:
         self._params = matching(list(params), self._look.params)
         self._statistics = set(STATISTICS)
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
+        self._bins: dict[str, Bins | Grid]
         if self._look.view is View.LAYERS:
-            self._bins = {"extremes": Bins(_of_layers(self._look.statistic), columns)}
+            self._bins = {"extremes": Grid(_needed(self._look.statistic), self._params, columns)}
         elif self._look.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(_of_extremes(self._statistics), capacity),
@@ -314,31 +289,28 @@ class History:
             needed = set(_needed(self._look.statistic))
         elif self._look.view is View.PARAM:
             found = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
-            if found - needed:
+            bins = self._bins["extremes"]
+            if found - needed and isinstance(bins, Bins):
                 self._statistics = needed = needed | found
-                self._bins["extremes"].reduction = _of_extremes(sorted(needed))
+                bins.reduction = _of_extremes(sorted(needed))
         return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed - set(columns))
 
     @property
     def last_step(self) -> int | None:
         """The last step of any row; None before the first row."""
-        return max((int(frame["step"].max()) for frame in self._frames()), default=None)  # type: ignore[arg-type]
+        return max((int(max(steps)) for steps, _ in self._ends()), default=None)
 
     @property
     def last_time(self) -> float | None:
         """When the newest row was made, in seconds since 1970; None before the first row."""
-        return max((max(_seconds(frame)) for frame in self._frames()), default=None)
+        return max((float(max(seconds)) for _, seconds in self._ends()), default=None)
 
-    def _frames(self) -> list[pl.DataFrame]:
-        return [bins.frame for bins in self._bins.values() if bins.frame is not None]
+    def _ends(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+        return [ends for bins in self._bins.values() if len((ends := bins.ends())[0])]
 
     def steps_per_second(self) -> float | None:
         """The speed over the last minute, or over the last two bins where these take longer; None where unknown."""
-        frame = self._bins["extremes"].frame
-        if frame is None:
-            return None
-        by_bin = frame.group_by("bin").agg(*_LAST).sort("bin")
-        steps, seconds = by_bin["step"].to_numpy(), np.array(_seconds(by_bin))
+        steps, seconds = self._bins["extremes"].ends()
         if len(steps) < 2:
             return None
         begin = min(int(np.searchsorted(seconds, seconds[-1] - _SPEED_SECONDS)), len(steps) - 2)
@@ -353,12 +325,13 @@ class History:
         return [_curve(str(name), bins) for (name,), bins in sorted(frame.group_by("name", maintain_order=True))]
 
     def _frame(self, table: str) -> pl.DataFrame | None:
-        return self._bins[table].frame if table in self._bins else None
+        bins = self._bins.get(table)
+        return bins.frame if isinstance(bins, Bins) else None
 
     def extremes(self) -> Extremes | None:
         """The extremes of all parameters, or of the one that is shown; None before their first row."""
         frame = self._frame("extremes")
-        if frame is None or self._look.view is View.LAYERS:
+        if frame is None:
             return None
         inner = None
         if "rank" in frame.columns:
@@ -393,20 +366,8 @@ class History:
 
     def layers(self) -> Layers | None:
         """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
-        frame = self._frame("extremes")
-        if frame is None or self._look.view is not View.LAYERS:
-            return None
-        width = self._bins["extremes"].width
-        # Those that came later stand behind those that run.json names.
-        params = list(dict.fromkeys([*self._params, *frame["param"].unique(maintain_order=True)]))
-        index_of = {name: index for index, name in enumerate(params)}
-        columns = (frame["bin"] - frame["bin"].min()).to_numpy()
-        rows = np.array([index_of[name] for name in frame["param"]])
-        shape = len(params), int(columns.max()) + 1
-        magnitudes, nonfinite = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
-        magnitudes[rows, columns] = frame["magnitude"].fill_null(float("nan")).to_numpy()
-        nonfinite[rows, columns] = frame["nonfinite"].is_not_null().to_numpy()
-        return Layers(params, int(frame["bin"][0]) * width, width, magnitudes, nonfinite)
+        grid = self._bins["extremes"]
+        return grid.layers() if isinstance(grid, Grid) else None
 
 
 def _seconds(frame: pl.DataFrame) -> list[float]:

@@ -24,7 +24,8 @@ from tracer.log.run import (
     state,
 )
 from viewer.follow import Follower, Waker
-from viewer.history import Curve, Extremes, Histogram, History, Layers
+from viewer.grid import Layers
+from viewer.history import Curve, Extremes, Histogram, History
 from viewer.look import Look, View, matching
 
 # Covers file systems that give no events, and notices that a run stopped without closing.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from viewer.history import Layers
+from viewer.grid import Layers
 from viewer.live import Snapshot
 from viewer.look import Look, View
 from viewer.marks import begin, dress, entitle, theme
