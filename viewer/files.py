@@ -52,8 +52,10 @@ def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
         if snapshots is not None:
             file.write(snapshots)
             shown = snapshots
-        if shown and all(snapshot.state == "closed" for snapshot in shown):
+        if shown and not runs.awaited and all(snapshot.state == "closed" for snapshot in shown):
             give_up = give_up or time.monotonic() + _LATE_SECONDS
             if all(snapshot.complete for snapshot in shown) or time.monotonic() > give_up:
                 return shown
+        else:
+            give_up = None
         runs.wait()

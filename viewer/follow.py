@@ -41,7 +41,10 @@ class Waker(FileSystemEventHandler):
     def watch(self, folders: Iterable[Path]) -> None:
         """Watch those of these folders that exist and are not watched yet."""
         for folder in folders:
-            if self._events and folder not in self._watched and folder.is_dir():
+            if not folder.is_dir():
+                # One of the same name that comes later needs a watch of its own.
+                self.forget([folder])
+            elif self._events and folder not in self._watched:
                 try:
                     if self._observer is None:
                         # Already the constructor may start a thread, and fail where the inotify table is full.
@@ -82,6 +85,16 @@ class Waker(FileSystemEventHandler):
         self._watched.clear()
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # What is wrong with it is found when it is read.
+        return 0
+
+
 def _batches(parts: list[Part], sizes: Mapping[Path, int]) -> Iterator[list[Part]]:
     """The parts in pieces of some size: more rows at once would take more memory, and show no progress."""
     batch: list[Part] = []
@@ -120,30 +133,30 @@ class Follower:
         Returns:
             Whether there were any.
         """
-        return with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))
+        before = len(self._seen)
+        with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))
+        return len(self._seen) > before
 
     def _give(
         self,
         listed: list[Part],
         take: Callable[[pl.LazyFrame], None],
         progress: Callable[[int, int], None] | None,
-    ) -> bool:
+    ) -> None:
         # Looked at anew each time: what could not be read may be readable now.
         self.problems = {}
         new = [part for part in listed if part.path not in self._given]
-        sizes = {part.path: part.path.stat().st_size for part in new}
-        any_rows, done = False, 0
+        sizes = {part.path: _size(part.path) for part in new}
+        done = 0
         for parts in _batches(new, sizes):
             frame, numbers = self._unseen(parts)
             if frame is not None:
                 take(frame)
-                any_rows = True
             self._seen |= numbers
             self._given.update(part.path for part in parts if part.path not in self.problems)
             done += sum(sizes[part.path] for part in parts)
             if progress is not None:
                 progress(done, sum(sizes.values()))
-        return any_rows
 
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""

@@ -313,7 +313,10 @@ class History:
         steps, seconds = self._bins["extremes"].ends()
         if len(steps) < 2:
             return None
-        begin = min(int(np.searchsorted(seconds, seconds[-1] - _SPEED_SECONDS)), len(steps) - 2)
+        ages = seconds[-1] - seconds
+        # Before a clock was set back, times say nothing about the speed.
+        beyond = np.flatnonzero((ages < 0) | (ages > _SPEED_SECONDS))
+        begin = min(int(beyond[-1]) + 1 if len(beyond) else 0, len(steps) - 2)
         elapsed = seconds[-1] - seconds[begin]
         return float((steps[-1] - steps[begin]) / elapsed) if elapsed > 0 else None
 

@@ -81,10 +81,14 @@ class Live:
         look: What snapshots are to show; nothing else is read.
         name: What it is called; without it, as its folder.
         waker: Woken by what is published; without it, one of its own.
+
+    Attributes:
+        folders: Those that have to be watched while the run goes on.
     """
 
     def __init__(self, path: Path, look: Look | None = None, name: str = "", waker: Waker | None = None) -> None:
         self.path = path
+        self.folders = [path, *(path / table for table in ("extremes", "metrics", "histograms"))]
         self._look = look or Look()
         self._name = name
         self._waker = waker or Waker()
@@ -93,15 +97,12 @@ class Live:
 
     def _begin(self) -> None:
         # A folder that was deleted gives no events any more, although one of the same name exists.
-        self._waker.forget(self._folders())
+        self._waker.forget(self.folders)
         self._shown: Snapshot | None = None
         names = [str(param["name"]) for param in self._run.info["params"]] if self._run is not None else []
         self._params = tuple(names), tuple(matching(names, self._look.params))
         self._history = History(self._look, names)
         self._followers = {table: Follower(self.path, table) for table in self._history.tables}
-
-    def _folders(self) -> list[Path]:
-        return [self.path, *(self.path / table for table in ("extremes", "metrics", "histograms"))]
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
         """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
@@ -111,13 +112,21 @@ class Live:
         """
         if not holds_run(self.path):
             return None
-        run = open_run(self.path)
+        try:
+            run = open_run(self.path)
+        except LogError:
+            # It may have been deleted at this moment.
+            if not holds_run(self.path):
+                return None
+            raise
         if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):
             self._run = run
             self._begin()
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         now = state(self.path)
-        self._waker.watch(self._folders())
+        # Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
+        ended = now == "closed" or (now == "stopped" and bool(ranks(self.path)))
+        (self._waker.forget if ended else self._waker.watch)(self.folders)
         new = []
         try:
             for table, follower in self._followers.items():
@@ -213,6 +222,8 @@ class Runs:
         if self.look.view is not View.OVERVIEW:
             wanted = sorted(wanted, key=lambda key: _began(key[1]))[-1:]
         changed = self._lives.keys() != set(wanted)
+        for key in self._lives.keys() - set(wanted):
+            self._waker.forget(self._lives[key].folders)
         self._lives = {key: self._lives.get(key) or Live(key[1], self.look, key[0], self._waker) for key in wanted}
         self._shown = {key: self._shown[key] for key in wanted if key in self._shown}
         for key, live in self._lives.items():
@@ -226,15 +237,21 @@ class Runs:
             if snapshot is not None:
                 self._shown[key] = snapshot
                 changed = True
-        self._waker.watch(path for path in self.paths if path.is_dir())
-        return tuple(self._shown.values()) if changed and self._shown else None
+        self._waker.watch(path for path in self.paths if not holds_run(path))
+        # In the order of the runs, so that each keeps its colour, whichever was there first.
+        return tuple(self._shown[key] for key in wanted if key in self._shown) if changed and self._shown else None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a run that was asked for has not begun."""
+        return any(not holds_run(path) for _, path in self._found())
 
     def _found(self) -> list[tuple[str, Path]]:
         """Names and folders of the runs there are, and of what may become one, in the order of their beginning."""
         found: dict[Path, None] = {}
         for path in self.paths:
             inside = [] if holds_run(path) else [file.parent for file in path.glob("*/run.json")]
-            found |= dict.fromkeys(sorted(inside, key=_began) or [path])
+            found |= dict.fromkeys(sorted(sorted(inside), key=_began) or [path])
         chosen = set(matching([path.resolve().name for path in found], self._only))
         found = {path: None for path in found if path.resolve().name in chosen}
         names = Counter(path.resolve().name for path in found)

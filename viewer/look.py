@@ -1,5 +1,6 @@
 """What a user wants to see of his runs, and how: the same for every surface, and what a page's address carries."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -44,7 +45,8 @@ class Look:
         params: A regular expression (Rust's syntax): only parameters in whose name it is found; "" for all.
         param: The parameter that ``View.PARAM`` shows.
         statistic: What the layers show: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
-        rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart, or one rank's number.
+        rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart in the overview, or one rank's
+            number.
         metrics: Further metrics in the overview.
         smoothing: How much a metric's curve is smoothed there, as in ``history.smoothed``; extremes never are.
         x: The x axis of curves.
@@ -72,6 +74,8 @@ class Look:
             raise ValueError(f"there is no rank {self.rank!r}: give {MERGED}, {SPREAD}, or a rank's number")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
+        if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
+            raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
         try:
             matching([], self.params)
         except pl.exceptions.ComputeError as error:
@@ -81,12 +85,10 @@ class Look:
     @property
     def reads(self) -> tuple[str, ...]:
         """What of a run has to be read: where two looks agree in this, they can be drawn from the same history."""
-        wanted = {
-            View.OVERVIEW: (self.params,),
-            View.LAYERS: (self.params, self.statistic),
-            View.PARAM: (self.param,),
-        }
-        return self.view, self.rank, *wanted[self.view]
+        only = {View.OVERVIEW: "", View.LAYERS: self.statistic, View.PARAM: self.param}[self.view]
+        # Only the overview shows how far ranks are apart.
+        rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
+        return self.view, rank, self.params, only
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

@@ -37,7 +37,8 @@ def words(snapshot: Snapshot, now: float) -> str:
         found.append(f"last row {_ago(now - snapshot.last_time)}")
     if snapshot.state == "running" and snapshot.total_steps and snapshot.steps_per_second:
         left = max(0, snapshot.total_steps - 1 - snapshot.last_step)
-        found.append(f"about {duration(left / snapshot.steps_per_second)} left")
+        if left:
+            found.append(f"about {duration(max(10, left / snapshot.steps_per_second))} left")
     return " · ".join(found)
 
 
@@ -66,7 +67,8 @@ def duration(seconds: float) -> str:
     for unit, length, below in (("min", 60, 5400), ("h", 3600, 129_600)):
         if seconds < below:
             return f"{seconds / length:.2g} {unit}"
-    return f"{seconds / 86400:.3g} days"
+    days = seconds / 86_400
+    return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
 
 
 def shortened(name: str, length: int = _NAME_LENGTH) -> str:
