@@ -1,6 +1,8 @@
 """The follower: whatever happens to a log's parts meanwhile, each row is given once, and only what is new is read."""
 
+import contextlib
 import itertools
+import os
 import shutil
 import tempfile
 import threading
@@ -52,19 +54,19 @@ class Log:
 
 
 class Seen:
-    """Collects what a follower gives; before the first reading of each call, ``between`` happens to the log."""
+    """Collects what a follower gives; in each call, before the batch ``at`` is read, ``between`` happens to the log."""
 
     def __init__(self, log: Log) -> None:
         self.rows: Rows = []
         self.follower = Follower(log.path, "metrics")
 
-    def read(self, between: Callable[[], None] = lambda: None) -> bool:
+    def read(self, between: Callable[[], None] = lambda: None, at: int = 0) -> bool:
         """One call of ``give``."""
-        pending = [between]
+        pending = [*[lambda: None] * at, between]
 
         def take(frame: pl.LazyFrame) -> None:
-            while pending:
-                pending.pop()()
+            if pending:
+                pending.pop(0)()
             self.rows += frame.select("rank", "value").collect().rows()
 
         return self.follower.give(take)
@@ -76,7 +78,7 @@ def log(tmp_path: Path) -> Log:
     return Log(tmp_path)
 
 
-ACTIONS = {
+ACTIONS: dict[str, Callable[[Log, Seen, int], object]] = {
     "publish": lambda log, seen, rank: log.publish(rank),
     "publish three rows": lambda log, seen, rank: log.publish(rank, 3),
     "merge": lambda log, seen, rank: log.merge(rank),
@@ -84,14 +86,36 @@ ACTIONS = {
     "give": lambda log, seen, rank: seen.read(),
     "publish between listing and reading": lambda log, seen, rank: seen.read(lambda: log.publish(rank)),
     "merge between listing and reading": lambda log, seen, rank: seen.read(lambda: log.merge(rank)),
+    "merge between two batches": lambda log, seen, rank: seen.read(lambda: log.merge(rank), at=1),
+    "publish between two batches": lambda log, seen, rank: seen.read(lambda: log.publish(rank), at=1),
+    "fail at the first batch": lambda log, seen, rank: failing(seen, at=0),
+    "fail at the second batch": lambda log, seen, rank: failing(seen, at=1),
 }
+# One part in each batch, about two, and all in one.
+BATCHES = (1, 3000, 32_000_000)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.sampled_from(RANKS)), max_size=14))
-def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(actions: list[tuple[str, int]]) -> None:
-    """Publishing, merging, dying and reading in any order give each rank's rows once, in publishing order."""
-    with tempfile.TemporaryDirectory() as folder:
+def failing(seen: Seen, at: int) -> None:
+    """One call of ``give`` in which taking a batch fails, if there are so many."""
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    with contextlib.suppress(RuntimeError):
+        seen.read(fail, at)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(ACTIONS)), st.sampled_from(RANKS)), max_size=14),
+    st.sampled_from(BATCHES),
+)
+def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(
+    actions: list[tuple[str, int]], batch: int
+) -> None:
+    """Publishing, merging, dying, failing and reading in any order give each rank's rows once, in publishing order."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("viewer.follow._BATCH_BYTES", batch)
         log = Log(Path(folder))
         seen = Seen(log)
         for action, rank in actions:
@@ -102,8 +126,12 @@ def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(a
         assert not seen.follower.problems
 
 
-def test_each_row_is_given_once_while_another_thread_publishes_and_merges(log: Log) -> None:
+@pytest.mark.parametrize("batch", BATCHES)
+def test_each_row_is_given_once_while_another_thread_publishes_and_merges(
+    log: Log, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
     """A reader at full speed beside a writer at full speed sees every row once, and nothing as damaged."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", batch)
     seen = Seen(log)
 
     def write() -> None:
@@ -191,3 +219,81 @@ def test_a_missing_table_gives_nothing(tmp_path: Path) -> None:
     follower = Follower(tmp_path / "nowhere", "extremes")
     assert not follower.give(lambda frame: pytest.fail("nothing was published"))
     assert not Follower(new_run(tmp_path / "run"), "extremes").give(lambda frame: pytest.fail("nothing was published"))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_progress_is_told_after_each_batch(log: Log, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Who waits for a long log hears how many bytes were read, until it is all that there are to be read."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", batch)
+    for _ in range(6):
+        log.publish(0)
+    sizes = [part.path.stat().st_size for part in list_parts(log.path, "metrics")]
+    told: list[tuple[int, int]] = []
+    follower = Follower(log.path, "metrics")
+    follower.give(lambda frame: None, lambda *bytes_read: told.append(bytes_read))
+    assert told[-1] == (sum(sizes), sum(sizes))
+    if batch == 1:
+        assert told == [(sum(sizes[: place + 1]), sum(sizes)) for place in range(6)]
+    told.clear()
+    log.publish(0)
+    follower.give(lambda frame: None, lambda *bytes_read: told.append(bytes_read))
+    assert told == [(log.last_part(0).stat().st_size,) * 2]
+
+
+def test_a_batch_has_many_parts_at_once(log: Log) -> None:
+    """Small parts are read together, and not one by one."""
+    for rank in RANKS:
+        log.publish(rank)
+        log.publish(rank)
+    frames: list[int] = []
+    Follower(log.path, "metrics").give(lambda frame: frames.append(len(frame.collect())))
+    assert frames == [4]
+
+
+def test_what_was_given_before_parts_were_gone_counts_as_new(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a later batch's parts are gone, and nothing else replaced them, the call still says that rows came."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    log.publish(0)
+    log.publish(0)
+    seen = Seen(log)
+    gone = log.last_part(0)
+    assert seen.read(gone.unlink, at=1)
+    assert seen.rows == log.published[:1]
+    assert not seen.read()
+
+
+def test_a_part_whose_size_cannot_be_told_is_named(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file handle that a network disk has lost costs the rows of one part, which is read once it can be."""
+    log.publish(0)
+    log.publish(0)
+    lost, stat = log.last_part(0), Path.stat
+
+    def refuse(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path == lost:
+            raise OSError(116, "Stale file handle")
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    seen = Seen(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refuse)
+        assert seen.read()
+    assert seen.rows == log.published[:1]
+    assert list(seen.follower.problems) == [lost]
+    assert "Stale file handle" in seen.follower.problems[lost]
+    assert seen.read()
+    assert seen.rows == log.published
+    assert not seen.follower.problems
+
+
+def test_a_merged_part_is_read_in_one_batch_with_what_is_new_of_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large merged part, of which most was given, gives the rest once, however small batches are."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    seen = Seen(log)
+    for _ in range(5):
+        log.publish(0)
+        seen.read()
+    log.publish(0, 3)
+    log.merge(0)
+    assert seen.read()
+    assert not seen.read()
+    assert seen.rows == log.published

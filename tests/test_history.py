@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -34,9 +35,9 @@ def lazy(table: object) -> pl.LazyFrame:
     return pl.DataFrame(pl.from_arrow(table)).lazy()
 
 
-def times(steps: Sequence[int]) -> pl.Series:
+def times(steps: npt.ArrayLike) -> pl.Series:
     """When each step was made, as the log has it: a second each."""
-    return (pl.Series(steps, dtype=pl.Int64) * 1_000_000).cast(pl.Datetime("us", "UTC"))
+    return (pl.Series(np.asarray(steps)) * 1_000_000).cast(pl.Datetime("us", "UTC"))
 
 
 def finite(numbers: Iterable[float | None]) -> list[float]:

@@ -1,19 +1,30 @@
 """A run followed from before it exists to after it has ended, in this process."""
 
-import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.logs import (
+    age_heartbeat,
+    close_run,
+    extremes,
+    flip_bit,
+    histograms,
+    metrics,
+    new_run,
+    publish_next,
+)
 from tests.viewing import shown
 from tests.waiting import wait_until
 from tracer.log.parts import list_parts, merge
-from tracer.log.run import HEARTBEAT_STALE_SECONDS, LogError
-from viewer.live import Live, Reader, Snapshot
+from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
+from viewer.live import Live, Snapshot
+from viewer.look import Look, View
 
 
 @pytest.fixture
@@ -36,11 +47,17 @@ def woken_by(live: Live, action: Callable[[], object]) -> None:
         waiter.join()
 
 
+def without_a_row(run: Path) -> Snapshot:
+    """A running run of which nothing is known but what run.json says."""
+    started = datetime.fromisoformat(open_run(run).info["started"]).timestamp()
+    return Snapshot("run", "running", None, started=started, ranks=(0,), params=("weight",), params_there=("weight",))
+
+
 def test_a_run_is_shown_from_before_it_exists_until_it_is_closed(live: Live) -> None:
     """Each change of the run makes one snapshot with all that is known by then; without a change there is none."""
     assert live.refresh() is None
     run = new_run(live.path)
-    assert shown(live) == Snapshot("run", "running", None)
+    assert shown(live) == without_a_row(run)
     assert live.refresh() is None
     publish_next(run, "extremes", extremes([0, 1]))
     publish_next(run, "metrics", metrics([1], [0.5]))
@@ -70,8 +87,8 @@ def test_a_run_that_replaces_another_starts_a_new_history(live: Live) -> None:
     assert shown(live).last_step == 5
     shutil.rmtree(live.path)
     assert live.refresh() is None
-    new_run(live.path)
-    assert shown(live) == Snapshot("run", "running", None)
+    run = new_run(live.path)
+    assert shown(live) == without_a_row(run)
     publish_next(live.path, "metrics", metrics([0], [0.5], "new_loss"))
     snapshot = shown(live)
     assert (snapshot.last_step, [curve.name for curve in snapshot.curves]) == (0, ["new_loss"])
@@ -158,28 +175,172 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
     assert shown(live).last_step == 7
 
 
-def test_a_reader_shows_what_comes_and_ends_when_asked(live: Live) -> None:
-    """The reading thread keeps the newest snapshot, wakes by itself, and is gone after ``stop``."""
+def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
+    """A snapshot has times, speed, ranks, parameters and how long the run will be, and at its end what was dropped."""
+    run = new_run(live.path, ["a.weight", "a.bias"], settings={"total_steps": 50})
+    publish_next(run, "extremes", extremes(range(5), ["a.weight", "a.bias"]))
+    publish_next(run, "metrics", metrics([9], [1.0]))
+    beat(run, 3)
+    snapshot = shown(live)
+    began = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert abs(snapshot.started - time.time()) < 600
+    assert (snapshot.last_step, snapshot.last_time, snapshot.steps_per_second) == (9, began + 9, 1.0)
+    assert (snapshot.total_steps, snapshot.ranks, snapshot.dropped) == (50, (0, 3), 0)
+    assert snapshot.params == snapshot.params_there == ("a.weight", "a.bias")
+    close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 5, "metrics": 1}})
+    close_rank(run, 3, {"last_step": 9, "rows_dropped": {"extremes": 30}})
+    closed = shown(live)
+    assert (closed.state, closed.dropped) == ("closed", 36)
+
+
+def test_a_run_of_an_older_tracer_has_no_length(live: Live) -> None:
+    """Where run.json says nothing of it, how many steps there will be is unknown, and nothing dropped is nothing."""
     run = new_run(live.path)
-    reader = Reader(live)
-    reader.start()
+    close_rank(run, 0, {"last_step": 0})
+    snapshot = shown(live)
+    assert (snapshot.total_steps, snapshot.dropped, snapshot.complete) == (None, 0, True)
+
+
+def look_at(path: Path, look: Look) -> Snapshot:
+    """A run's snapshot for a look."""
+    live = Live(path, look)
     try:
-        wait_until(lambda: reader.latest is not None)
-        publish_next(run, "extremes", extremes([3]))
-        wait_until(lambda: reader.latest is not None and reader.latest.last_step == 3)
+        return shown(live)
     finally:
-        reader.stop()
-    assert not reader.is_alive()
-    assert reader.error is None
+        live.close()
 
 
-def test_a_reader_keeps_the_error_that_ended_it(live: Live) -> None:
-    """A run of a newer format ends the reading, and the surface can say why."""
+def test_only_matching_parameters_are_shown_of_those_there(tmp_path: Path) -> None:
+    """The parameters that the expression picks stand beside all that there are, in model order."""
+    run = new_run(tmp_path / "run", ["z.bias", "a.weight", "a.bias"])
+    publish_next(run, "extremes", extremes([0], ["z.bias", "a.weight", "a.bias"]))
+    snapshot = look_at(run, Look(View.LAYERS, params="bias"))
+    assert (snapshot.params, snapshot.params_there) == (("z.bias", "a.bias"), ("z.bias", "a.weight", "a.bias"))
+    assert snapshot.layers is not None
+    assert list(snapshot.layers.params) == ["z.bias", "a.bias"]
+    assert snapshot.extremes is None
+
+
+def test_a_parameter_is_shown_with_its_histograms(tmp_path: Path) -> None:
+    """The view of a parameter reads extremes and histograms, as they are published."""
+    live = Live(new_run(tmp_path / "run"), Look(View.PARAM, param="weight"))
+    try:
+        publish_next(live.path, "extremes", extremes([0, 1]))
+        publish_next(live.path, "metrics", metrics([5], [1.0]))
+        first = shown(live)
+        assert (first.last_step, dict(first.histograms), first.curves) == (1, {}, ())
+        publish_next(live.path, "histograms", histograms([1]))
+        (histogram,) = shown(live).histograms["grad"]
+        assert (histogram.step, histogram.low, histogram.high, histogram.counts) == (1, -2.0, 2.0, [1, 0, 3])
+    finally:
+        live.close()
+
+
+def test_a_run_without_a_folder_of_histograms_shows_the_parameter(tmp_path: Path) -> None:
+    """A run that was not asked for histograms has no folder of them: the rest is shown, and it can be complete."""
+    run = new_run(tmp_path / "run")
+    (run / "histograms").rmdir()
+    publish_next(run, "extremes", extremes([0]))
+    close_rank(run, 0, {"last_step": 0, "published": {"extremes": 1, "metrics": 7}})
+    snapshot = look_at(run, Look(View.PARAM, param="weight"))
+    assert (snapshot.state, snapshot.complete, dict(snapshot.histograms)) == ("closed", True, {})
+
+
+def test_a_folder_of_histograms_that_comes_later_wakes_the_viewer(tmp_path: Path) -> None:
+    """A run resumed with histograms is followed there, too."""
+    run = new_run(tmp_path / "run")
+    (run / "histograms").rmdir()
+    live = Live(run, Look(View.PARAM, param="weight"))
+    try:
+        shown(live)
+        (run / "histograms").mkdir()
+        live.refresh()
+        live.wait(0)
+        woken_by(live, lambda: publish_next(run, "histograms", histograms([4])))
+        assert shown(live).last_step == 4
+    finally:
+        live.close()
+
+
+@pytest.mark.parametrize("end", [close_run, lambda run: age_heartbeat(run, 60)], ids=["closed", "stopped"])
+def test_a_run_that_has_ended_costs_no_thread_and_may_go_on(live: Live, end: Callable[[Path], None]) -> None:
+    """Nothing is watched of a run that is over; one that is resumed is, again."""
+    before = threading.active_count()
     run = new_run(live.path)
-    info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(info | {"format": 99}))
-    reader = Reader(live)
-    reader.start()
-    reader.join()
-    assert isinstance(reader.error, LogError)
-    assert "upgrade" in str(reader.error)
+    live.refresh()
+    watched = threading.active_count()
+    assert watched > before
+    end(run)
+    live.refresh()
+    # One thread reads the events of all folders.
+    assert threading.active_count() <= before + 2
+    (run / "closed-r00000.json").unlink(missing_ok=True)
+    beat(run, 0)
+    assert shown(live).state == "running"
+    live.wait(0)
+    woken_by(live, lambda: publish_next(run, "extremes", extremes([0])))
+
+
+def test_a_run_that_was_begun_but_not_yet_written_is_watched(live: Live) -> None:
+    """Between run.json and the first heartbeat, events are waited for."""
+    run = new_run(live.path)
+    (run / "heartbeat-r00000").unlink()
+    live.refresh()
+    live.wait(0)
+    woken_by(live, lambda: beat(run, 0))
+
+
+def test_a_run_that_is_deleted_while_it_is_opened_is_waited_for(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that vanishes between two looks at it is no error."""
+    run = new_run(live.path)
+
+    def deleted_before(path: Path) -> object:
+        shutil.rmtree(run, ignore_errors=True)
+        return open_run(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("viewer.live.open_run", deleted_before)
+        assert live.refresh() is None
+    new_run(live.path)
+    assert shown(live).state == "running"
+
+
+def test_deleting_and_recreating_at_full_speed_ends_nothing(live: Live) -> None:
+    """Beside a process that deletes the run and begins it anew all the time, refreshing raises nothing."""
+
+    def write() -> None:
+        for number in range(25):
+            run = new_run(live.path, run_id=str(number))
+            publish_next(run, "extremes", extremes([number]))
+            publish_next(run, "metrics", metrics([number], [1.0]))
+            close_run(run)
+            if number < 24:
+                shutil.rmtree(run)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen: list[Snapshot | None] = []
+    while writer.is_alive():
+        seen.append(live.refresh())
+    writer.join()
+    seen.append(live.refresh())
+    last = [each for each in seen if each is not None][-1]
+    assert (last.state, last.last_step) == ("closed", 24)
+    assert last.extremes is not None
+    assert list(last.extremes.step) == [24]
+
+
+def test_a_snapshot_does_not_change_while_the_run_goes_on(live: Live) -> None:
+    """What was shown before new rows came is as it was, whatever was read since."""
+    run = new_run(live.path)
+    publish_next(run, "extremes", extremes([0]))
+    for look in (Look(), Look(View.LAYERS), Look(View.PARAM, param="weight")):
+        other = Live(run, look)
+        try:
+            before = shown(other)
+            kept = repr(before)
+            publish_next(run, "extremes", extremes([7], values={"grad_max": [99.0]}))
+            shown(other)
+            assert repr(before) == kept
+        finally:
+            other.close()

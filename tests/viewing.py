@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.waiting import wait_until
-from viewer.live import Live, Snapshot
+from viewer.live import Live, Runs, Snapshot
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
 VIEWER = ("-m", "viewer")
@@ -78,3 +78,10 @@ def shown(live: Live) -> Snapshot:
     snapshot = live.refresh()
     assert snapshot is not None
     return snapshot
+
+
+def all_shown(runs: Runs) -> tuple[Snapshot, ...]:
+    """The snapshots of a refresh that has something to show."""
+    snapshots = runs.refresh()
+    assert snapshots is not None
+    return snapshots

@@ -1,0 +1,505 @@
+"""Several runs followed at once, as they come and go, and the thread that reads them for a surface."""
+
+import itertools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.logs import close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
+from tests.viewing import all_shown
+from tests.waiting import wait_until
+from tracer.log.run import LogError
+from viewer.live import Reader, Runs, Snapshot
+from viewer.look import Look, View
+
+Opening = Callable[..., Runs]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opening]:
+    """Opens runs, which are closed at the end of the test."""
+    every: list[Runs] = []
+
+    def open_runs(*paths: Path, look: Look | None = None, only: str = "", poll_seconds: float | None = None) -> Runs:
+        every.append(Runs(paths, look, only, poll_seconds))
+        return every[-1]
+
+    yield open_runs
+    for runs in every:
+        runs.close()
+
+
+def run_with(path: Path, last_step: int) -> Path:
+    """A run with extremes of steps from 0 to this one."""
+    run = new_run(path)
+    publish_next(run, "extremes", extremes(range(last_step + 1)))
+    return run
+
+
+def later(run: Path, than: Path) -> None:
+    """Let a run have begun after another."""
+    then = (than / "run.json").stat().st_mtime + 10
+    os.utime(run / "run.json", (then, then))
+
+
+def steps(snapshots: Sequence[Snapshot]) -> dict[str, int | None]:
+    """The names and the last steps, in order."""
+    return {snapshot.name: snapshot.last_step for snapshot in snapshots}
+
+
+def make_unreadable(run: Path, how: str) -> None:
+    """Let a run be of a newer format, or broken."""
+    file = run / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}) if how == "newer" else '{"format": 1')
+
+
+def in_step_order(folder: Path, *names: str) -> list[Path]:
+    """Runs of these names, each begun after the one before, with as many steps as its place says."""
+    runs = [run_with(folder / name, place) for place, name in enumerate(names)]
+    for before, after in itertools.pairwise(runs):
+        later(after, before)
+    return runs
+
+
+def test_a_folder_stands_for_the_runs_in_it_in_the_order_of_their_beginning(opened: Opening, tmp_path: Path) -> None:
+    """Each run in the folder is shown by its name; what else is in the folder is not."""
+    in_step_order(tmp_path, "b", "a", "c")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    runs = opened(tmp_path)
+    assert list(steps(all_shown(runs)).items()) == [("b", 0), ("a", 1), ("c", 2)]
+    assert runs.names == ("b", "a", "c")
+    assert runs.refresh() is None
+
+
+def test_runs_that_are_named_stand_in_the_order_of_their_naming(opened: Opening, tmp_path: Path) -> None:
+    """Runs and folders of runs may be named together; a run named twice is shown once."""
+    in_step_order(tmp_path / "runs", "a", "b")
+    single = run_with(tmp_path / "single", 7)
+    runs = opened(single, tmp_path / "runs", tmp_path / "runs" / "b")
+    assert list(steps(all_shown(runs)).items()) == [("single", 7), ("a", 0), ("b", 1)]
+
+
+def test_runs_appear_and_disappear(opened: Opening, tmp_path: Path) -> None:
+    """A run that begins in the folder is shown beside the others, and one that is deleted is not any more."""
+    (first,) = in_step_order(tmp_path, "first")
+    runs = opened(tmp_path)
+    assert steps(all_shown(runs)) == {"first": 0}
+    second = run_with(tmp_path / "second", 5)
+    later(second, first)
+    assert steps(all_shown(runs)) == {"first": 0, "second": 5}
+    assert runs.refresh() is None
+    publish_next(first, "extremes", extremes([1]))
+    assert steps(all_shown(runs)) == {"first": 1, "second": 5}
+    shutil.rmtree(first)
+    assert steps(all_shown(runs)) == {"second": 5}
+    assert runs.names == ("second",)
+    assert runs.refresh() is None
+
+
+def test_a_run_that_comes_late_does_not_change_the_order_of_the_others_twice(opened: Opening, tmp_path: Path) -> None:
+    """Runs keep their order, by which they have their colours, from the first time that all are shown."""
+    first, second = tmp_path / "first", run_with(tmp_path / "second", 0)
+    runs = opened(first, second)
+    assert list(steps(all_shown(runs))) == ["second"]
+    run_with(first, 3)
+    assert list(steps(all_shown(runs))) == ["first", "second"]
+    publish_next(second, "extremes", extremes([1]))
+    assert list(steps(all_shown(runs))) == ["first", "second"]
+
+
+def test_only_runs_whose_name_matches_are_shown(opened: Opening, tmp_path: Path) -> None:
+    """The expression is found in the folder's own name, not in its parents', and counts for named runs, too."""
+    in_step_order(tmp_path / "resnet", "lr-0.1", "lr-0.01", "resnet18")
+    runs = opened(tmp_path / "resnet", only="resnet|0.01$")
+    assert list(steps(all_shown(runs))) == ["lr-0.01", "resnet18"]
+    assert runs.names == ("lr-0.01", "resnet18")
+    none = opened(tmp_path / "resnet" / "lr-0.1", only="resnet")
+    assert none.refresh() is None
+    assert none.names == ()
+    run_with(tmp_path / "resnet" / "new-resnet", 9)
+    assert "new-resnet" in steps(all_shown(runs))
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_paths(opened: Opening, tmp_path: Path) -> None:
+    """Folders of one name in different parents have their paths as names, and others keep theirs."""
+    for place, name in enumerate(("x/run", "y/run", "y/other")):
+        run_with(tmp_path / name, place)
+    runs = opened(tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "y" / "other")
+    assert steps(all_shown(runs)) == {str(tmp_path / "x" / "run"): 0, str(tmp_path / "y" / "run"): 1, "other": 2}
+
+
+def test_a_run_gets_its_path_as_name_once_another_of_its_name_comes(opened: Opening, tmp_path: Path) -> None:
+    """Names stay unique while runs come, and none of them loses its rows."""
+    run_with(tmp_path / "x" / "run", 3)
+    runs = opened(tmp_path / "x", tmp_path / "y")
+    assert steps(all_shown(runs)) == {"run": 3}
+    run_with(tmp_path / "y" / "run", 4)
+    assert steps(all_shown(runs)) == {str(tmp_path / "x" / "run"): 3, str(tmp_path / "y" / "run"): 4}
+
+
+def test_a_run_that_does_not_exist_yet_is_waited_for(opened: Opening, tmp_path: Path) -> None:
+    """A path that is named may become a run, or a folder of runs, later; until then there is nothing to show."""
+    run, folder = tmp_path / "run", tmp_path / "folder"
+    runs = opened(run, folder)
+    assert runs.refresh() is None
+    assert runs.awaited
+    run_with(run, 2)
+    assert steps(all_shown(runs)) == {"run": 2}
+    assert runs.awaited
+    folder.mkdir()
+    assert runs.refresh() is None
+    run_with(folder / "inner", 4)
+    assert steps(all_shown(runs)) == {"run": 2, "inner": 4}
+    assert not runs.awaited
+
+
+def test_a_folder_may_turn_out_to_be_a_run(opened: Opening, tmp_path: Path) -> None:
+    """A folder that held runs, and then holds one itself, is that run."""
+    run_with(tmp_path / "runs" / "inner", 1)
+    runs = opened(tmp_path / "runs")
+    assert steps(all_shown(runs)) == {"inner": 1}
+    run_with(tmp_path / "runs", 8)
+    assert steps(all_shown(runs)) == {"runs": 8}
+
+
+@pytest.mark.parametrize("how", ["newer", "broken"])
+def test_an_unreadable_run_among_others_is_shown_with_its_problem(opened: Opening, tmp_path: Path, how: str) -> None:
+    """The others are shown as if it were not there; once it can be read, it is shown like them."""
+    good, bad = in_step_order(tmp_path, "good", "bad")
+    whole = (bad / "run.json").read_text()
+    make_unreadable(bad, how)
+    later(bad, good)
+    runs = opened(tmp_path)
+    shown = all_shown(runs)
+    assert steps(shown) == {"good": 0, "bad": None}
+    assert shown[0].problems == ()
+    (problem,) = shown[1].problems
+    assert ("upgrade" if how == "newer" else "cannot be read") in problem
+    assert runs.refresh() is None
+    publish_next(good, "extremes", extremes([4]))
+    assert steps(all_shown(runs)) == {"good": 4, "bad": None}
+    (bad / "run.json").write_text(whole)
+    later(bad, good)
+    assert steps(all_shown(runs)) == {"good": 4, "bad": 1}
+
+
+@pytest.mark.parametrize("how", ["newer", "broken"])
+def test_an_unreadable_run_alone_is_an_error(opened: Opening, tmp_path: Path, how: str) -> None:
+    """Where there is nothing else to show, the error says why."""
+    make_unreadable(new_run(tmp_path / "run"), how)
+    for path in (tmp_path / "run", tmp_path):
+        with pytest.raises(LogError, match="run"):
+            opened(path).refresh()
+
+
+def test_a_damaged_part_of_one_run_is_a_problem_of_that_run(opened: Opening, tmp_path: Path) -> None:
+    """Of two runs, the one with a damaged part names it, and both show what they have."""
+    _, second = in_step_order(tmp_path, "first", "second")
+    flip_bit(publish_next(second, "extremes", extremes([9])).path)
+    shown = all_shown(opened(tmp_path))
+    assert steps(shown) == {"first": 0, "second": 1}
+    assert [len(snapshot.problems) for snapshot in shown] == [0, 1]
+
+
+@pytest.mark.parametrize("look", [Look(View.LAYERS), Look(View.PARAM, param="weight")], ids=lambda look: str(look.view))
+def test_a_view_of_one_run_shows_the_newest(opened: Opening, tmp_path: Path, look: Look) -> None:
+    """Of several, the run begun last is shown, and a newer one takes its place; all of them have names."""
+    first, _ = in_step_order(tmp_path, "z", "a")
+    runs = opened(tmp_path, look=look)
+    (snapshot,) = all_shown(runs)
+    assert (snapshot.name, snapshot.last_step) == ("a", 1)
+    assert (snapshot.layers is None, snapshot.extremes is None) == (
+        look.view is not View.LAYERS,
+        look.view is View.LAYERS,
+    )
+    assert runs.names == ("z", "a")
+    publish_next(first, "extremes", extremes([50]))
+    assert runs.refresh() is None
+    new = run_with(tmp_path / "m", 6)
+    later(new, tmp_path / "a")
+    assert steps(all_shown(runs)) == {"m": 6}
+    shutil.rmtree(new)
+    assert steps(all_shown(runs)) == {"a": 1}
+
+
+@pytest.mark.parametrize("view", [View.OVERVIEW, View.LAYERS])
+def test_a_look_picks_one_run(opened: Opening, tmp_path: Path, view: View) -> None:
+    """With ``run``, that one alone is shown, while all have names; one that is not there shows nothing."""
+    in_step_order(tmp_path, "a", "b", "c")
+    runs = opened(tmp_path, look=Look(view, run="b"))
+    assert steps(all_shown(runs)) == {"b": 1}
+    assert runs.names == ("a", "b", "c")
+    nowhere = opened(tmp_path, look=Look(view, run="nowhere"))
+    assert nowhere.refresh() is None
+    run_with(tmp_path / "nowhere", 4)
+    assert steps(all_shown(nowhere)) == {"nowhere": 4}
+
+
+def test_a_run_that_was_deleted_and_made_anew_shows_nothing_of_the_old_one(opened: Opening, tmp_path: Path) -> None:
+    """Whether the folder's absence was seen or not, the new run is read from its beginning."""
+    other, run = in_step_order(tmp_path, "other", "run")
+    runs = opened(tmp_path)
+    publish_next(run, "metrics", metrics([70], [1.0]))
+    assert steps(all_shown(runs)) == {"other": 0, "run": 70}
+    shutil.rmtree(run)
+    run_with(run, 3)
+    later(run, other)
+    assert steps(all_shown(runs)) == {"other": 0, "run": 3}
+    shutil.rmtree(run)
+    assert steps(all_shown(runs)) == {"other": 0}
+    run_with(run, 2)
+    later(run, other)
+    shown = all_shown(runs)
+    assert steps(shown) == {"other": 0, "run": 2}
+    assert shown[1].curves == ()
+
+
+def woken_by(runs: Runs, action: Callable[[], object]) -> None:
+    """The action ends an endless waiting."""
+    waiter = threading.Thread(target=runs.wait)
+    waiter.start()
+    try:
+        action()
+        wait_until(lambda: not waiter.is_alive())
+    finally:
+        runs.wake()
+        waiter.join()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but an event ends a waiting."""
+    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_new_runs_and_new_rows_wake_the_viewer(opened: Opening, tmp_path: Path) -> None:
+    """A run that begins in a watched folder ends the waiting, and so do rows of any run that is shown."""
+    in_step_order(tmp_path, "a", "b")
+    runs = opened(tmp_path)
+    runs.refresh()
+    woken_by(runs, lambda: new_run(tmp_path / "c"))
+    runs.refresh()
+    for name in ("a", "b", "c"):
+        runs._waker.wait(0)
+        woken_by(runs, lambda name=name: publish_next(tmp_path / name, "extremes", extremes([9])))  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_folder_of_runs_that_was_deleted_and_made_anew_wakes_the_viewer(opened: Opening, tmp_path: Path) -> None:
+    """Events come from the new folder, too."""
+    run_with(tmp_path / "runs" / "a", 0)
+    runs = opened(tmp_path / "runs")
+    runs.refresh()
+    shutil.rmtree(tmp_path / "runs")
+    runs.refresh()
+    (tmp_path / "runs").mkdir()
+    runs.refresh()
+    runs._waker.wait(0)
+    woken_by(runs, lambda: new_run(tmp_path / "runs" / "b"))
+
+
+def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path) -> None:
+    """Neither runs that have ended, nor those that are gone, nor those that another took the place of are watched."""
+    for number in range(20):
+        close_run(run_with(tmp_path / f"closed-{number}", 0))
+    runs = opened(tmp_path)
+    assert len(all_shown(runs)) == 20
+    idle = threading.active_count()
+    going = run_with(tmp_path / "going", 0)
+    runs.refresh()
+    assert threading.active_count() > idle
+    shutil.rmtree(going)
+    runs.refresh()
+    assert threading.active_count() == idle
+    layers = opened(tmp_path, look=Look(View.LAYERS))
+    first, second = run_with(tmp_path / "first", 0), tmp_path / "second"
+    later(first, tmp_path / "closed-0")
+    layers.refresh()
+    one = threading.active_count()
+    run_with(second, 0)
+    later(second, first)
+    assert steps(all_shown(layers)) == {"second": 0}
+    assert threading.active_count() == one
+
+
+def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``poll_seconds`` watchdog is not begun, and each waiting lasts so long."""
+    monkeypatch.setattr("viewer.follow.Observer", lambda: pytest.fail("events were asked for"))
+    threads = threading.active_count()
+    waits: list[float] = []
+    runs = opened(tmp_path, poll_seconds=0.3)
+    monkeypatch.setattr(runs._waker, "wait", waits.append)
+    assert runs.refresh() is None
+    run_with(tmp_path / "a", 1)
+    runs.wait()
+    assert steps(all_shown(runs)) == {"a": 1}
+    assert waits == [0.3]
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("refusing", ["viewer.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+def test_a_full_inotify_table_costs_events_alone(
+    opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    """Where the system refuses to watch, runs are found by listing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(refusing, refuse)
+    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.01)
+    runs = opened(tmp_path)
+    assert runs.refresh() is None
+    run_with(tmp_path / "a", 1)
+    runs.wait()
+    assert steps(all_shown(runs)) == {"a": 1}
+    publish_next(tmp_path / "a", "extremes", extremes([2]))
+    runs.wait()
+    assert steps(all_shown(runs)) == {"a": 2}
+
+
+def test_two_viewers_at_once_see_the_same(opened: Opening, tmp_path: Path) -> None:
+    """Viewers share nothing: each sees every row, whatever the other has read, and one's end does not end the other."""
+    in_step_order(tmp_path, "a", "b")
+    one, other = opened(tmp_path), opened(tmp_path)
+    assert all_shown(one) == all_shown(other)
+    publish_next(tmp_path / "a", "extremes", extremes([5]))
+    assert steps(all_shown(one)) == {"a": 5, "b": 1}
+    one.close()
+    assert steps(all_shown(other)) == {"a": 5, "b": 1}
+
+
+def test_closing_ends_all_threads(opened: Opening, tmp_path: Path) -> None:
+    """After ``close`` no thread of watchdog's is left, however many folders were watched; it may be called again."""
+    in_step_order(tmp_path, "a", "b", "c")
+    threads = set(threading.enumerate())
+    runs = opened(tmp_path)
+    runs.refresh()
+    assert set(threading.enumerate()) - threads
+    runs.close()
+    assert not {thread for thread in threading.enumerate() if thread.is_alive()} - threads
+    runs.close()
+
+
+@pytest.fixture
+def read(opened: Opening) -> Iterator[Callable[..., Reader]]:
+    """Starts reading threads, which are stopped at the end of the test."""
+    every: list[Reader] = []
+
+    def start(*paths: Path, **given: Look) -> Reader:
+        every.append(Reader(opened(*paths, **given)))
+        every[-1].start()
+        return every[-1]
+
+    yield start
+    for reader in every:
+        reader.stop()
+
+
+Reading = Callable[..., Reader]
+
+
+def test_a_reader_shows_what_comes_and_ends_when_asked(read: Reading, tmp_path: Path) -> None:
+    """The reading thread keeps the newest snapshots, wakes by itself, and is gone after ``stop``."""
+    run = new_run(tmp_path / "run")
+    reader = read(run)
+    wait_until(lambda: bool(reader.latest))
+    publish_next(run, "extremes", extremes([3]))
+    wait_until(lambda: steps(reader.latest) == {"run": 3})
+    reader.stop()
+    reader.stop()
+    assert not reader.is_alive()
+    assert reader.error is None
+
+
+def test_a_reader_finds_runs_that_begin(read: Reading, tmp_path: Path) -> None:
+    """A folder that is empty at first is read on as runs begin in it."""
+    reader = read(tmp_path)
+    for place, name in enumerate(("a", "b")):
+        run_with(tmp_path / name, place)
+        wait_until(lambda place=place, name=name: steps(reader.latest).get(name) == place)  # type: ignore[misc]
+    assert reader.error is None
+
+
+def test_a_reader_keeps_the_error_that_ended_it(read: Reading, tmp_path: Path) -> None:
+    """A run of a newer format ends the reading, and the surface can say why; no thread is left."""
+    run = new_run(tmp_path / "run")
+    make_unreadable(run, "newer")
+    reader = read(run)
+    reader.join()
+    assert isinstance(reader.error, LogError)
+    assert "upgrade" in str(reader.error)
+    assert reader.latest == ()
+
+
+def test_a_reader_tells_how_much_of_a_long_log_is_read(
+    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a long run is opened, the bytes read grow up to those that there are."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    run = new_run(tmp_path / "run")
+    sizes = [publish_next(run, "extremes", extremes([step])).path.stat().st_size for step in range(5)]
+    told: list[tuple[int, int]] = []
+    told_by_reader = Reader._progress
+
+    def keep(reader: Reader, done: int, there: int) -> None:
+        told_by_reader(reader, done, there)
+        told.append(reader.read)
+
+    monkeypatch.setattr(Reader, "_progress", keep)
+    reader = read(run)
+    wait_until(lambda: bool(reader.latest))
+    assert told == [(sum(sizes[: place + 1]), sum(sizes)) for place in range(5)]
+
+
+def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
+    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``stop`` does not wait for a long log to be read to its end, and stopping is no error."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    run = new_run(tmp_path / "run")
+    for step in range(50):
+        publish_next(run, "extremes", extremes([step]))
+    batches = 0
+    begun, go_on = threading.Event(), threading.Event()
+    told_by_reader = Reader._progress
+
+    def slow(reader: Reader, done: int, there: int) -> None:
+        nonlocal batches
+        batches += 1
+        begun.set()
+        go_on.wait(60)
+        told_by_reader(reader, done, there)
+
+    monkeypatch.setattr(Reader, "_progress", slow)
+    reader = read(run)
+    assert begun.wait(60)
+    reader._stop_asked.set()
+    go_on.set()
+    reader.stop()
+    assert batches == 1
+    assert reader.error is None
+    assert reader.latest == ()
+
+
+@pytest.mark.parametrize(
+    "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="weight")], ids=lambda look: str(look.view)
+)
+def test_all_views_follow_a_run_to_its_end(read: Reading, tmp_path: Path, look: Look) -> None:
+    """In each view, rows that come are shown, and the end of the run."""
+    run = new_run(tmp_path / "run")
+    reader = read(tmp_path, look=look)
+    for step in range(3):
+        publish_next(run, "extremes", extremes([step]))
+        publish_next(run, "histograms", histograms([step]))
+        wait_until(lambda step=step: steps(reader.latest).get("run") == step)  # type: ignore[misc]
+    close_run(run)
+    wait_until(lambda: reader.latest[0].state == "closed")
+    assert reader.error is None
