@@ -27,8 +27,8 @@ from tracer.log import schema
 from tracer.log.parts import all_parts, merge, publish
 from tracer.log.run import create_run
 from viewer.files import FigureFile
-from viewer.live import Live
-from viewer.look import Look
+from viewer.live import Runs
+from viewer.look import Look, View
 
 PARAMS = 62
 MANY_PARTS = 3000
@@ -36,12 +36,13 @@ MANY_PARTS = 3000
 _READ = """
 import sys, time
 from pathlib import Path
-from viewer.live import Live
-live = Live(Path(sys.argv[1]))
+from viewer.live import Runs
+from viewer.look import Look, View
+runs = Runs([Path(sys.argv[1])], Look(View(sys.argv[2])))
 begun = time.perf_counter()
-live.refresh()
+runs.refresh()
 print(time.perf_counter() - begun)
-live.close()
+runs.close()
 """
 
 
@@ -74,22 +75,23 @@ def build(run: Path, count: int, parts: int) -> Path:
     return run
 
 
-def runs(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The runs to open: small, medium, large, and large as it is while the training goes on."""
-    yield "1 k rows", build(folder / "1k", 1_000, 1)
-    yield "100 k rows", build(folder / "100k", 100_000, 1)
+def runs(folder: Path) -> Iterator[tuple[str, Path, View]]:
+    """The runs to open: small, medium, large, and large as it is while the training goes on; in the end all layers."""
+    yield "1 k rows", build(folder / "1k", 1_000, 1), View.OVERVIEW
+    yield "100 k rows", build(folder / "100k", 100_000, 1), View.OVERVIEW
     many = build(folder / "many", 10_000_000, MANY_PARTS)
     merged = folder / "merged"
     shutil.copytree(many, merged)
     merge(merged, "extremes", 0)
-    yield "10 M rows, 1 part", merged
-    yield f"10 M, {MANY_PARTS:,} parts", many
+    yield "10 M rows, 1 part", merged, View.OVERVIEW
+    yield f"10 M, {MANY_PARTS:,} parts", many, View.OVERVIEW
+    yield "10 M rows, layers", merged, View.LAYERS
 
 
-def opened(run: Path) -> tuple[float, float]:
+def opened(run: Path, view: View) -> tuple[float, float]:
     """Seconds and peak megabytes of a viewer that opens a run and saves its figure."""
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "viewer", str(run), "--save", str(run / "figure.png")]
+    command = [sys.executable, "-m", "viewer", str(run), "--view", view, "--save", str(run / "figure.png")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -97,26 +99,28 @@ def opened(run: Path) -> tuple[float, float]:
     return time.perf_counter() - begun, usage.ru_maxrss / 1024
 
 
-def read(run: Path) -> float:
+def read(run: Path, view: View) -> float:
     """Seconds of the first refresh of a fresh process."""
-    return float(json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(run)])))
+    return float(json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(run), view])))
 
 
-def followed(run: Path, repeats: int) -> tuple[list[float], list[float]]:
+def followed(run: Path, view: View, repeats: int) -> tuple[list[float], list[float]]:
     """Seconds to take in one new part of 310 rows each, and seconds to redraw the figure's file."""
-    live, file = Live(run), FigureFile(run / "figure.png", Look())
-    live.refresh()
+    look = Look(view)
+    watched, file = Runs([run], look), FigureFile(run / "figure.png", look)
+    watched.refresh()
     refreshing, drawing = [], []
-    for number in range(MANY_PARTS, MANY_PARTS + repeats):
+    first = max(part.last for part in all_parts(run, "extremes")) + 1
+    for number in range(first, first + repeats):
         publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5))
         begun = time.perf_counter()
-        snapshot = live.refresh()
+        snapshots = watched.refresh()
         read = time.perf_counter()
-        assert snapshot is not None, "a part was published"
-        file.write(snapshot)
+        assert snapshots is not None, "a part was published"
+        file.write(snapshots)
         refreshing.append(read - begun)
         drawing.append(time.perf_counter() - read)
-    live.close()
+    watched.close()
     return refreshing, drawing
 
 
@@ -136,13 +140,13 @@ def main() -> None:
     opening = Table("run", "MB", "opened to PNG", "from, to", "the reading alone", "from, to", "peak", title="Opening")
     living = Table("run", "refresh after 310 new rows", "from, to", "redraw into a PNG", "from, to", title="Following")
     with tempfile.TemporaryDirectory() as folder:
-        for name, run in runs(Path(folder)):
+        for name, run, view in runs(Path(folder)):
             size = sum(part.path.stat().st_size for part in all_parts(run, "extremes")) / 1e6
-            seconds, megabytes = zip(*(opened(run) for _ in range(repeats)), strict=True)
-            reading = [read(run) for _ in range(repeats)]
+            seconds, megabytes = zip(*(opened(run, view) for _ in range(repeats)), strict=True)
+            reading = [read(run, view) for _ in range(repeats)]
             peak = spread(list(megabytes), "MB")[0]
             opening.add_row(name, f"{size:.3g}", *spread(list(seconds)), *spread(reading), peak)
-            refreshing, drawing = followed(run, repeats)
+            refreshing, drawing = followed(run, view, repeats)
             living.add_row(name, *spread(refreshing, "ms", 1e3), *spread(drawing, "ms", 1e3))
     console.print(opening)
     console.print(living)

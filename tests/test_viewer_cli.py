@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +85,20 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
         ("run --save figure", 2, ".png, .svg, .pdf"),
         ("run --save nowhere/figure.png", 2, "no folder nowhere"),
         ("run --follow", 2, "--follow needs --save"),
-        ("run other", 2, "unexpected extra argument"),
+        ("run other --save figure.png", 1, "other holds no run"),
+        ("run --runs other --save figure.png", 1, "--runs matches"),
+        ("run --runs ( --save figure.png", 2, "no regular expression"),
+        ("run --params ( --save figure.png", 2, "no regular expression"),
+        ("run --params bias --save figure.png", 1, "no parameter's name matches 'bias': there are weight"),
+        ("run --param wieght --save figure.png", 1, "no row of a parameter 'wieght': try weight"),
+        ("run --view param --save figure.png", 2, "--view param needs --param"),
+        ("run --view sideways --save figure.png", 2, "sideways"),
+        ("run --statistic norm --save figure.png", 2, "no statistic 'norm'"),
+        ("run --rank second --save figure.png", 2, "no rank 'second'"),
+        ("run --smoothing 1 --save figure.png", 2, "smoothing 1.0"),
+        ("run --x sideways --save figure.png", 2, "sideways"),
+        ("run --scale cubic --save figure.png", 2, "cubic"),
+        ("run --poll 0 --save figure.png", 2, "--poll"),
     ],
 )
 def test_what_cannot_be_done_is_one_error(run: Path, tmp_path: Path, arguments: str, code: int, words: str) -> None:
@@ -98,7 +112,38 @@ def test_what_cannot_be_done_is_one_error(run: Path, tmp_path: Path, arguments: 
     assert not list(tmp_path.glob("*figure*"))
 
 
-def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path) -> None:
+def texts(file: Path) -> list[str]:
+    """What is written in an SVG."""
+    return re.findall(r"<!-- (.*?) -->", file.read_text(encoding="utf-8"))
+
+
+def test_several_runs_are_saved_side_by_side(run: Path, tmp_path: Path) -> None:
+    """Runs and folders of runs may be named together, and ``--runs`` picks some of them by their names."""
+    for name in ("lr-0.1", "lr-0.01", "other"):
+        closed_run(tmp_path / "runs" / name)
+    code, said, complained = view(tmp_path, run, "runs", "--runs", "^run$|^lr", "--save", "figure.svg")
+    assert (code, complained) == (0, "")
+    assert sorted(line.split()[1] for line in said.splitlines()) == ["lr-0.01", "lr-0.1", "run"]
+    assert "3 runs ■ 3 closed" in [" ".join(text.split()) for text in texts(tmp_path / "figure.svg")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--param weight", "weight in run ■ closed"),
+        ("--view layers --statistic value_absmax --params weight", "value_absmax"),
+        ("--x relative --scale log --rank 0", "time since the run began"),
+    ],
+)
+def test_what_is_asked_for_is_what_is_shown(run: Path, tmp_path: Path, arguments: str, words: str) -> None:
+    """Options choose the view, the parameters, the statistic, the rank and the axes."""
+    code, _, complained = view(tmp_path, run, *arguments.split(), "--save", "figure.svg")
+    assert (code, complained) == (0, "")
+    assert words in " ".join(" ".join(texts(tmp_path / "figure.svg")).split())
+
+
+@pytest.mark.parametrize("options", [[], ["--poll", "0.2"]], ids=["events", "polling"])
+def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path, options: list[str]) -> None:
     """``--save --follow`` waits for the run, draws each change, and ends once the run is closed, not when it stops."""
     run, file = tmp_path / "run", tmp_path / "figure.png"
     pictures: set[bytes] = set()
@@ -107,7 +152,7 @@ def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path) -> Non
         wait_until(lambda: file.exists() and file.read_bytes() not in pictures)
         pictures.add(file.read_bytes())
 
-    with viewing(tmp_path, run, "--save", file, "--follow") as viewer:
+    with viewing(tmp_path, run, "--save", file, "--follow", *options) as viewer:
         viewer.wait_for("holds no run yet: waiting for it")
         new_run(run)
         wait_for_a_picture()

@@ -97,5 +97,7 @@ def matching(names: list[str], pattern: str) -> list[str]:
     Raises:
         polars.exceptions.ComputeError: it is none.
     """
+    if not pattern:
+        return names
     series = pl.Series(names, dtype=pl.String)
     return series.filter(series.str.contains(pattern)).to_list()
