@@ -307,11 +307,14 @@ def test_a_folder_of_runs_that_was_deleted_and_made_anew_wakes_the_viewer(opened
 
 def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path) -> None:
     """Neither runs that have ended, nor those that are gone, nor those that another took the place of are watched."""
+    before = threading.active_count()
     for number in range(20):
         close_run(run_with(tmp_path / f"closed-{number}", 0))
     runs = opened(tmp_path)
     assert len(all_shown(runs)) == 20
     idle = threading.active_count()
+    # One for the folder, and watchdog's own.
+    assert idle <= before + 4
     going = run_with(tmp_path / "going", 0)
     runs.refresh()
     assert threading.active_count() > idle
