@@ -84,7 +84,7 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     assert info["format"] == 1
     assert info["model"] == "Sequential"
     assert info["settings"] == {
-        "every": 5, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None,
+        "every": 5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None,
         "total_steps": 9,
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
@@ -221,7 +221,7 @@ def test_a_metric_that_is_no_number_is_named(value: object, words: str, tmp_path
     assert tracer.scan(tmp_path / "run", "metrics").collect().is_empty()
 
 
-@pytest.mark.parametrize("argument", ["every", "histogram_every", "bins", "total_steps"])
+@pytest.mark.parametrize("argument", ["every", "fold", "histogram_every", "bins", "total_steps"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
 def test_a_number_that_is_no_positive_integer_is_refused(argument: str, value: Any, tmp_path: Path) -> None:
     """The error names the value, and no folder is made."""

@@ -38,6 +38,7 @@ class Daemon:
         landed: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
         limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
             and counted; half of it is published before its time.
+        ripe: How many of the first items of a table belong together and may be published, while more are to come.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Daemon:
         encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]],
         landed: Callable[[Any], Any],
         limit_bytes: int,
+        ripe: Callable[[str, Sequence[Any]], int] = lambda _, items: len(items),
     ) -> None:
+        self._ripe = ripe
         self._path = path
         self._rank = rank
         self._encoders = encoders
@@ -104,9 +107,10 @@ class Daemon:
             ended = self._drain()
             self._outside(lambda: run_folder.beat(self._path, self._rank))
             now = time.monotonic()
-            if ended or now >= due or self._put_bytes - self._gone_bytes > self._limit_bytes // 2:
+            pressing = ended or self._put_bytes - self._gone_bytes > self._limit_bytes // 2
+            if pressing or now >= due:
                 for table in self._encoders:
-                    self._outside(lambda table=table: self._publish(table))  # type: ignore[misc]
+                    self._outside(lambda table=table, pressing=pressing: self._publish(table, pressing))  # type: ignore[misc]
                 due = now + cadence_seconds(now - self._started)
         for table in self._encoders:
             self.dropped[table] += sum(rows for _, rows, _ in self._waiting[table])
@@ -130,26 +134,27 @@ class Daemon:
                 self.dropped[table] += rows
                 self._warn_once(f"rows are lost: a device did not give them ({error})")
 
-    def _publish(self, table: str) -> None:
-        waiting = self._waiting[table]
-        if not waiting:
+    def _publish(self, table: str, everything: bool) -> None:
+        items = [item for item, _, _ in self._waiting[table]]
+        count = len(items) if everything else self._ripe(table, items)
+        if not count:
             return
         try:
-            rows = self._encoders[table]([item for item, _, _ in waiting])
+            rows = self._encoders[table](items[:count])
         except Exception as error:
             # These rows will not encode at the next attempt either.
-            self.dropped[table] += sum(rows for _, rows, _ in waiting)
-            self._forget(table)
+            self.dropped[table] += sum(rows for _, rows, _ in self._waiting[table][:count])
+            self._forget(table, count)
             self._warn_once(f"rows of {table} are lost: they cannot be encoded ({in_short(error)})")
             return
         publish(self._path, table, self._rank, self._numbers[table], rows)
         self._numbers[table] += 1
         self.rows[table] += rows.num_rows
-        self._forget(table)
+        self._forget(table, count)
 
-    def _forget(self, table: str) -> None:
-        self._gone_bytes += sum(size_bytes for _, _, size_bytes in self._waiting[table])
-        self._waiting[table] = []
+    def _forget(self, table: str, count: int) -> None:
+        self._gone_bytes += sum(size_bytes for _, _, size_bytes in self._waiting[table][:count])
+        del self._waiting[table][:count]
 
     def _merge(self) -> None:
         deadline = time.monotonic() + _MERGE_SECONDS

@@ -50,18 +50,34 @@ def _number(value: Number) -> float:
 
 
 class Encoder:
-    """Turns rows into tables of the log, for one rank and attempt. Runs in the daemon."""
+    """Turns rows into tables of the log, for one rank and attempt. Runs in the daemon.
 
-    def __init__(self, rank: int, attempt: int) -> None:
+    Args:
+        rank: The rank.
+        attempt: The attempt.
+        fold: How many steps a row of the extremes covers: those with the same number when divided by it.
+    """
+
+    def __init__(self, rank: int, attempt: int, fold: int = 1) -> None:
         self._rank = rank
         self._attempt = attempt
+        self._fold = fold
+
+    def ripe(self, table: str, items: Sequence[Any]) -> int:
+        """How many of these items may become rows now: of the extremes, those whose row's last step is among them."""
+        if table != "extremes" or self._fold == 1 or not items:
+            return len(items)
+        newest = items[-1].step
+        if newest % self._fold == self._fold - 1:
+            return len(items)
+        return sum(rows.step // self._fold < newest // self._fold for rows in items)
 
     def by_table(self, tables: Iterable[str]) -> dict[str, Callable[[Sequence[Any]], pa.Table]]:
         """For each of these tables the method that makes its rows."""
         return {table: getattr(self, table) for table in tables}
 
     def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
-        """The rows of these steps: one a parameter and step."""
+        """The rows of these steps: one a parameter and step, or a parameter and several steps folded into one."""
         runs: list[list[StepRows]] = []
         for rows in steps:
             if not runs or runs[-1][0].layout is not rows.layout:
@@ -73,7 +89,9 @@ class Encoder:
         layout = steps[0].layout
         count = len(layout.names)
         present = np.frombuffer(b"".join(rows.present for rows in steps), dtype=np.uint8).reshape(len(steps), count)
-        keep = present != 0
+        starts = np.flatnonzero(np.diff([rows.step // self._fold for rows in steps], prepend=-1))
+        spans = np.add.reduceat((present != 0).astype(np.int32), starts, axis=0)
+        keep = spans != 0
         measured = _numbers(steps)
         columns = {}
         for at, quantity in enumerate(layout.quantities):
@@ -85,15 +103,16 @@ class Encoder:
                 with np.errstate(all="ignore"):
                     numbers |= {name: numbers[name] / divisor for name in _SCALED.intersection(numbers)}
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
-                columns[f"{quantity}_{statistic}"] = pa.array(values[keep], mask=~recorded[keep])
+                folded, there = _folded(statistic, values, recorded, starts)
+                columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~there[keep])
         names = pa.DictionaryArray.from_arrays(
-            pa.array(np.tile(np.arange(count, dtype=np.int32), len(steps))[keep.ravel()]),
+            pa.array(np.tile(np.arange(count, dtype=np.int32), len(starts))[keep.ravel()]),
             pa.array(layout.names, type=pa.string()),
         )
-        spans = np.ones(len(names), dtype=np.int32)
-        key = self._key([rows.step for rows in steps], [rows.time_ns for rows in steps], keep.sum(axis=1))
+        ends = [steps[end - 1] for end in (*starts[1:], len(steps))]
+        key = self._key([rows.step for rows in ends], [rows.time_ns for rows in ends], keep.sum(axis=1))
         extremes = schema.extremes_schema(columns)
-        return pa.table([*key, names, spans, *(columns[name] for name in extremes.names[6:])], schema=extremes)
+        return pa.table([*key, names, spans[keep], *(columns[name] for name in extremes.names[6:])], schema=extremes)
 
     def histograms(self, items: Sequence[HistogramRows]) -> pa.Table:
         """The rows of these histograms: one a parameter, quantity and step."""
@@ -140,6 +159,33 @@ class Encoder:
         constant = np.ones(len(step), dtype=np.int32)
         times = pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))
         return step, times, constant * np.int32(self._rank), constant * np.int32(self._attempt)
+
+
+def _folded(
+    statistic: str,
+    values: npt.NDArray[np.float64],
+    recorded: npt.NDArray[np.bool_],
+    starts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """A statistic of several steps, and where there is one: the least minimum, the mean of means, else the largest.
+
+    Args:
+        statistic: Its name.
+        values: Of each step and parameter, where ``recorded`` says that it is one.
+        recorded: See ``values``.
+        starts: The first of the steps that become a row, of each row.
+    """
+    if len(starts) == len(values):
+        return values, recorded
+    there = np.logical_or.reduceat(recorded, starts, axis=0)
+    # A NaN stays one in each of them, and where there is nothing, whatever comes out is not kept.
+    with np.errstate(all="ignore"):
+        if statistic == "mean":
+            counts = np.add.reduceat(recorded.astype(np.int64), starts, axis=0)
+            return np.add.reduceat(np.where(recorded, values, 0.0), starts, axis=0) / counts, there
+        if statistic == "min":
+            return np.minimum.reduceat(np.where(recorded, values, np.inf), starts, axis=0), there
+        return np.maximum.reduceat(np.where(recorded, values, -np.inf), starts, axis=0), there
 
 
 def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -39,6 +39,7 @@ class Settings:
     """What is recorded, and for how long, as ``attach`` was told."""
 
     every: int
+    fold: int
     measures: Measures
     applied: bool
     bins: int

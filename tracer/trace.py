@@ -66,6 +66,7 @@ def attach(
     path: str | os.PathLike[str] | None = None,
     *,
     every: int = 1,
+    fold: int = 1,
     params: Select | None = None,
     stats: Stats = "extremes",
     applied: bool = False,
@@ -85,6 +86,9 @@ def attach(
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
         path: The run's folder. Without it, ``runs/<time>-<model class>``.
         every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
+        fold: Make one row of so many steps: each step is measured, and the row holds the smallest minimum and the
+            largest maximum, the mean of means, and of every other statistic the largest. ``span`` says how many steps
+            a row covers. Metrics are recorded at every step.
         params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
         stats: What to record beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population),
             ``"norm"`` (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (how many
@@ -102,23 +106,26 @@ def attach(
 
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
-            statistic, a number is not a positive integer, or ``resume`` has no ``path``.
+            statistic, a number is not a positive integer, ``every`` and ``fold`` are both given, or ``resume`` has no
+            ``path``.
         TypeError: an argument has the wrong type.
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
-    counts = {"every": every, "histogram_every": histogram_every, "bins": bins}
+    counts = {"every": every, "fold": fold, "histogram_every": histogram_every, "bins": bins}
     if total_steps is not None:
         counts["total_steps"] = total_steps
     for name, count in counts.items():
         check_count(name, count)
+    if every > 1 and fold > 1:
+        raise ValueError(f"every={every} leaves steps out, and fold={fold} measures each of them: give one of the two")
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    settings = Settings(every, Measures.of(stats), applied, bins, histogram_every, total_steps)
+    settings = Settings(every, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
@@ -164,9 +171,10 @@ class Trace:
         loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
         optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
-        encoders = Encoder(rank, attempt).by_table(table for table in schema.TABLES if optional.get(table, True))
+        encoder = Encoder(rank, attempt, settings.fold)
+        encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
-        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES)
+        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES, encoder.ripe)
         what = f"{len(hooks.chosen)} parameters, every {settings.every}"
         self._emit(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
@@ -337,6 +345,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
         "params": [describe(parameter) for parameter in hooks.chosen],
         "settings": {
             "every": settings.every,
+            "fold": settings.fold,
             "stats": list(settings.measures.columns),
             "applied": settings.applied,
             "histogram_every": settings.histogram_every if settings.measures.histogram else None,

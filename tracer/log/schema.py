@@ -42,6 +42,7 @@ and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width
 equal, from low - 0.5 to high + 0.5; null where no finite distance is between them. ``activations`` adds ``module``,
 ``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
+A row of several steps holds the minimum of their minima, the mean of their means, and the maximum of everything else.
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null. Where several attempts recorded one step, the latest counts.
 
