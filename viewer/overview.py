@@ -25,6 +25,7 @@ from viewer.marks import (
     drawable,
     dress_x,
     entitle,
+    heading,
     last,
     numbers_of,
     set_scale,
@@ -67,7 +68,7 @@ class Overview:
 
     def _begin(self, several: bool) -> None:
         self._several = several
-        self._title = begin(self.figure, self._look, self._titled)
+        begin(self.figure, self._look)
         of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
         rows = self.figure.subplots(2 + len(of), 1, sharex=True, height_ratios=(3, 3, *(4 for _ in of)))
         self._metrics = {
@@ -89,7 +90,8 @@ class Overview:
         """
         if self._several != (len(snapshots) > 1):
             self._begin(several=len(snapshots) > 1)
-        entitle(self._title, snapshots, now)
+        if self._titled:
+            entitle(self.figure, self._look, heading(snapshots, now))
         for name, panel in self._metrics.items():
             curves = [self._curves(snapshot, name) for snapshot in snapshots]
             panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
@@ -109,7 +111,10 @@ class Overview:
         palette = theme(self._look).palette
         if runs == 1:
             return palette[curve % len(palette)]
-        return palette[run] if runs <= len(palette) else matplotlib.colormaps["turbo"](0.05 + 0.9 * run / (runs - 1))
+        if runs <= len(palette):
+            return palette[run]
+        low, high = theme(self._look).rainbow
+        return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
 
     def _draw_metrics(
         self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes

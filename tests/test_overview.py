@@ -1,4 +1,4 @@
-"""The figure: it shows a snapshot's numbers, all of them, whatever the names, and again and again."""
+"""The overview: it shows a snapshot's numbers, all of them, whatever the names, and again and again."""
 
 import itertools
 import math
@@ -16,11 +16,15 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from tracer.log.run import State
-from viewer.figure import SIZE_INCHES, Overview, title
 from viewer.history import Curve, Extremes, smoothed
 from viewer.live import Snapshot
+from viewer.look import Look
+from viewer.marks import SIZE_INCHES
+from viewer.overview import Overview
+from viewer.status import title
 
 LOSS, ACCURACY, EXTREMES = range(3)
+NOW = 1e9
 STATES: tuple[tuple[State, str], ...] = (
     ("running", "running"),
     ("closed", "closed"),
@@ -28,11 +32,11 @@ STATES: tuple[tuple[State, str], ...] = (
 )
 
 
-def overview(*metrics: str) -> Overview:
-    """An empty figure of the usual size, in memory."""
-    figure = Figure(figsize=SIZE_INCHES)
+def overview(*metrics: str, size: tuple[float, float] = SIZE_INCHES, **look: Any) -> Overview:
+    """An empty figure, in memory; metrics are not smoothed unless it is asked for."""
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
-    return Overview(figure, metrics)
+    return Overview(figure, Look(metrics=metrics, **{"smoothing": 0.0, **look}))
 
 
 def snapshot(*curves: Curve, extremes: Extremes | None = None, **fields: Any) -> Snapshot:
@@ -43,7 +47,12 @@ def snapshot(*curves: Curve, extremes: Extremes | None = None, **fields: Any) ->
 
 def curve(name: str, values: Sequence[float] = (3.0, 2.0, 1.0), nonfinite: Sequence[int] = ()) -> Curve:
     """A metric with a value at each step."""
-    return Curve(name, range(len(values)), values, values, values, nonfinite)
+    return Curve(name, range(len(values)), values, values, values, nonfinite, seconds(len(values)))
+
+
+def seconds(count: int) -> list[float]:
+    """When steps were made: one every two seconds."""
+    return [NOW + 2 * step for step in range(count)]
 
 
 def four(numbers: Sequence[float | None], value: Sequence[int] = (), grad: Sequence[int] = ()) -> Extremes:
@@ -52,13 +61,13 @@ def four(numbers: Sequence[float | None], value: Sequence[int] = (), grad: Seque
     statistics = {
         name: [None if number is None else factor * number for number in numbers] for name, factor in factors.items()
     }
-    return Extremes(range(len(numbers)), statistics, {"value": value, "grad": grad})
+    return Extremes(range(len(numbers)), statistics, {"value": value, "grad": grad}, seconds(len(numbers)))
 
 
 def drawn(shown: Overview, *snapshots: Snapshot) -> list[Axes]:
     """The panels, after these snapshots were drawn one after the other."""
     for each in snapshots:
-        shown.update(each)
+        shown.update([each], NOW)
         shown.figure.canvas.draw()
     return shown.figure.axes
 
@@ -161,10 +170,13 @@ def test_many_long_names_leave_room_for_the_panels() -> None:
 @pytest.mark.parametrize(("state", "words"), STATES)
 def test_the_title_names_run_status_and_last_step(state: State, words: str) -> None:
     """The title says which run, how it is, how far it came, and what of it could not be read."""
-    said = title(snapshot(name="resnet18", state=state, last_step=12_345, problems=("part a is damaged",)))
+    shown = overview()
+    drawn(shown, snapshot(name="resnet18", state=state, last_step=12_345, problems=("part a is damaged",)))
+    said = shown.figure.get_suptitle()
     assert said.startswith("resnet18 ")
-    assert all(part in said for part in (f" {words} ", "step 12,345", "1 damaged part(s) left out"))
-    assert "no step yet" in title(snapshot(last_step=None))
+    assert all(part in said for part in (f" {words} ", "step 12,345", "\nleft out: part a is damaged"))
+    assert said.splitlines()[0] == title([snapshot(name="resnet18", state=state, last_step=12_345)], NOW)
+    assert "no step yet" in title([snapshot(last_step=None)], NOW)
 
 
 def test_an_empty_panel_says_what_fills_it() -> None:
@@ -270,7 +282,7 @@ def test_nothing_accumulates_over_many_updates() -> None:
     empty = snapshot(last_step=None)
     counts = []
     for number in range(200):
-        shown.update(empty if number % 2 else full)
+        shown.update([empty if number % 2 else full], NOW)
         counts.append(sum(len(parent.get_children()) for parent in [shown.figure, *shown.figure.axes]))
     assert counts == counts[:2] * 100
 
@@ -316,10 +328,8 @@ def _is_tick(text: Text, shown: Overview) -> bool:
 
 def test_a_smoothed_curve_has_what_was_logged_behind_it() -> None:
     """A long metric is drawn faint as logged, and smoothed over it; the legend says it once, with its last value."""
-    figure = Figure(figsize=SIZE_INCHES)
-    FigureCanvasAgg(figure)
     values = [float(step % 2) for step in range(100)]
-    panels = drawn(Overview(figure, smoothing=0.6), snapshot(curve("loss", values), extremes=four(values)))
+    panels = drawn(overview(smoothing=0.6), snapshot(curve("loss", values), extremes=four(values)))
     raw, over = panels[LOSS].lines
     assert np.asarray(raw.get_ydata()).tolist() == values
     assert np.asarray(over.get_ydata()).tolist() == smoothed(values, 0.6)
@@ -331,7 +341,5 @@ def test_a_smoothed_curve_has_what_was_logged_behind_it() -> None:
 
 def test_a_curve_of_few_points_is_not_smoothed() -> None:
     """What is logged once an epoch is drawn as it is, with a marker at each point."""
-    figure = Figure(figsize=SIZE_INCHES)
-    FigureCanvasAgg(figure)
-    panels = drawn(Overview(figure, smoothing=0.9), snapshot(curve("val_loss", [3.0, 1.0, 2.0])))
+    panels = drawn(overview(smoothing=0.9), snapshot(curve("val_loss", [3.0, 1.0, 2.0])))
     assert [np.asarray(each.get_ydata()).tolist() for each in panels[LOSS].lines] == [[3.0, 1.0, 2.0]]
