@@ -3,7 +3,8 @@
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -71,7 +72,7 @@ _NARROW_INCHES = 6.0
 _TITLE_LINES, _NOTICE_LENGTH = 3, 140
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
-_TITLE_LETTERS, _LEGEND_LETTERS = 11, 16
+_TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
 # From twice a unit on, time since the beginning is in it.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -124,25 +125,30 @@ def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_color(colours.ink)
+    figure = axes.get_figure(root=True)
+    if figure is not None and narrow(figure):
+        note = textwrap.fill(note, int(_TITLE_LETTERS * (figure.get_figwidth() - 1)))
     return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
 
 
 def dress_x(axes: Axes, look: Look) -> None:
     """Label the x axis by what it is."""
+    place = "center"
     if look.x is XAxis.WALL:
         zone = datetime.now().astimezone().tzinfo
         locator = AutoDateLocator(tz=zone)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
-        label = "time"
+        # To its right, the day is named.
+        label, place = "time", "left"
     elif look.x is XAxis.RELATIVE:
-        axes.xaxis.set_major_locator(_Elapsed("auto"))
+        axes.xaxis.set_major_locator(_Elapsed("auto", steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _elapsed(float(x), axes.get_xlim())))
         label = "time since the run began"
     else:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         label = "step"
-    axes.set_xlabel(label, color=theme(look).ink)
+    axes.set_xlabel(label, color=theme(look).ink, loc=place)
 
 
 class _Elapsed(MaxNLocator):
@@ -333,6 +339,25 @@ def _inches(axes: Axes) -> float:
     assert figure is not None, "the axes are in a figure"
     assert place is not None, "they are in its grid"
     return float(place.get_position(figure).height * figure.get_figheight())
+
+
+class SharedX:
+    """The x axis that panels share: it follows new steps, unless the user has zoomed it."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._followed: tuple[float, float] | None = None
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """While panels are drawn anew."""
+        # Autoscaling cannot tell: a toolbar's zoom stops that of one panel, and its home button that of all but one.
+        follows = self._followed in (None, self._axes.get_xlim())
+        for axes in self._axes.get_shared_x_axes().get_siblings(self._axes):
+            axes.set_autoscalex_on(follows)
+        yield
+        if follows:
+            self._followed = self._axes.get_xlim()
 
 
 class Panel:

@@ -17,6 +17,7 @@ from viewer.marks import (
     Colour,
     NonFinite,
     Panel,
+    SharedX,
     along,
     begin,
     draw_band,
@@ -80,6 +81,7 @@ class Overview:
         self.figure.align_ylabels()
         self._bottom = rows[-1]
         dress_x(self._bottom, self._look)
+        self._x = SharedX(self._bottom)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw snapshots; a zoomed axis keeps its limits.
@@ -92,12 +94,13 @@ class Overview:
             self._begin(several=len(snapshots) > 1)
         if self._titled:
             entitle(self.figure, self._look, heading(snapshots, now))
-        for name, panel in self._metrics.items():
-            curves = [self._curves(snapshot, name) for snapshot in snapshots]
-            panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
-        for kinds, panel in self._extremes.items():
-            empty = all(snapshot.extremes is None for snapshot in snapshots)
-            panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
+        with self._x.updating():
+            for name, panel in self._metrics.items():
+                curves = [self._curves(snapshot, name) for snapshot in snapshots]
+                panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
+            for kinds, panel in self._extremes.items():
+                empty = all(snapshot.extremes is None for snapshot in snapshots)
+                panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
     def _panel(self, name: str) -> str | None:

@@ -16,6 +16,7 @@ from viewer.look import Look, Scale, XAxis
 from viewer.marks import (
     NonFinite,
     Panel,
+    SharedX,
     along,
     begin,
     draw_band,
@@ -66,10 +67,12 @@ class Parameter:
             for row, name in enumerate(names):
                 axes = self.figure.add_subplot(stack[row, 0], sharex=first)
                 first = first or axes
-                self._panels[name] = Panel(axes, self._look, name, "no row of this parameter yet", legend_above=True)
+                label = name if name in left else shortened(name)
+                self._panels[name] = Panel(axes, self._look, label, "no row of this parameter yet", legend_above=True)
                 axes.tick_params(labelbottom=False)
             dress_x(axes, self._look)
             self._bottoms.append(axes)
+        self._x = SharedX(axes)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
@@ -85,14 +88,15 @@ class Parameter:
         if self._titled:
             words = f"{shortened(self._look.param, 60)}  in  {heading(snapshots, now)}"
             entitle(self.figure, self._look, words)
-        for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
-            self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
-        for statistic in statistics:
-            columns = [f"{kind}_{statistic}" for kind in _WORDS if f"{kind}_{statistic}" in recorded]
-            self._panels[statistic].draw(partial(self._draw_statistic, columns, snapshot), empty=False)
-        for of, histograms in snapshot.histograms.items():
-            make = partial(self._draw_histograms, snapshot, histograms)
-            self._panels[f"{_WORDS[of]}\nhistogram"].draw(make, empty=False)
+        with self._x.updating():
+            for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
+                self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
+            for statistic in statistics:
+                columns = [f"{kind}_{statistic}" for kind in _WORDS if f"{kind}_{statistic}" in recorded]
+                self._panels[statistic].draw(partial(self._draw_statistic, columns, snapshot), empty=False)
+            for of, histograms in snapshot.histograms.items():
+                make = partial(self._draw_histograms, snapshot, histograms)
+                self._panels[f"{_WORDS[of]}\nhistogram"].draw(make, empty=False)
         for axes in self._bottoms:
             axes.tick_params(labelbottom=extremes is not None)
 

@@ -25,7 +25,8 @@ _ROWS = 300
 _SHARE = 0.55
 _LABELS_AN_INCH = 9
 _ZERO, _ALARM = "#000000", "#e00000"
-_SMALLEST = 1e-300
+# Beyond these, a colour bar fails; nothing that trains comes near them.
+_SMALLEST, _LARGEST = 1e-200, 1e200
 
 
 class Strip:
@@ -60,7 +61,7 @@ class Strip:
             for cmap in (scale, ListedColormap([_ALARM]))
         )
         bar = figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
-        bar.set_label(f"largest magnitude: {look.statistic}", color=colours.ink, parse_math=False)
+        bar.set_label(f"largest magnitude: {shortened(look.statistic)}", color=colours.ink, parse_math=False)
         bar.ax.tick_params(which="both", colors=colours.ink)
         bar.outline.set_edgecolor(colours.ink)
         self._note.set_zorder(5)
@@ -103,7 +104,7 @@ class Strip:
         positive = magnitudes[magnitudes > 0]
         low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
         # A decade at least, for a scale that can be read.
-        high = max(high, 10 * _SMALLEST)
+        high = min(max(high, 10 * _SMALLEST), _LARGEST)
         low = max(min(low, high / 10), _SMALLEST)
         # A zero has no logarithm: below the scale, it gets the colour for what is under it.
         self._image.set_data(np.where(magnitudes == 0, low / 10, magnitudes))
