@@ -226,9 +226,8 @@ def test_a_heat_map_shows_the_share_of_elements(name: str, scale: Scale, x: XAxi
 
 def test_a_heat_map_of_nothing_is_drawn() -> None:
     """Histograms without a single element, as of a parameter whose gradient is all NaN, leave their panel blank."""
-    _, _, shares = heat(
-        panels(drawn(snapshot(extremes([0], **FOUR), {"grad": [histogram(0, counts=[0, 0])]})))["gradient\nhistogram"]
-    )
+    shown = drawn(snapshot(extremes([0], **FOUR), {"grad": [histogram(0, counts=[0, 0])]}))
+    _, _, shares = heat(panels(shown)["gradient\nhistogram"])
     assert not shares.any()
 
 
@@ -289,9 +288,7 @@ def test_everything_is_readable_on_its_ground(dark: bool) -> None:
 
 def test_gaps_and_the_title() -> None:
     """A parameter without a gradient has an empty panel on its scale, and the title names it and its run."""
-    nothing = dataclasses.replace(
-        extremes([0, 1], **FOUR), statistics={**dict.fromkeys(FOUR, [None, None]), "value_max": [1.0, None]}
-    )
+    nothing = dataclasses.replace(extremes([0, 1], **FOUR), statistics={name: [None, None] for name in FOUR})
     shown = drawn(snapshot(nothing, name="mine"))
     assert all(math.isnan(float(y)) for line in panels(shown)["gradient"].lines for y in np.asarray(line.get_ydata()))
     assert shown.figure.get_suptitle().startswith("fc.weight  in  mine  ")
