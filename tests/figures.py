@@ -46,11 +46,13 @@ def entries(axes: Axes) -> list[str]:
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
-def press(figure: Figure, name: str, pixel: Sequence[float], button: MouseButton | None = None) -> None:
+def press(
+    figure: Figure, name: str, pixel: Sequence[float] | npt.NDArray[np.float64], button: MouseButton | None = None
+) -> None:
     """Let the mouse do something at a pixel, counted from the lower left."""
     # Tools that act on the figure's last picture need one.
     figure.canvas.draw()
-    event = MouseEvent(name, figure.canvas, *map(int, pixel), button)
+    event = MouseEvent(name, figure.canvas, int(pixel[0]), int(pixel[1]), button)
     if name == "motion_notify_event":
         event.buttons = frozenset({MouseButton.LEFT})  # type: ignore[attr-defined]
     event._process()  # type: ignore[attr-defined]

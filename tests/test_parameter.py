@@ -29,7 +29,9 @@ def look(**fields: Any) -> Look:
     return Look(**{"view": View.PARAM, "param": "fc.weight", **fields})
 
 
-def extremes(steps: Sequence[int], nonfinite: Mapping[str, Sequence[int]] | None = None, **columns: float) -> Extremes:
+def extremes(
+    steps: Sequence[int], nonfinite: Mapping[str, Sequence[int]] | None = None, /, **columns: float
+) -> Extremes:
     """Extremes with the same number at each step, multiplied by the step and one, but for the first step's."""
     numbers = {name: [value * (index + 1) for index in range(len(steps))] for name, value in columns.items()}
     bad = {"value": [], "grad": [], "applied": [], **(nonfinite or {})}
@@ -78,7 +80,7 @@ def heat(axes: Axes) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.nda
     """A heat map's columns' edges, rows' edges, and shares."""
     (mesh,) = [artist for artist in axes.collections if isinstance(artist, QuadMesh)]
     corners = np.asarray(mesh.get_coordinates())
-    return corners[0, :, 0], corners[:, 0, 1], np.ma.filled(mesh.get_array(), 0.0)
+    return corners[0, :, 0], corners[:, 0, 1], np.ma.filled(np.ma.asarray(mesh.get_array()), 0.0)
 
 
 def test_values_and_gradients_are_bands_with_the_historys_numbers() -> None:

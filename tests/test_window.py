@@ -156,11 +156,16 @@ def test_a_window_is_neither_blank_nor_frozen(tmp_path: Path, display: Mapping[s
             count = 5 * 10**number
             grown = [float(step + 1) * 10**number for step in range(count)]
             publish_next(run, "extremes", extremes(range(count, 2 * count), values={"grad_max": grown}))
-            wait_until(lambda before=before: screen(display) != before or viewer.process.poll() is not None)
+            wait_for_change(viewer, display, before)
             assert viewer.process.poll() is None, viewer.complained()
             assert len(colours(screen(display))) > 10
             wait_for_stillness(display)
         assert viewer.complained() == ""
+
+
+def wait_for_change(viewer: Viewing, display: Mapping[str, str], before: Image.Image) -> None:
+    """Wait until another picture is to be seen."""
+    wait_until(lambda: screen(display) != before or viewer.process.poll() is not None)
 
 
 def wait_for_stillness(display: Mapping[str, str]) -> None:

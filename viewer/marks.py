@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
@@ -87,10 +88,35 @@ def narrow(figure: Figure) -> bool:
     return bool(figure.get_figwidth() < _NARROW_INCHES)
 
 
+class _Steady(ConstrainedLayoutEngine):
+    """Moves the panels only where texts ask for other room: a layout costs as much as the drawing of all curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_for: object = None
+
+    def execute(self, fig: Figure) -> None:
+        ends = []
+        for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                # This also makes the labels those of the present limits.
+                axis.get_ticklabels(which="both")
+                low, high = sorted(axis.get_view_interval())
+                inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+                # Labels at an axis' ends stand out, as far as a hundredth of its length.
+                ends.append([round(100 * (tick - low) / (high - low)) for tick in (*inside[:1], *inside[-1:])])
+        texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+        # Digits have the same width.
+        made_for = *fig.bbox.size, fig.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
+        if made_for != self._made_for:
+            super().execute(fig)
+            self._made_for = made_for
+
+
 def begin(figure: Figure, look: Look) -> None:
     """Empty a figure and make it ready."""
     figure.clear()
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine(_Steady())
     figure.set_facecolor(theme(look).ground)
 
 
@@ -133,7 +159,7 @@ def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
 
 def dress_x(axes: Axes, look: Look) -> None:
     """Label the x axis by what it is."""
-    place = "center"
+    place: Literal["left", "center"] = "center"
     if look.x is XAxis.WALL:
         zone = datetime.now().astimezone().tzinfo
         locator = AutoDateLocator(tz=zone)
