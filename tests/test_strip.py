@@ -1,6 +1,8 @@
 """The strip of all parameters: every cell is the largest magnitude of its steps, and nothing is hidden."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, pixels, zoom
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
 from viewer.history import History, Layers
 from viewer.live import Live, Snapshot
-from viewer.look import View
+from viewer.look import Look, View, matching
+from viewer.marks import SIZE_INCHES
 from viewer.strip import Strip
 
+NOW = 1e9
+RED = (224, 0, 0)
+LAYERS = Look(view=View.LAYERS)
 Pair = tuple[float, float]
 FINITE = st.integers(-99, 99).map(float)
 PAIRS = (
@@ -34,14 +39,30 @@ def layers_of(history: History) -> Layers:
     return layers
 
 
-def drawn(layers: Layers | None, of: str = "grad") -> Strip:
-    """A strip that shows these layers."""
-    figure = Figure(figsize=(6, 4))
-    FigureCanvasAgg(figure)
-    strip = Strip(figure, of)
-    strip.update(Snapshot("run", "running", 3, layers=layers))
-    figure.canvas.draw()
+def drawn(*layers: Layers | None, look: Look = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Strip:
+    """A strip that shows these layers, one after the other."""
+    strip = Strip(canvas(size), look)
+    for each in layers:
+        update(strip, each)
     return strip
+
+
+def update(strip: Strip, layers: Layers | None) -> None:
+    """Show other layers."""
+    strip.update([Snapshot("run", "running", 3, layers=layers)], NOW)
+    strip.figure.canvas.draw()
+
+
+def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step: int = 0) -> Layers:
+    """Layers in which every magnitude is 1."""
+    shape = len(params), columns
+    return Layers(params, first_step, width, np.ones(shape), np.zeros(shape, dtype=np.bool_))
+
+
+def labels(strip: Strip) -> dict[int, str]:
+    """What is written beside the rows, as it is read."""
+    ticks = zip(strip._axes.get_yticks(), strip._axes.get_yticklabels(), strict=True)
+    return {int(tick): label.get_text().replace(r"\$", "$") for tick, label in ticks if label.get_text()}
 
 
 def colours(strip: Strip) -> npt.NDArray[Any]:
@@ -55,49 +76,49 @@ def colours(strip: Strip) -> npt.NDArray[Any]:
 @given(st.lists(st.tuples(st.integers(0, 70), st.sampled_from("ab"), PAIRS), min_size=1, max_size=40))
 def test_a_cell_is_the_largest_magnitude_of_its_steps(rows: list[tuple[int, str, Pair | None]]) -> None:
     """However rows arrive, each cell holds the largest magnitude of finite rows, and knows of one that was not."""
-    history = History(params=["b", "a"])
+    history = History(LAYERS, params=["b", "a"])
     for step, param, pair in rows:
         low, high = pair or (None, None)
         table = extremes([step], [param], {"grad_min": [low], "grad_max": [high]})
-        history.absorb_extremes(pl.DataFrame(pl.from_arrow(table)).lazy())
+        history.absorb("extremes", pl.DataFrame(pl.from_arrow(table)).lazy())
     layers = layers_of(history)
     assert (layers.params, layers.width) == (["b", "a"], 1)
     assert layers.first_step == min(row[0] for row in rows)
-    for (row, column), found in np.ndenumerate(layers.magnitudes["grad"]):
+    for (row, column), found in np.ndenumerate(layers.magnitudes):
         here = layers.first_step + column, layers.params[row]
         pairs = [pair for step, param, pair in rows if pair is not None and (step, param) == here]
         largest = [max(map(abs, pair)) for pair in pairs if all(map(math.isfinite, pair))]
         assert found == max(largest) if largest else math.isnan(found)
-        assert layers.nonfinite["grad"][row, column] == (len(largest) < len(pairs))
+        assert layers.nonfinite[row, column] == (len(largest) < len(pairs))
 
 
 def test_long_runs_keep_every_spike_in_bounded_columns() -> None:
     """As steps go by, columns cover more of them, and each still holds the largest magnitude of its steps."""
-    history = History(params=["a"])
+    history = History(LAYERS, params=["a"])
     steps = 5000
     heights = np.ones(steps)
     heights[4321] = 100.0
     table = extremes(range(steps), ["a"], {"grad_min": [0.0] * steps, "grad_max": heights.tolist()})
-    history.absorb_extremes(pl.DataFrame(pl.from_arrow(table)).lazy())
+    history.absorb("extremes", pl.DataFrame(pl.from_arrow(table)).lazy())
     layers = layers_of(history)
     assert layers.width == 16
-    assert layers.magnitudes["grad"].shape == (1, 313)
-    assert layers.magnitudes["grad"][0].argmax() == 4321 // 16
-    assert layers.magnitudes["grad"].max() == 100.0
+    assert layers.magnitudes.shape == (1, 313)
+    assert layers.magnitudes[0].argmax() == 4321 // 16
+    assert layers.magnitudes.max() == 100.0
 
 
 def test_many_parameters_have_fewer_columns_and_bounded_memory() -> None:
     """Ten thousand parameters have a million cells at most."""
-    history = History(params=[f"layer{number}.weight" for number in range(10_000)])
+    history = History(LAYERS, params=[f"layer{number}.weight" for number in range(10_000)])
     table = extremes(range(300), ["layer3.weight", "layer9999.weight"])
-    history.absorb_extremes(pl.DataFrame(pl.from_arrow(table)).lazy())
-    assert layers_of(history).magnitudes["grad"].size <= 1_000_000
+    history.absorb("extremes", pl.DataFrame(pl.from_arrow(table)).lazy())
+    assert layers_of(history).magnitudes.size <= 1_000_000
 
 
 def test_a_parameter_that_came_later_stands_below() -> None:
     """What run.json does not name has its row all the same, behind the others."""
-    history = History(params=["z"])
-    history.absorb_extremes(pl.DataFrame(pl.from_arrow(extremes([0, 1], ["z", "a"]))).lazy())
+    history = History(LAYERS, params=["z"])
+    history.absorb("extremes", pl.DataFrame(pl.from_arrow(extremes([0, 1], ["z", "a"]))).lazy())
     assert layers_of(history).params == ["z", "a"]
 
 
@@ -105,7 +126,7 @@ def test_what_is_wrong_is_seen_in_its_cell() -> None:
     """A NaN is red, an all-zero gradient black, none at all white; the rest is coloured by its magnitude."""
     magnitudes = np.array([[1.0, 0.0, np.nan, np.nan], [1e-6, 1.0, 1e3, 1.0]])
     bad = np.array([[False, False, False, True], [False, False, False, False]])
-    layers = Layers(["a", "b"], 0, 1, {"grad": magnitudes}, {"grad": bad})
+    layers = Layers(["a", "b"], 0, 1, magnitudes, bad)
     seen = colours(drawn(layers))
     assert seen[0, 1].tolist() == [0, 0, 0]
     assert seen[0, 2].tolist() == [255, 255, 255]
@@ -120,20 +141,18 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
     magnitudes, bad = np.ones((400, 2)), np.zeros((400, 2), dtype=np.bool_)
     magnitudes[names.index("block7.c.weight"), 1] = 50.0
     bad[names.index("block9.d.weight"), 0] = True
-    strip = drawn(Layers(names, 0, 1, {"grad": magnitudes}, {"grad": bad}))
+    strip = drawn(Layers(names, 0, 1, magnitudes, bad))
     image = np.asarray(strip._image.get_array())
     assert image.shape == (100, 2)
     assert np.argwhere(image == 50.0).tolist() == [[7, 1]]
     assert np.argwhere(np.asarray(strip._alarm.get_array()) == 1.0).tolist() == [[9, 0]]
-    assert strip._axes.get_yticklabels()[0].get_text() == "block0.*"
+    assert labels(strip)[0] == "block0.*"
 
 
 @pytest.mark.parametrize("layers", [None, "zero"])
 def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
     """Before the first row it says so; where all gradients are zero, it is all black."""
-    strip = drawn(
-        None if layers is None else Layers(["a"], 0, 1, {"grad": np.zeros((1, 2))}, {"grad": np.zeros((1, 2), bool)})
-    )
+    strip = drawn(None if layers is None else Layers(["a"], 0, 1, np.zeros((1, 2)), np.zeros((1, 2), bool)))
     assert strip._note.get_visible() == (layers is None)
     if layers is not None:
         assert colours(strip).reshape(-1, 3).tolist() == [[0, 0, 0]] * 2
@@ -141,13 +160,13 @@ def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
 
 def test_names_are_text() -> None:
     """A parameter may be called anything, and is not taken for mathematics."""
-    layers = Layers(["_hidden", "$\\frac{$"], 0, 1, {"grad": np.ones((2, 1))}, {"grad": np.zeros((2, 1), bool)})
-    assert [label.get_text() for label in drawn(layers)._axes.get_yticklabels()] == ["_hidden", "$\\frac{$"]
+    layers = Layers(["_hidden", "$\\frac{$"], 0, 1, np.ones((2, 1)), np.zeros((2, 1), bool))
+    assert labels(drawn(layers)) == {0: "_hidden", 1: "$\\frac{$"}
 
 
 def test_a_run_that_begins_anew_is_shown_anew(tmp_path: Path) -> None:
     """The parameters are those of the run that is there now."""
-    live = Live(tmp_path / "run", View.LAYERS)
+    live = Live(tmp_path / "run", LAYERS)
     publish_next(new_run(tmp_path / "run", ["a"]), "extremes", extremes([0], ["a"]))
     layers = shown(live).layers
     assert layers is not None
@@ -171,3 +190,139 @@ def test_the_command_writes_the_layers_into_a_file(tmp_path: Path) -> None:
         assert (code, complained) == (0, "")
         assert f"{name}.png" in said
     assert (tmp_path / "layers.png").read_bytes() != (tmp_path / "overview.png").read_bytes()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_everything_of_a_strip_is_readable_on_its_ground(dark: bool) -> None:
+    """Every text and tick, minor ones of the colour bar too, has contrast; a zero is told from what is not recorded."""
+    magnitudes = np.array([[1e-6, 1.0, 0.0, np.nan]])
+    strip = drawn(Layers(["a"], 0, 1, magnitudes, np.zeros((1, 4), bool)), look=dataclasses.replace(LAYERS, dark=dark))
+    check_contrast(strip.figure)
+    _, bar = strip.figure.axes
+    assert len(bar.yaxis.get_minor_ticks()) > 10
+    zero, missing = colours(strip)[0, 2:].tolist()
+    assert contrast(np.divide(zero, 255), np.divide(missing, 255)) > 1.5
+
+
+def test_a_strip_grows_with_the_run_until_it_is_zoomed() -> None:
+    """Its limits follow new steps and parameters; those of the zoom tool stay on both axes, until its home button."""
+    few, more = uniform(["a", "b"], 10), uniform(["a", "b", "c"], 20, width=2, first_step=4)
+    strip = drawn(few)
+    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == ((-0.5, 9.5), (1.5, -0.5))
+    toolbar = zoom(strip._axes, (2, 5), (0.3, -0.2))
+    limits = strip._axes.get_xlim(), strip._axes.get_ylim()
+    assert limits[0] == pytest.approx((2, 5), abs=0.1)
+    update(strip, more)
+    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == limits
+    toolbar.home()
+    update(strip, more)
+    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == ((3.5, 43.5), (2.5, -0.5))
+
+
+def test_a_zoomed_strip_names_every_row() -> None:
+    """Of many rows only some have room for a name; those that are left when zoomed have all of them."""
+    strip = drawn(uniform([f"p{number}" for number in range(300)]))
+    some = labels(strip)
+    assert 30 < len(some) < 100
+    assert all(name == f"p{row}" for row, name in some.items())
+    zoom(strip._axes, (0, 3), (117.4, 111.6))
+    strip.figure.canvas.draw()
+    assert [name for row, name in labels(strip).items() if 112 <= row <= 117] == [f"p{n}" for n in range(112, 118)]
+
+
+def test_a_click_on_a_row_leads_to_its_parameter() -> None:
+    """The look that follows shows the parameter, and is otherwise the same."""
+    look = dataclasses.replace(LAYERS, params="weight", dark=True)
+    strip = drawn(uniform(["a.weight", "b.weight"]), look=look)
+    found = strip.picked(strip._axes, 1.4)
+    assert found == dataclasses.replace(look, view=View.PARAM, param="b.weight")
+
+
+@pytest.mark.parametrize("y", [None, -0.6, 1.6, 1e9])
+def test_a_click_beside_the_rows_leads_nowhere(y: float | None) -> None:
+    """Nor does one on the colour bar, or on nothing."""
+    strip = drawn(uniform(["a", "b"]))
+    assert strip.picked(strip._axes, y) is None
+    assert strip.picked(strip.figure.axes[1], 1.0) is None
+    assert strip.picked(None, 1.0) is None
+    assert drawn(None).picked(strip._axes, 0.0) is None
+
+
+def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
+    """The look that follows has a pattern that finds the parameters of the module, and no other."""
+    names = [f"block{block}.{part}+ {rest}" for block in range(200) for part in "ab" for rest in ("w", "b")]
+    names += ["xblock1.a", "block1", "block1_a"]
+    strip = drawn(uniform(names))
+    (row,) = [index for index, groups in enumerate(strip._rows) if groups == ["block1.*"]]
+    found = strip.picked(strip._axes, row)
+    assert found is not None
+    assert found.view is View.LAYERS
+    assert matching(names, found.params) == [name for name in names if name.startswith("block1.")]
+    assert len(drawn(uniform(matching(names, found.params)))._rows) == 4
+
+
+def test_too_many_modules_share_rows_and_none_is_hidden() -> None:
+    """Where there are more modules than rows, neighbours share one: every magnitude and alarm is still in a pixel."""
+    names = [f"{number}.weight" for number in range(1000)]
+    for odd in (1, 333, 998):
+        layers = uniform(names)
+        layers.nonfinite[odd, 2] = True
+        strip = drawn(layers)
+        seen = np.argwhere((pixels(strip.figure) == RED).all(axis=2))
+        legend = strip.figure.legends[0].get_window_extent()
+        inside = [y for y, _ in seen if strip.figure.bbox.height - y > legend.y1]
+        assert inside
+        (row,) = np.unique(np.argwhere(np.asarray(strip._alarm.get_array()) == 1.0)[:, 0])
+        found = strip.picked(strip._axes, float(row))
+        assert found is not None
+        assert names[odd] in (members := matching(names, found.params))
+        assert 1 < len(members) < 10
+
+
+def test_a_phone_hides_no_column() -> None:
+    """Where the strip has fewer pixels than columns, a NaN in a single one is still red, whichever it is."""
+    for column in range(255, 261):
+        layers = uniform(["encoder.layers.0.self_attention.weight"] * 2, 512)
+        layers.nonfinite[0, column] = True
+        strip = drawn(layers, size=PHONE)
+        box = strip._axes.get_window_extent()
+        seen = np.argwhere((pixels(strip.figure) == RED).all(axis=2))
+        assert any(box.x0 < x < box.x1 and y < strip.figure.bbox.height - box.y0 for y, x in seen), column
+        assert strip._axes.get_xlim()[1] >= 511
+
+
+@pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strip_has_room_for_any_name(name: str, size: tuple[float, float]) -> None:
+    """Whatever parameters, statistic and run are called, nothing is cut off or on one another."""
+    look = dataclasses.replace(LAYERS, statistic=f"grad_{name[:12]}")
+    figure = canvas(size)
+    strip = Strip(figure, look)
+    strip.update([Snapshot(name, "running", 3, layers=uniform([f"{name}.{n}" for n in range(100)]))], NOW)
+    check_texts(figure)
+
+
+@pytest.mark.parametrize("magnitudes", [[5e-324, 0.0], [1.7e308, 0.0], [5e-324, 1.7e308], [1.0, 1.0], [1e-310, 1e-305]])
+def test_magnitudes_of_any_size_are_drawn(magnitudes: list[float]) -> None:
+    """From the smallest number to the largest, each has a colour, and only a zero, or nearly one, is black."""
+    seen = colours(drawn(Layers(["a"], 0, 1, np.array([magnitudes]), np.zeros((1, 2), bool))))[0].tolist()
+    for magnitude, colour in zip(magnitudes, seen, strict=True):
+        assert colour != [255, 255, 255]
+        assert (colour == [0, 0, 0]) == (magnitude < 1e-200)
+
+
+def test_nothing_accumulates_in_a_strip() -> None:
+    """After many updates the figure holds as much as after the first."""
+    strip = drawn(uniform(["a"]))
+    counts = set()
+    for number in range(30):
+        update(strip, uniform([f"p{n}" for n in range(number + 1)], number + 1) if number % 3 else None)
+        counts.add(artists(strip.figure))
+    assert len(counts) == 1
+
+
+def test_a_strip_without_a_matching_parameter_says_so() -> None:
+    """Where the filter finds none, the panel says that it is the filter's doing."""
+    strip = drawn(None, look=dataclasses.replace(LAYERS, params="nothing"))
+    assert strip._note.get_visible()
+    assert "with such a parameter" in strip._note.get_text()

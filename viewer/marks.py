@@ -3,23 +3,26 @@
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from viewer.live import Snapshot
 from viewer.look import Look, Scale, XAxis
-from viewer.status import notices, title
+from viewer.status import notices, shortened, title
 
 SIZE_INCHES = (10.0, 8.0)
 # A name, or red, green, blue and opacity.
@@ -28,24 +31,29 @@ Colour = str | tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours, as matplotlib takes them; the palettes are told apart by readers with every kind of colour vision."""
+    """Colours, as matplotlib takes them; the palettes are told apart by readers with every kind of colour vision.
+
+    ``blank`` is for what was not recorded, beside a black zero; ``rainbow`` is the part of it that the ground lets see.
+    """
 
     ground: str
+    blank: str
     ink: str
     pale: str
     faint: str
     alarm: str
     palette: tuple[str, ...]
+    rainbow: tuple[float, float]
 
 
 # Okabe and Ito's palette, and the same hues for a dark ground.
 LIGHT = Theme(
-    "#ffffff", "#333333", "#dddddd", "#707070", "#c00000",
-    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    "#ffffff", "#ffffff", "#333333", "#dddddd", "#707070", "#c00000",
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), (0.0, 1.0),
 )  # fmt: skip
 DARK = Theme(
-    "#14171c", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060",
-    ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"),
+    "#14171c", "#3a3f47", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060",
+    ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"), (0.1, 0.9),
 )  # fmt: skip
 
 # With these, so many more curves can be told apart.
@@ -59,10 +67,15 @@ _LARGEST = 1e306
 RAW = "as logged"
 # Up to so many points, each gets a marker, and none is smoothed.
 FEW_POINTS = 30
-# More entries beside a panel would press the panel itself together.
-_LEGEND_ENTRIES = 9
-_NARROW_INCHES, _ABOVE_ENTRIES = 6.0, 4
-_TITLE_LINES = 3
+# More entries than have room would press the panel itself together.
+_LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 4
+_NARROW_INCHES = 6.0
+_TITLE_LINES, _NOTICE_LENGTH = 3, 140
+_DECADES_AN_INCH = 7
+# So many letters of the title, and of a legend above a panel, are an inch.
+_TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
+# From twice a unit on, time since the beginning is in it.
+_UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def theme(look: Look) -> Theme:
@@ -70,33 +83,67 @@ def theme(look: Look) -> Theme:
     return DARK if look.dark else LIGHT
 
 
-def begin(figure: Figure, look: Look, titled: bool) -> Text | None:
-    """Empty a figure and make it ready; its title, where it is to have one."""
+def narrow(figure: Figure) -> bool:
+    """Whether it is shown on a phone."""
+    return bool(figure.get_figwidth() < _NARROW_INCHES)
+
+
+class _Steady(ConstrainedLayoutEngine):
+    """Moves the panels only where texts ask for other room: a layout costs as much as the drawing of all curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_for: object = None
+
+    def execute(self, fig: Figure) -> None:
+        ends = []
+        for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                # This also makes the labels those of the present limits.
+                axis.get_ticklabels(which="both")
+                low, high = sorted(axis.get_view_interval())
+                inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+                # Labels at an axis' ends stand out, as far as a hundredth of its length.
+                ends.append([round(100 * (tick - low) / (high - low)) for tick in (*inside[:1], *inside[-1:])])
+        texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+        # Digits have the same width.
+        made_for = *fig.bbox.size, fig.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
+        if made_for != self._made_for:
+            super().execute(fig)
+            self._made_for = made_for
+
+
+def begin(figure: Figure, look: Look) -> None:
+    """Empty a figure and make it ready."""
     figure.clear()
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine(_Steady())
     figure.set_facecolor(theme(look).ground)
-    if not titled:
-        return None
-    text = figure.suptitle("", x=0.01, ha="left", fontsize=11, color=theme(look).ink)
+
+
+def entitle(figure: Figure, look: Look, words: str) -> None:
+    """Put words above everything."""
+    size = 8 if narrow(figure) else 11
+    width = int(_TITLE_LETTERS * figure.get_figwidth() * 11 / size)
+    wrapped = [part for line in words.splitlines() for part in textwrap.wrap(line, width)]
+    # Its place has to be said again, or it would be in the middle.
+    text = figure.suptitle("", x=0.01, ha="left", fontsize=size, color=theme(look).ink)
     text.set_parse_math(False)
-    return text
+    text.set_text("\n".join(wrapped))
 
 
-def entitle(text: Text | None, snapshots: Sequence[Snapshot], now: float) -> None:
-    """Say above the figure how the runs are, and what has to be known of them."""
-    if text is not None:
-        width = int(14 * SIZE_INCHES[0])
-        said = notices(snapshots)
-        if len(said) >= _TITLE_LINES:
-            said[_TITLE_LINES - 2 :] = [f"… and {len(said) - _TITLE_LINES + 2} more: see `tracer verify`"]
-        text.set_text("\n".join([title(snapshots, now), *(textwrap.shorten(line, width) for line in said)]))
+def heading(snapshots: Sequence[Snapshot], now: float) -> str:
+    """How the runs are, and what has to be known of them, as far as a figure has room for it."""
+    said = notices(snapshots)
+    if len(said) >= _TITLE_LINES:
+        said[_TITLE_LINES - 2 :] = [f"… and {len(said) - _TITLE_LINES + 2} more: see `tracer verify`"]
+    return "\n".join([title(snapshots, now), *(shortened(line, _NOTICE_LENGTH) for line in said)])
 
 
 def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
     """Style empty axes; the text that they show while they are empty."""
     colours = theme(look)
     axes.set_facecolor(colours.ground)
-    axes.set_ylabel(label, color=colours.ink)
+    axes.set_ylabel(label, color=colours.ink, parse_math=False)
     axes.grid(True, color=colours.pale, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", colors=colours.ink, labelsize=9)
@@ -104,30 +151,48 @@ def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_color(colours.ink)
+    figure = axes.get_figure(root=True)
+    if figure is not None and narrow(figure):
+        note = textwrap.fill(note, int(_TITLE_LETTERS * (figure.get_figwidth() - 1)))
     return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
 
 
 def dress_x(axes: Axes, look: Look) -> None:
     """Label the x axis by what it is."""
+    place: Literal["left", "center"] = "center"
     if look.x is XAxis.WALL:
         zone = datetime.now().astimezone().tzinfo
         locator = AutoDateLocator(tz=zone)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
-        label = "time"
+        # To its right, the day is named.
+        label, place = "time", "left"
     elif look.x is XAxis.RELATIVE:
-        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 3, 6, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _elapsed(float(x))))
+        axes.xaxis.set_major_locator(_Elapsed("auto", steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _elapsed(float(x), axes.get_xlim())))
         label = "time since the run began"
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         label = "step"
-    axes.set_xlabel(label, color=theme(look).ink)
+    axes.set_xlabel(label, color=theme(look).ink, loc=place)
 
 
-def _elapsed(seconds: float) -> str:
-    sign = "-" if seconds < 0 else ""
-    return f"{seconds:g} s" if abs(seconds) < 60 else f"{sign}{timedelta(seconds=round(abs(seconds)))}"
+class _Elapsed(MaxNLocator):
+    """Ticks at round numbers of seconds, minutes, hours or days."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        length, _ = _unit((vmin, vmax))
+        return [length * tick for tick in super().tick_values(vmin / length, vmax / length)]
+
+
+def _unit(limits: tuple[float, float]) -> tuple[float, str]:
+    longest = max(map(abs, limits))
+    return next((unit for unit in _UNITS if longest >= 2 * unit[0]), _UNITS[-1])
+
+
+def _elapsed(seconds: float, limits: tuple[float, float]) -> str:
+    length, name = _unit(limits)
+    return f"{seconds / length:.9g} {name}"
 
 
 def along(look: Look, snapshot: Snapshot, steps: Sequence[int], times: Sequence[float]) -> Sequence[float]:
@@ -148,6 +213,9 @@ def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Sca
         scale = Scale.SYMLOG
     if scale is Scale.SYMLOG:
         axes.set_yscale("symlog", linthresh=linear_threshold([abs(number) for number in there if number]))
+        locator = axes.yaxis.get_major_locator()
+        assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
+        locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * _inches(axes))))
     else:
         axes.set_yscale(scale.value)
 
@@ -189,7 +257,7 @@ def draw_band(
     axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: Colour
 ) -> list[Artist]:
     """What lies between two lines, unless they are the same."""
-    if list(low) == list(high):
+    if np.array_equal(low, high, equal_nan=True):
         return []
     # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
     return [axes.fill_between(x, drawable(low), drawable(high), color=colour, alpha=0.3, linewidth=0.8)]
@@ -205,9 +273,10 @@ def numbers_of(heights: Sequence[float | None]) -> list[float]:
     return [math.nan if height is None else height for height in heights]
 
 
-def drawable(heights: Sequence[float]) -> list[float]:
+def drawable(heights: Sequence[float]) -> npt.NDArray[np.float64]:
     """Numbers near the end of float64 brought a little nearer: with margins, matplotlib's ticks would overflow."""
-    return [max(-_LARGEST, min(_LARGEST, height)) if math.isfinite(height) else height for height in heights]
+    numbers = np.asarray(heights, dtype=np.float64)
+    return np.where(np.isfinite(numbers), numbers.clip(-_LARGEST, _LARGEST), numbers)
 
 
 def _marked(heights: Sequence[float]) -> list[int]:
@@ -267,20 +336,54 @@ def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = Fals
     if not lines:
         return
     figure = axes.get_figure(root=True)
-    above = above or (figure is not None and figure.get_figwidth() < _NARROW_INCHES)
-    room = _ABOVE_ENTRIES if above else _LEGEND_ENTRIES
+    assert figure is not None, "the axes are in a figure"
+    small = narrow(figure)
+    inches = _inches(axes)
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
+    # Beside the panel an entry takes a fifth of an inch, above it less; there, the panel keeps most of the room.
+    room = min(_LEGEND_ENTRIES, int(inches / 0.18))
+    if above or small:
+        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
+        where["ncols"] = 1 if small else 2
+        room = min(_ABOVE_ENTRIES, int(inches / 0.4))
     # What is not finite comes first: it must not be among what finds no room.
     handles = sorted(lines, key=lambda line: line.get_marker() != "X")
-    if len(handles) > room:
-        rest = len(handles) - room + 1
-        handles[room - 1 :] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
-    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
-    if above:
-        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "ncols": 2, "borderaxespad": 0.2}
+    if len(handles) > max(1, room):
+        rest = len(handles) - max(1, room - 1)
+        handles[-rest:] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
     # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
     labels = [str(line.get_label()) for line in handles]
+    if small:
+        labels = [textwrap.fill(label, int(_LEGEND_LETTERS * (figure.get_figwidth() - 0.8))) for label in labels]
     for text in axes.legend(handles, labels, frameon=False, labelcolor=theme(look).ink, **where).get_texts():
         text.set_parse_math(False)
+
+
+def _inches(axes: Axes) -> float:
+    """About how high a panel is."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None, "the axes are in a figure"
+    assert place is not None, "they are in its grid"
+    return float(place.get_position(figure).height * figure.get_figheight())
+
+
+class SharedX:
+    """The x axis that panels share: it follows new steps, unless the user has zoomed it."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._followed: tuple[float, float] | None = None
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """While panels are drawn anew."""
+        # Autoscaling cannot tell: a toolbar's zoom stops that of one panel, and its home button that of all but one.
+        follows = self._followed in (None, self._axes.get_xlim())
+        for axes in self._axes.get_shared_x_axes().get_siblings(self._axes):
+            axes.set_autoscalex_on(follows)
+        yield
+        if follows:
+            self._followed = self._axes.get_xlim()
 
 
 class Panel:

@@ -17,6 +17,7 @@ from viewer.marks import (
     Colour,
     NonFinite,
     Panel,
+    SharedX,
     along,
     begin,
     draw_band,
@@ -25,6 +26,7 @@ from viewer.marks import (
     drawable,
     dress_x,
     entitle,
+    heading,
     last,
     numbers_of,
     set_scale,
@@ -67,7 +69,7 @@ class Overview:
 
     def _begin(self, several: bool) -> None:
         self._several = several
-        self._title = begin(self.figure, self._look, self._titled)
+        begin(self.figure, self._look)
         of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
         rows = self.figure.subplots(2 + len(of), 1, sharex=True, height_ratios=(3, 3, *(4 for _ in of)))
         self._metrics = {
@@ -79,6 +81,7 @@ class Overview:
         self.figure.align_ylabels()
         self._bottom = rows[-1]
         dress_x(self._bottom, self._look)
+        self._x = SharedX(self._bottom)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw snapshots; a zoomed axis keeps its limits.
@@ -89,13 +92,15 @@ class Overview:
         """
         if self._several != (len(snapshots) > 1):
             self._begin(several=len(snapshots) > 1)
-        entitle(self._title, snapshots, now)
-        for name, panel in self._metrics.items():
-            curves = [self._curves(snapshot, name) for snapshot in snapshots]
-            panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
-        for kinds, panel in self._extremes.items():
-            empty = all(snapshot.extremes is None for snapshot in snapshots)
-            panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
+        if self._titled:
+            entitle(self.figure, self._look, heading(snapshots, now))
+        with self._x.updating():
+            for name, panel in self._metrics.items():
+                curves = [self._curves(snapshot, name) for snapshot in snapshots]
+                panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
+            for kinds, panel in self._extremes.items():
+                empty = all(snapshot.extremes is None for snapshot in snapshots)
+                panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
     def _panel(self, name: str) -> str | None:
@@ -109,7 +114,10 @@ class Overview:
         palette = theme(self._look).palette
         if runs == 1:
             return palette[curve % len(palette)]
-        return palette[run] if runs <= len(palette) else matplotlib.colormaps["turbo"](0.05 + 0.9 * run / (runs - 1))
+        if runs <= len(palette):
+            return palette[run]
+        low, high = theme(self._look).rainbow
+        return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
 
     def _draw_metrics(
         self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from viewer.history import Histogram
 from viewer.live import Snapshot
-from viewer.look import Look, Scale
+from viewer.look import Look, Scale, XAxis
 from viewer.marks import (
     NonFinite,
     Panel,
+    SharedX,
     along,
     begin,
     draw_band,
@@ -23,8 +24,10 @@ from viewer.marks import (
     draw_nonfinite,
     dress_x,
     entitle,
+    heading,
     last,
     linear_threshold,
+    narrow,
     numbers_of,
     set_scale,
     theme,
@@ -48,26 +51,28 @@ class Parameter:
         self.figure = figure
         self._look = look
         self._titled = titled
-        self._begin((), ())
+        self._begin((), (), narrow(figure))
 
-    def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...]) -> None:
-        self._has = statistics, histograms
-        self._title = begin(self.figure, self._look, self._titled)
-        left = ["value", "gradient", *(f"{_WORDS[of]} histogram" for of in histograms)]
-        columns = 2 if statistics else 1
-        grid = self.figure.add_gridspec(1, columns)
-        stacks = [grid[0, 0].subgridspec(len(left), 1)]
-        if statistics:
-            stacks.append(grid[0, 1].subgridspec(len(statistics), 1))
+    def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...], one_column: bool) -> None:
+        self._has = statistics, histograms, one_column
+        begin(self.figure, self._look)
+        left = ("value", "gradient", *(f"{_WORDS[of]}\nhistogram" for of in histograms))
+        columns = [left + statistics] if one_column or not statistics else [left, statistics]
+        grid = self.figure.add_gridspec(1, len(columns))
         first: Axes | None = None
         self._panels: dict[str, Panel] = {}
-        for stack, names in zip(stacks, (left, statistics), strict=False):
+        self._bottoms: list[Axes] = []
+        for column, names in enumerate(columns):
+            stack = grid[0, column].subgridspec(len(names), 1)
             for row, name in enumerate(names):
                 axes = self.figure.add_subplot(stack[row, 0], sharex=first)
                 first = first or axes
-                self._panels[name] = Panel(axes, self._look, name, "no row of this parameter yet", legend_above=True)
-                axes.tick_params(labelbottom=row == len(names) - 1)
+                label = name if name in left else shortened(name)
+                self._panels[name] = Panel(axes, self._look, label, "no row of this parameter yet", legend_above=True)
+                axes.tick_params(labelbottom=False)
             dress_x(axes, self._look)
+            self._bottoms.append(axes)
+        self._x = SharedX(axes)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
@@ -76,20 +81,24 @@ class Parameter:
         recorded = (
             [name.removesuffix("_high") for name in extremes.statistics if name.endswith("_high")] if extremes else []
         )
-        has = tuple(dict.fromkeys(name.partition("_")[2] for name in recorded)), tuple(snapshot.histograms)
+        statistics = tuple(dict.fromkeys(name.partition("_")[2] for name in recorded))
+        has = statistics, tuple(of for of in _WORDS if of in snapshot.histograms), narrow(self.figure)
         if has != self._has:
             self._begin(*has)
-        entitle(self._title, snapshots, now)
-        if self._title is not None:
-            self._title.set_text(f"{shortened(self._look.param, 60)}  in  {self._title.get_text()}")
-        for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
-            self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
-        for statistic in has[0]:
-            columns = [f"{kind}_{statistic}" for kind in _WORDS if f"{kind}_{statistic}" in recorded]
-            self._panels[statistic].draw(partial(self._draw_statistic, columns, snapshot), empty=False)
-        for of, histograms in snapshot.histograms.items():
-            make = partial(self._draw_histograms, snapshot, histograms)
-            self._panels[f"{_WORDS[of]} histogram"].draw(make, empty=False)
+        if self._titled:
+            words = f"{shortened(self._look.param, 60)}  in  {heading(snapshots, now)}"
+            entitle(self.figure, self._look, words)
+        with self._x.updating():
+            for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
+                self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
+            for statistic in statistics:
+                columns = [f"{kind}_{statistic}" for kind in _WORDS if f"{kind}_{statistic}" in recorded]
+                self._panels[statistic].draw(partial(self._draw_statistic, columns, snapshot), empty=False)
+            for of, histograms in snapshot.histograms.items():
+                make = partial(self._draw_histograms, snapshot, histograms)
+                self._panels[f"{_WORDS[of]}\nhistogram"].draw(make, empty=False)
+        for axes in self._bottoms:
+            axes.tick_params(labelbottom=extremes is not None)
 
     def _draw_bands(self, kinds: Sequence[str], snapshot: Snapshot, axes: Axes) -> list[Artist]:
         extremes = snapshot.extremes
@@ -118,7 +127,8 @@ class Parameter:
     def _draw_statistic(self, columns: Sequence[str], snapshot: Snapshot, axes: Axes) -> list[Artist]:
         extremes = snapshot.extremes
         assert extremes is not None, "columns are those of extremes"
-        numbers = [number for column in columns for number in extremes.statistics[f"{column}_high"]]
+        ends = [f"{column}_{end}" for column in columns for end in ("low", "high")]
+        numbers = [number for end in ends for number in extremes.statistics[end]]
         set_scale(axes, self._look, numbers, Scale.LINEAR)
         x = along(self._look, snapshot, extremes.step, extremes.time)
         artists: list[Artist] = []
@@ -146,14 +156,16 @@ class Parameter:
             times[histogram.step] = histogram.time
         shares /= np.maximum(shares.sum(axis=0), 1)
         x = np.array(along(self._look, snapshot, steps, list(times.values())), dtype=float)
-        gaps = np.diff(x) if len(x) > 1 else np.array([1.0])
-        columns = np.concatenate([x, [x[-1] + gaps[-1]]])
+        # Each reaches to the next, and the last as far as the one before.
+        alone = 1 / 86_400 if self._look.x is XAxis.WALL else 1.0
+        columns = np.append(x, x[-1] + (x[-1] - x[-2] if len(x) > 1 else alone))
+        most = shares.max() or 1.0
         image = axes.pcolormesh(
             columns,
             rows,
             np.where(shares > 0, shares, np.nan),
             cmap="cividis",
-            norm=LogNorm(shares.max() / 1e3, shares.max(), clip=True),
+            norm=LogNorm(most / 1e3, most, clip=True),
             rasterized=True,
         )
         return [image]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from viewer.live import Reader, Runs, Snapshot
 from viewer.look import Look, View, XAxis
+from viewer.marks import entitle
 from viewer.status import notices, title
 from viewer.strip import Strip
 from viewer.views import fill
@@ -40,15 +41,19 @@ class Screen:
         self._open_runs = open_runs
         self._titled = titled
         self._reader: Reader | None = None
+        self._failed: Exception | None = None
         self._said = ""
         self.look_at(look)
-        figure.canvas.mpl_connect("button_press_event", self._click)
-        figure.canvas.mpl_connect("key_press_event", self._key)
+        canvas = figure.canvas
+        self._connected = [
+            canvas.mpl_connect("button_press_event", self._click),
+            canvas.mpl_connect("key_press_event", self._key),
+        ]
 
     def look_at(self, look: Look) -> None:
         """Show something else, or in another way; what is read already is not read again."""
         if self._reader is None or (look.reads, look.run) != (self.look.reads, self.look.run):
-            self.close()
+            self._stop()
             self._reader = Reader(self._open_runs(look))
             self._reader.start()
         self.look = look
@@ -74,9 +79,11 @@ class Screen:
         Raises:
             LogError: the run cannot be read.
         """
-        assert self._reader is not None, "the screen is open"
-        if self._reader.error is not None:
-            raise self._reader.error
+        failed = self._failed or (self._reader.error if self._reader is not None else None)
+        if failed is not None:
+            raise failed
+        if self._reader is None:
+            return False
         newest = self._reader.latest
         fresh = newest is not self.snapshots and bool(newest)
         self.snapshots = newest
@@ -93,11 +100,10 @@ class Screen:
         if self.snapshots:
             self._shown.update(self.snapshots, time.time())
         elif self._titled:
-            self.figure.suptitle(self.said())
+            entitle(self.figure, self.look, self.said())
 
     def _click(self, event: Event) -> None:
-        toolbar = self.figure.canvas.toolbar
-        if not isinstance(event, MouseEvent) or event.button != 1 or (toolbar is not None and toolbar.mode):
+        if not isinstance(event, MouseEvent) or event.button != 1 or self._zooming():
             return
         found = self._shown.picked(event.inaxes, event.ydata) if isinstance(self._shown, Strip) else None
         if found is not None:
@@ -109,18 +115,33 @@ class Screen:
             view = _VIEW_KEYS[key]
             params = [name for snapshot in self.snapshots for name in snapshot.params]
             param = self.look.param or next(iter(params), "")
-            self._go(dataclasses.replace(self.look, view=view, param=param))
-        elif key == "x":
+            if param or view is not View.PARAM:
+                self._go(dataclasses.replace(self.look, view=view, param=param))
+        elif key == "x" and not self._zooming():
             axes = list(XAxis)
             after = axes[(axes.index(self.look.x) + 1) % len(axes)]
             self._go(dataclasses.replace(self.look, x=after))
 
+    def _zooming(self) -> bool:
+        """Whether the toolbar zooms or moves the figure: then a click is its own, and x, which keeps to the x axis."""
+        toolbar = self.figure.canvas.toolbar
+        return toolbar is not None and bool(toolbar.mode)
+
     def _go(self, look: Look) -> None:
-        self.look_at(look)
+        try:
+            self.look_at(look)
+        except Exception as error:
+            # A toolkit would print it and go on; the next tick raises it where it is handled.
+            self._failed = error
         self.figure.canvas.draw_idle()
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and take no more keys and clicks."""
+        for each in self._connected:
+            self.figure.canvas.mpl_disconnect(each)
+        self._stop()
+
+    def _stop(self) -> None:
         if self._reader is not None:
             self._reader.stop()
             self._reader = None

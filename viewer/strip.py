@@ -11,18 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from viewer.grid import Layers
 from viewer.live import Snapshot
 from viewer.look import Look, View
-from viewer.marks import begin, dress, entitle, theme
+from viewer.marks import begin, dress, entitle, heading, narrow, theme
 from viewer.status import shortened
 
 # More rows than this would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300
-_LABELS = 70
+# At least so much of the figure's width is the strip itself.
+_SHARE = 0.55
+_LABELS_AN_INCH = 9
 _ZERO, _ALARM = "#000000", "#e00000"
+# Beyond these, a colour bar fails; nothing that trains comes near them.
+_SMALLEST, _LARGEST = 1e-200, 1e200
 
 
 class Strip:
@@ -37,80 +41,108 @@ class Strip:
     def __init__(self, figure: Figure, look: Look, titled: bool = True) -> None:
         self.figure = figure
         self._look = look
-        self._rows: list[str] = []
+        self._titled = titled
+        # Of each row the parameters in it, or "module.*" for all of a module.
+        self._rows: list[list[str]] = []
         colours = theme(look)
-        self._title = begin(figure, look, titled)
+        begin(figure, look)
         self._axes = figure.subplots()
         self._note = dress(self._axes, look, "", f"no step recorded yet{' with such a parameter' * bool(look.params)}")
         self._axes.grid(visible=False)
         self._axes.tick_params(labelsize=7)
         self._axes.set_xlabel("step", color=colours.ink)
-        self._axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        scale = matplotlib.colormaps["cividis"].with_extremes(under=_ZERO, bad=colours.ground)
+        self._axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        labels = max(1, int(_LABELS_AN_INCH * figure.get_figheight()))
+        self._axes.yaxis.set_major_locator(MaxNLocator(labels, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        self._axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: self._label(float(row))))
+        scale = matplotlib.colormaps["cividis"].with_extremes(under=_ZERO, bad=colours.blank)
         self._image, self._alarm = (
             self._axes.imshow([[np.nan]], aspect="auto", interpolation="nearest", cmap=cmap)
             for cmap in (scale, ListedColormap([_ALARM]))
         )
         bar = figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
-        bar.set_label(f"largest magnitude: {look.statistic}", color=colours.ink)
-        bar.ax.tick_params(colors=colours.ink)
+        bar.set_label(f"largest magnitude: {shortened(look.statistic)}", color=colours.ink, parse_math=False)
+        bar.ax.tick_params(which="both", colors=colours.ink)
+        bar.outline.set_edgecolor(colours.ink)
         self._note.set_zorder(5)
         figure.legend(
             handles=[
                 Patch(facecolor=_ALARM, label="NaN or infinity"),
                 Patch(facecolor=_ZERO, edgecolor=colours.faint, label="zero"),
-                Patch(facecolor=colours.ground, edgecolor=colours.faint, label="not recorded"),
+                Patch(facecolor=colours.blank, edgecolor=colours.faint, label="not recorded"),
             ],
             loc="outside lower right",
             ncols=3,
             frameon=False,
-            fontsize=8,
+            fontsize=7 if narrow(figure) else 8,
             labelcolor=colours.ink,
         )
 
+    def _label(self, row: float) -> str:
+        if not row.is_integer() or not 0 <= row < len(self._rows):
+            return ""
+        groups = self._rows[int(row)]
+        name = groups[0] if len(groups) == 1 else f"{groups[0]} … {groups[-1]}"
+        # Tick labels are mathematics between unescaped dollars.
+        return shortened(name, 14 if narrow(self.figure) else 28).replace("$", r"\$")
+
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
-        entitle(self._title, snapshots, now)
+        if self._titled:
+            entitle(self.figure, self._look, heading(snapshots, now))
         layers = snapshots[0].layers
         self._note.set_visible(layers is None)
+        self._image.set_visible(layers is not None)
+        self._alarm.set_visible(layers is not None and bool(layers.nonfinite.any()))
         if layers is None:
             return
-        self._rows, magnitudes, alarms = _grouped(layers)
-        columns, rows = magnitudes.shape[1], len(self._rows)
-        extent = (layers.first_step - 0.5, layers.first_step + columns * layers.width - 0.5, rows - 0.5, -0.5)
+        width = self.figure.get_figwidth() * self.figure.dpi * _SHARE
+        columns = -(-layers.magnitudes.shape[1] // max(1, int(width)))
+        self._rows, magnitudes, alarms = _grouped(layers, columns)
+        end = layers.first_step + magnitudes.shape[1] * columns * layers.width
+        extent = (layers.first_step - 0.5, end - 0.5, len(self._rows) - 0.5, -0.5)
         positive = magnitudes[magnitudes > 0]
         low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
+        # A decade at least, for a scale that can be read.
+        high = min(max(high, 10 * _SMALLEST), _LARGEST)
+        low = max(min(low, high / 10), _SMALLEST)
         # A zero has no logarithm: below the scale, it gets the colour for what is under it.
         self._image.set_data(np.where(magnitudes == 0, low / 10, magnitudes))
-        self._image.set_norm(LogNorm(low, max(high, low * 1.001)))
+        self._image.set_norm(LogNorm(low, high))
         self._alarm.set_data(np.where(alarms, 1.0, np.nan))
         for image in (self._image, self._alarm):
             image.set_extent(extent)
-        every = -(-rows // _LABELS)
-        names = [shortened(name) for name in self._rows[::every]]
-        self._axes.set_yticks(range(0, rows, every), names, parse_math=False)
 
     def picked(self, axes: Axes | None, y: float | None) -> Look | None:
-        """What a click on a row leads to: its parameter, or the parameters of its module."""
+        """What a click on a row leads to: its parameter, or the parameters of its modules."""
         if axes is not self._axes or y is None or not 0 <= round(y) < len(self._rows):
             return None
-        name = self._rows[round(y)]
-        if name.endswith(".*"):
-            return dataclasses.replace(self._look, params=f"^{re.escape(name[:-1])}")
-        return dataclasses.replace(self._look, view=View.PARAM, param=name)
+        groups = self._rows[round(y)]
+        if len(groups) == 1 and not groups[0].endswith(".*"):
+            return dataclasses.replace(self._look, view=View.PARAM, param=groups[0])
+        of = [f"^{re.escape(name[:-1])}" if name.endswith(".*") else f"^{re.escape(name)}$" for name in groups]
+        return dataclasses.replace(self._look, params="|".join(of))
 
 
-def _grouped(layers: Layers) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Names, magnitudes and alarms, by module where there are too many parameters for a row each."""
+def _grouped(layers: Layers, columns: int) -> tuple[list[list[str]], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Rows, magnitudes and alarms: by module, and by neighbours, where there are too many parameters for a row each.
+
+    Args:
+        layers: The parameters.
+        columns: So many columns become one.
+    """
     names = list(layers.params)
     depth = max(name.count(".") for name in names)
     while len(set(names)) > _ROWS and depth > 0:
-        names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name) for name in layers.params]
+        names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name, flags=re.DOTALL) for name in layers.params]
         depth -= 1
-    starts = {name: index for index, name in reversed(list(enumerate(dict.fromkeys(names))))}
-    group = np.array([starts[name] for name in names])
-    magnitudes = np.full((len(starts), layers.magnitudes.shape[1]), np.nan)
+    groups = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    together = -(-len(groups) // _ROWS)
+    rows = np.array([groups[name] // together for name in names])
+    of = np.arange(layers.magnitudes.shape[1]) // columns
+    magnitudes = np.full((rows.max() + 1, of.max() + 1), np.nan)
     alarms = np.zeros(magnitudes.shape, dtype=np.bool_)
-    np.fmax.at(magnitudes, group, layers.magnitudes)
-    np.logical_or.at(alarms, group, layers.nonfinite)
-    return list(dict.fromkeys(names)), magnitudes, alarms
+    np.fmax.at(magnitudes, np.ix_(rows, of), layers.magnitudes)
+    np.logical_or.at(alarms, np.ix_(rows, of), layers.nonfinite)
+    each = list(groups)
+    return [each[start : start + together] for start in range(0, len(each), together)], magnitudes, alarms

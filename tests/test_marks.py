@@ -1,0 +1,109 @@
+"""What the figures have in common: texts find room, the layout moves only where it must, and scales hold all numbers."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from tests.figures import NAMES, PHONE, canvas, check_texts, contrast
+from viewer.live import Snapshot
+from viewer.look import Look, XAxis
+from viewer.marks import DARK, LIGHT, SIZE_INCHES, Theme, along, begin, drawable, entitle, heading, linear_threshold
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_colours_are_told_from_their_ground(theme: Theme) -> None:
+    """What is read has a contrast of 4.5; curves are seen, and told from one another."""
+    assert all(contrast(colour, theme.ground) >= 4.5 for colour in (theme.ink, theme.faint, theme.alarm))
+    assert all(contrast(colour, theme.ground) >= 2 for colour in theme.palette)
+    assert len(set(theme.palette)) == len(theme.palette)
+
+
+@pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None:
+    """However long the words and narrow the figure, they are wrapped, in few lines, and stay letters."""
+    run = Snapshot(name, "stopped", 10**9, problems=(f"{name} damaged",) * 9, complete=False, dropped=10**6)
+    figure = canvas(size)
+    begin(figure, Look())
+    figure.subplots()
+    said = heading([run], 1e9)
+    assert len(said.splitlines()) == 3
+    assert "… and 9 more" in said
+    entitle(figure, Look(), said)
+    check_texts(figure)
+    assert figure.get_suptitle().replace("\n", " ").split() == said.split()
+
+
+def test_the_layout_moves_panels_only_where_texts_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New numbers of the same width leave everything in its place; longer texts, zooms and other sizes find room."""
+    made = 0
+    execute = ConstrainedLayoutEngine.execute
+
+    def counting(self: ConstrainedLayoutEngine, figure: object) -> None:
+        nonlocal made
+        made += 1
+        execute(self, figure)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", counting)
+    figure = canvas()
+    begin(figure, Look())
+    axes = figure.subplots()
+    (line,) = axes.plot([0, 1], [1, 2], label="loss 0.123")
+
+    def moves() -> bool:
+        # A layout may change which ticks there are, and so ask for another.
+        before = made
+        figure.canvas.draw()
+        moved = made > before
+        figure.canvas.draw()
+        check_texts(figure)
+        return moved
+
+    figure.canvas.draw()
+    figure.canvas.draw()
+    line.set_ydata([2, 1])
+    assert not moves()
+    for change in (
+        lambda: figure.suptitle("a title"),
+        lambda: axes.set_ylim(0, 1e7),
+        lambda: axes.set_ylabel("loss"),
+        lambda: axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0)),
+        lambda: figure.set_size_inches(5, 4),
+        lambda: figure.set_dpi(50),
+        lambda: axes.set_xlim(0, 0.6),
+    ):
+        change()
+        assert moves()
+        assert not moves()
+
+
+@given(st.lists(st.floats(min_value=5e-324, max_value=1e300), max_size=5))
+def test_symlog_turns_linear_below_what_can_be_seen(numbers: list[float]) -> None:
+    """At a power of ten not above the smallest number, unless the largest is eight decades above, or none is there."""
+    found = linear_threshold(numbers)
+    assert found > 0
+    assert math.log10(found) == pytest.approx(round(math.log10(found)))
+    if numbers:
+        floor = max(max(numbers) * 1e-8, 1e-40)
+        assert found <= max(min(numbers), floor) * (1 + 1e-9)
+        assert found >= max(min(numbers), floor) / 10 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("numbers", [[], [1.0, math.nan], [1.7e308, -1.7e308, math.inf, -math.inf, 0.0]])
+def test_numbers_near_the_end_of_float64_are_brought_nearer(numbers: Sequence[float]) -> None:
+    """Only these; NaN and infinities stay what they are."""
+    expected = [math.copysign(1e306, n) if math.isfinite(n) and abs(n) > 1e306 else n for n in numbers]
+    assert np.array_equal(drawable(numbers), expected, equal_nan=True)
+
+
+def test_times_are_exact_to_the_microsecond() -> None:
+    """Days since 1970, as matplotlib counts, still tell steps apart that are a few microseconds from one another."""
+    times = [1.8e9 + step * 1e-5 for step in range(100)]
+    days = along(Look(x=XAxis.WALL), Snapshot("run", "running", 1), range(100), times)
+    assert np.asarray(days) * 86_400 == pytest.approx(times, abs=2e-6)
+    assert len(set(days)) == 100

@@ -1,0 +1,345 @@
+"""A figure that a user looks at: it follows the runs, his keys and his clicks, and never fails in a callback."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backend_bases import KeyEvent, MouseButton
+from matplotlib.figure import Figure
+
+from tests.figures import canvas, click, pixels, zoom
+from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tests.waiting import wait_until
+from tracer.log.run import LogError
+from viewer.live import Runs
+from viewer.look import Look, View, XAxis
+from viewer.marks import LIGHT
+from viewer.screen import Screen
+
+PARAMS = ("conv.weight", "conv.bias", "fc.weight")
+Open = Callable[..., Screen]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the run is, or will be."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def opened() -> list[Runs]:
+    """What was opened to be read."""
+    return []
+
+
+@pytest.fixture
+def watch(path: Path, opened: list[Runs]) -> Iterator[Open]:
+    """Opens a screen on the run's folder."""
+    screens: list[Screen] = []
+
+    def open_runs(look: Look) -> Runs:
+        opened.append(Runs([path], look, poll_seconds=0.05))
+        return opened[-1]
+
+    def open_screen(look: Look | None = None, titled: bool = True) -> Screen:
+        screens.append(Screen(canvas(), open_runs, look or Look(), titled))
+        return screens[-1]
+
+    yield open_screen
+    for each in screens:
+        each.close()
+
+
+def a_run(path: Path) -> Path:
+    """A run with two steps of three parameters, and a loss."""
+    new_run(path, PARAMS)
+    publish_next(path, "metrics", metrics(range(2), [2.0, 1.0]))
+    publish_next(path, "extremes", extremes(range(2), PARAMS))
+    return path
+
+
+def settle(shown: Screen, last_step: int = 1) -> None:
+    """Tick until the run's rows are shown."""
+
+    def there() -> bool:
+        shown.tick()
+        return bool(shown.snapshots) and shown.snapshots[0].last_step == last_step
+
+    wait_until(there)
+
+
+def press(figure: Figure, key: str) -> None:
+    """Press a key over the figure."""
+    KeyEvent("key_press_event", figure.canvas, key)._process()  # type: ignore[attr-defined]
+
+
+def readers() -> int:
+    """How many threads read."""
+    return sum(thread.name == "viewer-reader" for thread in threading.enumerate())
+
+
+def test_a_tick_says_when_there_is_something_new(path: Path, watch: Open) -> None:
+    """It says so once for each change of the run, and otherwise not, however often it is asked."""
+    shown = watch()
+    wait_until(lambda: shown.tick())
+    assert not any(shown.tick() for _ in range(20))
+    a_run(path)
+    settle(shown)
+    wait_until(lambda: not shown.tick())
+    assert not any(shown.tick() for _ in range(20))
+    before = pixels(shown.figure)
+    publish_next(path, "metrics", metrics([2], [9.0]))
+    wait_until(shown.tick)
+    assert shown.snapshots[0].last_step == 2
+    assert (pixels(shown.figure) != before).any()
+    close_run(path, 2)
+    wait_until(shown.tick)
+    assert "closed" in shown.said()
+
+
+def test_before_the_run_exists_it_says_that_it_waits(path: Path, watch: Open) -> None:
+    """The words stand where the title will be, and look like it."""
+    shown = watch()
+    assert shown.tick()
+    assert shown.figure.get_suptitle() == shown.said() == "no run yet: waiting for it"
+    places = [(text.get_position()[0], text.get_ha(), text.get_color(), text.get_fontsize()) for text in titles(shown)]
+    a_run(path)
+    settle(shown)
+    assert shown.figure.get_suptitle().startswith("run  ● running")
+    assert [(t.get_position()[0], t.get_ha(), t.get_color(), t.get_fontsize()) for t in titles(shown)] == places
+    assert places == [(0.01, "left", LIGHT.ink, 11.0)]
+
+
+def titles(shown: Screen) -> list:  # type: ignore[type-arg]
+    """The title, if it has one."""
+    return [text for text in shown.figure.texts if text.get_text()]
+
+
+def test_while_a_long_run_is_opened_it_says_how_far_it_is(watch: Open) -> None:
+    """In megabytes, of those that there are."""
+    shown = watch()
+    assert shown._reader is not None
+    shown._reader.read = (20_000_000, 1_234_000_000)
+    assert shown.said() == "reading: 20 of 1,234 MB"
+    assert shown.tick()
+    assert shown.figure.get_suptitle() == shown.said()
+
+
+def test_an_untitled_screen_has_no_title(path: Path, watch: Open) -> None:
+    """Where a surface says by itself how the runs are, the figure does not."""
+    shown = watch(titled=False)
+    shown.tick()
+    assert not titles(shown)
+    a_run(path)
+    settle(shown)
+    assert not titles(shown)
+    assert shown.said().startswith("run  ● running")
+
+
+def test_the_age_of_the_last_row_goes_on_without_rows(path: Path, watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When time goes by and nothing comes, the title says so."""
+    now = [1_767_225_601.0]
+    monkeypatch.setattr("viewer.screen.time.time", lambda: now[0])
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    assert "last row just now" in shown.figure.get_suptitle()
+    assert not shown.tick()
+    now[0] += 300
+    assert shown.tick()
+    assert "last row 5 min ago" in shown.figure.get_suptitle()
+    assert not shown.tick()
+
+
+def test_keys_choose_the_view(path: Path, watch: Open) -> None:
+    """2 shows the layers, 3 the first parameter, 1 the overview again, each with its rows."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    seen = [pixels(shown.figure)]
+    for key, view in (("2", View.LAYERS), ("3", View.PARAM), ("1", View.OVERVIEW)):
+        press(shown.figure, key)
+        assert shown.look.view is view
+        settle(shown)
+        seen.append(pixels(shown.figure))
+    assert shown.look.param == "conv.weight"
+    assert [(one != other).any() for one, other in itertools.pairwise(seen)] == [True, True, True]
+    assert (seen[0] != seen[3]).mean() < 0.01
+
+
+def test_the_key_x_goes_round_the_x_axes(path: Path, watch: Open, opened: list[Runs]) -> None:
+    """Step, time of day, time since the beginning, and step again; nothing is read again."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    labels = []
+    for _ in range(4):
+        labels.append(shown.figure.axes[-1].get_xlabel())
+        press(shown.figure, "x")
+        assert shown.tick()
+        assert shown.figure.axes[0].lines
+    assert labels == ["step", "time", "time since the run began", "step"]
+    assert len(opened) == 1
+
+
+def test_other_keys_do_nothing(path: Path, watch: Open) -> None:
+    """Nor does a key that the toolkit cannot name, or 3 while no parameter is known."""
+    shown = watch()
+    look = shown.look
+    for key in ("4", "a", "", "3", "ctrl+1"):
+        press(shown.figure, key)
+    KeyEvent("key_press_event", shown.figure.canvas, None)._process()  # type: ignore[attr-defined]
+    assert shown.look == look
+    a_run(path)
+    settle(shown)
+    press(shown.figure, "3")
+    assert shown.look.param == "conv.weight"
+
+
+def test_a_click_on_a_row_of_the_layers_opens_it(path: Path, watch: Open) -> None:
+    """The figure then shows that parameter's bands."""
+    a_run(path)
+    shown = watch(Look(view=View.LAYERS))
+    settle(shown)
+    click(shown.figure.axes[0], 0, 2)
+    assert (shown.look.view, shown.look.param) == (View.PARAM, "fc.weight")
+    settle(shown)
+    assert shown.figure.get_suptitle().startswith("fc.weight  in  run")
+    assert [axes.get_ylabel() for axes in shown.figure.axes] == ["value", "gradient"]
+    assert all(axes.collections for axes in shown.figure.axes)
+
+
+def test_a_click_elsewhere_does_nothing(path: Path, watch: Open) -> None:
+    """Not on the colour bar, beside the axes, with another button, in another view, nor while the figure is zoomed."""
+    a_run(path)
+    shown = watch(Look(view=View.LAYERS))
+    click(shown.figure.axes[0], 0, 0)
+    settle(shown)
+    look = shown.look
+    strip, bar = shown.figure.axes
+    click(bar, 0.5, sum(bar.get_ylim()) / 2)
+    click(strip, 0, -5)
+    click(strip, 0, 1, MouseButton.RIGHT)
+    toolbar = zoom(strip, (-0.4, 0.4), (0.4, -0.4))
+    click(strip, 0, 0)
+    assert shown.look == look
+    toolbar.zoom()
+    settle(shown)
+    press(shown.figure, "1")
+    settle(shown)
+    look = shown.look
+    click(shown.figure.axes[0], 1, 1)
+    assert shown.look == look
+
+
+def test_x_keeps_to_the_toolbar_while_it_zooms(path: Path, watch: Open) -> None:
+    """There it restricts the zoom to the x axis, so it does not change the axis."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    toolbar = zoom(shown.figure.axes[0], (0, 1), (1, 2))
+    seen = []
+    for _ in range(2):
+        press(shown.figure, "x")
+        seen.append(shown.look.x)
+        toolbar.zoom()
+    assert seen == [XAxis.STEP, XAxis.WALL]
+
+
+def test_only_what_has_to_be_is_read_again(path: Path, watch: Open, opened: list[Runs]) -> None:
+    """Other axes, colours and smoothing draw what is known; another view, filter or run is read."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    known = shown.snapshots
+    for look in (Look(dark=True), Look(smoothing=0.1, x=XAxis.WALL), Look(metrics=("lr",), statistic="value_absmax")):
+        shown.look_at(look)
+        assert shown.tick()
+        assert shown.snapshots is known
+    assert len(opened) == 1
+    for count, look in enumerate((Look(params="fc"), Look(view=View.LAYERS), Look(run="run"), Look(rank="0")), 2):
+        shown.look_at(look)
+        assert len(opened) == count
+        assert readers() == 1
+        settle(shown)
+
+
+def test_looking_quickly_at_many_things_leaves_one_reader(path: Path, watch: Open) -> None:
+    """However fast keys come, one thread reads, and the last look is what is shown."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    for number in range(40):
+        press(shown.figure, "1223"[number % 4])
+        if number % 7 == 0:
+            shown.tick()
+        assert readers() == 1
+    press(shown.figure, "2")
+    settle(shown)
+    assert shown.look.view is View.LAYERS
+    assert np.asarray(shown.figure.axes[0].images[0].get_array()).shape == (3, 2)
+    shown.close()
+    assert readers() == 0
+
+
+def test_an_error_of_the_reader_is_raised_where_it_is_handled(path: Path, watch: Open) -> None:
+    """Not in a callback, but by the next tick."""
+    shown = watch()
+    path.mkdir()
+    (path / "new.json").write_text('{"format": 99}')
+    (path / "new.json").rename(path / "run.json")
+    assert shown._reader is not None
+    shown._reader.join(30)
+    press(shown.figure, "x")
+    with pytest.raises(LogError, match="upgrade"):
+        shown.tick()
+
+
+def test_what_cannot_be_opened_is_raised_by_the_next_tick(tmp_path: Path) -> None:
+    """A key that leads to what fails does not raise into the toolkit."""
+    looks: list[Look] = []
+
+    def open_runs(look: Look) -> Runs:
+        looks.append(look)
+        if len(looks) > 1:
+            raise OSError("inotify limit reached")
+        return Runs([tmp_path / "run"], look, poll_seconds=0.05)
+
+    shown = Screen(canvas(), open_runs, Look())
+    press(shown.figure, "2")
+    with pytest.raises(OSError, match="inotify limit"):
+        shown.tick()
+    shown.close()
+    assert readers() == 0
+
+
+def test_a_closed_screen_is_quiet(path: Path, watch: Open, opened: list[Runs]) -> None:
+    """Its thread has ended; keys, clicks and ticks that still come do nothing, and it may be closed again."""
+    a_run(path)
+    shown = watch(Look(view=View.LAYERS))
+    settle(shown)
+    shown.close()
+    assert readers() == 0
+    press(shown.figure, "1")
+    click(shown.figure.axes[0], 0, 0)
+    assert not shown.tick()
+    shown.close()
+    assert len(opened) == 1
+    assert readers() == 0
+
+
+def test_a_redraw_fits_another_size(path: Path, watch: Open) -> None:
+    """After the figure has another size, the same rows are drawn for it."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    shown.figure.set_size_inches(3.6, 6.4)
+    shown.redraw()
+    shown.figure.canvas.draw()
+    axes = shown.figure.axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1
