@@ -1,7 +1,9 @@
 """What a user wants to see of his runs, and how: the same for every surface, and what a page's address carries."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import polars as pl
 
@@ -87,6 +89,46 @@ class Look:
             View.PARAM: (self.param,),
         }
         return self.view, self.rank, *wanted[self.view]
+
+
+def words_of(look: Look) -> dict[str, list[str]]:
+    """A look in words, by the names of its attributes; what has none, as no metric, is one empty word."""
+    return {field.name: _words(getattr(look, field.name)) for field in fields(look)}
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, tuple):
+        return list(value) or [""]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def look_of(words: Mapping[str, Sequence[str]], base: Look) -> tuple[Look, dict[str, str]]:
+    """The look that words ask for, and, by name, why some were refused: there, and where no word is, it is the base's.
+
+    Args:
+        words: As from ``words_of``; names that are none of a look's are passed over.
+        base: What holds where nothing is asked for.
+    """
+    look, refused = base, {}
+    for field in fields(Look):
+        if field.name in words:
+            try:
+                look = replace(look, **{field.name: _value(field.name, words[field.name])})
+            except ValueError as error:
+                refused[field.name] = str(error)
+    return look, refused
+
+
+def _value(name: str, words: Sequence[str]) -> Any:
+    default, word = getattr(Look, name), words[-1]
+    if isinstance(default, tuple):
+        return tuple(dict.fromkeys(word for word in words if word))
+    if isinstance(default, bool | StrEnum):
+        kinds = ("false", "true") if isinstance(default, bool) else tuple(type(default))
+        if word not in kinds:
+            raise ValueError(f"there is no {name} {word!r}: give {' or '.join(kinds)}")
+        return word == "true" if isinstance(default, bool) else type(default)(word)
+    return type(default)(word)
 
 
 def matching(names: list[str], pattern: str) -> list[str]:
