@@ -13,6 +13,7 @@ import json
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def serve(
         LogError: nothing can be served there.
         KeyboardInterrupt: the user ended it.
     """
+    # Nobody at this terminal can make a page wider.
+    warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
     host = host or HOST
     sockets = _listen(host, port)
     site = Site(open_runs, look, frozenset({"localhost", socket.gethostname().lower(), host.lower()}))
@@ -93,7 +96,9 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
         if port is None:
             return _listen(host, 0)
         reason = error.strerror or str(error)
-        raise LogError(f"no page at {host}:{port} ({reason}): give another --port, 0 for any free one") from error
+        raise LogError(
+            f"no page at {host}:{port} ({reason}): give another --port (0: any free one) or --host"
+        ) from error
 
 
 async def _serve(site: "Site", sockets: list[socket.socket]) -> None:
@@ -226,10 +231,6 @@ class Download(_Guarded):
         self.write(content.getvalue())
 
 
-class _Manager(FigureManagerWebAgg):
-    _toolbar2_class = NavigationToolbar2WebAgg
-
-
 class Visitor(_Guarded, WebSocketHandler):
     """One page: its figure, what it is asked to show, and what its user has to know."""
 
@@ -240,7 +241,8 @@ class Visitor(_Guarded, WebSocketHandler):
         look, self._refused = look_of(words, self._base)
         self._asked, self._told = words, dict[str, object]()
         figure = Figure(figsize=SIZE_INCHES)
-        self._manager = _Manager(FigureCanvasWebAggCore(figure), 1)
+        self._manager = FigureManagerWebAgg(FigureCanvasWebAggCore(figure), 1)
+        self._toolbar = self._manager.toolbar = NavigationToolbar2WebAgg(figure.canvas)
         self.screen = Screen(figure, self.site.open_runs, look, titled=False)
         self._followed: Look | None = None
         self._drawn = False
@@ -274,7 +276,7 @@ class Visitor(_Guarded, WebSocketHandler):
                 self._drawn = False
         except Exception as error:
             # The page stays, and says it: another look may be possible.
-            failure = str(error)
+            failure = str(error) or type(error).__name__
         params = _unique(name for snapshot in screen.snapshots for name in snapshot.params)
         if screen.look.view is View.PARAM and not screen.look.param and params:
             screen.look_at(dataclasses.replace(screen.look, param=params[0]))
@@ -282,7 +284,7 @@ class Visitor(_Guarded, WebSocketHandler):
         if screen.look is not self._followed:
             self._followed, self._since = screen.look, time.monotonic()
             # What was zoomed is gone.
-            self._manager.toolbar.update()
+            self._toolbar.update()
         if not screen.snapshots and not failure and time.monotonic() < self._since + _PATIENCE_SECONDS:
             return
         if not self._drawn:
@@ -312,7 +314,7 @@ class Visitor(_Guarded, WebSocketHandler):
                 "metrics": sorted(further | set(look.metrics)),
             },
             "params": {"names": params[:_LISTED], "matching": len(params), "there": len(there)},
-            "values": words | {name: self._asked[name] for name in self._refused},
+            "values": words | {name: self._asked[name] for name in self._refused if name == "params"},
             "refused": refused,
             "query": urlencode(differing, doseq=True, errors="replace"),
         }
