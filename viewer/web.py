@@ -28,7 +28,6 @@ from matplotlib.backends.backend_webagg_core import (
 from matplotlib.figure import Figure
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
@@ -81,17 +80,18 @@ def serve(
     # Nobody at this terminal can make a page wider.
     warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
     host = host or HOST
-    sockets = _listen(host, port)
+    listening = _listen(host, port)
     site = Site(open_runs, look, frozenset({"localhost", socket.gethostname().lower(), host.lower()}))
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
     shown = f"[{shown}]" if ":" in shown else shown
-    say(f"Ctrl-C ends the page at http://{shown}:{sockets[0].getsockname()[1]}/{site.token}/")
-    asyncio.run(_serve(site, sockets))
+    say(f"Ctrl-C ends the page at http://{shown}:{listening.getsockname()[1]}/{site.token}/")
+    asyncio.run(_serve(site, listening))
 
 
-def _listen(host: str, port: int | None) -> list[socket.socket]:
+def _listen(host: str, port: int | None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return bind_sockets(PORT if port is None else port, host)
+        listening = socket.create_server((host, PORT if port is None else port), family=family)
     except OSError as error:
         if port is None:
             return _listen(host, 0)
@@ -99,9 +99,11 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
         raise LogError(
             f"no page at {host}:{port} ({reason}): give another --port (0: any free one) or --host"
         ) from error
+    listening.setblocking(False)
+    return listening
 
 
-async def _serve(site: "Site", sockets: list[socket.socket]) -> None:
+async def _serve(site: "Site", listening: socket.socket) -> None:
     given = {"site": site}
     server = HTTPServer(
         Application(
@@ -118,7 +120,7 @@ async def _serve(site: "Site", sockets: list[socket.socket]) -> None:
             websocket_ping_interval=_PING_SECONDS,
         )
     )
-    server.add_sockets(sockets)
+    server.add_socket(listening)
     try:
         await asyncio.Event().wait()
     finally:
@@ -257,7 +259,7 @@ class Visitor(_Guarded, WebSocketHandler):
         content = json.loads(message)
         if content["type"] == "look":
             self._asked = parse_qs(content["query"], keep_blank_values=True)
-            look, self._refused = look_of(self._asked, self._base)
+            look, self._refused = look_of(self._asked, self.screen.look)
             if look != self.screen.look:
                 self.screen.look_at(look)
             self._tick()

@@ -32,6 +32,7 @@ const canvas = figure.canvas_div;
 figure._resize_canvas = canvas.focus = figure.canvas.focus = () => {};
 figure.format_dropdown.setAttribute("aria-label", "Format of the download");
 canvas.setAttribute("role", "img");
+canvas.before(figure.root.lastChild);
 socket.addEventListener("open", () => {
   figure.resizeObserverInstance.unobserve(canvas);
   figure.resizeObserverInstance.observe(canvas);
@@ -89,7 +90,7 @@ const show = {
     for (const box of byId("metrics").querySelectorAll("[type=checkbox]")) box.checked = values.metrics.includes(box.value);
     form.dataset.view = values.view[0];
     document.documentElement.dataset.theme = values.dark[0] === "true" ? "dark" : "light";
-    byId("smoothing").textContent = values.smoothing[0];
+    byId("smoothness").textContent = values.smoothing[0];
     describe();
   },
   refused(reasons) {
@@ -120,11 +121,13 @@ function ask() {
 }
 
 let waiting;
-form.addEventListener("input", ({ target }) => {
-  if (target.name === "smoothing") byId("smoothing").textContent = target.value;
+function soon({ target }) {
+  if (target.name === "smoothing") byId("smoothness").textContent = target.value;
   clearTimeout(waiting);
   waiting = setTimeout(ask, /text|search|range/.test(target.type) ? 300 : 0);
-});
+}
+form.addEventListener("input", soon);
+form.addEventListener("change", soon);
 form.addEventListener("submit", (event) => event.preventDefault());
 byId("params").addEventListener("click", ({ target }) => {
   if (target.value === undefined) return;
