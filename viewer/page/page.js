@@ -21,7 +21,8 @@ for (const name of names) {
   control.closest("details > *, .views").after(element("p", "", { id: `refused-${name}`, className: "refused", role: "alert" }));
 }
 
-/* matplotlib's figure, as wide as the page lets it be, and without taking the focus by itself. */
+/* matplotlib's figure, as wide as the page lets it be. Its script takes the focus once by itself, which is let pass, and
+   then with each click, which is not to scroll the page. */
 const address = new URL(`socket${location.search}`, location.href);
 address.protocol = address.protocol.replace("http", "ws");
 if (dark) address.searchParams.set("prefers", "dark");
@@ -29,7 +30,8 @@ const socket = new WebSocket(address);
 mpl.extensions = ["png", "svg", "pdf"];
 const figure = new mpl.figure("figure", socket, download, byId("figure"));
 const canvas = figure.canvas_div;
-figure._resize_canvas = canvas.focus = figure.canvas.focus = () => {};
+figure._resize_canvas = () => {};
+canvas.focus = () => { canvas.focus = () => HTMLElement.prototype.focus.call(canvas, { preventScroll: true }); };
 figure.format_dropdown.setAttribute("aria-label", "Format of the download");
 canvas.setAttribute("role", "img");
 canvas.before(figure.root.lastChild);
