@@ -99,6 +99,7 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
         ("run --x sideways --save figure.png", 2, "sideways"),
         ("run --scale cubic --save figure.png", 2, "cubic"),
         ("run --poll 0 --save figure.png", 2, "--poll"),
+        ("run --web --save figure.png", 2, "give one of them"),
     ],
 )
 def test_what_cannot_be_done_is_one_error(run: Path, tmp_path: Path, arguments: str, code: int, words: str) -> None:
@@ -170,12 +171,11 @@ def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path, option
     assert file.read_bytes() not in pictures
 
 
-def test_without_a_display_it_says_what_it_does_instead(run: Path, tmp_path: Path) -> None:
-    """Where no window can be shown, the figure goes into a file of the run's name, and the viewer says so."""
-    code, said, _ = view(tmp_path, run)
-    assert code == 0
-    assert "no window can be opened here, so the figure goes into a file instead: run.png" in said
-    assert (tmp_path / "run.png").exists()
+def test_without_a_display_it_serves_a_page(run: Path, tmp_path: Path) -> None:
+    """Where no window can be shown, the figure is in a page, and the viewer says so."""
+    with viewing(tmp_path, run) as viewer:
+        viewer.wait_for("no window can be opened here")
+        viewer.wait_for("http://127.0.0.1:")
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def watch(
     ] = Scale.AUTO,
     rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="A page for the browser, with every control.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The page's port, 0 for any free one; implies --web.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where the page is served, 127.0.0.1 unless given; implies --web.")] = "",
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     poll: Annotated[
@@ -66,13 +71,17 @@ def watch(
 ) -> None:
     """Watch runs: their loss, accuracy and extremes, redrawn as rows arrive.
 
-    It opens a window where there is a display. It may start before a run exists, or long after it has ended.
+    It opens a window where there is a display, and serves a page for the browser where there is none. It may start
+    before a run exists, or long after it has ended.
     """
     paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
+    web = web or port is not None or bool(host)
+    if web and save is not None:
+        raise typer.BadParameter("--web and --save are two ways to show a figure: give one of them")
     if save is not None:
         _check_file(save)
     wanted = view or (View.PARAM if param else View.OVERVIEW)
@@ -85,7 +94,7 @@ def watch(
         raise typer.BadParameter(str(error)) from error
     open_runs = partial(Runs, paths, only=only, poll_seconds=poll)
     if save is None:
-        _show(open_runs, paths, look)
+        _show(open_runs, paths, look, web, host, port)
         return
     watched = open_runs(look)
     try:
@@ -94,20 +103,21 @@ def watch(
         watched.close()
 
 
-def _show(open_runs: Callable[[Look], Runs], paths: Sequence[Path], look: Look) -> None:
+def _show(
+    open_runs: Callable[[Look], Runs], paths: Sequence[Path], look: Look, web: bool, host: str, port: int | None
+) -> None:
     from viewer import window
 
     _say_which(paths)
-    if window.backend() is None:
-        save = Path(f"{paths[0].resolve().name}.png")
-        _say(f"no window can be opened here, so the figure goes into a file instead: {save}")
-        runs = open_runs(look)
-        try:
-            _write_always(runs, save)
-        finally:
-            runs.close()
-        return
-    window.show(open_runs, look, ", ".join(map(str, paths)))
+    if not web and window.backend() is None:
+        _say("no window can be opened here, so the figure is in a page instead")
+        web = True
+    if web:
+        from viewer.web import serve
+
+        serve(open_runs, look, host, port, _say)
+    else:
+        window.show(open_runs, look, ", ".join(map(str, paths)))
 
 
 def _check_file(file: Path) -> None:

@@ -1,8 +1,10 @@
 """What a user wants to see of his runs, and how: the same for every surface, and what a page's address carries."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import polars as pl
 
@@ -70,7 +72,7 @@ class Look:
     dark: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank not in (MERGED, SPREAD) and not (self.rank.isascii() and self.rank.isdigit()):
+        if self.rank not in (MERGED, SPREAD) and not re.fullmatch("[0-9]{1,9}", self.rank):
             raise ValueError(f"there is no rank {self.rank!r}: give {MERGED}, {SPREAD}, or a rank's number")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
@@ -79,7 +81,7 @@ class Look:
         try:
             matching([], self.params)
         except pl.exceptions.ComputeError as error:
-            reason = " ".join(str(error).partition("This error occurred")[0].split())
+            reason = str(error).partition("\n\n")[0].rpartition("error: ")[2]
             raise ValueError(f"{self.params!r} is no regular expression: {reason}") from error
 
     @property
@@ -89,6 +91,46 @@ class Look:
         # Only the overview shows how far ranks are apart.
         rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
         return self.view, rank, self.params, only
+
+
+def words_of(look: Look) -> dict[str, list[str]]:
+    """A look in words, by the names of its attributes; what has none, as no metric, is one empty word."""
+    return {field.name: _words(getattr(look, field.name)) for field in fields(look)}
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, tuple):
+        return list(value) or [""]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def look_of(words: Mapping[str, Sequence[str]], base: Look) -> tuple[Look, dict[str, str]]:
+    """The look that words ask for, and, by name, why some were refused: there, and where no word is, it is the base's.
+
+    Args:
+        words: As from ``words_of``; names that are none of a look's are passed over.
+        base: What holds where nothing is asked for.
+    """
+    look, refused = base, {}
+    for field in fields(Look):
+        if field.name in words:
+            try:
+                look = replace(look, **{field.name: _value(field.name, words[field.name])})
+            except ValueError as error:
+                refused[field.name] = str(error)
+    return look, refused
+
+
+def _value(name: str, words: Sequence[str]) -> Any:
+    default, word = getattr(Look, name), words[-1]
+    if isinstance(default, tuple):
+        return tuple(dict.fromkeys(word for word in words if word))
+    if isinstance(default, bool | StrEnum):
+        kinds = ("false", "true") if isinstance(default, bool) else tuple(type(default))
+        if word not in kinds:
+            raise ValueError(f"there is no {name} {word!r}: give {' or '.join(kinds)}")
+        return word == "true" if isinstance(default, bool) else type(default)(word)
+    return type(default)(word)
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

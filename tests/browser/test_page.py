@@ -1,0 +1,371 @@
+"""The page, in a real browser: it shows rows as they arrive, answers, and keeps its state in its address."""
+
+import base64
+import io
+import re
+import signal
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
+
+from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.viewing import Viewing, viewing
+from tests.waiting import wait_until
+
+PARAMS = ("a.weight", "a.bias", "b.weight")
+
+
+def some_run(path: Path) -> Path:
+    """A run of ten steps, with a metric that has no panel of its own."""
+    run = new_run(path, PARAMS)
+    publish_next(run, "extremes", extremes(range(10), PARAMS))
+    publish_next(run, "metrics", metrics(range(10), range(10)))
+    publish_next(run, "metrics", metrics(range(10), range(10), "rate"))
+    return run
+
+
+def address_of(viewer: Viewing) -> str:
+    """The page's address, as the user is told it."""
+    viewer.wait_for("http://")
+    return viewer.said().split()[-1]
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two pictures are the same but for a pixel by which matplotlib has moved something."""
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))).convert("L") for each in (one, other)]
+    sizes = {picture.size for picture in pictures}
+    return len(sizes) == 1 and ImageStat.Stat(ImageChops.difference(*pictures)).mean[0] < 3
+
+
+class Page:
+    """A page as its user sees and handles it."""
+
+    def __init__(self, browser: Chrome, address: str, until: str = "step 9") -> None:
+        self.browser = browser
+        browser.get(address)
+        self.wait_for(until)
+
+    def find(self, css: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, css)
+
+    def text(self, css: str) -> str:
+        return self.find(css).text
+
+    def wait_for(self, words: str, css: str = "#status") -> None:
+        """Wait until an element says these words."""
+        wait_until(lambda: words in self.text(css), 20)
+
+    def asked(self) -> dict[str, list[str]]:
+        """What the address asks for."""
+        return parse_qs(urlsplit(self.browser.current_url).query, keep_blank_values=True)
+
+    def wait_for_address(self, **asked: str) -> None:
+        """Wait until the address asks for this, and nothing else."""
+        expected = {name: [value] for name, value in asked.items()}
+        try:
+            wait_until(lambda: self.asked() == expected, 20)
+        except AssertionError:
+            raise AssertionError(f"{self.asked()} is not {expected}") from None
+
+    def choose(self, name: str, value: str) -> None:
+        Select(self.find(f"[name={name}]")).select_by_value(value)
+
+    def open_view(self, view: str) -> None:
+        self.find(f"label:has([value={view}])").click()
+
+    def fill(self, name: str, text: str) -> None:
+        field = self.find(f"[name={name}]")
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text or Keys.DELETE)
+
+    def parameters(self) -> list[str]:
+        """The parameters in the list."""
+        return [button.text for button in self.browser.find_elements(By.CSS_SELECTOR, "#params button")]
+
+    def picture(self) -> str:
+        """The figure's pixels, once those that were asked for have arrived."""
+        wait_until(lambda: self.browser.execute_script("return !figure.waiting && figure.imageObj.complete"), 20)
+        return str(self.browser.execute_script("return figure.canvas.toDataURL()"))
+
+    def colour(self) -> tuple[int, ...]:
+        """Of the figure's first pixel."""
+        script = """
+            const context = document.createElement("canvas").getContext("2d");
+            context.drawImage(figure.canvas, 0, 0);
+            return [...context.getImageData(0, 0, 1, 1).data];
+        """
+        return tuple(self.browser.execute_script(script))
+
+    def wait_for_another_picture(self, than: str) -> None:
+        wait_until(lambda: self.picture() != than, 20)
+
+    def mouse(self, x: float, y: float) -> ActionChains:
+        """The mouse moved over the figure, to shares of its width and height from the left and the top."""
+        figure = self.find("#figure [role=img]")
+        width, height = figure.size["width"], figure.size["height"]
+        return ActionChains(self.browser, duration=50).move_to_element_with_offset(
+            figure, int((x - 0.5) * width), int((y - 0.5) * height)
+        )
+
+    def step_at(self, x: float, y: float) -> float:
+        """The number on the x axis at a place of the figure, as matplotlib's toolbar says it."""
+        self.mouse(x - 0.05, y).perform()
+        self.browser.execute_script("figure.message.textContent = ''")
+        self.mouse(x, y).perform()
+        wait_until(lambda: "(x, y)" in self.text(".mpl-message"), 20)
+        found = re.search(r"\(x, y\) = \((.*?),", self.text(".mpl-message"))
+        assert found is not None
+        return float(found[1].replace("−", "-"))
+
+    def steps_across(self) -> float:
+        """How many steps a part of the loss panel covers."""
+        return self.step_at(0.5, 0.1) - self.step_at(0.2, 0.1)
+
+
+LOSS = 0.3, 0.1
+
+
+def test_the_curve_grows_and_a_zoom_stays(tmp_path: Path, browser: Chrome) -> None:
+    """Rows appear as they are written, and the axes follow them, until the user has zoomed: then they stay."""
+    run = tmp_path / "run"
+    with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer), "no run yet: waiting for it")
+        some_run(run)
+        page.wait_for("● running · step 9")
+        wait_until(lambda: 0 < page.step_at(*LOSS) < 9, 20)
+        publish_next(run, "metrics", metrics(range(10, 100), range(10, 100)))
+        page.wait_for("step 99")
+        wait_until(lambda: 10 < page.step_at(*LOSS) < 99, 20)
+        whole = page.steps_across()
+        page.find(".mpl-widget:has([alt^=Zoom])").click()
+        page.mouse(0.2, 0.05).click_and_hold().perform()
+        page.mouse(0.35, 0.2).release().perform()
+        page.find(".mpl-widget:has([alt^=Zoom])").click()
+        wait_until(lambda: page.steps_across() < 0.5 * whole, 20)
+        before, picture = page.step_at(*LOSS), page.picture()
+        publish_next(run, "metrics", metrics(range(100, 200), range(100, 200)))
+        page.wait_for("step 199")
+        page.wait_for_another_picture(picture)
+        assert page.step_at(*LOSS) == before
+        close_run(run, 199)
+        page.wait_for("■ closed")
+        assert viewer.complained() == ""
+
+
+def test_parameters_are_filtered(tmp_path: Path, browser: Chrome) -> None:
+    """A regular expression leaves what it matches; a bad one is answered beside it, and changes nothing."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        assert page.parameters() == list(PARAMS)
+        page.fill("params", r"^a\.")
+        page.wait_for("2 of 3 parameters match", "#matching")
+        assert page.parameters() == ["a.weight", "a.bias"]
+        page.wait_for_address(params=r"^a\.")
+        before = page.picture()
+        page.fill("params", "^(a")
+        page.wait_for("unclosed group", "#refused-params")
+        assert page.find("[name=params]").get_attribute("aria-invalid") == "true"
+        assert (page.parameters(), page.picture()) == (["a.weight", "a.bias"], before)
+        page.fill("params", "")
+        page.wait_for_address()
+        wait_until(lambda: page.parameters() == list(PARAMS), 20)
+        assert page.text("#refused-params") == ""
+
+
+def test_the_address_is_the_state(tmp_path: Path, browser: Chrome) -> None:
+    """What is chosen stands in the address; a reload, or the same address elsewhere, shows the same picture."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        plain = page.picture()
+        page.open_view("layers")
+        page.wait_for_address(view="layers")
+        page.choose("statistic", "value_absmax")
+        page.choose("dark", "true")
+        page.wait_for_address(view="layers", statistic="value_absmax", dark="true")
+        wait_until(lambda: page.colour() == (0x14, 0x17, 0x1C, 255), 20)
+        layers, here = page.picture(), browser.current_url
+        browser.refresh()
+        page.wait_for("step 9")
+        assert page.find("html").get_attribute("data-theme") == "dark"
+        assert Select(page.find("[name=statistic]")).first_selected_option.text == "value_absmax"
+        wait_until(lambda: alike(page.picture(), layers), 20)
+        assert "layers: run  ● running" in str(page.find("#figure [role=img]").get_attribute("aria-label"))
+        browser.switch_to.new_window("tab")
+        other = Page(browser, here.partition("?")[0])
+        wait_until(lambda: alike(other.picture(), plain), 20)
+        browser.switch_to.window(browser.window_handles[0])
+        assert alike(page.picture(), layers)
+        assert not alike(layers, plain)
+
+
+def test_a_click_opens_a_parameter(tmp_path: Path, browser: Chrome) -> None:
+    """A click on a row of the layers, or on a name in the list, shows that parameter; controls and address follow."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, f"{address_of(viewer)}?view=layers")
+        page.wait_for_address(view="layers")
+        page.mouse(0.5, 0.4).click().perform()
+        page.wait_for_address(view="param", param="a.bias")
+        assert page.find("[value=param]").is_selected()
+        assert page.find("[name=param]").get_attribute("value") == "a.bias"
+        page.find("#params [value='b.weight']").click()
+        page.wait_for_address(view="param", param="b.weight")
+        assert page.text("#params [aria-current=true]") == "b.weight"
+        browser.get(f"{address_of(viewer)}?view=param")
+        page.wait_for_address(view="param", param="a.weight")
+
+
+def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
+    """Of several runs one can be chosen by its name alone, and metrics without a panel of their own can be drawn."""
+    for name in ("one", "two"):
+        some_run(tmp_path / "runs" / name)
+    with viewing(tmp_path, "runs", "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer), "2 runs")
+        page.choose("run", "two")
+        page.wait_for_address(run="two")
+        page.wait_for("two ● running")
+        picture = page.picture()
+        page.find("[name=metrics][value=rate]").click()
+        page.wait_for_address(run="two", metrics="rate")
+        page.wait_for_another_picture(picture)
+        browser.get(f"{address_of(viewer)}?run=../one")
+        page.wait_for("there is no run '../one'", "#refused-run")
+
+
+def test_what_an_address_cannot_ask_for_is_answered(tmp_path: Path, browser: Chrome) -> None:
+    """Of an address, what cannot be is passed over, and said where the page has a control for it."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        asked = "view=all&x=y&scale=&rank=-1&smoothing=nan&params=(&dark=1&metrics=&other=1&param=&run=&prefers=x"
+        page = Page(browser, f"{address_of(viewer)}?{asked}")
+        page.wait_for_address()
+        for name in ("view", "x", "scale", "rank", "smoothing", "params", "dark"):
+            assert page.text(f"#refused-{name}"), name
+        assert page.find("[name=params]").get_attribute("value") == "("
+        assert page.find("[value=overview]").is_selected()
+        assert viewer.complained() == ""
+
+
+def test_names_of_a_log_are_text(tmp_path: Path, browser: Chrome) -> None:
+    """Markup in the names of runs, parameters and metrics is shown as it is, and nothing of it runs."""
+    name, script = "<img src=x onerror=alert(1)>", "</option><script>alert(1)</script>"
+    run = new_run(tmp_path / name, (script,))
+    publish_next(run, "extremes", extremes(range(10), (script,)))
+    publish_next(run, "metrics", metrics(range(10), range(10), script))
+    damaged = publish_next(run, "extremes", extremes([10], (script,))).path
+    flip_bit(damaged)
+    some_run(tmp_path / "other")
+    with viewing(tmp_path, name, "other", "--web", "--port", 0) as viewer:
+        page = Page(browser, f"{address_of(viewer)}?view=param&run=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", name)
+        assert page.parameters() == [script]
+        assert name in page.text("[name=run]")
+        assert damaged.name in page.text("#findings")
+        page.wait_for_address(view="param", run=name, param=script)
+        page.open_view("overview")
+        page.wait_for(script, "#metrics")
+        assert not browser.find_elements(By.CSS_SELECTOR, "main script, img[src=x]")
+        with pytest.raises(NoAlertPresentException):
+            browser.switch_to.alert.accept()
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Chrome) -> None:
+    """At 360 pixels the figure takes the width, and no view, open control or long name makes the page wider."""
+    name = "encoder.layers.0.self_attention.query_projection.weight" * 3
+    run = new_run(tmp_path / "run", (name,))
+    publish_next(run, "extremes", extremes(range(10), (name,)))
+    with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+        )
+        try:
+            page = Page(browser, address_of(viewer))
+            assert page.find("#controls").get_attribute("open") is None
+            page.find("summary").click()
+            for view in ("overview", "layers", "param"):
+                page.open_view(view)
+                wait_until(lambda view=view: view in page.asked().get("view", ["overview"]), 20)  # type: ignore[misc]
+                assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+            wait_until(lambda: 300 < browser.execute_script("return figure.canvas.width") <= 360, 20)
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert viewer.complained() == ""
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keys(tmp_path: Path, browser: Chrome) -> None:
+    """Each control and the figure has an accessible name, and Tab reaches it; keys in the figure choose the view."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        there = [
+            element
+            for element in browser.find_elements(By.CSS_SELECTOR, "input, select, button, summary, #figure [role=img]")
+            if element.is_displayed() and element.is_enabled() and element.get_attribute("type") != "radio"
+        ]
+        assert [element.get_attribute("outerHTML") for element in there if not element.accessible_name] == []
+        reached = set()
+        for _ in range(len(there) + 5):
+            ActionChains(browser, duration=0).send_keys(Keys.TAB).perform()
+            reached.add(browser.switch_to.active_element)
+        assert set(there) <= reached
+        page.find("#figure [role=img]").send_keys("2")
+        page.wait_for_address(view="layers", param="a.weight")
+
+
+def test_the_figure_can_be_downloaded(tmp_path: Path, browser: Chrome) -> None:
+    """The toolbar saves the figure as it is shown, in the format that was chosen."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        there = {"behavior": "allow", "downloadPath": str(tmp_path)}
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", there)
+        for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF-")):
+            Select(page.find("select.mpl-widget")).select_by_visible_text(kind)
+            page.find(".mpl-widget:has([alt^=Download])").click()
+            wait_until((tmp_path / f"overview.{kind}").exists, 20)
+            assert (tmp_path / f"overview.{kind}").read_bytes().startswith(magic)
+
+
+def test_a_run_of_a_newer_format_is_said_in_the_page(tmp_path: Path, browser: Chrome) -> None:
+    """Where the folder turns out to hold a newer format, the page says so, and the viewer goes on."""
+    run = tmp_path / "run"
+    with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer), "no run yet: waiting for it")
+        run.mkdir()
+        (run / "new.json").write_text('{"format": 99}')
+        (run / "new.json").rename(run / "run.json")
+        page.wait_for("upgrade")
+        assert viewer.process.poll() is None
+        assert viewer.complained() == ""
+
+
+def test_ctrl_c_ends_it_quietly_and_the_page_says_so(tmp_path: Path, browser: Chrome) -> None:
+    """Ctrl-C ends the viewer with code 130 and without a word, while a page is open, which says that it has ended."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        viewer.process.send_signal(signal.SIGINT)
+        assert viewer.wait() == 130
+        page.wait_for("The viewer has ended")
+        assert viewer.complained().strip() == ""
+
+
+def test_a_closed_page_leaves_nothing_behind(tmp_path: Path, browser: Chrome) -> None:
+    """Each page watches the run for as long as it is open, and not longer."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+
+        def watching() -> int:
+            return sum("inotify" in str(link.readlink()) for link in Path(f"/proc/{viewer.process.pid}/fd").iterdir())
+
+        Page(browser, address_of(viewer))
+        one = watching()
+        browser.switch_to.new_window("tab")
+        Page(browser, address_of(viewer))
+        wait_until(lambda: watching() == 2 * one > 0, 20)
+        browser.close()
+        browser.switch_to.window(browser.window_handles[0])
+        wait_until(lambda: watching() == one, 20)
+        browser.get("about:blank")
+        wait_until(lambda: watching() == 0, 20)
+        assert viewer.complained() == ""
