@@ -59,6 +59,9 @@ def watch(
     rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="In this terminal, redrawn in place; into a pipe, a line for each news.")
+    ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     poll: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look so often, where the disk gives no events.")
@@ -71,6 +74,8 @@ def watch(
     paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
+    if text and save is not None:
+        raise typer.BadParameter("--text and --save exclude each other: give one of them")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
     if save is not None:
@@ -84,6 +89,9 @@ def watch(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     open_runs = partial(Runs, paths, only=only, poll_seconds=poll)
+    if text:
+        _show_text(open_runs(look))
+        return
     if save is None:
         _show(open_runs, paths, look)
         return
@@ -108,6 +116,16 @@ def _show(open_runs: Callable[[Look], Runs], paths: Sequence[Path], look: Look) 
             runs.close()
         return
     window.show(open_runs, look, ", ".join(map(str, paths)))
+
+
+def _show_text(runs: Runs) -> None:
+    from viewer import terminal
+
+    _say_which(runs.paths)
+    try:
+        _check_names(runs.look, terminal.show(runs))
+    finally:
+        runs.close()
 
 
 def _check_file(file: Path) -> None:

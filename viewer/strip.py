@@ -75,7 +75,7 @@ class Strip:
         self._note.set_visible(layers is None)
         if layers is None:
             return
-        self._rows, magnitudes, alarms = _grouped(layers)
+        self._rows, magnitudes, alarms = grouped(layers)
         columns, rows = magnitudes.shape[1], len(self._rows)
         extent = (layers.first_step - 0.5, layers.first_step + columns * layers.width - 0.5, rows - 0.5, -0.5)
         positive = magnitudes[magnitudes > 0]
@@ -100,11 +100,11 @@ class Strip:
         return dataclasses.replace(self._look, view=View.PARAM, param=name)
 
 
-def _grouped(layers: Layers) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def grouped(layers: Layers, rows: int = _ROWS) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Names, magnitudes and alarms, by module where there are too many parameters for a row each."""
     names = list(layers.params)
     depth = max(name.count(".") for name in names)
-    while len(set(names)) > _ROWS and depth > 0:
+    while len(set(names)) > rows and depth > 0:
         names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name) for name in layers.params]
         depth -= 1
     starts = {name: index for index, name in reversed(list(enumerate(dict.fromkeys(names))))}
