@@ -97,11 +97,11 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
     return Text.from_ansi(figure.build().string().rstrip("\n"), no_wrap=True, overflow="crop")
 
 
-def _pixel(colour: str, style: str | None = None) -> Any:  # noqa: ANN401
+def _pixel(colour: str, style: str | None = None) -> Any:
     return plotext.pixel(foreground=tuple(bytes.fromhex(colour[1:])), style=style)
 
 
-def _draw(figure: Any, x: Numbers, low: Numbers, high: Numbers, width: int, pixel: Any) -> None:  # noqa: ANN401
+def _draw(figure: Any, x: Numbers, low: Numbers, high: Numbers, width: int, pixel: Any) -> None:
     """Draw what lies between two heights, broken where a bin has no number."""
     columns, lows, highs, joined = reduced(x, low, high, _DOTS * width)
     signal = figure.signal(
@@ -114,7 +114,7 @@ def _draw(figure: Any, x: Numbers, low: Numbers, high: Numbers, width: int, pixe
     figure.draw(signal)
 
 
-def _stamp(figure: Any, x: Numbers, y: Numbers, mark: str, pixel: Any) -> None:  # noqa: ANN401
+def _stamp(figure: Any, x: Numbers, y: Numbers, mark: str, pixel: Any) -> None:
     figure.draw(figure.signal(x.tolist(), y.tolist(), marker=plotext.marker(mark, pixel=pixel)))
 
 
@@ -166,19 +166,25 @@ def _y_axis(numbers: Sequence[float], scale: Scale, count: int) -> _Axis:
     elif scale is Scale.LOG:
         transform = np.log10
         locator = LogLocator(numticks=count)
+        if len(_within(locator, ends)) < 3:
+            locator = LogLocator(subs=(1, 2, 5), numticks=count)
     ticks = _within(locator, ends)
     return _Axis(transform, ends, ticks, _labels(ticks))
 
 
 def _within(locator: Locator, ends: tuple[float, float]) -> list[float]:
     """The locator's numbers between the ends, or the ends where there are too few to tell the scale."""
-    found = [float(tick) for tick in locator.tick_values(*ends) if ends[0] <= tick <= ends[1]] if ends[0] < ends[1] else []
+    found = (
+        [float(tick) for tick in locator.tick_values(*ends) if ends[0] <= tick <= ends[1]] if ends[0] < ends[1] else []
+    )
     return found if len(found) > 1 else sorted(set(ends))
 
 
 def _labels(ticks: Sequence[float]) -> list[str]:
     """Numbers as short as they can be and still differ."""
-    digits = next((digits for digits in range(3, 17) if len({f"{tick:.{digits}g}" for tick in ticks}) == len(ticks)), 17)
+    digits = next(
+        (digits for digits in range(3, 17) if len({f"{tick:.{digits}g}" for tick in ticks}) == len(ticks)), 17
+    )
     return [f"{tick + 0.0:.{digits}g}" for tick in ticks]
 
 

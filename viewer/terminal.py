@@ -96,8 +96,8 @@ def _news(snapshot: Snapshot) -> str:
     found += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
     layers = snapshot.layers
     if layers is not None and np.isfinite(layers.magnitudes).any():
-        rows, _ = np.unravel_index([np.nanargmax(layers.magnitudes)], layers.magnitudes.shape)
-        found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[rows[0]]}")
+        row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
+        found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
         alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1))]
         found += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
     return " · ".join(found)

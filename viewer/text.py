@@ -1,11 +1,18 @@
 """The views in characters: a picture of so many lines and columns. No files, no threads, and no loop."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from operator import itemgetter
+from os.path import commonprefix
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from rich.console import Group, RenderableType
+from matplotlib.colors import to_hex
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +26,18 @@ from viewer.overview import panel
 from viewer.status import notices, shortened, title
 from viewer.strip import grouped
 
-WORDS = {"grad": "gradient", "value": "value", "applied": "applied gradient"}
-_MARKS = "ox+*#%@abcdefghijklmnpqrstuvwyz"
+_WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
+# Of the curves of one run; several runs have a letter each, small for the first of a chart's curves.
+_MARKS = "ox+*#%@"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_ALARM = "bold red"
+# The darkest colours would not be seen on a dark terminal.
+_RAMP = [to_hex(matplotlib.colormaps["cividis"](place)) for place in np.linspace(0.25, 1, len(_BLOCKS))]
+_ALARM, _NONFINITE = "bold red", "NaN/inf"
 _NOTICES = 2
-_NAME, _NUMBER = 24, 9
+_NAME, _SHORTEST, _NUMBER = 24, 6, 9
+# In fewer columns, a table of four numbers would have no room for names.
+_NARROW = 42
 
 
 def plain(text: str) -> str:
@@ -51,17 +64,26 @@ def picture(snapshots: Sequence[Snapshot], look: Look, now: float, width: int, h
     return Group(*top, *draw(snapshots, look, width, max(6, height - len(top))))
 
 
-def ends(snapshot: Snapshot, kind: str) -> list[Curve]:
-    """The minimum and the maximum of values, gradients or applied gradients; nothing where there are none."""
+def recorded(snapshot: Snapshot, kind: str) -> dict[str, Curve]:
+    """What was recorded of the values, of the gradients ("grad") or of the applied ones, by statistic."""
     extremes = snapshot.extremes
-    if extremes is None or f"{kind}_min" not in extremes.statistics:
-        return []
-    found = []
-    for end in ("min", "max"):
-        each = numbers_of(extremes.statistics[f"{kind}_{end}"])
-        bad = extremes.nonfinite[kind]
-        found.append(Curve(f"{WORDS[kind]} {end}", extremes.step, each, each, each, bad, extremes.time))
+    found: dict[str, Curve] = {}
+    for column in extremes.statistics if extremes is not None else ():
+        of, _, statistic = column.partition("_")
+        if extremes is None or of != kind or statistic.endswith("_low"):
+            continue
+        statistic = statistic.removesuffix("_high")
+        high = numbers_of(extremes.statistics[column])
+        low = numbers_of(extremes.statistics.get(f"{kind}_{statistic}_low", high))
+        name, bad = f"{statistic} {_WORDS[kind]}", extremes.nonfinite.get(kind, ())
+        found[statistic] = Curve(name, extremes.step, high, low, high, bad, extremes.time)
     return found
+
+
+def ends(snapshot: Snapshot, kind: str) -> list[Curve]:
+    """The minimum and the maximum, where there are any."""
+    there = recorded(snapshot, kind)
+    return [there[end] for end in ("min", "max") if end in there]
 
 
 def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
@@ -71,16 +93,14 @@ def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
         return []
     low, high = both
     each = np.fmax(np.abs(low.mean), np.abs(high.mean)).tolist()
-    return [Curve(WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
+    return [Curve(_WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
 
 
 def _metrics(snapshot: Snapshot, name: str, look: Look) -> list[Curve]:
     """The metrics of a panel, by their names."""
     asked = [curve.name for curve in snapshot.curves if curve.name in look.metrics and panel(curve.name) is None]
     return [
-        curve
-        for curve in snapshot.curves
-        if panel(curve.name) == name or (name == "accuracy" and curve.name in asked)
+        curve for curve in snapshot.curves if panel(curve.name) == name or (name == "accuracy" and curve.name in asked)
     ]
 
 
@@ -88,25 +108,20 @@ def newest(curve: Curve) -> str:
     """The newest number of a curve."""
     if not np.isnan(curve.mean[-1]):
         return f"{curve.mean[-1]:.4g}"
-    return "NaN/inf" if curve.nonfinite and curve.nonfinite[-1] > ([-1, *curve.step])[-2] else "–"
+    return _NONFINITE if curve.nonfinite and curve.nonfinite[-1] > [-1, *curve.step][-2] else "–"
 
 
 def _words(text: str, style: str = "") -> Text:
     return Text(plain(text), style, no_wrap=True, overflow="ellipsis")
 
 
-def _beside(width: int, *cells: RenderableType) -> Table:
-    grid = Table.grid()
-    for _ in cells:
-        grid.add_column(width=width, no_wrap=True)
-    grid.add_row(*cells)
-    return grid
-
-
-def _sign(look: Look, index: int) -> tuple[str, str]:
-    """A colour and a mark, so that colour alone tells nothing apart."""
+def _sign(look: Look, run: int | None, index: int) -> tuple[str, str]:
+    """A colour and a mark, so that colour alone tells nothing apart; of several runs each has its own."""
     palette = theme(look).palette
-    return palette[index % len(palette)], _MARKS[index % len(_MARKS)]
+    if run is None:
+        return palette[index % len(palette)], _MARKS[index % len(_MARKS)]
+    letter = _LETTERS[run % len(_LETTERS)]
+    return palette[run % len(palette)], letter.upper() if index else letter
 
 
 def _chart(
@@ -115,22 +130,28 @@ def _chart(
     look: Look,
     auto: Scale,
     size: tuple[int, int],
-    even: bool = False,
 ) -> RenderableType:
-    """A chart under its legend: each curve has a sign, or where there are several runs each run."""
-    header = _words(name, "bold")
+    """A chart under its legend; one on a linear scale is of metrics, which are smoothed."""
+    several = len(shown) > 1
+    legend: dict[str, tuple[str, str]] = {}
     lines = []
     for run, (snapshot, curves) in enumerate(shown):
-        for index, curve in enumerate(curves):
-            colour, mark = _sign(look, run if len(shown) > 1 else index)
-            of = shortened(snapshot.name, 12) if len(shown) > 1 else shortened(curve.name, 16)
-            header.append(f"  {mark} {plain(of)} {newest(curve)}", f"not bold {colour}")
+        indices: dict[str, int] = {}
+        for curve in curves:
+            index = indices.setdefault(curve.name, len(indices))
+            colour, mark = _sign(look, run if several else None, index)
+            legend.setdefault(plain(shortened(curve.name, 16)), (mark, "" if several else colour))
             x = along(look, snapshot, curve.step, curve.time)
-            alarms = [x[index] for index in np.searchsorted(curve.step, curve.nonfinite)]
-            middle = smoothed(curve.mean, look.smoothing) if even and len(x) > FEW_POINTS else None
+            alarms = [x[place] for place in np.searchsorted(curve.step, curve.nonfinite)]
+            even = auto is Scale.LINEAR and look.smoothing and len(x) > FEW_POINTS
+            middle = smoothed(curve.mean, look.smoothing) if even else None
             lines.append(Line(x, curve.low, curve.high, colour, mark, middle, alarms))
+    header = _words(name, "bold")
+    for label, (mark, colour) in legend.items() if len(legend) > 1 else ():
+        header.append(f"  {mark} {label}", f"not bold {colour}")
     width, height = size
-    below = chart(lines, look, auto, width - 1, height - 1) if lines else _words("  nothing yet", "dim")
+    hint = f": trace.log({name}=…)" if auto is Scale.LINEAR else ""
+    below = chart(lines, look, auto, width - 1, height - 1) if lines else _words(f"nothing yet{hint}", "dim")
     return Group(header, below)
 
 
@@ -138,29 +159,46 @@ def _overview(snapshots: Sequence[Snapshot], look: Look, width: int, height: int
     half, several = width // 2, len(snapshots) > 1
     rows = min(len(snapshots) + 1, height // 3) if several else 0
     above = (height - rows) // 2
-    size = half, height - rows - above
+    below = height - rows - above
     metrics = [
-        _chart(name, [(each, _metrics(each, name, look)) for each in snapshots], look, Scale.LINEAR, (half, above), True)
+        _chart(name, [(each, _metrics(each, name, look)) for each in snapshots], look, Scale.LINEAR, (half, above))
         for name in ("loss", "accuracy")
     ]
     if several:
         sizes = [
-            _chart(f"largest {WORDS[kind]}", [(each, _magnitude(each, kind)) for each in snapshots], look, Scale.LOG, size)
-            for kind in ("grad", "value")
+            _chart(of, [(each, _magnitude(each, kind)) for each in snapshots], look, Scale.LOG, (half, below))
+            for kind, of in (("grad", "largest gradient"), ("value", "largest value"))
         ]
-        return [_beside(half, *metrics), _beside(half, *sizes), _table_of_runs(snapshots, look, rows)]
+        return [_beside(metrics), _beside(sizes), _table_of_runs(snapshots, look, width, rows)]
     (snapshot,) = snapshots
+    room = width * 3 // 5
+    table = _table_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
+    left = width - _fit(table, room)
     both = [(snapshot, [*_magnitude(snapshot, "grad"), *_magnitude(snapshot, "value")])]
-    table = _table_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], *size)
-    return [_beside(half, *metrics), _beside(half, _chart("largest", both, look, Scale.LOG, size), table)]
+    return [_beside(metrics), _beside([_chart("largest", both, look, Scale.LOG, (left, below)), table])]
 
 
-def _table(name: str, *columns: str, width: int = _NAME) -> Table:
+def _beside(cells: Sequence[RenderableType]) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(*cells)
+    return grid
+
+
+def _table(name: str, *columns: str) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
-    table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width)
+    table.add_column(_words(name), no_wrap=True, overflow="ellipsis", max_width=_NAME)
     for column in columns:
         table.add_column(column, no_wrap=True, justify="right")
     return table
+
+
+def _fit(table: Table, room: int) -> int:
+    """Shorten a table's names, and no number, until it fits into so many characters; how many it takes."""
+    console = Console(width=1000)
+    names = Measurement.get(console, console.options, Group(*table.columns[0].cells)).maximum
+    wide = Measurement.get(console, console.options, table).maximum
+    table.columns[0].max_width = max(_SHORTEST, names - max(0, wide - room))
+    return min(wide, room)
 
 
 def _alarm(steps: Sequence[int]) -> Text:
@@ -169,38 +207,47 @@ def _alarm(steps: Sequence[int]) -> Text:
 
 def _number(curve: Curve) -> Text:
     found = newest(curve)
-    return Text(found, _ALARM if found == "NaN/inf" else "")
+    return Text(found, _ALARM if found == _NONFINITE else "")
+
+
+def _end(pick: Callable[[Iterable[float]], float], numbers: Sequence[float]) -> str:
+    there = [number for number in numbers if not np.isnan(number)]
+    return f"{pick(there):.4g}" if there else "–"
 
 
 def _table_of_curves(curves: Sequence[Curve], width: int, height: int) -> Table:
     """A row a curve: its newest, lowest and highest number, and the first step with a NaN or an infinity."""
     alarmed = any(curve.nonfinite for curve in curves)
-    narrow = width < _NAME + 3 * _NUMBER - 14
-    table = _table("", "last", *(() if narrow else ("lowest", "highest")), *(("! from",) if alarmed else ()))
+    both = ["lowest", "highest"] if width >= _NARROW else []
+    table = _table("", "last", *both, *(["NaN/inf at"] if alarmed else []))
     if len(curves) >= height:
         # What is not finite must not be among what finds no room.
         curves = sorted(curves, key=lambda curve: not curve.nonfinite)[: height - 1]
     for curve in curves:
-        finite = [(min, curve.low), (max, curve.high)]
-        found = [f"{pick(there):.4g}" if (there := [n for n in each if not np.isnan(n)]) else "–" for pick, each in finite]
-        cells = [_number(curve), *([] if narrow else found), *([_alarm(curve.nonfinite)] if alarmed else [])]
-        table.add_row(_words(shortened(curve.name)), *cells)
+        cells = [_end(min, curve.low), _end(max, curve.high)] if both else []
+        bad = [_alarm(curve.nonfinite)] if alarmed else []
+        table.add_row(_words(shortened(curve.name)), _number(curve), *cells, *bad)
     return table
 
 
-def _table_of_runs(snapshots: Sequence[Snapshot], look: Look, height: int) -> Table:
+def _table_of_runs(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) -> Table:
     """A row a run, those begun last where there are too many."""
-    table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", "NaN or inf from")
+    curves = [[*each.curves, *ends(each, "grad"), *ends(each, "value")] for each in snapshots]
+    bad = [sorted(step for curve in each for step in curve.nonfinite) for each in curves]
+    table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", *(["NaN/inf at"] if any(bad) else []))
     for run in range(len(snapshots))[-(height - 1) :]:
         snapshot = snapshots[run]
-        curves = [_metrics(snapshot, name, look)[:1] for name in ("loss", "accuracy")]
-        curves += [_magnitude(snapshot, kind) for kind in ("grad", "value")]
-        colour, mark = _sign(look, run)
-        step = "–" if snapshot.last_step is None else f"{snapshot.last_step:,}"
-        bad = [step for curve in [*snapshot.curves, *curves[2], *curves[3]] for step in curve.nonfinite]
-        numbers = [_number(each[0]) if each else Text("–") for each in curves]
-        name = _words(f"{mark} {shortened(snapshot.name)}", colour)
-        table.add_row(name, STATE_WORDS[snapshot.state], step, *numbers, _alarm(bad))
+        first = [_metrics(snapshot, name, look)[:1] for name in ("loss", "accuracy")]
+        numbers = [*first, _magnitude(snapshot, "grad"), _magnitude(snapshot, "value")]
+        colour, mark = _sign(look, run, 0)
+        table.add_row(
+            _words(f"{mark} {shortened(snapshot.name)}", colour),
+            STATE_WORDS[snapshot.state],
+            "–" if snapshot.last_step is None else f"{snapshot.last_step:,}",
+            *(_number(each[0]) if each else Text("–") for each in numbers),
+            *([_alarm(bad[run])] if any(bad) else []),
+        )
+    _fit(table, width)
     return table
 
 
@@ -210,55 +257,52 @@ def _layers(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) 
     if layers is None:
         return [_words("no step recorded yet" + " with such a parameter" * bool(look.params), "dim")]
     names, sizes, alarms = grouped(layers, height - 2)
-    room = max(8, width - min(_NAME, max(map(len, names))) - _NUMBER - 2)
     every = -(-len(names) // (height - 2))
-    sizes, alarms = _folded(sizes, alarms, every, room)
+    others = f" … +{every - 1}" if every > 1 else ""
+    # Where all names begin with the same modules, what tells them apart would find no room.
+    common = commonprefix(names).rpartition(".")[0] + "."
+    longest = max(_NAME, width // 3)
+    names = [shortened(plain(name.removeprefix(common)), longest - len(others)) + others for name in names[::every]]
+    starts = np.arange(len(sizes))[::every]
+    sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
     found = sizes[sizes > 0]
-    low, high = (float(found.min()), float(found.max())) if found.size else (1.0, 1.0)
-    table = _table("", "", f"{'newest':>{_NUMBER}}")
-    for row, first in enumerate(range(0, len(names), every)):
-        others = f" … +{every - 1}" if every > 1 else ""
-        there = np.flatnonzero(~np.isnan(sizes[row]) | alarms[row])
-        last = there[-1] if len(there) else 0
-        text = "NaN/inf" if alarms[row, last] else "–" if not len(there) else f"{sizes[row, last]:.4g}"
-        cells = _blocks(sizes[row], alarms[row], low, high), Text(text, _ALARM if alarms[row, last] else "")
-        table.add_row(_words(shortened(names[first], _NAME - len(others)) + others), *cells)
-    steps = f"steps {layers.first_step:,} to {layers.first_step + layers.width * layers.magnitudes.shape[1] - 1:,}"
-    legend = _words(f"{steps} · largest {look.statistic}: ")
-    legend.append_text(_blocks(np.geomspace(low, high, 8), np.zeros(8, dtype=np.bool_), low, high))
-    legend.append(f" {low:.2g} to {high:.2g} · 0 zero · ! NaN or inf")
+    scale = (float(found.min()), float(found.max())) if found.size else (1.0, 1.0)
+    wide = max(map(cell_len, names))
+    room = max(8, width - wide - _NUMBER - 2)
+    first, last = f"step {layers.first_step:,}", f"{snapshots[0].last_step:,}"
+    table = _table(common.strip("."), first + last.rjust(room - len(first)), f"{'newest':>{_NUMBER}}")
+    table.columns[0].max_width = wide
+    for name, size, alarm in zip(names, sizes, alarms, strict=True):
+        there = np.flatnonzero(~np.isnan(size) | alarm)[-1:].tolist()
+        text = "–" if not there else _NONFINITE if alarm[there[0]] else f"{size[there[0]]:.3g}"
+        table.add_row(Text(name), _blocks(size, alarm, room, scale), Text(text, _ALARM if text == _NONFINITE else ""))
+    legend = _words(f"{look.statistic}: {scale[0]:.2g} ")
+    legend.append_text(
+        _blocks(np.geomspace(*scale, len(_BLOCKS)), np.zeros(len(_BLOCKS), dtype=np.bool_), len(_BLOCKS), scale)
+    )
+    legend.append(f" {scale[1]:.2g} · 0 zero · ! NaN or inf")
     return [table, legend]
 
 
-def _folded(
-    sizes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_], rows: int, columns: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """The largest magnitude and any alarm of each so many rows, in so many columns."""
-    there = sizes.shape[1]
-    starts = np.arange(0, len(sizes), rows)
-    sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
-    # Fewer columns than there is room for are repeated: a slice that would be empty is the column where it begins.
-    starts = np.arange(columns) * there // columns
-    return np.fmax.reduceat(sizes, starts, axis=1), np.logical_or.reduceat(alarms, starts, axis=1)
-
-
 def _blocks(
-    sizes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_], low: float, high: float
+    sizes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_], room: int, scale: tuple[float, float]
 ) -> Text:
-    """A character a column; the height and the colour say the same."""
-    text = Text(no_wrap=True, overflow="crop")
+    """A character a column, for the largest magnitude and any alarm in it; height and colour say the same."""
+    # Where a column of the strip is wider than a character, it is repeated.
+    starts = np.arange(room) * len(sizes) // room
+    sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
+    low, length = np.log(scale[0]), np.log(scale[1] / scale[0])
+    cells = []
     for size, alarm in zip(sizes.tolist(), alarms.tolist(), strict=True):
-        if alarm:
-            text.append("!", "bold white on red")
-        elif np.isnan(size):
-            text.append(" ")
-        elif size == 0:
-            text.append("0", "white on black")
-        else:
-            place = float(np.log(size / low) / np.log(high / low)) if high > low else 1.0
-            red, green, blue, _ = matplotlib.colormaps["cividis"](0.25 + 0.75 * place, bytes=True)
-            text.append(_BLOCKS[min(int(place * len(_BLOCKS)), len(_BLOCKS) - 1)], f"rgb({red},{green},{blue})")
-    return text
+        if alarm or np.isnan(size) or size == 0:
+            cells.append(("!", "bold white on red") if alarm else ("0", "dim") if size == 0 else (" ", ""))
+            continue
+        place = (np.log(size) - low) / length if length else 1.0
+        level = min(int(place * len(_BLOCKS)), len(_BLOCKS) - 1)
+        cells.append((_BLOCKS[level], _RAMP[level]))
+    return Text.assemble(
+        *[("".join(c for c, _ in same), style) for style, same in itertools.groupby(cells, itemgetter(1))]
+    )
 
 
 def _parameter(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) -> list[RenderableType]:
@@ -267,25 +311,23 @@ def _parameter(snapshots: Sequence[Snapshot], look: Look, width: int, height: in
     if snapshot.extremes is None:
         return [_words("no row of this parameter yet", "dim")]
     table = _table_of_statistics(snapshot)
-    half = width // 2
-    size = half, max(5, height - len(table.rows) - 1)
+    size = width // 2, max(5, height - len(table.rows) - 1)
+    bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in _WORDS.items()}
     charts = [
-        _chart(name, [(snapshot, [curve for kind in kinds for curve in ends(snapshot, kind)])], look, Scale.SYMLOG, size)
-        for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied")))
+        _chart(name, [(snapshot, curves)], look, Scale.SYMLOG, size)
+        for name, curves in (("value", bands["value"]), ("gradient", bands["grad"] + bands["applied"]))
     ]
-    return [_beside(half, *charts), table]
+    return [_beside(charts), table]
 
 
 def _table_of_statistics(snapshot: Snapshot) -> Table:
-    """The newest number of each statistic, a column each for value, gradient and applied gradient."""
-    extremes = snapshot.extremes
-    assert extremes is not None, "the parameter has rows"
-    there = {name.removesuffix("_high"): each for name, each in extremes.statistics.items() if not name.endswith("_low")}
-    kinds = [kind for kind in WORDS if kind in extremes.nonfinite]
-    table = _table("newest", *(WORDS[kind] for kind in kinds))
-    for statistic in dict.fromkeys(name.partition("_")[2] for name in there):
-        each = [numbers_of(there.get(f"{kind}_{statistic}", [None]))[-1] for kind in kinds]
-        table.add_row(_words(statistic), *("–" if np.isnan(number) else f"{number:.4g}" for number in each))
-    if any(extremes.nonfinite.values()):
-        table.add_row(Text("NaN or inf from", _ALARM), *(_alarm(extremes.nonfinite[kind]) for kind in kinds))
+    """The newest number of each statistic, a column each for values, gradients and applied gradients."""
+    there = {word: found for kind, word in _WORDS.items() if (found := recorded(snapshot, kind))}
+    table = _table("newest", *there)
+    for statistic in dict.fromkeys(statistic for found in there.values() for statistic in found):
+        cells = [_number(found[statistic]) if statistic in found else Text("–") for found in there.values()]
+        table.add_row(_words(statistic), *cells)
+    bad = [next(iter(found.values())).nonfinite for found in there.values()]
+    if any(bad):
+        table.add_row(Text("NaN/inf at", _ALARM), *map(_alarm, bad))
     return table
