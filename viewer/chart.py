@@ -174,9 +174,10 @@ def _y_axis(numbers: Sequence[float], scale: Scale, count: int) -> _Axis:
 
 def _within(locator: Locator, ends: tuple[float, float]) -> list[float]:
     """The locator's numbers between the ends, or the ends where there are too few to tell the scale."""
-    found = (
-        [float(tick) for tick in locator.tick_values(*ends) if ends[0] <= tick <= ends[1]] if ends[0] < ends[1] else []
-    )
+    # A decade more than float64 has is tried near its end.
+    with np.errstate(over="ignore"):
+        tried = locator.tick_values(*ends) if ends[0] < ends[1] else []
+    found = [float(tick) for tick in tried if ends[0] <= tick <= ends[1]]
     return found if len(found) > 1 else sorted(set(ends))
 
 
@@ -194,7 +195,9 @@ def _x_axis(numbers: Sequence[float], kind: XAxis, count: int) -> _Axis:
         ticks = np.linspace(*ends, min(count, 3)).tolist()
         form = "%H:%M:%S" if ends[1] - ends[0] < 1 else "%m-%d %H:%M"
         return _Axis(np.asarray, ends, ticks, [datetime.fromtimestamp(day * 86_400).strftime(form) for day in ticks])
-    ticks = _within(MaxNLocator(nbins=count, integer=True, steps=[1, 2, 5, 10]), ends)
+    ticks = _within(MaxNLocator(nbins=count, integer=kind is XAxis.STEP, steps=[1, 2, 5, 10]), ends)
     if kind is XAxis.RELATIVE:
-        return _Axis(np.asarray, ends, ticks, [str(timedelta(seconds=round(seconds))) for seconds in ticks])
+        long = ends[1] - ends[0] >= 60
+        labels = [str(timedelta(seconds=round(seconds))) if long else f"{seconds:g} s" for seconds in ticks]
+        return _Axis(np.asarray, ends, ticks, labels)
     return _Axis(np.asarray, ends, ticks, [f"{step:,.0f}" for step in ticks])

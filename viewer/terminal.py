@@ -10,10 +10,11 @@ from rich.live import Live
 
 from viewer.live import Runs, Snapshot
 from viewer.status import notices, title, words
-from viewer.text import ends, newest, picture, plain
+from viewer.text import WORDS, ends, newest, picture, plain
 
 # A network disk may show the last rows of a closed run so late.
 _LATE_SECONDS = 60.0
+_GATHER_SECONDS = 0.2
 
 
 def show(runs: Runs) -> Sequence[Snapshot]:
@@ -42,6 +43,8 @@ def _until_closed(runs: Runs) -> Iterator[tuple[Snapshot, ...]]:
             if _over(shown) or time.monotonic() > give_up:
                 return
         runs.wait()
+        # What several ranks publish at once is drawn at once.
+        time.sleep(_GATHER_SECONDS)
 
 
 def _over(snapshots: Sequence[Snapshot]) -> bool:
@@ -89,15 +92,15 @@ def _news(snapshot: Snapshot) -> str:
     found = [f"{snapshot.name} {words(snapshot, time.time())}"]
     found += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
     bad = [(curve.name, min(curve.nonfinite)) for curve in snapshot.curves if curve.nonfinite]
-    for kind in ("grad", "value", "applied"):
+    for kind, word in WORDS.items():
         both = ends(snapshot, kind)
         found += [f"{curve.name} {newest(curve)}" for curve in both]
-        bad += [(kind, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
+        bad += [(word, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
     found += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
     layers = snapshot.layers
     if layers is not None and np.isfinite(layers.magnitudes).any():
         row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
         found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
-        alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1))]
+        alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
         found += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
     return " · ".join(found)

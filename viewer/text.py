@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
-from os.path import commonprefix
 
 import matplotlib
 import numpy as np
@@ -16,7 +15,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tracer.log.run import STATE_WORDS
 from viewer.chart import Line, chart
 from viewer.history import Curve, smoothed
 from viewer.live import Snapshot
@@ -26,7 +24,7 @@ from viewer.overview import panel
 from viewer.status import notices, shortened, title
 from viewer.strip import grouped
 
-_WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
+WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 # Of the curves of one run; several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -75,7 +73,7 @@ def recorded(snapshot: Snapshot, kind: str) -> dict[str, Curve]:
         statistic = statistic.removesuffix("_high")
         high = numbers_of(extremes.statistics[column])
         low = numbers_of(extremes.statistics.get(f"{kind}_{statistic}_low", high))
-        name, bad = f"{statistic} {_WORDS[kind]}", extremes.nonfinite.get(kind, ())
+        name, bad = f"{statistic} {WORDS[kind]}", extremes.nonfinite.get(kind, ())
         found[statistic] = Curve(name, extremes.step, high, low, high, bad, extremes.time)
     return found
 
@@ -93,7 +91,7 @@ def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
         return []
     low, high = both
     each = np.fmax(np.abs(low.mean), np.abs(high.mean)).tolist()
-    return [Curve(_WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
+    return [Curve(WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
 
 
 def _metrics(snapshot: Snapshot, name: str, look: Look) -> list[Curve]:
@@ -140,7 +138,7 @@ def _chart(
         for curve in curves:
             index = indices.setdefault(curve.name, len(indices))
             colour, mark = _sign(look, run if several else None, index)
-            legend.setdefault(plain(shortened(curve.name, 16)), (mark, "" if several else colour))
+            legend.setdefault(curve.name, (mark, "" if several else colour))
             x = along(look, snapshot, curve.step, curve.time)
             alarms = [x[place] for place in np.searchsorted(curve.step, curve.nonfinite)]
             even = auto is Scale.LINEAR and look.smoothing and len(x) > FEW_POINTS
@@ -148,7 +146,7 @@ def _chart(
             lines.append(Line(x, curve.low, curve.high, colour, mark, middle, alarms))
     header = _words(name, "bold")
     for label, (mark, colour) in legend.items() if len(legend) > 1 else ():
-        header.append(f"  {mark} {label}", f"not bold {colour}")
+        header.append(f"  {mark} {plain(shortened(label, 16))}", f"not bold {colour}")
     width, height = size
     hint = f": trace.log({name}=…)" if auto is Scale.LINEAR else ""
     below = chart(lines, look, auto, width - 1, height - 1) if lines else _words(f"nothing yet{hint}", "dim")
@@ -242,7 +240,7 @@ def _table_of_runs(snapshots: Sequence[Snapshot], look: Look, width: int, height
         colour, mark = _sign(look, run, 0)
         table.add_row(
             _words(f"{mark} {shortened(snapshot.name)}", colour),
-            STATE_WORDS[snapshot.state],
+            snapshot.state,
             "–" if snapshot.last_step is None else f"{snapshot.last_step:,}",
             *(_number(each[0]) if each else Text("–") for each in numbers),
             *([_alarm(bad[run])] if any(bad) else []),
@@ -260,7 +258,8 @@ def _layers(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) 
     every = -(-len(names) // (height - 2))
     others = f" … +{every - 1}" if every > 1 else ""
     # Where all names begin with the same modules, what tells them apart would find no room.
-    common = commonprefix(names).rpartition(".")[0] + "."
+    modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    common = "".join(f"{same[0]}." for same in itertools.takewhile(lambda each: len(set(each)) == 1, modules))
     longest = max(_NAME, width // 3)
     names = [shortened(plain(name.removeprefix(common)), longest - len(others)) + others for name in names[::every]]
     starts = np.arange(len(sizes))[::every]
@@ -312,7 +311,7 @@ def _parameter(snapshots: Sequence[Snapshot], look: Look, width: int, height: in
         return [_words("no row of this parameter yet", "dim")]
     table = _table_of_statistics(snapshot)
     size = width // 2, max(5, height - len(table.rows) - 1)
-    bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in _WORDS.items()}
+    bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in WORDS.items()}
     charts = [
         _chart(name, [(snapshot, curves)], look, Scale.SYMLOG, size)
         for name, curves in (("value", bands["value"]), ("gradient", bands["grad"] + bands["applied"]))
@@ -322,7 +321,7 @@ def _parameter(snapshots: Sequence[Snapshot], look: Look, width: int, height: in
 
 def _table_of_statistics(snapshot: Snapshot) -> Table:
     """The newest number of each statistic, a column each for values, gradients and applied gradients."""
-    there = {word: found for kind, word in _WORDS.items() if (found := recorded(snapshot, kind))}
+    there = {word: found for kind, word in WORDS.items() if (found := recorded(snapshot, kind))}
     table = _table("newest", *there)
     for statistic in dict.fromkeys(statistic for found in there.values() for statistic in found):
         cells = [_number(found[statistic]) if statistic in found else Text("–") for found in there.values()]
