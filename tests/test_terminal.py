@@ -22,6 +22,7 @@ from rich.console import Console
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import shown, view, viewing
 from tests.waiting import wait_until
+from tracer.log.run import beat
 from viewer.chart import Line, chart, reduced
 from viewer.history import Curve, Layers
 from viewer.live import Live, Snapshot
@@ -197,7 +198,8 @@ def test_the_picture_takes_the_room_of_a_larger_terminal(tmp_path: Path) -> None
         first = terminal.wait_for("step 39")
         assert max(map(len, first.splitlines())) <= 60
         resize(terminal.keyboard, 130, 40)
-        wait_until(lambda: len(terminal.frame().splitlines()) == 40)
+        # The run must stay alive: that it has stopped would be news, too.
+        wait_until(lambda: not beat(run, 0) and len(terminal.frame().splitlines()) == 40)  # type: ignore[func-returns-value]
         assert max(map(len, terminal.frame().splitlines())) > 100
 
 
@@ -317,6 +319,19 @@ def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     assert [line.split()[0] for line in said[1:]] == ["first", "second"]
 
 
+def test_a_run_without_news_has_no_line(tmp_path: Path) -> None:
+    """What is new of one run is told of this run alone."""
+    trained(tmp_path / "runs" / "first", steps=40)
+    second = trained(tmp_path / "runs" / "second", steps=80, closed=False)
+    with viewing(tmp_path, "runs", "--text") as viewer:
+        viewer.wait_for("second ● running · step 79")
+        publish_next(second, "metrics", metrics([80], [9.0]))
+        viewer.wait_for("loss 9 ")
+        close_run(second, last_step=80)
+        assert viewer.wait() == 0
+        assert [line.split()[0] for line in viewer.said().splitlines()[1:]] == ["first", "second", "second", "second"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -338,17 +353,19 @@ def test_what_cannot_be_shown_is_an_error(tmp_path: Path, arguments: str, code: 
     "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="b.weight")], ids=lambda it: it.view
 )
 def test_a_picture_fits_its_terminal(tmp_path: Path, look: Look, size: tuple[int, int]) -> None:
-    """Whatever is shown, in whatever size, no line is too long, and there are not too many."""
+    """Whatever is shown, in whatever size, no line is too long, no number cut, and there are not too many lines."""
     run = new_run(
         tmp_path / ("long " * 30), names := ["b.weight", "実" * 40, *(f"c.{index}.weight" for index in range(90))]
     )
     rows = {"grad_max": [NAN if step == 9 else 1e-30 for step in range(10) for _ in names]}
     publish_next(run, "extremes", extremes(range(10), names, rows))
     for index in range(30):
-        publish_next(run, "metrics", metrics(range(10), [1e-300 * step for step in range(10)], f"loss of {index}" * 5))
+        name = f"loss of {'abc'[index % 3] * (index + 1)}"
+        publish_next(run, "metrics", metrics(range(10), [-1.234e-300 * step for step in range(10)], name))
     width, height = size
     lines = drawn([snapshot(run, look)], look, width, height)
     assert len(lines) <= height
+    assert not [line for line in lines[1:] if re.search(r"[\d.e-]…", line)]
     console = Console(width=1000)
     assert max(console.measure(line).maximum for line in map(console.render_str, lines)) <= width
 
@@ -388,6 +405,13 @@ def test_a_line_is_broken_where_there_is_no_number() -> None:
     assert lows.tolist() == [1, 2, 3]
     assert place.tolist() == [0.05, 0.55, 0.95]
     assert joined.tolist() == [True, False, True]
+
+
+def test_a_gap_in_a_chart_is_empty() -> None:
+    """Between the numbers before and after many NaNs, there is nothing in the chart."""
+    numbers = [1.0] * 40 + [NAN] * 20 + [1.0] * 40
+    text = chart([Line(range(100), numbers, numbers, "#ff0000", "o")], Look(), Scale.LINEAR, 52, 10).plain
+    assert re.search(r"[⠁-⣿]{18,} {8,11}[⠁-⣿]{18,}o", text)
 
 
 def test_a_chart_stands_where_its_numbers_are() -> None:

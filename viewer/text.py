@@ -148,6 +148,7 @@ def _chart(
     for label, (mark, colour) in legend.items() if len(legend) > 1 else ():
         header.append(f"  {mark} {plain(shortened(label, 16))}", f"not bold {colour}")
     width, height = size
+    header.truncate(width - 1, overflow="ellipsis")
     hint = f": trace.log({name}=…)" if auto is Scale.LINEAR else ""
     below = chart(lines, look, auto, width - 1, height - 1) if lines else _words(f"nothing yet{hint}", "dim")
     return Group(header, below)
@@ -169,7 +170,7 @@ def _overview(snapshots: Sequence[Snapshot], look: Look, width: int, height: int
         ]
         return [_beside(metrics), _beside(sizes), _table_of_runs(snapshots, look, width, rows)]
     (snapshot,) = snapshots
-    room = width * 3 // 5
+    room = width * 2 // 3
     table = _table_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
     left = width - _fit(table, room)
     both = [(snapshot, [*_magnitude(snapshot, "grad"), *_magnitude(snapshot, "value")])]
@@ -195,7 +196,7 @@ def _fit(table: Table, room: int) -> int:
     console = Console(width=1000)
     names = Measurement.get(console, console.options, Group(*table.columns[0].cells)).maximum
     wide = Measurement.get(console, console.options, table).maximum
-    table.columns[0].max_width = max(_SHORTEST, names - max(0, wide - room))
+    table.columns[0].max_width = max(_SHORTEST, min(names, _NAME) - max(0, wide - room))
     return min(wide, room)
 
 
