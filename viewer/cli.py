@@ -64,6 +64,9 @@ def watch(
     ] = None,
     host: Annotated[str, typer.Option(help="Where the page is served, 127.0.0.1 unless given; implies --web.")] = "",
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="In this terminal, redrawn in place; into a pipe, a line for each news.")
+    ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     poll: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look so often, where the disk gives no events.")
@@ -77,6 +80,8 @@ def watch(
     paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
+    if text and save is not None:
+        raise typer.BadParameter("--text and --save exclude each other: give one of them")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
     web = web or port is not None or bool(host)
@@ -93,6 +98,9 @@ def watch(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     open_runs = partial(Runs, paths, only=only, poll_seconds=poll)
+    if text:
+        _show_text(open_runs(look))
+        return
     if save is None:
         _show(open_runs, paths, look, web, host, port)
         return
@@ -118,6 +126,16 @@ def _show(
         serve(open_runs, look, host, port, _say)
     else:
         window.show(open_runs, look, ", ".join(map(str, paths)))
+
+
+def _show_text(runs: Runs) -> None:
+    from viewer import terminal
+
+    _say_which(runs.paths)
+    try:
+        _check_names(runs.look, terminal.show(runs))
+    finally:
+        runs.close()
 
 
 def _check_file(file: Path) -> None:

@@ -1,6 +1,7 @@
 """All parameters at a glance: a strip of parameters × steps, the colour a magnitude. No files, and no threads."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
@@ -98,7 +99,7 @@ class Strip:
             return
         width = self.figure.get_figwidth() * self.figure.dpi * _SHARE
         columns = -(-layers.magnitudes.shape[1] // max(1, int(width)))
-        self._rows, magnitudes, alarms = _grouped(layers, columns)
+        self._rows, magnitudes, alarms = grouped(layers, columns)
         end = layers.first_step + magnitudes.shape[1] * columns * layers.width
         extent = (layers.first_step - 0.5, end - 0.5, len(self._rows) - 0.5, -0.5)
         positive = magnitudes[magnitudes > 0]
@@ -124,25 +125,35 @@ class Strip:
         return dataclasses.replace(self._look, params="|".join(of))
 
 
-def _grouped(layers: Layers, columns: int) -> tuple[list[list[str]], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def grouped(
+    layers: Layers, columns: int = 1, limit: int = _ROWS
+) -> tuple[list[list[str]], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Rows, magnitudes and alarms: by module, and by neighbours, where there are too many parameters for a row each.
 
     Args:
         layers: The parameters.
         columns: So many columns become one.
+        limit: How many rows there may be.
     """
-    names = list(layers.params)
-    depth = max(name.count(".") for name in names)
-    while len(set(names)) > _ROWS and depth > 0:
-        names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name, flags=re.DOTALL) for name in layers.params]
-        depth -= 1
-    groups = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    together = -(-len(groups) // _ROWS)
-    rows = np.array([groups[name] // together for name in names])
+    groups, group_of = _groups(tuple(layers.params), limit)
+    together = -(-len(groups) // limit)
+    rows = group_of // together
     of = np.arange(layers.magnitudes.shape[1]) // columns
     magnitudes = np.full((rows.max() + 1, of.max() + 1), np.nan)
     alarms = np.zeros(magnitudes.shape, dtype=np.bool_)
     np.fmax.at(magnitudes, np.ix_(rows, of), layers.magnitudes)
     np.logical_or.at(alarms, np.ix_(rows, of), layers.nonfinite)
-    each = list(groups)
-    return [each[start : start + together] for start in range(0, len(each), together)], magnitudes, alarms
+    return [list(groups[start : start + together]) for start in range(0, len(groups), together)], magnitudes, alarms
+
+
+# The names of ten thousand parameters would take most of a redraw's time.
+@functools.lru_cache(maxsize=8)
+def _groups(params: tuple[str, ...], limit: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The parameters, or as many of their modules as there may be; and of each parameter its group's place."""
+    names: Sequence[str] = params
+    depth = max(name.count(".") for name in names)
+    while len(set(names)) > limit and depth > 0:
+        names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name, flags=re.DOTALL) for name in params]
+        depth -= 1
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return tuple(places), np.array([places[name] for name in names])

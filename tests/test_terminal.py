@@ -1,0 +1,460 @@
+"""The viewer in a terminal: on a real pty as over ssh, and into a pipe; and what its charts make of numbers."""
+
+import contextlib
+import fcntl
+import io
+import math
+import os
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tests.viewing import shown, view, viewing
+from tests.waiting import wait_until
+from tracer.log.run import beat
+from viewer.chart import Line, chart, reduced
+from viewer.history import Curve, Layers
+from viewer.live import Live, Snapshot
+from viewer.look import Look, Scale, View, XAxis
+from viewer.text import picture
+
+NAN, INF = math.nan, math.inf
+EVIL = "[red]x[/red]\x1b[31m"
+ENTER, LEAVE, HOME, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H", "\x1b[?25h"
+_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9])")
+
+
+def bare(text: str) -> str:
+    """A text without its escape codes."""
+    return _ESCAPE.sub("", text).replace("\r", "")
+
+
+@dataclass
+class Terminal:
+    """A pty on which a viewer runs."""
+
+    process: "subprocess.Popen[bytes]"
+    keyboard: int
+    raw: str = ""
+
+    def read(self) -> str:
+        """Everything that was written so far."""
+        while select.select([self.keyboard], [], [], 0)[0]:
+            try:
+                self.raw += os.read(self.keyboard, 1 << 16).decode()
+            except OSError:
+                break
+        return self.raw
+
+    def frame(self) -> str:
+        """What stands on the terminal since it was last drawn from its first line on."""
+        return bare(self.read().rpartition(HOME)[2])
+
+    def wait_for(self, words: str) -> str:
+        """Wait until a picture has these words; that picture."""
+        wait_until(lambda: words in self.frame() or self.process.poll() is not None)
+        assert words in self.frame(), self.raw
+        return self.frame()
+
+    def end(self) -> int:
+        """Wait for the viewer's end; its exit code."""
+        wait_until(lambda: self.read() is not None and self.process.poll() is not None)
+        self.read()
+        return self.process.returncode
+
+
+def resize(keyboard: int, columns: int, lines: int) -> None:
+    """Give a terminal another size, as when a user draws its window larger."""
+    fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
+@contextlib.contextmanager
+def on_terminal(
+    folder: Path, *arguments: object, size: tuple[int, int] = (80, 24), **environment: str
+) -> Iterator[Terminal]:
+    """A viewer on a terminal of so many columns and lines; at the end of the block it is ended."""
+    ours, theirs = os.openpty()
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONWARNINGS": "error", "PYTHONUTF8": "1"}
+    resize(ours, *size)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "viewer", *map(str, arguments), "--text"],
+        cwd=folder,
+        env=kept | environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    with process:
+        try:
+            yield Terminal(process, ours)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+
+
+def trained(path: Path, steps: int = 40, closed: bool = True) -> Path:
+    """A run whose loss falls from 1, whose accuracy rises to 1, and whose gradient grows."""
+    run = new_run(path)
+    publish_next(run, "metrics", metrics(range(steps), [1 / (step + 1) for step in range(steps)]))
+    publish_next(run, "metrics", metrics(range(steps), [step / (steps - 1) for step in range(steps)], "accuracy"))
+    grown = [0.125 * (step + 1) for step in range(steps)]
+    publish_next(run, "extremes", extremes(range(steps), values={"grad_max": grown}))
+    if closed:
+        close_run(run, last_step=steps - 1)
+    return run
+
+
+def row(text: str, name: str) -> list[str]:
+    """What stands behind a name in a table, which comes last, and may have a chart at its left."""
+    *_, line = [line for line in text.splitlines() if re.search(rf"(^|\s){re.escape(name)} ", line)]
+    return line.rpartition(f"{name} ")[2].split()
+
+
+def drawn(snapshots: list[Snapshot], look: Look, width: int = 80, height: int = 24) -> list[str]:
+    """The lines of a picture, without colours."""
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
+    console.print(picture(snapshots, look, 0.0, width, height))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def snapshot(run: Path, look: Look | None = None) -> Snapshot:
+    """A run as it is now."""
+    live = Live(run, look)
+    try:
+        return shown(live)
+    finally:
+        live.close()
+
+
+def test_a_closed_run_is_printed_once_and_its_picture_stays(tmp_path: Path) -> None:
+    """A finished run's picture is left in the scrollback, with the log's numbers, and the viewer ends with 0."""
+    trained(tmp_path / "run")
+    with on_terminal(tmp_path, "run") as terminal:
+        assert terminal.end() == 0
+    assert ENTER not in terminal.raw
+    text = bare(terminal.raw)
+    assert "run ■ closed · step 39" in text
+    assert row(text, "loss") == ["0.025", "0.025", "1"]
+    assert row(text, "accuracy")[-3:] == ["1", "0", "1"]
+    assert row(text, "max gradient") == ["5", "0.125", "5"]
+    assert row(text, "min value") == ["-1", "-1", "-1"]
+    assert len(text.splitlines()) <= 24
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_running_run_is_redrawn_in_place_until_it_closes(tmp_path: Path) -> None:
+    """The picture appears with the run's first rows, follows the next ones, and the last one stays when it closes."""
+    run = tmp_path / "run"
+    with on_terminal(tmp_path, run) as terminal:
+        terminal.wait_for("holds no run yet")
+        publish_next(new_run(run), "metrics", metrics(range(5), [8, 7, 6, 5, 4.5]))
+        assert row(terminal.wait_for("step 4 "), "loss") == ["4.5", "4.5", "8"]
+        assert terminal.read().count(ENTER) == 1
+        publish_next(run, "metrics", metrics(range(5, 10), [3, 3, 3, 3, 0.25]))
+        assert row(terminal.wait_for("step 9 "), "loss") == ["0.25", "0.25", "8"]
+        close_run(run, last_step=9)
+        assert terminal.end() == 0
+    before, _, after = terminal.raw.partition(LEAVE)
+    assert before.count(HOME) > 2
+    assert "■ closed · step 9" in bare(after)
+    assert row(bare(after), "loss") == ["0.25", "0.25", "8"]
+
+
+def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    """Ctrl-C gives the terminal back as it was, with the last picture and without a word, and the code is 130."""
+    run = trained(tmp_path / "run", closed=False)
+    with on_terminal(tmp_path, run) as terminal:
+        terminal.wait_for("step 39")
+        os.write(terminal.keyboard, b"\x03")
+        assert terminal.end() == 130
+    after = terminal.raw.partition(LEAVE)[2]
+    assert SHOW_CURSOR in terminal.raw
+    assert "● running · step 39" in bare(after)
+    assert "Traceback" not in terminal.raw
+    assert "viewer:" not in after
+
+
+def test_the_picture_takes_the_room_of_a_larger_terminal(tmp_path: Path) -> None:
+    """Where the window is drawn larger, so is the picture, without anything new in the log."""
+    run = trained(tmp_path / "run", closed=False)
+    with on_terminal(tmp_path, run, size=(60, 20)) as terminal:
+        first = terminal.wait_for("step 39")
+        assert max(map(len, first.splitlines())) <= 60
+        resize(terminal.keyboard, 130, 40)
+        # The run must stay alive: that it has stopped would be news, too.
+        wait_until(lambda: not beat(run, 0) and len(terminal.frame().splitlines()) == 40)  # type: ignore[func-returns-value]
+        assert max(map(len, terminal.frame().splitlines())) > 100
+
+
+@pytest.mark.parametrize("arguments", [("--view", "layers"), ("--param", EVIL)])
+def test_names_are_text(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Neither rich's markup nor an escape code in a name is obeyed: brackets are shown, control characters left out."""
+    run = new_run(tmp_path / "run\x1b[31m", ["b", EVIL])
+    publish_next(run, "extremes", extremes(range(5), ["b", EVIL]))
+    publish_next(run, "metrics", metrics(range(5), range(5), EVIL))
+    close_run(run, last_step=4)
+    with on_terminal(tmp_path, tmp_path, *arguments) as terminal:
+        assert terminal.end() == 0
+    assert "[red]x[/red][31m" in bare(terminal.raw)
+    assert "run[31m ■ closed" in bare(terminal.raw)
+    assert "\x1b[31m" not in terminal.raw
+    said = view(tmp_path, tmp_path, "--text")[1]
+    assert "[red]x[/red][31m 4 " in said
+    assert "\x1b" not in said
+
+
+def broken(path: Path) -> Path:
+    """A run whose loss is NaN from step 7 on, and whose gradient is infinite at step 8, and there again."""
+    run = new_run(path)
+    publish_next(run, "metrics", metrics(range(10), [1.0] * 7 + [NAN] * 3))
+    publish_next(run, "extremes", extremes(range(10), values={"grad_max": [3.0] * 8 + [INF, 2.0]}))
+    close_run(run, last_step=9)
+    return run
+
+
+def test_nan_is_named_with_its_step(tmp_path: Path) -> None:
+    """A NaN stands in the table with its first step, in red, beside what was finite, and is marked in the chart."""
+    run = broken(tmp_path / "run")
+    with on_terminal(tmp_path, run) as terminal:
+        assert terminal.end() == 0
+    text = bare(terminal.raw)
+    assert row(text, "loss") == ["NaN/inf", "1", "1", "step", "7"]
+    assert row(text, "max gradient") == ["2", "2", "3", "step", "8"]
+    assert re.search(r"\x1b\[1;31m *step 7", terminal.raw)
+    assert "!" in text
+
+
+def test_without_colours_nothing_is_lost(tmp_path: Path) -> None:
+    """With NO_COLOR there is no colour code at all, and the marks say what colours said."""
+    run = broken(tmp_path / "run")
+    with on_terminal(tmp_path, run, NO_COLOR="1") as terminal:
+        assert terminal.end() == 0
+    assert not re.findall(r"\x1b\[[0-9;]*(?:3[0-9]|4[0-9]|9[0-7])[;m]", terminal.raw)
+    assert "!" in bare(terminal.raw)
+    assert "step 7" in bare(terminal.raw)
+
+
+def test_a_terminal_without_unicode_gets_question_marks(tmp_path: Path) -> None:
+    """Where the locale has no dots and blocks, the numbers are there all the same."""
+    run = trained(tmp_path / "run")
+    with on_terminal(tmp_path, run, PYTHONIOENCODING="ascii") as terminal:
+        assert terminal.end() == 0
+    assert row(bare(terminal.raw), "loss") == ["0.025", "0.025", "1"]
+    assert "run ? closed" in bare(terminal.raw)
+
+
+def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
+    """Where the terminal cannot be redrawn, it gets what a pipe gets."""
+    run = trained(tmp_path / "run")
+    with on_terminal(tmp_path, run, TERM="dumb") as terminal:
+        assert terminal.end() == 0
+    assert "\x1b" not in terminal.raw
+    assert "loss 0.025 " in terminal.raw
+
+
+def test_a_run_that_cannot_be_read_gives_the_terminal_back(tmp_path: Path) -> None:
+    """When the run turns out to be of a newer format, one line says so, and the code is 1."""
+    run = trained(tmp_path / "run", closed=False)
+    with on_terminal(tmp_path, run) as terminal:
+        terminal.wait_for("step 39")
+        (run / "new.json").write_text('{"format": 99}')
+        (run / "new.json").rename(run / "run.json")
+        publish_next(run, "metrics", metrics([40], [1.0]))
+        assert terminal.end() == 1
+    after = terminal.raw.partition(LEAVE)[2]
+    assert "viewer: " in after
+    assert "upgrade" in after
+    assert "Traceback" not in terminal.raw
+
+
+def test_a_pipe_gets_a_line_for_each_news_and_its_end(tmp_path: Path) -> None:
+    """Into a pipe go plain lines: state, step and the newest numbers, one for what is new; they end with the run."""
+    run = new_run(tmp_path / "run")
+    with viewing(tmp_path, run, "--text") as viewer:
+        publish_next(run, "metrics", metrics(range(5), [8, 7, 6, 5, 4.5]))
+        viewer.wait_for("loss 4.5")
+        publish_next(run, "extremes", extremes(range(10), values={"grad_max": [1.0] * 9 + [NAN]}))
+        viewer.wait_for("step 9")
+        close_run(run, last_step=9)
+        assert viewer.wait() == 0
+        assert viewer.complained() == ""
+        said = viewer.said()
+    assert "\x1b" not in said
+    lines = said.splitlines()[1:]
+    assert all(line.startswith("run ") for line in lines)
+    assert lines == sorted(set(lines), key=lines.index)
+    assert "closed · step 9" in lines[-1]
+    assert "loss 4.5 · min value -1 · max value 1 · min gradient -2 · max gradient NaN/inf · " in lines[-1]
+    assert "gradient NaN or inf from step 9" in lines[-1]
+
+
+def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
+    """Of several runs each has a letter, and a row with its state, step and newest numbers."""
+    trained(tmp_path / "runs" / "first", steps=40)
+    trained(tmp_path / "runs" / "second", steps=80)
+    with on_terminal(tmp_path, "runs", size=(100, 30)) as terminal:
+        assert terminal.end() == 0
+    text = bare(terminal.raw)
+    assert "2 runs ■ 2 closed" in text
+    assert row(text, "a first") == ["closed", "39", "0.025", "1", "5", "1"]
+    assert row(text, "b second") == ["closed", "79", "0.0125", "1", "10", "1"]
+    said = view(tmp_path, "runs", "--text")[1].splitlines()
+    assert [line.split()[0] for line in said[1:]] == ["first", "second"]
+
+
+def test_a_run_without_news_has_no_line(tmp_path: Path) -> None:
+    """What is new of one run is told of this run alone."""
+    trained(tmp_path / "runs" / "first", steps=40)
+    second = trained(tmp_path / "runs" / "second", steps=80, closed=False)
+    with viewing(tmp_path, "runs", "--text") as viewer:
+        viewer.wait_for("second ● running · step 79")
+        publish_next(second, "metrics", metrics([80], [9.0]))
+        viewer.wait_for("loss 9 ")
+        close_run(second, last_step=80)
+        assert viewer.wait() == 0
+        assert [line.split()[0] for line in viewer.said().splitlines()[1:]] == ["first", "second", "second", "second"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("run --text --param weigh", 1, "has no row of a parameter 'weigh': try weight"),
+        ("run --text --params nothing", 1, "no parameter's name matches 'nothing'"),
+        ("run --text --save a.png", 2, "--text and --save"),
+    ],
+)
+def test_what_cannot_be_shown_is_an_error(tmp_path: Path, arguments: str, code: int, words: str) -> None:
+    """A name that a finished run has not, or options that exclude each other, are one line and an exit code."""
+    trained(tmp_path / "run")
+    ended, _, complained = view(tmp_path, *arguments.split())
+    assert ended == code
+    assert words in complained
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (140, 45)])
+@pytest.mark.parametrize(
+    "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="b.weight")], ids=lambda it: it.view
+)
+def test_a_picture_fits_its_terminal(tmp_path: Path, look: Look, size: tuple[int, int]) -> None:
+    """Whatever is shown, in whatever size, no line is too long, no number cut, and there are not too many lines."""
+    run = new_run(
+        tmp_path / ("long " * 30), names := ["b.weight", "実" * 40, *(f"c.{index}.weight" for index in range(90))]
+    )
+    rows = {"grad_max": [NAN if step == 9 else 1e-30 for step in range(10) for _ in names]}
+    publish_next(run, "extremes", extremes(range(10), names, rows))
+    for index in range(30):
+        name = f"loss of {'abc'[index % 3] * (index + 1)}"
+        publish_next(run, "metrics", metrics(range(10), [-1.234e-300 * step for step in range(10)], name))
+    width, height = size
+    lines = drawn([snapshot(run, look)], look, width, height)
+    assert len(lines) <= height
+    assert not [line for line in lines[1:] if re.search(r"[\d.e-]…", line)]
+    console = Console(width=1000)
+    assert max(console.measure(line).maximum for line in map(console.render_str, lines)) <= width
+
+
+@pytest.mark.parametrize("numbers", [[1.0], [0.0] * 5, [5e-324, 1e308], [-1e308, 1e308], [NAN, NAN], [NAN, 1.0, NAN]])
+@pytest.mark.parametrize("scale", Scale)
+@pytest.mark.parametrize("x", XAxis)
+def test_every_number_can_be_drawn(tmp_path: Path, numbers: list[float], scale: Scale, x: XAxis) -> None:
+    """No number, and no absence of one, breaks a chart or makes a library warn, on any scale and x axis."""
+    steps = range(len(numbers))
+    bad = [step for step in steps if math.isnan(numbers[step])]
+    curve = Curve("loss", steps, numbers, numbers, numbers, bad, [1.7e9 + step for step in steps])
+    found = Snapshot("run", "running", len(numbers) - 1, (curve,), started=1.7e9)
+    lines = drawn([found], Look(scale=scale, x=x))
+    assert any("!" in line for line in lines) == bool(bad)
+
+
+def test_no_spike_is_lost_between_columns() -> None:
+    """Reduced to columns, points keep the lowest and the highest number of each, as numpy finds them."""
+    generator = np.random.default_rng(0)
+    low = generator.normal(size=5000)
+    low[1234] = -1e9
+    high = low + generator.random(5000)
+    x = np.linspace(0, 1, 5000)
+    place, lows, highs, joined = reduced(x, low, high, 60)
+    column = np.minimum((x * 60).astype(int), 59)
+    assert lows.tolist() == [low[column == each].min() for each in range(60)]
+    assert highs.tolist() == [high[column == each].max() for each in range(60)]
+    assert (place * 60 - 0.5).round(9).tolist() == list(range(60))
+    assert joined.all()
+
+
+def test_a_line_is_broken_where_there_is_no_number() -> None:
+    """No line is drawn across a NaN, but one is drawn across columns in which no step was logged."""
+    low = np.array([1.0, NAN, 2.0, 3.0])
+    place, lows, _, joined = reduced(np.array([0.0, 0.2, 0.5, 0.99]), low, low, 10)
+    assert lows.tolist() == [1, 2, 3]
+    assert place.tolist() == [0.05, 0.55, 0.95]
+    assert joined.tolist() == [True, False, True]
+
+
+def test_a_gap_in_a_chart_is_empty() -> None:
+    """Between the numbers before and after many NaNs, there is nothing in the chart."""
+    numbers = [1.0] * 40 + [NAN] * 20 + [1.0] * 40
+    text = chart([Line(range(100), numbers, numbers, "#ff0000", "o")], Look(), Scale.LINEAR, 52, 10).plain
+    assert re.search(r"[⠁-⣿]{18,} {8,11}[⠁-⣿]{18,}o", text)
+
+
+def test_a_chart_stands_where_its_numbers_are() -> None:
+    """A rising line begins at the lower left and ends at the upper right, beside the numbers of its axes."""
+    steps = range(100)
+    line = Line(steps, steps, steps, "#ff0000", "o")
+    *rows, x_axis, x_labels = chart([line], Look(), Scale.LINEAR, 60, 20).plain.splitlines()
+    assert rows[0].endswith("o")
+    assert [row.index(next(dot for dot in row if "⠀" < dot <= "⣿")) for row in rows[1:]] == sorted(
+        (row.index(next(dot for dot in row if "⠀" < dot <= "⣿")) for row in rows[1:]), reverse=True
+    )
+    labels = [float(row.partition("┤")[0]) for row in rows if "┤" in row]
+    assert labels == [80, 60, 40, 20, 0]
+    assert x_axis.count("┬") == len(x_labels.split())
+    assert x_labels.split()[:2] == ["0", "20"]
+
+
+def test_layers_show_magnitudes_by_height_and_mark() -> None:
+    """A parameter's blocks are as high as its magnitude on a log scale; zero is 0, and NaN is !."""
+    sizes = np.array([[1e-7, 1e-7], [1e-3, 1e-3], [1.0, 1.0], [0.0, 0.0], [1.0, NAN], [NAN, NAN]])
+    alarms = np.zeros((6, 2), dtype=np.bool_)
+    alarms[4, 1] = True
+    layers = Layers(["a.x", "a.y", "a.z", "a.zero", "a.nan", "a.not"], 0, 5, sizes, alarms)
+    lines = drawn([Snapshot("run", "running", 9, layers=layers)], Look(View.LAYERS))
+    blocks = {line.split()[0]: line.split()[1:] for line in lines}
+    assert [set(blocks[name][0]) for name in ("x", "y", "z", "zero", "nan")] == [{"▁"}, {"▅"}, {"█"}, {"0"}, {"█", "!"}]
+    assert [blocks[name][-1] for name in ("x", "y", "z", "zero", "nan", "not")] == [
+        "1e-07", "0.001", "1", "0", "NaN/inf", "–",
+    ]  # fmt: skip
+    assert lines[1].split() == ["a", "step", "0", "9", "newest"]
+
+
+@pytest.mark.parametrize(
+    "names", [[f"block.{i}.{j}.w" for i in range(10) for j in range(9)], [f"w{i}" for i in range(90)]]
+)
+def test_no_alarm_is_lost_among_more_parameters_than_lines(names: list[str]) -> None:
+    """Parameters that find no line of their own share one, by module where they have any, and so do their alarms."""
+    sizes, alarms = np.full((90, 700), 1e-3), np.zeros((90, 700), dtype=np.bool_)
+    alarms[41, 333] = True
+    sizes[77, 500] = 5e4
+    layers = Layers(names, 0, 1, sizes, alarms)
+    lines = drawn([Snapshot("run", "running", 699, layers=layers)], Look(View.LAYERS))
+    assert len(lines) <= 24
+    assert sum("!" in line for line in lines[2:-1]) == 1
+    assert sum("█" in line for line in lines[2:-1]) == 1
+    assert "5e+04" in lines[-1]

@@ -1,0 +1,106 @@
+"""The surface that is a terminal: a picture in characters, redrawn in place; into a pipe, a line for each news."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from viewer.live import Runs, Snapshot
+from viewer.status import notices, title, words
+from viewer.text import WORDS, ends, newest, picture, plain
+
+# A network disk may show the last rows of a closed run so late.
+_LATE_SECONDS = 60.0
+_GATHER_SECONDS = 0.2
+
+
+def show(runs: Runs) -> Sequence[Snapshot]:
+    """Show runs until all are closed; the last snapshots.
+
+    Raises:
+        LogError: the run cannot be read.
+        KeyboardInterrupt: the user ended it with Ctrl-C.
+    """
+    # Where the locale knows no blocks and dots, question marks are better than an end.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console()
+    return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
+
+
+def _until_closed(runs: Runs) -> Iterator[tuple[Snapshot, ...]]:
+    """The runs as they are now, again at least at each rescan, until all are closed and their last rows are there."""
+    give_up: float | None = None
+    shown: tuple[Snapshot, ...] = ()
+    while True:
+        shown = runs.refresh() or shown
+        if shown:
+            yield shown
+        if shown and all(snapshot.state == "closed" for snapshot in shown):
+            give_up = give_up or time.monotonic() + _LATE_SECONDS
+            if _over(shown) or time.monotonic() > give_up:
+                return
+        runs.wait()
+        # What several ranks publish at once is drawn at once.
+        time.sleep(_GATHER_SECONDS)
+
+
+def _over(snapshots: Sequence[Snapshot]) -> bool:
+    return all(snapshot.state == "closed" and snapshot.complete for snapshot in snapshots)
+
+
+def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
+    """Keep the whole terminal as long as anything may change, and leave the last picture on it."""
+    live = Live(console=console, screen=True, auto_refresh=False)
+    shown: Sequence[Snapshot] = ()
+    drawn: object = None
+    try:
+        for snapshots in _until_closed(runs):
+            said, size = title(snapshots, time.time()), console.size
+            if not _over(snapshots) and not live.is_started:
+                live.start()
+            if live.is_started and (said, size, snapshots is shown) != drawn:
+                live.update(picture(snapshots, runs.look, time.time(), *size), refresh=True)
+            drawn, shown = (said, size, True), snapshots
+    finally:
+        live.stop()
+        if shown:
+            # The prompt needs a line, too.
+            console.print(picture(shown, runs.look, time.time(), console.width, console.height - 1))
+    return shown
+
+
+def _print_lines(runs: Runs) -> Sequence[Snapshot]:
+    """A line for each run of which there is something new."""
+    shown: Sequence[Snapshot] = ()
+    said: set[str] = set()
+    for snapshots in _until_closed(runs):
+        known = set(map(id, shown))
+        lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
+        lines += [line for line in notices(snapshots) if line not in said]
+        said.update(notices(snapshots))
+        for line in lines:
+            print(plain(line), flush=True)
+        shown = snapshots
+    return shown
+
+
+def _news(snapshot: Snapshot) -> str:
+    """What is new of a run: its state and step, and the newest numbers."""
+    found = [f"{snapshot.name} {words(snapshot, time.time())}"]
+    found += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
+    bad = [(curve.name, min(curve.nonfinite)) for curve in snapshot.curves if curve.nonfinite]
+    for kind, word in WORDS.items():
+        both = ends(snapshot, kind)
+        found += [f"{curve.name} {newest(curve)}" for curve in both]
+        bad += [(word, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
+    found += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
+    layers = snapshot.layers
+    if layers is not None and np.isfinite(layers.magnitudes).any():
+        row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
+        found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
+        alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
+        found += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
+    return " · ".join(found)
