@@ -20,8 +20,8 @@ from tests.logs import close_run, histograms_of, metrics, new_run, publish_next,
 IMAGES = Path(__file__).parent / "images"
 STEPS = range(80)
 PARAMS = ("conv.weight", "conv.bias", "fc.weight")
-# The root of the mean squared difference of all pixels, of 255, so that a machine may round a few otherwise. A curve that
-# is missing, or a letter of the title, makes more than 1.6.
+# The root of the mean squared difference of all pixels, of 255: a machine may round a few otherwise, while a missing
+# curve, or a letter of the title, makes more than 1.6.
 TOLERANCE = 1.0
 
 LOOKS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = {
