@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench gallery clean
 
 demo: $(INSTALLED)
 	$(BIN)/tracer demo
@@ -22,6 +22,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.viewer
+
+gallery: $(INSTALLED)
+	$(BIN)/python -m tests.gallery docs/gallery
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -136,3 +136,29 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def statistics(
+    steps: Sequence[int], params: Sequence[str], columns: Mapping[str, Sequence[float | None]], rank: int = 0
+) -> pa.Table:
+    """Rows of the table extremes as ``extremes`` makes them, with further statistics in columns of their own."""
+    given = extremes(steps, params, {name: columns[name] for name in schema.STATISTICS if name in columns}, rank)
+    wanted = schema.extremes_schema(columns)
+    further = [name for name in wanted.names if name not in given.column_names]
+    for name in further:
+        given = given.append_column(wanted.field(name), pa.array(list(columns[name]), pa.float64()))
+    return given
+
+
+def histograms_of(
+    steps: Sequence[int],
+    param: str,
+    of: str,
+    ends: Sequence[tuple[float, float]],
+    counts: Sequence[Sequence[int]],
+) -> pa.Table:
+    """Rows of the table histograms of one parameter: a range and its counts for each step."""
+    key = _rows("histograms", steps, param=param, of=of, low=0.0, high=0.0, counts=[0])
+    columns = {"low": [low for low, _ in ends], "high": [high for _, high in ends], "counts": list(map(list, counts))}
+    rows = key.to_pydict() | columns
+    return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["histograms"])

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
 
-import difflib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Runs, Snapshot
+from viewer.live import Runs, Snapshot, check_names
 from viewer.look import MERGED, Look, Scale, View, XAxis
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -160,19 +159,9 @@ def _write_once(runs: Runs, save: Path) -> None:
             if not runs.names:
                 raise LogError("none of the runs has a name that --runs matches")
             runs.wait()
-    _check_names(runs.look, snapshots)
+    check_names(runs.look, snapshots)
     FigureFile(save, runs.look).write(snapshots)
     _say_written(snapshots, save)
-
-
-def _check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
-    """A name that a finished figure could only answer with an empty panel is an error."""
-    there = snapshots[0].params_there
-    if look.view is View.PARAM and snapshots[0].extremes is None:
-        near = difflib.get_close_matches(look.param, there, n=3, cutoff=0.4) or there[:3]
-        raise LogError(f"{snapshots[0].name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
-    if look.params and not any(snapshot.params for snapshot in snapshots):
-        raise LogError(f"no parameter's name matches {look.params!r}: there are {', '.join(there[:3])}, …")
 
 
 def _write_always(runs: Runs, save: Path) -> None:

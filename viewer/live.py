@@ -4,6 +4,7 @@ Surfaces call it: from their own loop where they only write files, from a readin
 One thread owns matplotlib; this module never touches it.
 """
 
+import difflib
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -275,6 +276,20 @@ def _began(run: Path) -> float:
         return (run / "run.json").stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
+    """A name that a finished figure could only answer with an empty panel is an error.
+
+    Raises:
+        LogError: no parameter has such a name; the words say which there are.
+    """
+    there = snapshots[0].params_there
+    if look.view is View.PARAM and snapshots[0].extremes is None:
+        near = difflib.get_close_matches(look.param, there, n=3, cutoff=0.4) or there[:3]
+        raise LogError(f"{snapshots[0].name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
+    if look.params and not any(snapshot.params for snapshot in snapshots):
+        raise LogError(f"no parameter's name matches {look.params!r}: there are {', '.join(there[:3])}, …")
 
 
 class Reader(threading.Thread):

@@ -1,0 +1,226 @@
+"""The surface inside Python: a figure of runs for a paper, and in a notebook a picture that follows a training.
+
+The kernel that shows a run is often the one that trains it. So a thread of its own draws, and it rests in proportion to
+what drawing has cost the training.
+"""
+
+import dataclasses
+import io
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tracer.log.run import holds_run, open_run
+from viewer.live import Runs, Snapshot, check_names
+from viewer.look import Look, View
+from viewer.marks import SIZE_INCHES
+from viewer.status import title
+from viewer.views import fill
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
+_Folder = str | os.PathLike[str]
+
+_LEAST_SECONDS = 0.5
+# Python lets one thread run at a time: with this, the training has nine tenths of it left, however slow drawing is.
+_REST = 9
+
+
+class _Picture(Figure):
+    """A figure of its own canvas, which a notebook shows although pyplot does not know it."""
+
+    def __init__(self) -> None:
+        super().__init__(figsize=SIZE_INCHES)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+
+def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **look: Any) -> Figure:
+    """A figure of a run as it is now, or of several side by side: ``viewer.figure("runs/a").savefig("a.pdf")``.
+
+    Args:
+        run: A run's folder, or several, or a folder of runs.
+        view: ``"overview"``, ``"layers"`` or ``"param"``; without it the overview, or ``param`` where that is given.
+        look: How it is shown: the other fields of ``viewer.look.Look``, such as ``metrics=["lr"]`` or ``dark=True``.
+
+    Returns:
+        A figure that pyplot does not know, so that nothing has to be closed.
+
+    Raises:
+        LogError: a run does not exist or cannot be read, or no parameter has the name that is asked for.
+        TypeError: there is no such field of ``Look``, or it is of another type.
+        ValueError: a field cannot have this value.
+    """
+    runs = Runs(_paths(run), _look(view, look))
+    try:
+        for path in runs.paths:
+            if _awaited([path]):
+                open_run(path)
+        while (snapshots := runs.refresh()) is None:
+            runs.wait()
+    finally:
+        runs.close()
+    check_names(runs.look, snapshots)
+    picture = _Picture()
+    fill(picture, runs.look).update(snapshots, time.time())
+    return picture
+
+
+def show(run: _Folder | Sequence[_Folder], view: str | None = None, **look: Any) -> "Showing":
+    """Show a run in a notebook, or several: a picture below the cell, which follows while cells and trainings run.
+
+    It may begin before the run exists. It ends by itself once all that it shows is closed.
+
+    Args:
+        run: A run's folder, or several, or a folder of runs.
+        view: As in ``figure``.
+        look: As in ``figure``.
+
+    Returns:
+        What ends it: ``stop()``.
+
+    Raises:
+        RuntimeError: this is no notebook.
+        TypeError: as in ``figure``.
+        ValueError: as in ``figure``.
+    """
+    paths, wanted = _paths(run), _look(view, look)
+    if not _in_notebook():
+        raise RuntimeError("viewer.show needs a notebook; elsewhere use viewer.figure, or the command `viewer`")
+    from IPython.display import display
+
+    verb = "waiting for" if _awaited(paths) else "reading"
+    text = f"viewer: {verb} {', '.join(map(str, paths))}"
+    handle = display({"text/plain": text}, raw=True, display_id=True)
+    assert handle is not None, "a display with an id has a handle"
+    return Showing(Runs(paths, wanted), handle)
+
+
+class Showing:
+    """A picture in a notebook that follows runs, until they are closed or it is stopped; ``show`` returns it."""
+
+    def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
+        self._runs = runs
+        self._handle = handle
+        self._stop_asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="viewer-notebook", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it now; the last picture stays."""
+        self._stop_asked.set()
+        self._runs.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except _StoppedError:
+            pass
+        except Exception as error:
+            self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
+        finally:
+            self._runs.close()
+
+    def _follow(self) -> None:
+        picture = _Picture()
+        view = fill(picture, self._runs.look)
+        shown: Sequence[Snapshot] = ()
+        said = ""
+        while not self._stop_asked.is_set():
+            before = time.thread_time()
+            # Asked before reading: a run that begins in between is not missed.
+            awaited = _awaited(self._runs.paths)
+            fresh = self._runs.refresh(self._progress)
+            shown = fresh or shown
+            # The title speaks of the time since the last row, too.
+            was, said = said, title(shown, time.time()) if shown else ""
+            if fresh or said != was:
+                view.update(shown, time.time())
+                self._put(picture)
+            if not awaited and shown and all(each.state == "closed" and each.complete for each in shown):
+                return
+            self._stop_asked.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
+            self._runs.wait()
+
+    def _put(self, picture: _Picture) -> None:
+        from IPython.display import Image
+
+        self._handle.update(Image(data=picture._repr_png_(), format="png"))
+
+    def _progress(self, *_: int) -> None:
+        if self._stop_asked.is_set():
+            raise _StoppedError
+
+    def _ipython_display_(self) -> None:
+        """As the last value of a cell it shows nothing: its picture is there already."""
+
+
+class _StoppedError(Exception):
+    """The picture was to end while a long run was being opened."""
+
+
+def _in_notebook() -> bool:
+    """Whether what is displayed goes to a notebook: not in a script, and not in IPython's terminal."""
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def _paths(run: _Folder | Sequence[_Folder]) -> list[Path]:
+    paths = [Path(run)] if isinstance(run, (str, os.PathLike)) else [Path(each) for each in run]
+    if not paths:
+        raise ValueError("no run is named: give a run's folder, as in 'runs/resnet18'")
+    return paths
+
+
+def _awaited(paths: Sequence[Path]) -> bool:
+    """Whether one of them is yet to begin."""
+    return not all(holds_run(path) or any(path.glob("*/run.json")) for path in paths)
+
+
+def _look(view: str | None, given: Mapping[str, Any]) -> Look:
+    there = {field.name: field.default for field in dataclasses.fields(Look) if field.name not in ("run", "view")}
+    for name in given:
+        if name not in there:
+            raise TypeError(f"there is no {name!r}: there are view, {', '.join(there)}")
+    fields = {name: _checked(name, value, there[name]) for name, value in given.items()}
+    wanted = _checked("view", view or (View.PARAM if given.get("param") else View.OVERVIEW), Look.view)
+    look = Look(view=wanted, **fields)
+    if look.view is View.PARAM and not look.param:
+        raise ValueError("view='param' needs param, a parameter's name")
+    return look
+
+
+def _checked(name: str, value: Any, default: object) -> Any:
+    """A field's value as ``Look`` has it: of the type of its default."""
+    if isinstance(default, StrEnum):
+        choices = list(type(default))
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}")
+        return type(default)(value)
+    if name == "rank" and isinstance(value, int):
+        return str(value)
+    if isinstance(default, tuple):
+        names = (value,) if isinstance(value, str) else tuple(value)
+        if not all(isinstance(each, str) for each in names):
+            raise TypeError(f"{name}={value!r} is no list of names")
+        return names
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}={value!r} is no {type(default).__name__}")
+    return value
