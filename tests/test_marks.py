@@ -1,4 +1,4 @@
-"""What the figures have in common: texts find room, the layout moves only where it must, and scales hold all numbers."""
+"""What figures share: texts find room, the layout moves only where it must, and scales hold all numbers."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None
     figure.subplots()
     said = heading([run], 1e9)
     assert len(said.splitlines()) == 3
-    assert "… and 9 more" in said
+    assert "… and 10 more" in said
     entitle(figure, Look(), said)
     check_texts(figure)
     assert figure.get_suptitle().replace("\n", " ").split() == said.split()

@@ -104,7 +104,7 @@ class _Steady(ConstrainedLayoutEngine):
                 low, high = sorted(axis.get_view_interval())
                 inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
                 # Labels at an axis' ends stand out, as far as a hundredth of its length.
-                ends.append([round(100 * (tick - low) / (high - low)) for tick in (*inside[:1], *inside[-1:])])
+                ends.append([round((tick - low) / (high - low) * 100) for tick in (*inside[:1], *inside[-1:])])
         texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
         # Digits have the same width.
         made_for = *fig.bbox.size, fig.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
