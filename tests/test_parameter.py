@@ -101,6 +101,14 @@ def test_the_applied_gradient_is_beside_the_gradient() -> None:
     assert len({line.get_color() for line in panel.lines}) == 2
 
 
+def test_the_legend_has_room_for_the_applied_gradient_beside_histograms() -> None:
+    """In a figure of the usual size, four panels above one another still name all four of its lines."""
+    of = {kind: [histogram(0)] for kind in ("value", "grad")}
+    panel = panels(drawn(snapshot(extremes([0, 1], **FOUR, **APPLIED), of)))["gradient"]
+    assert len(entries(panel)) == 4
+    assert "more" not in "".join(entries(panel))
+
+
 def test_its_nan_is_marked() -> None:
     """A NaN of value, gradient or applied gradient has its mark in their panel and its step in the legend."""
     there = extremes([0, 1], {"value": [0], "grad": [1], "applied": [0, 1]}, **FOUR, **APPLIED)

@@ -345,7 +345,7 @@ def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = Fals
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
         where["ncols"] = 1 if small else 2
-        room = min(_ABOVE_ENTRIES, int(inches / 0.4))
+        room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.45))
     # What is not finite comes first: it must not be among what finds no room.
     handles = sorted(lines, key=lambda line: line.get_marker() != "X")
     if len(handles) > max(1, room):

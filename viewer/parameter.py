@@ -159,13 +159,12 @@ class Parameter:
         # Each reaches to the next, and the last as far as the one before.
         alone = 1 / 86_400 if self._look.x is XAxis.WALL else 1.0
         columns = np.append(x, x[-1] + (x[-1] - x[-2] if len(x) > 1 else alone))
-        most = shares.max() or 1.0
         image = axes.pcolormesh(
             columns,
             rows,
             np.where(shares > 0, shares, np.nan),
             cmap="cividis",
-            norm=LogNorm(most / 1e3, most, clip=True),
+            norm=LogNorm(shares.max() / 1e3, shares.max(), clip=True),
             rasterized=True,
         )
         return [image]
