@@ -130,7 +130,7 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
 
 def test_rows_that_never_arrive_are_waited_for_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the last rows of a closed run are lost, the figure shows what there is, and says so."""
-    monkeypatch.setattr("viewer.files._LATE_SECONDS", 0.2)
+    monkeypatch.setattr("viewer.live._LATE_SECONDS", 0.2)
     monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.05)
     run = new_run(tmp_path / "run")
     publish_next(run, "extremes", extremes(range(5)))

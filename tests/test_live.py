@@ -50,7 +50,25 @@ def woken_by(live: Live, action: Callable[[], object]) -> None:
 def without_a_row(run: Path) -> Snapshot:
     """A running run of which nothing is known but what run.json says."""
     started = datetime.fromisoformat(open_run(run).info["started"]).timestamp()
-    return Snapshot("run", "running", None, started=started, ranks=(0,), params=("weight",), params_there=("weight",))
+    return Snapshot(
+        "run",
+        "running",
+        None,
+        started=started,
+        ranks=(0,),
+        params=("weight",),
+        params_there=("weight",),
+        statistics=("grad_absmax", "value_absmax"),
+    )
+
+
+def test_the_layers_are_offered_what_was_recorded(live: Live) -> None:
+    """A snapshot names the statistics that attach was asked for, of applied gradients, too, where they are recorded."""
+    settings = {"stats": ["min", "max", "norm", "absmax"], "applied": True}
+    new_run(live.path, settings=settings)
+    assert shown(live).statistics == (
+        "grad_absmax", "grad_norm", "value_absmax", "value_norm", "applied_absmax", "applied_norm"
+    )  # fmt: skip
 
 
 def test_a_run_is_shown_from_before_it_exists_until_it_is_closed(live: Live) -> None:

@@ -24,7 +24,8 @@ from tests.viewing import shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat
 from viewer.chart import Line, chart, reduced
-from viewer.history import Curve, Layers
+from viewer.grid import Layers
+from viewer.history import Curve
 from viewer.live import Live, Snapshot
 from viewer.look import Look, Scale, View, XAxis
 from viewer.text import picture

@@ -56,7 +56,7 @@ class _Axis:
     ticks: Sequence[float]
     labels: Sequence[str]
 
-    def places(self, numbers: Sequence[float]) -> Numbers:
+    def places(self, numbers: npt.ArrayLike) -> Numbers:
         """Where numbers stand; all in the middle where the axis has no length."""
         low, high = self.transform(np.array(self.ends))
         found = np.asarray(self.transform(np.array(numbers, dtype=np.float64)))
@@ -74,7 +74,7 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
         height: In characters.
     """
     numbers = [number for line in lines for number in (*line.low, *line.high) if math.isfinite(number)]
-    y_axis = _y_axis(drawable(numbers), auto if look.scale is Scale.AUTO else look.scale, max(2, height // 3))
+    y_axis = _y_axis(drawable(numbers).tolist(), auto if look.scale is Scale.AUTO else look.scale, max(2, height // 3))
     x_axis = _x_axis([x for line in lines for x in (*line.x, *line.alarms)], look.x, max(2, width // 10))
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear()

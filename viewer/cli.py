@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Runs, Snapshot, check_names
+from viewer.live import Runs, Snapshot, check_names, check_there
 from viewer.look import MERGED, Look, Scale, View, XAxis
+from viewer.status import plain
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -132,7 +133,7 @@ def _show_text(runs: Runs) -> None:
 
     _say_which(runs.paths)
     try:
-        _check_names(runs.look, terminal.show(runs))
+        check_names(runs.look, terminal.show(runs))
     finally:
         runs.close()
 
@@ -149,15 +150,11 @@ def _check_file(file: Path) -> None:
 def _write_once(runs: Runs, save: Path) -> None:
     from viewer.files import FigureFile
 
-    for path in runs.paths:
-        if not any(path.glob("*/run.json")):
-            open_run(path)
+    check_there(runs)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
-            if not runs.names:
-                raise LogError("none of the runs has a name that --runs matches")
             runs.wait()
     check_names(runs.look, snapshots)
     FigureFile(save, runs.look).write(snapshots)
@@ -191,7 +188,7 @@ def _say_written(snapshots: Sequence[Snapshot], save: Path) -> None:
 
 
 def _say(words: str) -> None:
-    print(f"viewer: {words}", flush=True)
+    print(f"viewer: {plain(words)}", flush=True)
 
 
 def main() -> None:
@@ -203,7 +200,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except LogError as error:
-        print(f"viewer: {error}", file=sys.stderr)
+        print(f"viewer: {plain(str(error))}", file=sys.stderr)
         sys.exit(1)
     except (OSError, pl.exceptions.PolarsError) as error:
         print(f"viewer: {type(error).__name__}: {error}", file=sys.stderr)

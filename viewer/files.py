@@ -8,15 +8,14 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from viewer.live import Runs, Snapshot
+from viewer.live import Runs, Snapshot, until_closed
 from viewer.look import Look
 from viewer.marks import SIZE_INCHES
+from viewer.status import title
 from viewer.views import fill
 
 FORMATS = ("png", "svg", "pdf")
 _DPI = 120
-# sshfs, for one, goes on showing an old listing for 20 s.
-_LATE_SECONDS = 60.0
 
 
 class FigureFile:
@@ -45,17 +44,12 @@ class FigureFile:
 
 def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
     """Write the figure on every change, until all is closed and the last rows have arrived; the last snapshots."""
-    give_up: float | None = None
+    drawn: object = None
     shown: Sequence[Snapshot] = ()
-    while True:
-        snapshots = runs.refresh()
-        if snapshots is not None:
+    for snapshots in until_closed(runs):
+        # The title speaks of the time since the last row, too.
+        said = snapshots and title(snapshots, time.time())
+        if snapshots and (snapshots is not shown or said != drawn):
             file.write(snapshots)
-            shown = snapshots
-        if shown and not runs.awaited and all(snapshot.state == "closed" for snapshot in shown):
-            give_up = give_up or time.monotonic() + _LATE_SECONDS
-            if all(snapshot.complete for snapshot in shown) or time.monotonic() > give_up:
-                return shown
-        else:
-            give_up = None
-        runs.wait()
+        drawn, shown = said, snapshots
+    return shown

@@ -6,12 +6,14 @@ One thread owns matplotlib; this module never touches it.
 
 import difflib
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tracer.log.run import (
     LogError,
@@ -31,6 +33,8 @@ from viewer.look import Look, View, matching
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
+# A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s.
+_LATE_SECONDS = 60.0
 
 # Called while a long run is opened, with the bytes that were read and those there are.
 Progress = Callable[[int, int], None]
@@ -53,6 +57,7 @@ class Snapshot:
         dropped: How many rows could not be written, as known once it has closed.
         ranks: The ranks that write.
         params: The parameters in model order that are to be shown, of ``params_there``.
+        statistics: What the layers can show.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Snapshot:
     ranks: tuple[int, ...] = ()
     params: tuple[str, ...] = ()
     params_there: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
 
 class Live:
@@ -171,6 +177,7 @@ class Live:
             ranks=tuple(ranks(self.path)),
             params=shown,
             params_there=there,
+            statistics=_statistics(run.info["settings"]),
         )
 
     def wait(self, seconds: float = RESCAN_SECONDS) -> None:
@@ -184,6 +191,12 @@ class Live:
     def close(self) -> None:
         """Stop watching."""
         self._waker.close()
+
+
+def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    recorded = [name for name in settings.get("stats", ()) if name not in ("min", "max", "absmax")]
+    kinds = ("grad", "value", "applied") if settings.get("applied") else ("grad", "value")
+    return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))
 
 
 class Runs:
@@ -217,7 +230,7 @@ class Runs:
         Raises:
             LogError: the only run cannot be read. Of several, such a one is shown with its problem.
         """
-        found = self._found()
+        found = self.found()
         self.names = tuple(name for name, _ in found)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW:
@@ -245,9 +258,9 @@ class Runs:
     @property
     def awaited(self) -> bool:
         """Whether a run that was asked for has not begun."""
-        return any(not holds_run(path) for _, path in self._found())
+        return any(not holds_run(path) for _, path in self.found())
 
-    def _found(self) -> list[tuple[str, Path]]:
+    def found(self) -> list[tuple[str, Path]]:
         """Names and folders of the runs there are, and of what may become one, in the order of their beginning."""
         found: dict[Path, None] = {}
         for path in self.paths:
@@ -271,11 +284,42 @@ class Runs:
         self._waker.close()
 
 
+def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple[Snapshot, ...]]:
+    """The runs as they are now, at least at each rescan, until all are closed and their last rows have arrived."""
+    give_up: float | None = None
+    shown: tuple[Snapshot, ...] = ()
+    while True:
+        # Asked before reading: a run that begins in between is not missed.
+        awaited = runs.awaited
+        shown = runs.refresh(progress) or shown
+        yield shown
+        if awaited or not shown or any(snapshot.state != "closed" for snapshot in shown):
+            give_up = None
+        else:
+            give_up = give_up or time.monotonic() + _LATE_SECONDS
+            if all(snapshot.complete for snapshot in shown) or time.monotonic() > give_up:
+                return
+        runs.wait()
+
+
 def _began(run: Path) -> float:
     try:
         return (run / "run.json").stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def check_there(runs: Runs) -> None:
+    """For who does not wait: see that there are runs to be read.
+
+    Raises:
+        LogError: one does not exist, or none has a name that was asked for.
+    """
+    for path in runs.paths:
+        if not any(path.glob("*/run.json")):
+            open_run(path)
+    if not runs.found():
+        raise LogError("none of the runs has a name that --runs matches")
 
 
 def check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:

@@ -39,7 +39,7 @@ MERGED, SPREAD = "merged", "spread"
 
 @dataclass(frozen=True)
 class Look:
-    """How runs are shown.
+    """How runs are shown. Choices may be given as words, a rank as a number, metrics as a list or as one name.
 
     Attributes:
         view: What of them.
@@ -56,6 +56,7 @@ class Look:
         dark: Light on dark.
 
     Raises:
+        TypeError: one of them has the wrong type.
         ValueError: one of them cannot be; the words say which.
     """
 
@@ -72,6 +73,8 @@ class Look:
     dark: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), field.default))
         if self.rank not in (MERGED, SPREAD) and not re.fullmatch("[0-9]{1,9}", self.rank):
             raise ValueError(f"there is no rank {self.rank!r}: give {MERGED}, {SPREAD}, or a rank's number")
         if not 0 <= self.smoothing < 1:
@@ -91,6 +94,24 @@ class Look:
         # Only the overview shows how far ranks are apart.
         rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
         return self.view, rank, self.params, only
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """A value of the type that an attribute has."""
+    if isinstance(default, StrEnum):
+        if value not in list(type(default)):
+            raise ValueError(f"there is no {name} {value!r}: give {', '.join(type(default))}")
+        return type(default)(value)
+    if isinstance(default, tuple):
+        names = (value,) if isinstance(value, str) else tuple(value)
+        if not all(isinstance(each, str) for each in names):
+            raise TypeError(f"{name}={value!r} is no list of names")
+        return tuple(dict.fromkeys(names))
+    if name == "rank" and isinstance(value, int):
+        return str(value)
+    if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+        raise TypeError(f"{name}={value!r} is no {type(default).__name__}")
+    return value
 
 
 def words_of(look: Look) -> dict[str, list[str]]:
@@ -124,13 +145,12 @@ def look_of(words: Mapping[str, Sequence[str]], base: Look) -> tuple[Look, dict[
 def _value(name: str, words: Sequence[str]) -> Any:
     default, word = getattr(Look, name), words[-1]
     if isinstance(default, tuple):
-        return tuple(dict.fromkeys(word for word in words if word))
-    if isinstance(default, bool | StrEnum):
-        kinds = ("false", "true") if isinstance(default, bool) else tuple(type(default))
-        if word not in kinds:
-            raise ValueError(f"there is no {name} {word!r}: give {' or '.join(kinds)}")
-        return word == "true" if isinstance(default, bool) else type(default)(word)
-    return type(default)(word)
+        return tuple(filter(None, words))
+    if isinstance(default, bool):
+        if word not in ("false", "true"):
+            raise ValueError(f"there is no {name} {word!r}: give false or true")
+        return word == "true"
+    return float(word) if isinstance(default, float) else word
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

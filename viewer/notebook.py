@@ -10,15 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tracer.log.run import holds_run, open_run
-from viewer.live import Runs, Snapshot, check_names
+from viewer.live import Runs, Snapshot, check_names, check_there, until_closed
 from viewer.look import Look, View
 from viewer.marks import SIZE_INCHES
 from viewer.status import title
@@ -65,9 +63,7 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **look: An
     """
     runs = Runs(_paths(run), _look(view, look))
     try:
-        for path in runs.paths:
-            if _awaited([path]):
-                open_run(path)
+        check_there(runs)
         while (snapshots := runs.refresh()) is None:
             runs.wait()
     finally:
@@ -96,16 +92,16 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **look: Any)
         TypeError: as in ``figure``.
         ValueError: as in ``figure``.
     """
-    paths, wanted = _paths(run), _look(view, look)
+    runs = Runs(_paths(run), _look(view, look))
     if not _in_notebook():
         raise RuntimeError("viewer.show needs a notebook; elsewhere use viewer.figure, or the command `viewer`")
     from IPython.display import display
 
-    verb = "waiting for" if _awaited(paths) else "reading"
-    text = f"viewer: {verb} {', '.join(map(str, paths))}"
+    verb = "waiting for" if runs.awaited else "reading"
+    text = f"viewer: {verb} {', '.join(map(str, runs.paths))}"
     handle = display({"text/plain": text}, raw=True, display_id=True)
     assert handle is not None, "a display with an id has a handle"
-    return Showing(Runs(paths, wanted), handle)
+    return Showing(runs, handle)
 
 
 class Showing:
@@ -139,21 +135,18 @@ class Showing:
         view = fill(picture, self._runs.look)
         shown: Sequence[Snapshot] = ()
         said = ""
-        while not self._stop_asked.is_set():
-            before = time.thread_time()
-            # Asked before reading: a run that begins in between is not missed.
-            awaited = _awaited(self._runs.paths)
-            fresh = self._runs.refresh(self._progress)
-            shown = fresh or shown
+        before = time.thread_time()
+        for snapshots in until_closed(self._runs, self._progress):
             # The title speaks of the time since the last row, too.
-            was, said = said, title(shown, time.time()) if shown else ""
-            if fresh or said != was:
-                view.update(shown, time.time())
+            was, said = said, title(snapshots, time.time()) if snapshots else ""
+            if snapshots and (snapshots is not shown or said != was):
+                view.update(snapshots, time.time())
                 self._put(picture)
-            if not awaited and shown and all(each.state == "closed" and each.complete for each in shown):
-                return
+            shown = snapshots
             self._stop_asked.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
-            self._runs.wait()
+            if self._stop_asked.is_set():
+                return
+            before = time.thread_time()
 
     def _put(self, picture: _Picture) -> None:
         from IPython.display import Image
@@ -188,39 +181,12 @@ def _paths(run: _Folder | Sequence[_Folder]) -> list[Path]:
     return paths
 
 
-def _awaited(paths: Sequence[Path]) -> bool:
-    """Whether one of them is yet to begin."""
-    return not all(holds_run(path) or any(path.glob("*/run.json")) for path in paths)
-
-
 def _look(view: str | None, given: Mapping[str, Any]) -> Look:
-    there = {field.name: field.default for field in dataclasses.fields(Look) if field.name not in ("run", "view")}
+    there = [field.name for field in dataclasses.fields(Look) if field.name not in ("run", "view")]
     for name in given:
         if name not in there:
             raise TypeError(f"there is no {name!r}: there are view, {', '.join(there)}")
-    fields = {name: _checked(name, value, there[name]) for name, value in given.items()}
-    wanted = _checked("view", view or (View.PARAM if given.get("param") else View.OVERVIEW), Look.view)
-    look = Look(view=wanted, **fields)
+    look = Look(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
     if look.view is View.PARAM and not look.param:
         raise ValueError("view='param' needs param, a parameter's name")
     return look
-
-
-def _checked(name: str, value: Any, default: object) -> Any:
-    """A field's value as ``Look`` has it: of the type of its default."""
-    if isinstance(default, StrEnum):
-        choices = list(type(default))
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(choices)}")
-        return type(default)(value)
-    if name == "rank" and isinstance(value, int):
-        return str(value)
-    if isinstance(default, tuple):
-        names = (value,) if isinstance(value, str) else tuple(value)
-        if not all(isinstance(each, str) for each in names):
-            raise TypeError(f"{name}={value!r} is no list of names")
-        return names
-    kinds = (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, kinds):
-        raise TypeError(f"{name}={value!r} is no {type(default).__name__}")
-    return value

@@ -71,8 +71,13 @@ def duration(seconds: float) -> str:
     return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
 
 
+def plain(text: str) -> str:
+    """A text on one line, without what a terminal would obey, and what has no letter in a figure."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
 def shortened(name: str, length: int = _NAME_LENGTH) -> str:
     """A name on one line, its middle left out where it is too long."""
-    line = " ".join(name.split())
+    line = plain(name)
     half = length // 2
     return line if len(line) <= length else f"{line[: half - 1]}…{line[-half:]}"

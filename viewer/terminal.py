@@ -2,18 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
 
-from viewer.live import Runs, Snapshot
-from viewer.status import notices, title, words
-from viewer.text import WORDS, ends, newest, picture, plain
+from viewer.live import Runs, Snapshot, until_closed
+from viewer.status import notices, plain, title, words
+from viewer.text import WORDS, ends, newest, picture
 
-# A network disk may show the last rows of a closed run so late.
-_LATE_SECONDS = 60.0
 _GATHER_SECONDS = 0.2
 
 
@@ -30,23 +28,6 @@ def show(runs: Runs) -> Sequence[Snapshot]:
     return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
 
 
-def _until_closed(runs: Runs) -> Iterator[tuple[Snapshot, ...]]:
-    """The runs as they are now, again at least at each rescan, until all are closed and their last rows are there."""
-    give_up: float | None = None
-    shown: tuple[Snapshot, ...] = ()
-    while True:
-        shown = runs.refresh() or shown
-        if shown:
-            yield shown
-        if shown and all(snapshot.state == "closed" for snapshot in shown):
-            give_up = give_up or time.monotonic() + _LATE_SECONDS
-            if _over(shown) or time.monotonic() > give_up:
-                return
-        runs.wait()
-        # What several ranks publish at once is drawn at once.
-        time.sleep(_GATHER_SECONDS)
-
-
 def _over(snapshots: Sequence[Snapshot]) -> bool:
     return all(snapshot.state == "closed" and snapshot.complete for snapshot in snapshots)
 
@@ -57,13 +38,17 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
     shown: Sequence[Snapshot] = ()
     drawn: object = None
     try:
-        for snapshots in _until_closed(runs):
+        for snapshots in until_closed(runs):
+            if not snapshots:
+                continue
             said, size = title(snapshots, time.time()), console.size
             if not _over(snapshots) and not live.is_started:
                 live.start()
             if live.is_started and (said, size, snapshots is shown) != drawn:
                 live.update(picture(snapshots, runs.look, time.time(), *size), refresh=True)
             drawn, shown = (said, size, True), snapshots
+            # What several ranks publish at once is drawn at once.
+            time.sleep(0.0 if _over(snapshots) else _GATHER_SECONDS)
     finally:
         live.stop()
         if shown:
@@ -76,7 +61,7 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     """A line for each run of which there is something new."""
     shown: Sequence[Snapshot] = ()
     said: set[str] = set()
-    for snapshots in _until_closed(runs):
+    for snapshots in until_closed(runs):
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
         lines += [line for line in notices(snapshots) if line not in said]

@@ -21,7 +21,7 @@ from viewer.live import Snapshot
 from viewer.look import Look, Scale, View
 from viewer.marks import FEW_POINTS, along, numbers_of, theme
 from viewer.overview import panel
-from viewer.status import notices, shortened, title
+from viewer.status import notices, plain, shortened, title
 from viewer.strip import grouped
 
 WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
@@ -36,11 +36,6 @@ _NOTICES = 2
 _NAME, _SHORTEST, _NUMBER = 24, 6, 9
 # In fewer columns, a table of four numbers would have no room for names.
 _NARROW = 42
-
-
-def plain(text: str) -> str:
-    """A text on one line, without what a terminal would obey or could not show."""
-    return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def picture(snapshots: Sequence[Snapshot], look: Look, now: float, width: int, height: int) -> Group:
@@ -146,7 +141,7 @@ def _chart(
             lines.append(Line(x, curve.low, curve.high, colour, mark, middle, alarms))
     header = _words(name, "bold")
     for label, (mark, colour) in legend.items() if len(legend) > 1 else ():
-        header.append(f"  {mark} {plain(shortened(label, 16))}", f"not bold {colour}")
+        header.append(f"  {mark} {shortened(label, 16)}", f"not bold {colour}")
     width, height = size
     header.truncate(width - 1, overflow="ellipsis")
     hint = f": trace.log({name}=…)" if auto is Scale.LINEAR else ""
@@ -261,7 +256,7 @@ def _layers(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) 
     modules = zip(*(name.split(".")[:-1] for row in rows for name in row), strict=False)
     common = "".join(f"{same[0]}." for same in itertools.takewhile(lambda each: len(set(each)) == 1, modules))
     longest = max(_NAME, width // 3)
-    names = [shortened(plain(row[0].removeprefix(common)), longest - len(others)) + others for row in rows]
+    names = [shortened(row[0].removeprefix(common), longest - len(others)) + others for row in rows]
     found = sizes[sizes > 0]
     scale = (float(found.min()), float(found.max())) if found.size else (1.0, 1.0)
     wide = max(map(cell_len, names))

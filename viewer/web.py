@@ -48,11 +48,6 @@ _LISTED = 200
 _LARGEST_MESSAGE = 1 << 16
 # A page has sensible sizes; what else comes is no page, and is to cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
-_STATISTICS = [
-    f"{kind}_{name}"
-    for kind in ("grad", "value", "applied")
-    for name in ("absmax", "norm", "mean", "std", "zeros", "nonfinite")
-]
 _DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
 # The style attributes are those that matplotlib's script sets.
 _POLICY = (
@@ -256,7 +251,13 @@ class Visitor(_Guarded, WebSocketHandler):
 
     def on_message(self, message: str | bytes) -> None:
         """Take what the page's controls ask for, or what matplotlib's script has to say."""
-        content = json.loads(message)
+        try:
+            self._take(json.loads(message))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # No page of ours says such a thing.
+            self.close()
+
+    def _take(self, content: dict[str, Any]) -> None:
         if content["type"] == "look":
             self._asked = parse_qs(content["query"], keep_blank_values=True)
             look, self._refused = look_of(self._asked, self.screen.look)
@@ -312,7 +313,7 @@ class Visitor(_Guarded, WebSocketHandler):
             "choices": {
                 "run": ["", *_unique([*screen.names, *filter(None, [look.run])])],
                 "rank": _unique(["merged", "spread", *(str(r) for s in screen.snapshots for r in s.ranks), look.rank]),
-                "statistic": _unique([*_STATISTICS, look.statistic]),
+                "statistic": _unique([*(name for s in screen.snapshots for name in s.statistics), look.statistic]),
                 "metrics": sorted(further | set(look.metrics)),
             },
             "params": {"names": params[:_LISTED], "matching": len(params), "there": len(there)},

@@ -1,5 +1,6 @@
 """Who is served the page, and where: everything needs the token, and a name of this machine."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -7,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tornado.websocket import websocket_connect
 
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import view, viewing
@@ -127,3 +129,22 @@ def test_the_usual_port_gives_way(tmp_path: Path) -> None:
             addresses.add(urlsplit(each.said().split()[-1]))
         assert len({address.port for address in addresses}) == 2
         assert len({address.path for address in addresses}) == 2
+
+
+@pytest.mark.parametrize("message", ["nonsense", "[]", "{}", '{"type": "look"}', '{"type": "resize", "width": "x"}'])
+def test_a_message_that_no_page_sends_ends_its_connection_alone(tmp_path: Path, message: str) -> None:
+    """Who speaks nonsense is hung up on, without a word on the terminal, and others are served as before."""
+    with viewing(tmp_path, new_run(tmp_path / "run"), "--web", "--port", "0") as viewer:
+        viewer.wait_for("http://127.0.0.1:")
+        address = viewer.said().split()[-1]
+
+        async def talk() -> None:
+            connection = await websocket_connect(f"{address.replace('http', 'ws')}socket")
+            await connection.write_message(message)
+            while await connection.read_message() is not None:
+                pass
+
+        asyncio.run(asyncio.wait_for(talk(), 30))
+        parts = urlsplit(address)
+        assert get(parts.netloc, parts.path)[0] == 200
+        assert viewer.complained() == ""
