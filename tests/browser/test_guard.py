@@ -143,6 +143,7 @@ def test_a_message_that_no_page_sends_ends_its_connection_alone(tmp_path: Path, 
             await connection.write_message(message)
             while await connection.read_message() is not None:
                 pass
+            connection.close()
 
         asyncio.run(asyncio.wait_for(talk(), 30))
         parts = urlsplit(address)
