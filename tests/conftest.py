@@ -6,10 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from torch.optim import optimizer as torch_optimizer
 
 from tracer.trace import _open
 from tracer.warn import TracerWarning
+
+# How fast an example is says more of the machine than of the code.
+settings.register_profile("gradwatch", deadline=None)
+settings.load_profile("gradwatch")
 
 
 def _optimizer_hooks() -> int:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracer.log.run import State
@@ -113,7 +113,6 @@ def unit_seconds(words: str) -> float:
     return float(number) * {"s": 1, "min": 60, "h": 3600, "days": 86_400}[unit]
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e10), st.floats(0, 1e10))
 @example(59.9, 60.0)
 @example(5399.99, 5400.0)
@@ -158,7 +157,6 @@ def test_notices_name_what_is_damaged_lost_or_late() -> None:
     assert notices([whole, bad]) == [f"bad: {line}" for line in lines]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(4, 40))
 def test_a_shortened_name_is_one_line_of_at_most_that_length(name: str, length: int) -> None:
     """It begins and ends as the name does; one that is short enough stays as it is."""
