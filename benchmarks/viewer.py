@@ -6,8 +6,11 @@ as a file it would hide the package of its name.
 """
 
 import argparse
+import asyncio
+import contextlib
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -22,16 +25,18 @@ import polars as pl
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tracer.log import schema
 from tracer.log.parts import all_parts, merge, publish
-from tracer.log.run import create_run
+from tracer.log.run import beat, create_run
 from viewer.files import FigureFile
 from viewer.live import Runs
 from viewer.look import Look, View
 
 PARAMS = 62
 MANY_PARTS = 3000
+DELAYS = 40
 
 _READ = """
 import sys, time
@@ -124,6 +129,79 @@ def followed(run: Path, view: View, repeats: int) -> tuple[list[float], list[flo
     return refreshing, drawing
 
 
+def delays_of_file(run: Path, repeats: int) -> list[float]:
+    """Seconds from a published part until ``viewer --save --follow`` has replaced its picture."""
+    picture, found = run / "followed.png", []
+    with viewer(run, "--save", str(picture), "--follow"):
+        while not picture.exists():
+            time.sleep(0.01)
+        for number in later(run, repeats):
+            before = picture.stat().st_ino
+            begun = publish_steps(run, number)
+            while picture.stat().st_ino == before:
+                time.sleep(0.001)
+            found.append(time.perf_counter() - begun)
+    return found
+
+
+async def delays_of_page(run: Path, repeats: int) -> list[float]:
+    """Seconds from a published part until a page's client has received the new picture."""
+    with viewer(run, "--web", "--port", "0") as process:
+        assert process.stdout is not None
+        address = next(line.split()[-1] for line in process.stdout if "http://" in line)
+        page = await websocket_connect(f"{address.replace('http', 'ws')}socket")
+        for message in (
+            {"type": "supports_binary", "value": True},
+            {"type": "resize", "width": 1000, "height": 800},
+            {"type": "refresh"},
+        ):
+            await page.write_message(json.dumps(message))
+        found = []
+        for number in later(run, repeats):
+            # What is still to come of the step before is no answer to this one.
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    await asyncio.wait_for(received(page), 0.5)
+            begun = publish_steps(run, number)
+            await received(page)
+            found.append(time.perf_counter() - begun)
+        page.close()
+    return found
+
+
+async def received(page: WebSocketClientConnection) -> None:
+    """Take part in the page's talk, as matplotlib's script does, until a picture comes."""
+    while not isinstance(message := await page.read_message(), bytes):
+        assert message is not None, "the viewer has ended"
+        if json.loads(message)["type"] == "draw":
+            await page.write_message('{"type": "draw"}')
+    await page.write_message('{"type": "ack"}')
+
+
+@contextlib.contextmanager
+def viewer(run: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A viewer as a process of its own."""
+    command = [sys.executable, "-m", "viewer", str(run), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def later(run: Path, repeats: int) -> Iterator[int]:
+    """The next publish numbers of a run, each after a pause that is never the same."""
+    first = max(part.last for part in all_parts(run, "extremes")) + 1
+    for number in range(first, first + repeats):
+        time.sleep(random.uniform(0.3, 0.6))
+        yield number
+
+
+def publish_steps(run: Path, number: int) -> float:
+    """Publish five more steps, as a process that lives does; when they were."""
+    beat(run, 0)
+    publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5))
+    return time.perf_counter()
+
+
 def spread(numbers: list[float], unit: str = "s", factor: float = 1.0) -> tuple[str, str]:
     """The median, and from the smallest to the largest."""
     low, middle, high = (factor * number for number in (min(numbers), statistics.median(numbers), max(numbers)))
@@ -148,8 +226,18 @@ def main() -> None:
             opening.add_row(name, f"{size:.3g}", *spread(list(seconds)), *spread(reading), peak)
             refreshing, drawing = followed(run, view, repeats)
             living.add_row(name, *spread(refreshing, "ms", 1e3), *spread(drawing, "ms", 1e3))
+        delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
+        for name, run in (("1 k rows", Path(folder, "1k")), ("10 M rows, 1 part", Path(folder, "merged"))):
+            beat(run, 0)
+            for surface, found in (
+                ("file", delays_of_file(run, DELAYS)),
+                ("page", asyncio.run(delays_of_page(run, DELAYS))),
+            ):
+                slow = f"{1e3 * float(np.quantile(found, 0.95)):.3g} ms"
+                delays.add_row(name, surface, *spread(found, "ms", 1e3), slow)
     console.print(opening)
     console.print(living)
+    console.print(delays)
 
 
 if __name__ == "__main__":

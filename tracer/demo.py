@@ -72,15 +72,19 @@ def load(name: str, folder: Path) -> Images:
     return Images(images.expand(-1, 3, -1, -1) / white * 2 - 1, labels.long())
 
 
-def train(model: nn.Module, data: Images, epochs: int, trace: Trace, console: Console) -> float:
+def steps_of(training: Images, epochs: int) -> int:
+    """How many steps a training takes."""
+    return epochs * -(-len(training.labels) // _BATCH)
+
+
+def train(model: nn.Module, training: Images, validation: Images, epochs: int, trace: Trace, console: Console) -> float:
     """Train a classifier, logging loss and accuracy at each step, and on the validation images after each epoch.
 
     Returns:
         The last validation accuracy.
     """
-    training, validation = data.split(_VALIDATION_SHARE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    steps = epochs * -(-len(training.labels) // _BATCH)
+    steps = steps_of(training, epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(_SEED)
     accuracy = 0.0
@@ -172,8 +176,12 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
     model = resnet18(weights=None, num_classes=10)
     console.print(f"ResNet-18, random weights, on {len(images.labels):,} real images ({data})")
     figure = path.parent / f"{path.name}.png"
-    with viewer_beside(path, figure), tracer.attach(model, path) as trace:
-        accuracy = train(model, images, epochs, trace, console)
+    training, validation = images.split(_VALIDATION_SHARE)
+    with (
+        viewer_beside(path, figure),
+        tracer.attach(model, path, total_steps=steps_of(training, epochs)) as trace,
+    ):
+        accuracy = train(model, training, validation, epochs, trace, console)
     overall = tracer.overall_extremes(tracer.model_extremes(model))
     console.print(f"log                   {path}", highlight=False)
     console.print(f"figure                {figure}", highlight=False)
