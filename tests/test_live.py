@@ -25,6 +25,7 @@ from tracer.log.parts import list_parts, merge
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
 from viewer.live import Live, Snapshot
 from viewer.look import Look, View
+from viewer.status import notices
 
 
 @pytest.fixture
@@ -104,12 +105,27 @@ def test_a_run_that_replaces_another_starts_a_new_history(live: Live) -> None:
     publish_next(new_run(live.path), "metrics", metrics([5], [0.5], "old_loss"))
     assert shown(live).last_step == 5
     shutil.rmtree(live.path)
+    gone = shown(live)
+    assert (gone.gone, gone.state, gone.last_step) == (True, "stopped", 5)
+    assert notices([gone]) == ["the run's folder is gone: waiting for it"]
     assert live.refresh() is None
     run = new_run(live.path)
     assert shown(live) == without_a_row(run)
     publish_next(live.path, "metrics", metrics([0], [0.5], "new_loss"))
     snapshot = shown(live)
     assert (snapshot.last_step, [curve.name for curve in snapshot.curves]) == (0, ["new_loss"])
+
+
+def test_a_run_that_is_gone_for_a_while_goes_on(live: Live, tmp_path: Path) -> None:
+    """A folder that comes back, as of a disk that is mounted again, is shown as before, with what came meanwhile."""
+    publish_next(new_run(live.path), "metrics", metrics([5], [0.5]))
+    before = shown(live)
+    live.path.rename(tmp_path / "away")
+    assert shown(live).gone
+    (tmp_path / "away").rename(live.path)
+    assert shown(live) == before
+    publish_next(live.path, "metrics", metrics([6], [0.5]))
+    assert shown(live).last_step == 6
 
 
 def test_a_wake_up_ends_one_waiting_only(live: Live) -> None:

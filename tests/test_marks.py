@@ -31,7 +31,7 @@ def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None
     figure = canvas(size)
     begin(figure, Look())
     figure.subplots()
-    said = heading([run], 1e9)
+    said = heading(Look(), [run], 1e9)
     assert len(said.splitlines()) == 3
     assert "… and 10 more" in said
     entitle(figure, Look(), said)

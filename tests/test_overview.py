@@ -112,13 +112,28 @@ def test_a_metric_goes_to_the_panel_of_its_name(name: str, panel: int | None) ->
 
 
 def test_a_metric_that_is_asked_for_is_drawn_and_awaited() -> None:
-    """What ``--metric`` names is drawn beside the accuracy; until it is logged, the panel says that it is not."""
+    """What ``--metric`` names has a panel; until it is logged, the panel says that it is not."""
     shown = overview("lr", "other_loss")
     panels = drawn(shown, snapshot(curve("accuracy")))
-    assert "lr: not logged yet" in entries(panels[ACCURACY])
+    assert [axes.get_ylabel() for axes in panels] == ["loss", "accuracy", "metrics", "extremes"]
+    assert entries(panels[2]) == ["lr: not logged yet"]
     assert entries(panels[LOSS]) == ["other_loss: not logged yet"]
     drawn(shown, snapshot(curve("accuracy"), curve("lr", [0.5])))
-    assert entries(panels[ACCURACY]) == ["accuracy  1", "lr  0.5"]
+    assert entries(panels[ACCURACY]) == ["accuracy  1"]
+    assert entries(panels[2]) == ["lr  0.5"]
+
+
+def test_the_title_says_what_part_of_a_run_is_shown() -> None:
+    """One rank, the spread over ranks, and a filter of parameters stand in the title, whatever the view."""
+    run = snapshot(params=("a",), params_there=("a", "b"), ranks=(0, 1))
+    for look, words in (
+        (Look(rank="1"), "· rank 1"),
+        (Look(rank="spread"), "· spread over ranks"),
+        (Look(params="^a", rank="0"), "· rank 0 · 1 of 2 parameters"),
+    ):
+        figure = canvas()
+        Overview(figure, look).update([run], NOW)
+        assert figure.get_suptitle().replace("\n", " ").endswith(words)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ _EPILOG = """
 What people need:
 
     viewer                                   the newest run under runs/
-    viewer runs/a runs/b                     two runs side by side; runs/ for all
+    viewer runs/a runs/b                     two runs in one picture; runs/ for all
     viewer runs/a --view layers              every parameter at a glance
     viewer runs/a --web                      in the browser; over ssh: --text
     viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
@@ -80,18 +80,18 @@ def watch(
     paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
-    if text and save is not None:
-        raise typer.BadParameter("--text and --save exclude each other: give one of them")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
     web = web or port is not None or bool(host)
-    if web and save is not None:
-        raise typer.BadParameter("--web and --save are two ways to show a figure: give one of them")
+    if web + text + (save is not None) > 1:
+        raise typer.BadParameter("--web, --text and --save are three ways to show a figure: give one of them")
     if save is not None:
         _check_file(save)
     wanted = view or (View.PARAM if param else View.OVERVIEW)
     if wanted is View.PARAM and not param:
         raise typer.BadParameter("--view param needs --param NAME")
+    if wanted is not View.OVERVIEW and len(paths) > 1:
+        raise typer.BadParameter(f"--view {wanted} shows one run, and {len(paths)} are given: name one of them")
     try:
         look = Look(wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark)
         Look(params=only)

@@ -1,5 +1,6 @@
 """The surface that needs no screen: the figure as a file, once, or again on every change."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -38,8 +39,12 @@ class FigureFile:
         try:
             self._figure.savefig(staged, format=self.path.suffix[1:].lower())
             os.replace(staged, self.path)
+        except OSError as error:
+            # The staged file is nobody's business.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
 
 
 def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
@@ -48,7 +53,7 @@ def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
     shown: Sequence[Snapshot] = ()
     for snapshots in until_closed(runs):
         # The title speaks of the time since the last row, too.
-        said = snapshots and title(snapshots, time.time())
+        said = snapshots and title(snapshots, time.time(), runs.look)
         if snapshots and (snapshots is not shown or said != drawn):
             file.write(snapshots)
         drawn, shown = said, snapshots

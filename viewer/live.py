@@ -9,11 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tracer.log.run import (
     LogError,
@@ -49,6 +51,7 @@ class Snapshot:
         state: Whether it goes on.
         last_step: Its last step; None before the first.
         problems: What could not be read.
+        gone: Whether its folder was there, and is no longer.
         complete: False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
         started: When it began, in seconds since 1970.
         last_time: When its newest row was made, likewise; None before the first.
@@ -68,6 +71,7 @@ class Snapshot:
     layers: Layers | None = None
     histograms: Mapping[str, Sequence[Histogram]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    gone: bool = False
     complete: bool = True
     started: float = 0.0
     last_time: float | None = None
@@ -118,13 +122,13 @@ class Live:
             LogError: the run's format is newer than this viewer's.
         """
         if not holds_run(self.path):
-            return None
+            return self._missed()
         try:
             run = open_run(self.path)
         except LogError:
             # It may have been deleted at this moment.
             if not holds_run(self.path):
-                return None
+                return self._missed()
             raise
         if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):
             self._run = run
@@ -149,10 +153,17 @@ class Live:
             follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
         )
         shown = self._shown
-        seen = None if shown is None else (shown.state, shown.problems, shown.complete)
-        if not any(new) and seen == (now, problems, complete):
+        seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone)
+        if not any(new) and seen == (now, problems, complete, False):
             return None
         self._shown = self._snapshot(run, now, problems, complete)
+        return self._shown
+
+    def _missed(self) -> Snapshot | None:
+        """What was seen of a run whose folder is gone, once."""
+        if self._shown is None or self._shown.gone:
+            return None
+        self._shown = replace(self._shown, state="stopped", gone=True)
         return self._shown
 
     def _snapshot(self, run: Run, now: State, problems: tuple[str, ...], complete: bool) -> Snapshot:
@@ -326,14 +337,20 @@ def check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
     """A name that a finished figure could only answer with an empty panel is an error.
 
     Raises:
-        LogError: no parameter has such a name; the words say which there are.
+        LogError: there is no such parameter, rank or statistic; the words say which there are.
     """
-    there = snapshots[0].params_there
-    if look.view is View.PARAM and snapshots[0].extremes is None:
+    first = snapshots[0]
+    there = first.params_there
+    if look.view is View.PARAM and first.extremes is None:
         near = difflib.get_close_matches(look.param, there, n=3, cutoff=0.4) or there[:3]
-        raise LogError(f"{snapshots[0].name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
+        raise LogError(f"{first.name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
     if look.params and not any(snapshot.params for snapshot in snapshots):
         raise LogError(f"no parameter's name matches {look.params!r}: there are {', '.join(there[:3])}, …")
+    ranks = sorted({rank for snapshot in snapshots for rank in snapshot.ranks})
+    if look.rank.isdigit() and int(look.rank) not in ranks:
+        raise LogError(f"there is no rank {look.rank}: there are {', '.join(map(str, ranks))}")
+    if first.layers is not None and np.isnan(first.layers.magnitudes).all() and not first.layers.nonfinite.any():
+        raise LogError(f"{first.name} has no {look.statistic}: there are {', '.join(first.statistics)}")
 
 
 class Reader(threading.Thread):

@@ -65,15 +65,18 @@ _SYMLOG_DECADES = 8
 _LARGEST = 1e306
 # Marks a curve as logged, which stands in no legend, behind the smoothed one, which does.
 RAW = "as logged"
+_TITLE = "title"
 # Up to so many points, each gets a marker, and none is smoothed.
 FEW_POINTS = 30
 # More entries than have room would press the panel itself together.
-_LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 4
+_LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
 _NARROW_INCHES = 6.0
 _TITLE_LINES, _NOTICE_LENGTH = 3, 140
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
+# What stands before a legend's words is as wide as so many of them.
+_HANDLE_LETTERS = 6
 # From twice a unit on, time since the beginning is in it.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -125,18 +128,21 @@ def entitle(figure: Figure, look: Look, words: str) -> None:
     size = 8 if narrow(figure) else 11
     width = int(_TITLE_LETTERS * figure.get_figwidth() * 11 / size)
     wrapped = [part for line in words.splitlines() for part in textwrap.wrap(line, width)]
-    # Its place has to be said again, or it would be in the middle.
-    text = figure.suptitle("", x=0.01, ha="left", fontsize=size, color=theme(look).ink)
-    text.set_parse_math(False)
+    text = next((text for text in figure.texts if text.get_gid() == _TITLE), None)
+    if text is None:
+        text = figure.suptitle("", x=0.01, ha="left", fontsize=size, color=theme(look).ink, gid=_TITLE)
+        text.set_parse_math(False)
+    text.set_fontsize(size)
+    # Where it stands is the layout's to say, which is not asked each time.
     text.set_text("\n".join(wrapped))
 
 
-def heading(snapshots: Sequence[Snapshot], now: float) -> str:
+def heading(look: Look, snapshots: Sequence[Snapshot], now: float) -> str:
     """How the runs are, and what has to be known of them, as far as a figure has room for it."""
     said = notices(snapshots)
     if len(said) >= _TITLE_LINES:
         said[_TITLE_LINES - 2 :] = [f"… and {len(said) - _TITLE_LINES + 2} more: see `tracer verify`"]
-    return "\n".join([title(snapshots, now), *(shortened(line, _NOTICE_LENGTH) for line in said)])
+    return "\n".join([title(snapshots, now, look), *(shortened(line, _NOTICE_LENGTH) for line in said)])
 
 
 def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
@@ -215,7 +221,7 @@ def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Sca
         axes.set_yscale("symlog", linthresh=linear_threshold([abs(number) for number in there if number]))
         locator = axes.yaxis.get_major_locator()
         assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
-        locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * _inches(axes))))
+        locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * _inches(axes)[1])))
     else:
         axes.set_yscale(scale.value)
 
@@ -338,13 +344,14 @@ def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = Fals
     figure = axes.get_figure(root=True)
     assert figure is not None, "the axes are in a figure"
     small = narrow(figure)
-    inches = _inches(axes)
+    width, inches = _inches(axes)
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
     # Beside the panel an entry takes a fifth of an inch, above it less; there, the panel keeps most of the room.
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
-        where["ncols"] = 1 if small else 2
+        longest = max(len(str(line.get_label())) for line in lines)
+        where["ncols"] = max(1, min(3, int(_LEGEND_LETTERS * width // (longest + _HANDLE_LETTERS))))
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.45))
     # What is not finite comes first: it must not be among what finds no room.
     handles = sorted(lines, key=lambda line: line.get_marker() != "X")
@@ -354,17 +361,18 @@ def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = Fals
     # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
     labels = [str(line.get_label()) for line in handles]
     if small:
-        labels = [textwrap.fill(label, int(_LEGEND_LETTERS * (figure.get_figwidth() - 0.8))) for label in labels]
+        labels = [textwrap.fill(label, int(_LEGEND_LETTERS * width)) for label in labels]
     for text in axes.legend(handles, labels, frameon=False, labelcolor=theme(look).ink, **where).get_texts():
         text.set_parse_math(False)
 
 
-def _inches(axes: Axes) -> float:
-    """About how high a panel is."""
+def _inches(axes: Axes) -> tuple[float, float]:
+    """About how wide a panel is without its labels, and how high."""
     figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None, "the axes are in a figure"
     assert place is not None, "they are in its grid"
-    return float(place.get_position(figure).height * figure.get_figheight())
+    share, (wide, high) = place.get_position(figure), figure.get_size_inches()
+    return float(share.width * wide), float(share.height * high)
 
 
 class SharedX:

@@ -38,6 +38,7 @@ from viewer.status import shortened
 _NOTES = {
     "loss": "no metric with 'loss' in its name yet: trace.log(loss=…)",
     "accuracy": "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
+    "metrics": "not logged yet",
 }
 _LINES = {"max": "-", "min": "--"}
 _WORDS = {"value": "value", "grad": "gradient"}
@@ -57,7 +58,7 @@ class Overview:
 
     Args:
         figure: The figure.
-        look: What to show; ``metrics`` go into the accuracy panel, unless they belong elsewhere.
+        look: What to show; ``metrics`` have a panel of their own, unless they belong to another.
         titled: Whether the title says how the runs are.
     """
 
@@ -71,12 +72,17 @@ class Overview:
         self._several = several
         begin(self.figure, self._look)
         of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
-        rows = self.figure.subplots(2 + len(of), 1, sharex=True, height_ratios=(3, 3, *(4 for _ in of)))
+        names = [
+            name for name in _NOTES if name != "metrics" or any(panel(each) is None for each in self._look.metrics)
+        ]
+        heights = [3] * len(names) + [4] * len(of)
+        rows = self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         self._metrics = {
-            name: Panel(axes, self._look, name, _NOTES[name]) for name, axes in zip(_NOTES, rows, strict=False)
+            name: Panel(axes, self._look, name, _NOTES[name]) for name, axes in zip(names, rows, strict=False)
         }
         self._extremes = {
-            kinds: Panel(axes, self._look, name) for (name, kinds), axes in zip(of.items(), rows[2:], strict=True)
+            kinds: Panel(axes, self._look, name)
+            for (name, kinds), axes in zip(of.items(), rows[len(names) :], strict=True)
         }
         self.figure.align_ylabels()
         self._bottom = rows[-1]
@@ -93,7 +99,7 @@ class Overview:
         if self._several != (len(snapshots) > 1):
             self._begin(several=len(snapshots) > 1)
         if self._titled:
-            entitle(self.figure, self._look, heading(snapshots, now))
+            entitle(self.figure, self._look, heading(self._look, snapshots, now))
         with self._x.updating():
             for name, panel in self._metrics.items():
                 curves = [self._curves(snapshot, name) for snapshot in snapshots]
@@ -104,7 +110,7 @@ class Overview:
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
     def _panel(self, name: str) -> str | None:
-        return panel(name) or ("accuracy" if name in self._look.metrics else None)
+        return panel(name) or ("metrics" if name in self._look.metrics else None)
 
     def _curves(self, snapshot: Snapshot, name: str) -> list[Curve]:
         return [curve for curve in snapshot.curves if self._panel(curve.name) == name]
@@ -125,14 +131,14 @@ class Overview:
         set_scale(axes, self._look, [low for each in curves for curve in each for low in curve.low], Scale.LINEAR)
         palette = theme(self._look).palette
         artists: list[Artist] = []
-        place = 0
+        marked = 0
         for run, (snapshot, each) in enumerate(zip(snapshots, curves, strict=True)):
             for index, curve in enumerate(each):
                 style = style_of(curve.name, index if self._several else index // len(palette))
                 artists += self._draw_curve(
-                    axes, snapshot, curve, self._colour(run, len(snapshots), index), style, place
+                    axes, snapshot, curve, self._colour(run, len(snapshots), index), style, marked
                 )
-                place += 1
+                marked += bool(curve.nonfinite)
         logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
         for asked in dict.fromkeys(self._look.metrics):
             if asked not in logged and self._panel(asked) == name:
@@ -163,6 +169,7 @@ class Overview:
         numbers = [number for _, _, extremes in there for name in names for number in extremes.statistics[name]]
         set_scale(axes, self._look, numbers, Scale.SYMLOG)
         artists: list[Artist] = []
+        marked = 0
         for run, snapshot, extremes in there:
             x = along(self._look, snapshot, extremes.step, extremes.time)
             for index, kind in enumerate(kinds):
@@ -174,5 +181,6 @@ class Overview:
                     if extremes.inner is not None:
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
                 bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, of, colour)
-                artists += draw_nonfinite(axes, self._look, bad, run + index)
+                artists += draw_nonfinite(axes, self._look, bad, marked)
+                marked += bool(bad.steps)
         return artists

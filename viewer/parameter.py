@@ -86,7 +86,7 @@ class Parameter:
         if has != self._has:
             self._begin(*has)
         if self._titled:
-            words = f"{shortened(self._look.param, 60)}  in  {heading(snapshots, now)}"
+            words = f"{shortened(self._look.param, 60)}  in  {heading(self._look, snapshots, now)}"
             entitle(self.figure, self._look, words)
         with self._x.updating():
             for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):

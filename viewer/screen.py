@@ -69,7 +69,7 @@ class Screen:
     def said(self) -> str:
         """How the runs are, in a line, and what has to be known of them, in further ones."""
         if self.snapshots:
-            return "\n".join([title(self.snapshots, time.time()), *notices(self.snapshots)])
+            return "\n".join([title(self.snapshots, time.time(), self.look), *notices(self.snapshots)])
         done, there = (0, 0) if self._reader is None else self._reader.read
         return f"reading: {done / 1e6:,.0f} of {there / 1e6:,.0f} MB" if there else "no run yet: waiting for it"
 

@@ -4,23 +4,42 @@ from collections.abc import Sequence
 
 from tracer.log.run import STATE_WORDS
 from viewer.live import Snapshot
+from viewer.look import MERGED, SPREAD, Look, View
 
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
 
 
-def title(snapshots: Sequence[Snapshot], now: float) -> str:
-    """The line that stands above everything: which runs these are, and how they are.
+def title(snapshots: Sequence[Snapshot], now: float, look: Look | None = None) -> str:
+    """The line that stands above everything: which runs these are, how they are, and what part of them is shown.
 
     Args:
         snapshots: What is shown.
         now: Seconds since 1970.
+        look: How it is shown.
     """
+    part = "" if look is None else _part(snapshots, look)
     if len(snapshots) == 1:
-        return f"{shortened(snapshots[0].name)}  {words(snapshots[0], now)}"
+        return f"{shortened(snapshots[0].name)}  {words(snapshots[0], now)}{part}"
     states = [snapshot.state for snapshot in snapshots]
     counts = [f"{_MARKS[each]} {states.count(each)} {STATE_WORDS[each]}" for each in dict.fromkeys(states)]
-    return f"{len(snapshots)} runs  {' · '.join(counts)}"
+    return f"{len(snapshots)} runs  {' · '.join(counts)}{part}"
+
+
+def _part(snapshots: Sequence[Snapshot], look: Look) -> str:
+    found = ""
+    if look.rank == SPREAD and look.view is View.OVERVIEW:
+        found = " · spread over ranks"
+    elif look.rank not in (MERGED, SPREAD):
+        found = f" · rank {look.rank}"
+    if look.params and look.view is not View.PARAM:
+        shown, there = (sum(len(names) for names in both) for both in zip(*map(_params, snapshots), strict=True))
+        found += f" · {shown:,} of {there:,} parameters"
+    return found
+
+
+def _params(snapshot: Snapshot) -> tuple[Sequence[str], Sequence[str]]:
+    return snapshot.params, snapshot.params_there
 
 
 def words(snapshot: Snapshot, now: float) -> str:
@@ -47,6 +66,8 @@ def notices(snapshots: Sequence[Snapshot]) -> list[str]:
     found = []
     for snapshot in snapshots:
         of = "" if len(snapshots) == 1 else f"{shortened(snapshot.name)}: "
+        if snapshot.gone:
+            found.append(f"{of}the run's folder is gone: waiting for it")
         if not snapshot.complete:
             found.append(f"{of}the last rows are still to arrive")
         if snapshot.dropped:
@@ -62,11 +83,11 @@ def _ago(seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """A length of time in its largest unit, to about a tenth: "40 s", "12 min", "3.5 h", "2.1 days"."""
-    if seconds < 60:
-        return f"{seconds // 10 * 10:.0f} s"
+    if seconds < 55:
+        return f"{round(seconds / 10) * 10} s"
     for unit, length, below in (("min", 60, 5400), ("h", 3600, 129_600)):
         if seconds < below:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{max(1.0, seconds / length):.2g} {unit}"
     days = seconds / 86_400
     return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
 

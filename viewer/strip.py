@@ -45,6 +45,7 @@ class Strip:
         self._titled = titled
         # Of each row the parameters in it, or "module.*" for all of a module.
         self._rows: list[list[str]] = []
+        self._magnitudes, self._alarms = np.zeros((0, 1)), np.zeros((0, 1), dtype=np.bool_)
         colours = theme(look)
         begin(figure, look)
         self._axes = figure.subplots()
@@ -56,11 +57,14 @@ class Strip:
         labels = max(1, int(_LABELS_AN_INCH * figure.get_figheight()))
         self._axes.yaxis.set_major_locator(MaxNLocator(labels, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         self._axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: self._label(float(row))))
+        self._axes.format_coord = self._under  # type: ignore[method-assign]
         scale = matplotlib.colormaps["cividis"].with_extremes(under=_ZERO, bad=colours.blank)
         self._image, self._alarm = (
             self._axes.imshow([[np.nan]], aspect="auto", interpolation="nearest", cmap=cmap)
             for cmap in (scale, ListedColormap([_ALARM]))
         )
+        for image in (self._image, self._alarm):
+            image.set_mouseover(False)
         bar = figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
         bar.set_label(f"largest magnitude: {shortened(look.statistic)}", color=colours.ink, parse_math=False)
         bar.ax.tick_params(which="both", colors=colours.ink)
@@ -82,15 +86,29 @@ class Strip:
     def _label(self, row: float) -> str:
         if not row.is_integer() or not 0 <= row < len(self._rows):
             return ""
-        groups = self._rows[int(row)]
-        name = groups[0] if len(groups) == 1 else f"{groups[0]} … {groups[-1]}"
         # Tick labels are mathematics between unescaped dollars.
-        return shortened(name, 14 if narrow(self.figure) else 28).replace("$", r"\$")
+        return shortened(self._name(int(row)), 14 if narrow(self.figure) else 28).replace("$", r"\$")
+
+    def _name(self, row: int) -> str:
+        groups = self._rows[row]
+        return groups[0] if len(groups) == 1 else f"{groups[0]} … {groups[-1]}"
+
+    def _under(self, x: float, y: float) -> str:
+        """What is under the mouse, for the toolbar."""
+        left, right, *_ = self._image.get_extent()
+        row, column = round(y), int((x - left) // ((right - left) / self._magnitudes.shape[1]))
+        if not (0 <= row < len(self._rows) and 0 <= column < self._magnitudes.shape[1]):
+            return ""
+        magnitude = self._magnitudes[row, column]
+        words = "not recorded" if np.isnan(magnitude) else f"{magnitude:.4g}"
+        if self._alarms[row, column]:
+            words = "NaN or infinity"
+        return f"{shortened(self._name(row), 60)}  step {round(x):,}  {words}"
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
         if self._titled:
-            entitle(self.figure, self._look, heading(snapshots, now))
+            entitle(self.figure, self._look, heading(self._look, snapshots, now))
         layers = snapshots[0].layers
         self._note.set_visible(layers is None)
         self._image.set_visible(layers is not None)
@@ -102,6 +120,7 @@ class Strip:
         self._rows, magnitudes, alarms = grouped(layers, columns)
         end = layers.first_step + magnitudes.shape[1] * columns * layers.width
         extent = (layers.first_step - 0.5, end - 0.5, len(self._rows) - 0.5, -0.5)
+        self._magnitudes, self._alarms = magnitudes, alarms
         positive = magnitudes[magnitudes > 0]
         low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
         # A decade at least, for a scale that can be read.

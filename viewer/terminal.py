@@ -52,8 +52,8 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
     finally:
         live.stop()
         if shown:
-            # The prompt needs a line, too.
-            console.print(picture(shown, runs.look, time.time(), console.width, console.height - 1))
+            # The prompt needs room, too.
+            console.print(picture(shown, runs.look, time.time(), console.width, console.height - 2))
     return shown
 
 

@@ -52,7 +52,7 @@ def picture(snapshots: Sequence[Snapshot], look: Look, now: float, width: int, h
     if len(said) > _NOTICES:
         said[_NOTICES - 1 :] = [f"… and {len(said) - _NOTICES + 1} more: see `tracer verify`"]
     of = f"{shortened(look.param, width // 2)}  in  " if look.view is View.PARAM else ""
-    top = [_words(of + title(snapshots, now), "bold"), *(_words(line, "yellow") for line in said)]
+    top = [_words(of + title(snapshots, now, look), "bold"), *(_words(line, "yellow") for line in said)]
     draw = {View.OVERVIEW: _overview, View.LAYERS: _layers, View.PARAM: _parameter}[look.view]
     return Group(*top, *draw(snapshots, look, width, max(6, height - len(top))))
 

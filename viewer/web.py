@@ -258,9 +258,10 @@ class Visitor(_Guarded, WebSocketHandler):
             self.close()
 
     def _take(self, content: dict[str, Any]) -> None:
-        if content["type"] == "look":
+        if content["type"] in ("look", "address"):
             self._asked = parse_qs(content["query"], keep_blank_values=True)
-            look, self._refused = look_of(self._asked, self.screen.look)
+            # An address says what differs from the usual, the controls what differs from what is shown.
+            look, self._refused = look_of(self._asked, self.screen.look if content["type"] == "look" else self._base)
             if look != self.screen.look:
                 self.screen.look_at(look)
             self._tick()
@@ -286,8 +287,9 @@ class Visitor(_Guarded, WebSocketHandler):
             return
         if screen.look is not self._followed:
             self._followed, self._since = screen.look, time.monotonic()
-            # What was zoomed is gone.
+            # What was zoomed, and what was under the mouse, is gone.
             self._toolbar.update()
+            self._toolbar.set_message("")
         if not screen.snapshots and not failure and time.monotonic() < self._since + _PATIENCE_SECONDS:
             return
         if not self._drawn:

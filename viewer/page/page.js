@@ -51,6 +51,8 @@ function download(_, format) {
 
 /* What the server says, by name. */
 const known = {};
+let arrived = false;
+addEventListener("popstate", () => figure.send_message("address", { query: location.search.slice(1) }));
 const show = {
   status({ words, failed }) {
     byId("status").textContent = document.title = words;
@@ -101,7 +103,15 @@ const show = {
       form.querySelector(`[name=${name}]`).setAttribute("aria-invalid", name in reasons);
     }
   },
-  query: (query) => history.replaceState(null, "", query ? `?${query}` : location.pathname),
+  query(query) {
+    const place = (words) => ["view", "param", "run", "params"].map((name) => new URLSearchParams(words).get(name)).join();
+    const [address, elsewhere] = [query ? `?${query}` : location.pathname, place(query) !== place(location.search)];
+    /* Another place is one to come back from with the browser's own button; the first is where one comes from. */
+    if (address !== (location.search || location.pathname)) {
+      history[elsewhere && arrived ? "pushState" : "replaceState"](null, "", address);
+    }
+    arrived = true;
+  },
 };
 
 function describe() {
