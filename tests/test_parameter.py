@@ -118,6 +118,9 @@ def test_its_nan_is_marked() -> None:
         "gradient: NaN or inf from step 1",
         "applied gradient: NaN or inf from step 0, last at 1",
     ]
+    for axes, heights in ((found["value"], [0.04]), (found["gradient"], [0.04, 0.12])):
+        marks = [line for line in axes.lines if "NaN" in str(line.get_label())]
+        assert [np.asarray(mark.get_ydata())[0] for mark in marks] == pytest.approx(heights), "from the foot up"
 
 
 def test_what_else_was_recorded_has_a_panel_each() -> None:

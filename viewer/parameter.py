@@ -118,7 +118,7 @@ class Parameter:
                 artists.append(draw_line(axes, x, heights, f"{_WORDS[kind]} {end}{last(heights)}", colour, style))
             artists += draw_band(axes, x, low, high, colour)
             bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, _WORDS[kind], colour)
-            artists += draw_nonfinite(axes, self._look, bad, len(artists))
+            artists += draw_nonfinite(axes, self._look, bad)
         return artists
 
     def _colour(self, kind: str) -> str:
