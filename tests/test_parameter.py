@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection, QuadMesh
@@ -185,6 +185,9 @@ ENDS = st.floats(-1e12, 1e12) | st.floats(-1, 1) | st.just(0.0)
 
 @settings(max_examples=200, deadline=None)
 @given(COUNTS, ENDS, ENDS, ENDS, ENDS, st.booleans())
+@example([187], 0.0, -11773531819.0, 0.0, 0.0, False)
+@example([2], 0.0, 1.1125369292536007e-308, 0.0, 0.0, False)
+@example([0], 0.0, 2.225073858507e-311, 1.0, 0.0, False)
 def test_a_histogram_keeps_every_count_in_other_bins(
     counts: list[int], a: float, b: float, c: float, d: float, linear: bool
 ) -> None:
