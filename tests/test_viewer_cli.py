@@ -91,6 +91,12 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
         ("run --params ( --save figure.png", 2, "no regular expression"),
         ("run --params bias --save figure.png", 1, "no parameter's name matches 'bias': there are weight"),
         ("run --param wieght --save figure.png", 1, "no row of a parameter 'wieght': try weight"),
+        ("run --rank 7 --save figure.png", 1, "there is no rank 7: there are 0"),
+        (
+            "run --view layers --statistic grad_norm --save figure.png",
+            1,
+            "has no 'grad_norm': recorded were grad_absmax",
+        ),
         ("run --view param --save figure.png", 2, "--view param needs --param"),
         ("run --view sideways --save figure.png", 2, "sideways"),
         ("run --statistic norm --save figure.png", 2, "no statistic 'norm'"),
