@@ -39,6 +39,21 @@ def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None
     assert figure.get_suptitle().replace("\n", " ").split() == said.split()
 
 
+def test_a_renewed_title_stays_in_its_place() -> None:
+    """Where new words need no other room, they stand where the old ones stood, and not in the first panel."""
+    figure = canvas()
+    begin(figure, Look())
+    figure.subplots()
+    places = []
+    for words in ("last row 20 s ago", "last row 30 s ago"):
+        entitle(figure, Look(), words)
+        figure.canvas.draw()
+        (title,) = figure.texts
+        places.append(title.get_window_extent().y0)
+        check_texts(figure)
+    assert places[0] == places[1]
+
+
 def test_the_layout_moves_panels_only_where_texts_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """New numbers of the same width leave everything in its place; longer texts, zooms and other sizes find room."""
     made = 0

@@ -522,6 +522,16 @@ def test_the_nan_of_each_run_is_marked() -> None:
     assert two.get_markerfacecolor() == line(loss, "two loss  ").get_color()
 
 
+def test_the_only_nan_is_marked_at_the_foot_of_its_panel() -> None:
+    """However many runs have none, so that the marks hide nothing of theirs."""
+    others = [snapshot(curve("loss"), extremes=four([1.0] * 3), name=name) for name in "abcd"]
+    last = snapshot(curve("loss", nonfinite=[1]), extremes=four([1.0] * 3, value=[1], grad=[1]), name="e")
+    loss, _, values, gradients = several(overview(), *others, last)
+    for axes in (loss, values, gradients):
+        (mark,) = (each for each in axes.lines if "NaN" in str(each.get_label()))
+        assert np.asarray(mark.get_ydata())[0] < 0.05
+
+
 def test_runs_come_and_go() -> None:
     """From one run to two and back, the figure is as if there had never been more; runs without rows are no trouble."""
     shown = overview()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection, QuadMesh
@@ -118,6 +118,9 @@ def test_its_nan_is_marked() -> None:
         "gradient: NaN or inf from step 1",
         "applied gradient: NaN or inf from step 0, last at 1",
     ]
+    for axes, heights in ((found["value"], [0.04]), (found["gradient"], [0.04, 0.12])):
+        marks = [line for line in axes.lines if "NaN" in str(line.get_label())]
+        assert [np.asarray(mark.get_ydata())[0] for mark in marks] == pytest.approx(heights), "from the foot up"
 
 
 def test_what_else_was_recorded_has_a_panel_each() -> None:
@@ -182,6 +185,9 @@ ENDS = st.floats(-1e12, 1e12) | st.floats(-1, 1) | st.just(0.0)
 
 @settings(max_examples=200, deadline=None)
 @given(COUNTS, ENDS, ENDS, ENDS, ENDS, st.booleans())
+@example([187], 0.0, -11773531819.0, 0.0, 0.0, False)
+@example([2], 0.0, 1.1125369292536007e-308, 0.0, 0.0, False)
+@example([0], 0.0, 2.225073858507e-311, 1.0, 0.0, False)
 def test_a_histogram_keeps_every_count_in_other_bins(
     counts: list[int], a: float, b: float, c: float, d: float, linear: bool
 ) -> None:

@@ -82,6 +82,15 @@ def test_the_age_of_the_last_row_is_coarse(age: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "expected"), [(3, "10 s"), (14, "10 s"), (16, "20 s"), (28, "30 s"), (57, "1 min"), (90, "1.5 min")]
+)
+def test_the_time_left_is_the_nearest_round_one(steps: int, expected: str) -> None:
+    """28 seconds are about 30, and not about 20."""
+    given = snapshot(last_step=99, total_steps=100 + steps, steps_per_second=1.0)
+    assert words(given, NOW).endswith(f"about {expected} left")
+
+
+@pytest.mark.parametrize(
     ("seconds", "expected"),
     [
         (0, "0 s"),

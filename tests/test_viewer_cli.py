@@ -92,7 +92,11 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
         ("run --params bias --save figure.png", 1, "no parameter's name matches 'bias': there are weight"),
         ("run --param wieght --save figure.png", 1, "no row of a parameter 'wieght': try weight"),
         ("run --rank 5 --save figure.png", 1, "no rank 5: there are 0"),
-        ("run --view layers --statistic grad_norm --save figure.png", 1, "no grad_norm: there are grad_absmax"),
+        (
+            "run --view layers --statistic grad_norm --save figure.png",
+            1,
+            "has no 'grad_norm': recorded were grad_absmax",
+        ),
         ("run newer --view layers --save figure.png", 2, "--view layers shows one run, and 2 are given"),
         ("run --text --web", 2, "give one of them"),
         ("run --save /proc/figure.png", 1, "'/proc/figure.png'"),

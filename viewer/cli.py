@@ -26,7 +26,7 @@ _EPILOG = """
 What people need:
 
     viewer                                   the newest run under runs/
-    viewer runs/a runs/b                     two runs in one picture; runs/ for all
+    viewer runs/a runs/b                     two runs in one figure; runs/ for all
     viewer runs/a --view layers              every parameter at a glance
     viewer runs/a --web                      in the browser; over ssh: --text
     viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tracer.log.run import (
     LogError,
     Run,
@@ -337,20 +335,21 @@ def check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
     """A name that a finished figure could only answer with an empty panel is an error.
 
     Raises:
-        LogError: there is no such parameter, rank or statistic; the words say which there are.
+        LogError: no rank, statistic or parameter has such a name; the words say which there are.
     """
-    first = snapshots[0]
-    there = first.params_there
-    if look.view is View.PARAM and first.extremes is None:
+    ranks_there = sorted({rank for snapshot in snapshots for rank in snapshot.ranks})
+    if ranks_there and look.rank.isdigit() and int(look.rank) not in ranks_there:
+        raise LogError(f"there is no rank {look.rank}: there are {', '.join(map(str, ranks_there))}")
+    layers, statistics = snapshots[0].layers, snapshots[0].statistics
+    drawn = layers is not None and ((layers.magnitudes >= 0).any() or layers.nonfinite.any())
+    if look.view is View.LAYERS and look.statistic not in statistics and not drawn:
+        raise LogError(f"{snapshots[0].name} has no {look.statistic!r}: recorded were {', '.join(statistics)}")
+    there = snapshots[0].params_there
+    if look.view is View.PARAM and snapshots[0].extremes is None:
         near = difflib.get_close_matches(look.param, there, n=3, cutoff=0.4) or there[:3]
-        raise LogError(f"{first.name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
+        raise LogError(f"{snapshots[0].name} has no row of a parameter {look.param!r}: try {', '.join(near)}")
     if look.params and not any(snapshot.params for snapshot in snapshots):
         raise LogError(f"no parameter's name matches {look.params!r}: there are {', '.join(there[:3])}, …")
-    ranks = sorted({rank for snapshot in snapshots for rank in snapshot.ranks})
-    if look.rank.isdigit() and int(look.rank) not in ranks:
-        raise LogError(f"there is no rank {look.rank}: there are {', '.join(map(str, ranks))}")
-    if first.layers is not None and np.isnan(first.layers.magnitudes).all() and not first.layers.nonfinite.any():
-        raise LogError(f"{first.name} has no {look.statistic}: there are {', '.join(first.statistics)}")
 
 
 class Reader(threading.Thread):

@@ -65,7 +65,6 @@ _SYMLOG_DECADES = 8
 _LARGEST = 1e306
 # Marks a curve as logged, which stands in no legend, behind the smoothed one, which does.
 RAW = "as logged"
-_TITLE = "title"
 # Up to so many points, each gets a marker, and none is smoothed.
 FEW_POINTS = 30
 # More entries than have room would press the panel itself together.
@@ -128,12 +127,10 @@ def entitle(figure: Figure, look: Look, words: str) -> None:
     size = 8 if narrow(figure) else 11
     width = int(_TITLE_LETTERS * figure.get_figwidth() * 11 / size)
     wrapped = [part for line in words.splitlines() for part in textwrap.wrap(line, width)]
-    text = next((text for text in figure.texts if text.get_gid() == _TITLE), None)
-    if text is None:
-        text = figure.suptitle("", x=0.01, ha="left", fontsize=size, color=theme(look).ink, gid=_TITLE)
-        text.set_parse_math(False)
+    # The one that is there keeps its height, which the layout gave it.
+    (text,) = figure.texts or [figure.suptitle("", x=0.01, ha="left", color=theme(look).ink)]
     text.set_fontsize(size)
-    # Where it stands is the layout's to say, which is not asked each time.
+    text.set_parse_math(False)
     text.set_text("\n".join(wrapped))
 
 
@@ -304,15 +301,16 @@ class NonFinite:
     colour: Colour
 
 
-def draw_nonfinite(axes: Axes, look: Look, found: NonFinite, place: int) -> list[Artist]:
+def draw_nonfinite(axes: Axes, look: Look, found: NonFinite) -> list[Artist]:
     """Mark the steps with a NaN or an infinity, since no curve can show them, and the first across the panel."""
     if not found.steps:
         return []
     x: Sequence[float] = found.steps
     if look.x is not XAxis.STEP:
         x = [found.x[index] for index in np.searchsorted(found.ends, found.steps)]
-    # Above one another, where several curves have them at the same step.
-    height = 0.04 + 0.08 * (place % 12)
+    # From the panel's foot up, above one another: several curves may have them at the same step.
+    below = sum(line.get_marker() == "X" for line in axes.lines)
+    height = 0.04 + 0.08 * (below % 12)
     first, *others = x
     until = f", last at {found.steps[-1]:,}" if others else ""
     return list(

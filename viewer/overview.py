@@ -131,23 +131,17 @@ class Overview:
         set_scale(axes, self._look, [low for each in curves for curve in each for low in curve.low], Scale.LINEAR)
         palette = theme(self._look).palette
         artists: list[Artist] = []
-        marked = 0
         for run, (snapshot, each) in enumerate(zip(snapshots, curves, strict=True)):
             for index, curve in enumerate(each):
                 style = style_of(curve.name, index if self._several else index // len(palette))
-                artists += self._draw_curve(
-                    axes, snapshot, curve, self._colour(run, len(snapshots), index), style, marked
-                )
-                marked += bool(curve.nonfinite)
+                artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
         logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
         for asked in dict.fromkeys(self._look.metrics):
             if asked not in logged and self._panel(asked) == name:
                 artists += axes.plot([], [], linestyle="none", label=f"{shortened(asked)}: not logged yet")
         return artists
 
-    def _draw_curve(
-        self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str, place: int
-    ) -> list[Artist]:
+    def _draw_curve(self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str) -> list[Artist]:
         x = along(self._look, snapshot, curve.step, curve.time)
         label = self._label(snapshot, shortened(curve.name))
         artists: list[Artist] = []
@@ -158,7 +152,7 @@ class Overview:
         artists.append(draw_line(axes, x, heights, label + last(curve.mean), colour, style))
         artists += draw_band(axes, x, curve.low, curve.high, colour)
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
-        return artists + draw_nonfinite(axes, self._look, bad, place)
+        return artists + draw_nonfinite(axes, self._look, bad)
 
     def _label(self, snapshot: Snapshot, of: str) -> str:
         return f"{shortened(snapshot.name, 20)} {of}".strip() if self._several else of
@@ -181,6 +175,5 @@ class Overview:
                     if extremes.inner is not None:
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
                 bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, of, colour)
-                artists += draw_nonfinite(axes, self._look, bad, marked)
-                marked += bool(bad.steps)
+                artists += draw_nonfinite(axes, self._look, bad)
         return artists

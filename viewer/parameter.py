@@ -118,7 +118,7 @@ class Parameter:
                 artists.append(draw_line(axes, x, heights, f"{_WORDS[kind]} {end}{last(heights)}", colour, style))
             artists += draw_band(axes, x, low, high, colour)
             bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, _WORDS[kind], colour)
-            artists += draw_nonfinite(axes, self._look, bad, len(artists))
+            artists += draw_nonfinite(axes, self._look, bad)
         return artists
 
     def _colour(self, kind: str) -> str:
@@ -190,6 +190,10 @@ def _range(histogram: Histogram) -> tuple[float, float]:
 
 def regridded(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """A histogram's counts in other bins: each of its bins is spread evenly over where it lies."""
-    own = np.linspace(*_range(histogram), len(histogram.counts) + 1)
+    low, high = _range(histogram)
+    # As parts of its range: a slope over a range of 1e-308 would be infinite.
+    own = np.linspace(0.0, 1.0, len(histogram.counts) + 1)
     below = np.concatenate([[0], np.cumsum(histogram.counts)])
-    return np.diff(np.interp(edges, own, below))
+    filled: npt.NDArray[np.float64] = np.diff(np.interp((edges.clip(low, high) - low) / (high - low), own, below))
+    # Rounding must not make a row hold less than nothing.
+    return np.maximum(filled, 0)

@@ -57,7 +57,8 @@ def words(snapshot: Snapshot, now: float) -> str:
     if snapshot.state == "running" and snapshot.total_steps and snapshot.steps_per_second:
         left = max(0, snapshot.total_steps - 1 - snapshot.last_step)
         if left:
-            found.append(f"about {duration(max(10, left / snapshot.steps_per_second))} left")
+            # Unlike an age, which has been reached, it is rounded to the nearest: 28 s are about 30.
+            found.append(f"about {duration(max(10, round(left / snapshot.steps_per_second, -1)))} left")
     return " · ".join(found)
 
 
