@@ -308,7 +308,9 @@ def draw_nonfinite(axes: Axes, look: Look, found: NonFinite, place: int) -> list
     # Above one another, where several curves have them at the same step.
     height = 0.04 + 0.08 * (place % 12)
     first, *others = x
-    until = f", last at {found.steps[-1]:,}" if others else ""
+    # Of the steps in a bin, only the first one is known.
+    least = "" if found.steps[-1] in found.ends else " or later"
+    until = f", last at {found.steps[-1]:,}{least}" if others else ""
     return list(
         axes.plot(
             [first, first, *(number for there in others for number in (math.nan, there))],
