@@ -212,6 +212,19 @@ def test_a_jump_to_huge_steps_keeps_the_bound_and_the_extremes() -> None:
     assert len(found.step) <= CAPACITY
 
 
+@pytest.mark.parametrize("newest", [7.0, math.nan, math.inf])
+def test_the_newest_number_of_a_metric_is_as_it_was_logged(newest: float) -> None:
+    """However many steps a bin covers, its mean does not stand for the last number; several ranks have their mean."""
+    history = History(capacity=4)
+    history.absorb("metrics", lazy(metrics(range(100), [1.0] * 100)))
+    history.absorb("metrics", lazy(metrics([101], [newest])))
+    history.absorb("metrics", lazy(metrics([100], [1.0])))
+    assert same([curve(history, "loss").newest or 0.0], [newest])
+    for rank, number in enumerate((2.0, 4.0, 9.0)):
+        history.absorb("metrics", lazy(metrics([102], [number], rank=rank)))
+    assert curve(history, "loss").newest == 5.0
+
+
 def test_a_failed_reading_leaves_the_history_as_it_was() -> None:
     """Where rows cannot be read to the end, none of them is in the history, so that they may be given again."""
     history = History()

@@ -222,6 +222,13 @@ def test_every_bin_with_a_nonfinite_number_is_marked() -> None:
     assert [np.asarray(marks.get_xdata())[index] for index in every] == [0, 17, 30]
 
 
+def test_a_legend_names_no_step_as_the_last_that_may_not_be() -> None:
+    """Where a bin covers several steps, only the first of its NaNs is known, and its last number is not its mean."""
+    wide = Curve("loss", [9, 19], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [4, 12], newest=7.5)
+    found = entries(drawn(overview(), snapshot(wide))[LOSS])
+    assert found == ["loss: NaN or inf from step 4, last at 12 or later", "loss  7.5"]
+
+
 def test_a_spike_within_a_bin_is_inside_the_panel() -> None:
     """The band of lowest and highest values decides the limits, not the mean alone."""
     spiky = Curve("loss", [0, 1, 2], [1.0, 1.0, 1.0], [1.0, -500.0, 1.0], [1.0, 700.0, 1.0], ())

@@ -216,6 +216,31 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, content: bytes) -> None:
         open_run(run)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"run_id": None},
+        {"started": 5},
+        {"started": "yesterday"},
+        {"params": None},
+        {"params": ["weight"]},
+        {"params": [{"name": None}]},
+        {"settings": []},
+        {"settings": {"stats": "norm"}},
+        {"settings": {"total_steps": "ten"}},
+        {"settings": {"every": 2.5}},
+        {"settings": {"fold": "ten"}},
+    ],
+    ids=repr,
+)
+def test_a_run_json_of_wrong_types_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    """What readers rely on has the type that the format says, or the run is refused in a sentence."""
+    run = new_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(open_run(run).info | wrong))
+    with pytest.raises(LogError, match=r"run\.json cannot be read"):
+        open_run(run)
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     """A run of a newer format is refused in a sentence that says what to upgrade."""
     run = new_run(tmp_path / "run", format=schema.FORMAT + 1)
@@ -316,11 +341,16 @@ def test_closed_ranks_say_what_they_wrote(tmp_path: Path) -> None:
     assert all(datetime.fromisoformat(summary["closed"]) <= datetime.now(UTC) for summary in closed_summaries(run))
 
 
-def test_a_damaged_closed_mark_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ['{"rank": 0', "[]", "5", "{}", '{"rank": "0"}', '{"rank": 0, "published": 5}']
+    + [f'{{"rank": 0, "{counts}": {{"extremes": "many"}}}}' for counts in ("published", "rows_dropped")],
+)
+def test_a_damaged_closed_mark_is_refused(tmp_path: Path, content: str) -> None:
     """A closed mark that cannot be read is named in a sentence; the rank counts as closed all the same."""
     run = new_run(tmp_path / "run")
     close_run(run)
-    os.truncate(run / "closed-r00000.json", 10)
+    (run / "closed-r00000.json").write_text(content)
     with pytest.raises(LogError, match=r"closed-r00000\.json cannot be read"):
         closed_summaries(run)
     assert state(run) == "closed"

@@ -189,6 +189,30 @@ def test_an_unreadable_run_among_others_is_shown_with_its_problem(opened: Openin
     assert steps(all_shown(runs)) == {"good": 4, "bad": 1}
 
 
+def test_a_run_whose_folder_the_system_does_not_list_is_shown_with_its_problem(opened: Opening, tmp_path: Path) -> None:
+    """What the system refuses of one run does not end the watching of the others."""
+    good, bad = in_step_order(tmp_path, "good", "bad")
+    shutil.rmtree(bad / "extremes")
+    (bad / "extremes").write_text("")
+    runs = opened(tmp_path)
+    shown = all_shown(runs)
+    assert steps(shown) == {"good": 0, "bad": None}
+    assert "extremes" in shown[1].problems[0]
+    publish_next(good, "extremes", extremes([4]))
+    assert steps(all_shown(runs)) == {"good": 4, "bad": None}
+
+
+@pytest.mark.parametrize("setting", ["every", "fold"])
+def test_layers_have_no_gaps_between_steps_that_have_no_row(opened: Opening, tmp_path: Path, setting: str) -> None:
+    """Where a row comes every ten steps, each column of the strip covers ten, and none of them is empty."""
+    run = new_run(tmp_path / "run", settings={setting: 10})
+    publish_next(run, "extremes", extremes(range(0 if setting == "every" else 9, 1000, 10)))
+    (snapshot,) = all_shown(opened(run, look=Look(View.LAYERS)))
+    assert snapshot.layers is not None
+    assert (snapshot.layers.first_step, snapshot.layers.width) == (0, 10)
+    assert snapshot.layers.magnitudes.tolist() == [[2.0] * 100]
+
+
 @pytest.mark.parametrize("how", ["newer", "broken"])
 def test_an_unreadable_run_alone_is_an_error(opened: Opening, tmp_path: Path, how: str) -> None:
     """Where there is nothing else to show, the error says why."""

@@ -26,8 +26,9 @@ from tracer.log.run import beat
 from viewer.chart import Line, chart, reduced
 from viewer.grid import Layers
 from viewer.history import Curve
-from viewer.live import Live, Snapshot
+from viewer.live import Live, Runs, Snapshot
 from viewer.look import Look, Scale, View, XAxis
+from viewer.terminal import _redraw
 from viewer.text import picture
 
 NAN, INF = math.nan, math.inf
@@ -190,6 +191,21 @@ def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
     assert "● running · step 39" in bare(after)
     assert "Traceback" not in terminal.raw
     assert "viewer:" not in after
+
+
+def test_ctrl_c_while_it_draws_leaves_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Ctrl-C comes before the first picture is whole, it stays on the terminal."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("viewer.terminal.Live.update", interrupt)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    runs = Runs([trained(tmp_path / "run", closed=False)])
+    with contextlib.closing(runs), pytest.raises(KeyboardInterrupt):
+        _redraw(runs, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "step 39" in console.file.getvalue()
 
 
 def test_the_picture_takes_the_room_of_a_larger_terminal(tmp_path: Path) -> None:

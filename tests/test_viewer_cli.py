@@ -108,7 +108,9 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
         ("run --x sideways --save figure.png", 2, "sideways"),
         ("run --scale cubic --save figure.png", 2, "cubic"),
         ("run --poll 0 --save figure.png", 2, "--poll"),
-        ("run --web --save figure.png", 2, "give one of them"),
+        ("run --poll inf --save figure.png", 2, "--poll"),
+        ("run --web --save figure.png", 2, "--web and --save"),
+        ("run --web --text", 2, "--web and --text"),
     ],
 )
 def test_what_cannot_be_done_is_one_error(run: Path, tmp_path: Path, arguments: str, code: int, words: str) -> None:

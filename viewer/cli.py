@@ -69,7 +69,8 @@ def watch(
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     poll: Annotated[
-        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look so often, where the disk gives no events.")
+        float | None,
+        typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Look so often, where the disk gives no events."),
     ] = None,
 ) -> None:
     """Watch runs: their loss, accuracy and extremes, redrawn as rows arrive.
@@ -203,5 +204,5 @@ def main() -> None:
         print(f"viewer: {plain(str(error))}", file=sys.stderr)
         sys.exit(1)
     except (OSError, pl.exceptions.PolarsError) as error:
-        print(f"viewer: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"viewer: {type(error).__name__}: {plain(str(error))}", file=sys.stderr)
         sys.exit(1)

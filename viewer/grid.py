@@ -37,13 +37,14 @@ class Grid:
         columns: Those columns of the rows whose magnitude is meant: of several, the largest.
         params: The parameters in model order; others that come later stand behind them.
         capacity: How many columns there may be.
+        width: How many steps a column covers at first: where rows are so far apart, none between them stays empty.
     """
 
-    def __init__(self, columns: Sequence[str], params: Sequence[str], capacity: int) -> None:
+    def __init__(self, columns: Sequence[str], params: Sequence[str], capacity: int, width: int = 1) -> None:
         self._columns = columns
         self._capacity = capacity
         self._row_of = {name: row for row, name in enumerate(params)}
-        self._width = 1
+        self._width = width
         self._first_bin = 0
         # The first axis is the bins: whole ones are merged.
         self._magnitudes = np.full((0, len(params)), np.nan)

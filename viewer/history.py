@@ -88,6 +88,8 @@ _METRICS = Reduction(
         _finite("value").alias("high"),
         _finite("value").alias("total"),
         pl.col("value").is_finite().cast(pl.Int64).alias("count"),
+        pl.col("value").alias("newest"),
+        pl.lit(1).alias("writers"),
         _first_nonfinite("value").alias("nonfinite"),
     ),
     reduce=(
@@ -96,6 +98,8 @@ _METRICS = Reduction(
         pl.col("high").max(),
         pl.col("total").sum(),
         pl.col("count").sum(),
+        # What several ranks logged at the last step counts as its mean, too.
+        pl.col("newest", "writers").filter(pl.col("step") == pl.col("step").max()).sum(),
         pl.col("nonfinite").min(),
     ),
 )
@@ -166,7 +170,8 @@ class Curve:
     """A metric over the run: for each bin its last step, the mean, lowest and highest finite value.
 
     ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step; ``time`` each bin's last time,
-    in seconds since 1970.
+    in seconds since 1970. ``newest`` is the last number as it was logged, which a bin's mean hides; None stands for the
+    last mean.
     """
 
     name: str
@@ -176,6 +181,7 @@ class Curve:
     high: Sequence[float]
     nonfinite: Sequence[int]
     time: Sequence[float] = ()
+    newest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -241,19 +247,22 @@ class History:
         look: What of the run, and of which ranks and parameters.
         params: The parameters in model order.
         capacity: How many bins each curve has.
+        stride: How many steps lie between rows, as far as is known.
 
     Attributes:
         tables: The tables that it takes rows of.
     """
 
-    def __init__(self, look: Look | None = None, params: Sequence[str] = (), capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, look: Look | None = None, params: Sequence[str] = (), capacity: int = CAPACITY, stride: int = 1
+    ) -> None:
         self._look = look or Look()
         self._params = matching(list(params), self._look.params)
         self._statistics = set(STATISTICS)
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
         self._bins: dict[str, Bins | Grid]
         if self._look.view is View.LAYERS:
-            self._bins = {"extremes": Grid(_needed(self._look.statistic), self._params, columns)}
+            self._bins = {"extremes": Grid(_needed(self._look.statistic), self._params, columns, stride)}
         elif self._look.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(_of_extremes(self._statistics), capacity),
@@ -387,4 +396,5 @@ def _curve(name: str, bins: pl.DataFrame) -> Curve:
         bins["high"].fill_null(float("nan")).to_list(),
         bins["nonfinite"].drop_nulls().to_list(),
         _seconds(bins),
+        bins["newest"][-1] / bins["writers"][-1],
     )

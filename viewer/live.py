@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from tracer.log.run import (
     LogError,
     Run,
@@ -108,9 +110,11 @@ class Live:
         # A folder that was deleted gives no events any more, although one of the same name exists.
         self._waker.forget(self.folders)
         self._shown: Snapshot | None = None
-        names = [str(param["name"]) for param in self._run.info["params"]] if self._run is not None else []
+        info = self._run.info if self._run is not None else {"params": [], "settings": {}}
+        names = [param["name"] for param in info["params"]]
         self._params = tuple(names), tuple(matching(names, self._look.params))
-        self._history = History(self._look, names)
+        stride = max(info["settings"].get(name) or 1 for name in ("every", "fold"))
+        self._history = History(self._look, names, stride=stride)
         self._followers = {table: Follower(self.path, table) for table in self._history.tables}
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
@@ -252,7 +256,7 @@ class Runs:
         for key, live in self._lives.items():
             try:
                 snapshot = live.refresh(progress)
-            except LogError as error:
+            except (LogError, OSError, pl.exceptions.PolarsError) as error:
                 if len(found) == 1:
                     raise
                 snapshot = Snapshot(key[0], "stopped", None, problems=(str(error),))

@@ -312,7 +312,9 @@ def draw_nonfinite(axes: Axes, look: Look, found: NonFinite) -> list[Artist]:
     below = sum(line.get_marker() == "X" for line in axes.lines)
     height = 0.04 + 0.08 * (below % 12)
     first, *others = x
-    until = f", last at {found.steps[-1]:,}" if others else ""
+    # Of the steps in a bin, only the first one is known.
+    least = "" if found.steps[-1] in found.ends else " or later"
+    until = f", last at {found.steps[-1]:,}{least}" if others else ""
     return list(
         axes.plot(
             [first, first, *(number for there in others for number in (math.nan, there))],

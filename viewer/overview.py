@@ -149,7 +149,8 @@ class Overview:
         if self._look.smoothing and len(heights) > FEW_POINTS:
             artists += axes.plot(x, drawable(heights), color=colour, alpha=0.35, linewidth=0.8, gid=RAW)
             heights = smoothed(heights, self._look.smoothing)
-        artists.append(draw_line(axes, x, heights, label + last(curve.mean), colour, style))
+        newest = curve.mean if curve.newest is None else [curve.newest]
+        artists.append(draw_line(axes, x, heights, label + last(newest), colour, style))
         artists += draw_band(axes, x, curve.low, curve.high, colour)
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
         return artists + draw_nonfinite(axes, self._look, bad)
@@ -163,7 +164,6 @@ class Overview:
         numbers = [number for _, _, extremes in there for name in names for number in extremes.statistics[name]]
         set_scale(axes, self._look, numbers, Scale.SYMLOG)
         artists: list[Artist] = []
-        marked = 0
         for run, snapshot, extremes in there:
             x = along(self._look, snapshot, extremes.step, extremes.time)
             for index, kind in enumerate(kinds):

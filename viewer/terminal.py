@@ -42,11 +42,13 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
             if not snapshots:
                 continue
             said, size = title(snapshots, time.time()), console.size
+            # Known before it is drawn, so that Ctrl-C leaves it on the terminal.
+            known, shown = snapshots is shown, snapshots
             if not _over(snapshots) and not live.is_started:
                 live.start()
-            if live.is_started and (said, size, snapshots is shown) != drawn:
+            if live.is_started and (said, size, known) != drawn:
                 live.update(picture(snapshots, runs.look, time.time(), *size), refresh=True)
-            drawn, shown = (said, size, True), snapshots
+            drawn = said, size, True
             # What several ranks publish at once is drawn at once.
             time.sleep(0.0 if _over(snapshots) else _GATHER_SECONDS)
     finally:

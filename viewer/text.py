@@ -99,8 +99,9 @@ def _metrics(snapshot: Snapshot, name: str, look: Look) -> list[Curve]:
 
 def newest(curve: Curve) -> str:
     """The newest number of a curve."""
-    if not np.isnan(curve.mean[-1]):
-        return f"{curve.mean[-1]:.4g}"
+    number = curve.mean[-1] if curve.newest is None else curve.newest
+    if np.isfinite(number):
+        return f"{number:.4g}"
     return _NONFINITE if curve.nonfinite and curve.nonfinite[-1] > [-1, *curve.step][-2] else "–"
 
 

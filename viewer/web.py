@@ -10,6 +10,7 @@ import hmac
 import io
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 import time
@@ -37,6 +38,9 @@ from viewer.look import Look, View, look_of, words_of
 from viewer.marks import SIZE_INCHES
 from viewer.overview import panel
 from viewer.screen import Screen
+
+# Who comes with a wrong address is told so; the terminal is for those who started this.
+logging.getLogger("tornado.general").addHandler(logging.NullHandler())
 
 HOST, PORT = "127.0.0.1", 8088
 _TICK_MILLISECONDS = 200
@@ -109,7 +113,7 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
             ],
             default_handler_class=File,
             default_handler_args=given,
-            # Who comes with a wrong address is told so; the terminal is for those who started this.
+            # As for what is malformed.
             log_function=lambda _: None,
             websocket_max_message_size=_LARGEST_MESSAGE,
             websocket_ping_interval=_PING_SECONDS,
@@ -253,7 +257,7 @@ class Visitor(_Guarded, WebSocketHandler):
         """Take what the page's controls ask for, or what matplotlib's script has to say."""
         try:
             self._take(json.loads(message))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             # No page of ours says such a thing.
             self.close()
 

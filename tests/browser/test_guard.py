@@ -91,7 +91,7 @@ def test_only_the_page_itself_opens_a_socket(served: tuple[str, str]) -> None:
 def test_every_answer_is_kept_from_other_pages_and_caches(served: tuple[str, str]) -> None:
     """Nothing from another host may be loaded, and the page is neither framed, cached nor named to others."""
     netloc, token = served
-    for path in (*(f"/{token}/{name}" for name in FILES), f"/{token}/nothing", "/", "/wrong/"):
+    for path in (*(f"/{token}/{name}" for name in FILES), f"/{token}/nothing", "/", "/wrong/", "/%ff/"):
         _, headers, _ = get(netloc, path)
         policy = headers["Content-Security-Policy"]
         assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
@@ -131,7 +131,14 @@ def test_the_usual_port_gives_way(tmp_path: Path) -> None:
         assert len({address.path for address in addresses}) == 2
 
 
-@pytest.mark.parametrize("message", ["nonsense", "[]", "{}", '{"type": "look"}', '{"type": "resize", "width": "x"}'])
+@pytest.mark.parametrize(
+    "message",
+    [
+        *("nonsense", "[]", "{}", '{"type": "look"}', '{"type": "resize", "width": "x"}', "[" * 60_000),
+        '{"type": "button_press", "x": 1, "y": Infinity, "button": 0, "buttons": 1, "modifiers": []}',
+    ],
+    ids=lambda message: message[:40],
+)
 def test_a_message_that_no_page_sends_ends_its_connection_alone(tmp_path: Path, message: str) -> None:
     """Who speaks nonsense is hung up on, without a word on the terminal, and others are served as before."""
     with viewing(tmp_path, new_run(tmp_path / "run"), "--web", "--port", "0") as viewer:

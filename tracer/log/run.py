@@ -22,7 +22,15 @@ HEARTBEAT_STALE_SECONDS = 20.0
 
 HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
 
-_REQUIRED = ("run_id", "started", "host", "model", "params", "settings", "versions")
+_REQUIRED = {
+    "run_id": str,
+    "started": str,
+    "host": str,
+    "model": str,
+    "params": list,
+    "settings": dict,
+    "versions": dict,
+}
 _RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
 
 
@@ -119,8 +127,8 @@ def open_run(path: Path) -> Run:
     try:
         info = json.loads((path / "run.json").read_text(encoding="utf-8"))
         version = int(info["format"])
-        if version <= schema.FORMAT and not set(_REQUIRED) <= set(info):
-            raise ValueError(f"it lacks one of {', '.join(_REQUIRED)}")
+        if version <= schema.FORMAT:
+            _check(info)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LogError(f"{path} holds no run: it has no run.json; is the path right?") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -131,6 +139,19 @@ def open_run(path: Path) -> Run:
             "upgrade gradwatch to read it"
         )
     return Run(path, info)
+
+
+def _check(info: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where a reader could not rely on what a run.json says."""
+    for name, kind in _REQUIRED.items():
+        if not isinstance(info.get(name), kind):
+            raise ValueError(f"it lacks {name}, or its {name} is no {kind.__name__}")
+    datetime.fromisoformat(info["started"])
+    if not all(isinstance(param, dict) and isinstance(param.get("name"), str) for param in info["params"]):
+        raise ValueError("one of its params has no name")
+    for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int)):
+        if not isinstance(info["settings"].get(name), kinds | None):
+            raise ValueError(f"{name} in its settings is no {kinds.__name__}")
 
 
 def newest_run(folder: Path) -> Path | None:
@@ -231,10 +252,14 @@ def closed_summaries(path: Path) -> list[dict[str, Any]]:
     for rank in ranks(path):
         mark = path / f"closed-r{rank:05d}.json"
         try:
-            summaries.append(json.loads(mark.read_text(encoding="utf-8")))
+            summary = json.loads(mark.read_text(encoding="utf-8"))
+            counts = [*summary.get("rows_dropped", {}).values(), *summary.get("published", {}).values()]
+            if not all(isinstance(number, int) for number in (summary["rank"], *counts)):
+                raise ValueError("what should be numbers in it are none")
+            summaries.append(summary)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
     return summaries
 
