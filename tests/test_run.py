@@ -236,7 +236,7 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_run_json_of_wrong_types_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     """What readers rely on has the type that the format says, or the run is refused in a sentence."""
     run = new_run(tmp_path / "run")
-    (run / "run.json").write_text(json.dumps(open_run(run).info | wrong))
+    (run / "run.json").write_text(json.dumps({**open_run(run).info, **wrong}))
     with pytest.raises(LogError, match=r"run\.json cannot be read"):
         open_run(run)
 

@@ -202,6 +202,25 @@ def test_a_run_whose_folder_the_system_does_not_list_is_shown_with_its_problem(o
     assert steps(all_shown(runs)) == {"good": 4, "bad": None}
 
 
+@pytest.mark.parametrize("names", [("good",), ("good", "other")])
+def test_what_was_seen_stays_while_a_disk_is_away(opened: Opening, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """A run that cannot be read for a moment is shown as it was, with its trouble, and goes on when it can be again."""
+    good = in_step_order(tmp_path, *names)[0]
+    runs = opened(tmp_path)
+    before = all_shown(runs)
+    (good / "extremes").rename(tmp_path / "away")
+    (good / "extremes").write_text("")
+    (troubled, *_) = all_shown(runs)
+    assert (troubled.last_step, troubled.extremes) == (before[0].last_step, before[0].extremes)
+    assert "extremes" in troubled.problems[0]
+    assert runs.refresh() is None
+    (good / "extremes").unlink()
+    (tmp_path / "away").rename(good / "extremes")
+    assert all_shown(runs) == before
+    publish_next(good, "extremes", extremes([4]))
+    assert steps(all_shown(runs))["good"] == 4
+
+
 @pytest.mark.parametrize("setting", ["every", "fold"])
 def test_layers_have_no_gaps_between_steps_that_have_no_row(opened: Opening, tmp_path: Path, setting: str) -> None:
     """Where a row comes every ten steps, each column of the strip covers ten, and none of them is empty."""

@@ -168,6 +168,14 @@ class Live:
         self._shown = replace(self._shown, state="stopped", gone=True)
         return self._shown
 
+    def troubled(self, error: Exception) -> Snapshot | None:
+        """What was seen of a run that cannot be read now, with its trouble, once; it is gone with the next refresh."""
+        problems = (" ".join(str(error).split()),)
+        if self._shown is not None and self._shown.problems == problems:
+            return None
+        self._shown = replace(self._shown or Snapshot(self._name, "stopped", None), problems=problems)
+        return self._shown
+
     def _snapshot(self, run: Run, now: State, problems: tuple[str, ...], complete: bool) -> Snapshot:
         history = self._history
         there, shown = self._params
@@ -242,6 +250,7 @@ class Runs:
 
         Raises:
             LogError: the only run cannot be read. Of several, such a one is shown with its problem.
+            OSError: likewise, from the start.
         """
         found = self.found()
         self.names = tuple(name for name, _ in found)
@@ -257,10 +266,10 @@ class Runs:
             try:
                 snapshot = live.refresh(progress)
             except (LogError, OSError, pl.exceptions.PolarsError) as error:
-                if len(found) == 1:
+                # A disk that was there may come back.
+                if len(found) == 1 and (isinstance(error, LogError) or key not in self._shown):
                     raise
-                snapshot = Snapshot(key[0], "stopped", None, problems=(str(error),))
-                snapshot = None if self._shown.get(key) == snapshot else snapshot
+                snapshot = live.troubled(error)
             if snapshot is not None:
                 self._shown[key] = snapshot
                 changed = True
