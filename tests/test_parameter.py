@@ -97,7 +97,7 @@ def test_the_applied_gradient_is_beside_the_gradient() -> None:
     """What the optimizer got shares the gradient's panel, in a colour of its own."""
     panel = panels(drawn(snapshot(extremes([0, 1], **FOUR, **APPLIED))))["gradient"]
     assert bands(panel) == [{-3.0, -6.0, 4.0, 8.0}, {-0.5, -1.0, 0.5, 1.0}]
-    assert entries(panel)[2:] == ["applied gradient max  1", "applied gradient min  -1"]
+    assert entries(panel)[2:] == ["applied max  1", "applied min  -1"]
     assert len({line.get_color() for line in panel.lines}) == 2
 
 
@@ -116,7 +116,7 @@ def test_its_nan_is_marked() -> None:
     assert entries(found["value"])[0] == "value: NaN or inf from step 0"
     assert entries(found["gradient"])[:2] == [
         "gradient: NaN or inf from step 1",
-        "applied gradient: NaN or inf from step 0, last at 1",
+        "applied: NaN or inf from step 0, last at 1",
     ]
     for axes, heights in ((found["value"], [0.04]), (found["gradient"], [0.04, 0.12])):
         marks = [line for line in axes.lines if "NaN" in str(line.get_label())]

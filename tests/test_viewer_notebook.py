@@ -180,7 +180,7 @@ def test_a_figure_shows_what_is_asked_for(run: Path) -> None:
     assert labels(viewer.figure(run, param="fc.bias", rank=0)) == ["value", "gradient"]
     for metrics_asked in ("lr", ["lr"]):
         figure = viewer.figure(run, metrics=metrics_asked, dark=True, x="relative", scale="linear")
-        assert drawn(figure.axes[1])["lr"] == [0.1] * 5
+        assert drawn(figure.axes[2])["lr"] == [0.1] * 5
         assert figure.axes[-1].get_xlabel() == "time since the run began"
         assert figure.axes[-1].get_yscale() == "linear"
         assert to_hex(figure.get_facecolor()) == DARK.ground

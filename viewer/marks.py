@@ -74,8 +74,8 @@ _TITLE_LINES, _NOTICE_LENGTH = 3, 140
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
-# What stands before a legend's words is as wide as so many of them.
-_HANDLE_LETTERS = 6
+# Usual ones are narrower; and what stands before a legend's words is as wide as so many.
+_SMALL_LETTERS, _HANDLE_LETTERS = 18, 4
 # From twice a unit on, time since the beginning is in it.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -351,8 +351,8 @@ def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = Fals
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
         longest = max(len(str(line.get_label())) for line in lines)
-        where["ncols"] = max(1, min(3, int(_LEGEND_LETTERS * width // (longest + _HANDLE_LETTERS))))
-        room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.45))
+        where["ncols"] = max(1, min(3, int(_SMALL_LETTERS * width // (longest + _HANDLE_LETTERS))))
+        room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
     # What is not finite comes first: it must not be among what finds no room.
     handles = sorted(lines, key=lambda line: line.get_marker() != "X")
     if len(handles) > max(1, room):

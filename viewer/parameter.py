@@ -34,7 +34,7 @@ from viewer.marks import (
 )
 from viewer.status import shortened
 
-_WORDS = {"value": "value", "grad": "gradient", "applied": "applied gradient"}
+_WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 _HISTOGRAM_ROWS = 128
 
 
