@@ -33,27 +33,27 @@ def snapshot(state: State = "running", **fields: Any) -> Snapshot:
         (snapshot(steps_per_second=3.14159), "● running · step 1,234 · 3.14 steps/s · last row 1 min ago"),
         (
             snapshot(steps_per_second=2.0, total_steps=2675),
-            "● running · step 1,234 of 2,675 · 2 steps/s · last row 1 min ago · about 12 min left",
+            "● running · step 1,234 (46 %) · 2 steps/s · last row 1 min ago · about 12 min left",
         ),
         # Nobody knows how long it takes without a speed, nor once it has ended.
-        (snapshot(total_steps=5000), "● running · step 1,234 of 5,000 · last row 1 min ago"),
-        (snapshot("closed", total_steps=5000, steps_per_second=2.0), "■ closed · step 1,234 of 5,000 · 2 steps/s"),
+        (snapshot(total_steps=5000), "● running · step 1,234 (24 %) · last row 1 min ago"),
+        (snapshot("closed", total_steps=5000, steps_per_second=2.0), "■ closed · step 1,234 (24 %) · 2 steps/s"),
         (
             snapshot("stopped", total_steps=5000, steps_per_second=2.0),
-            "▲ stopped without closing · step 1,234 of 5,000 · 2 steps/s · last row 1 min ago",
+            "▲ stopped without closing · step 1,234 (24 %) · 2 steps/s · last row 1 min ago",
         ),
         # The last step, and steps beyond what was announced.
         (
             snapshot(steps_per_second=2.0, total_steps=1235),
-            "● running · step 1,234 of 1,235 · 2 steps/s · last row 1 min ago",
+            "● running · step 1,234 (100 %) · 2 steps/s · last row 1 min ago",
         ),
         (
             snapshot(steps_per_second=2.0, total_steps=7),
-            "● running · step 1,234 of 7 · 2 steps/s · last row 1 min ago",
+            "● running · step 1,234 · 2 steps/s · last row 1 min ago",
         ),
         (
             snapshot(steps_per_second=2.0, total_steps=1237),
-            "● running · step 1,234 of 1,237 · 2 steps/s · last row 1 min ago · about 10 s left",
+            "● running · step 1,234 (99 %) · 2 steps/s · last row 1 min ago · about 10 s left",
         ),
     ],
 )

@@ -47,8 +47,10 @@ def words(snapshot: Snapshot, now: float) -> str:
     found = [f"{_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}"]
     if snapshot.last_step is None:
         return f"{found[0]} · no step yet"
-    of = f" of {snapshot.total_steps:,}" if snapshot.total_steps else ""
-    found.append(f"step {snapshot.last_step:,}{of}")
+    # Steps are counted from 0, so that "of" would seem to miss one at the end.
+    total = snapshot.total_steps or 0
+    share = f" ({(snapshot.last_step + 1) * 100 // total} %)" if snapshot.last_step < total else ""
+    found.append(f"step {snapshot.last_step:,}{share}")
     if snapshot.steps_per_second:
         speed = snapshot.steps_per_second
         found.append(f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s")
