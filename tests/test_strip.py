@@ -312,6 +312,23 @@ def test_magnitudes_of_any_size_are_drawn(magnitudes: list[float]) -> None:
         assert (colour == [0, 0, 0]) == (magnitude < 1e-200)
 
 
+def test_the_toolbar_names_what_is_under_the_mouse() -> None:
+    """A cell has its parameter, step and magnitude said, however many steps it covers; what is beside it, nothing."""
+    magnitudes = np.array([[1.0, np.nan, 3.0], [0.0, 2.0, 3.0]])
+    bad = np.array([[False, False, False], [False, False, True]])
+    strip = drawn(Layers(["a.$x$", "b"], 100, 10, magnitudes, bad))
+    said = {place: strip._axes.format_coord(*place) for place in ((104, 0.2), (115, 0), (104, 1), (129, 1.3))}
+    assert list(said.values()) == [
+        "a.$x$  step 104  1",
+        "a.$x$  step 115  not recorded",
+        "b  step 104  0",
+        "b  step 129  NaN or infinity",
+    ]
+    for place in ((99, 0), (130, 0), (104, -1), (104, 2)):
+        assert strip._axes.format_coord(*place) == ""
+    assert not any(image.mouseover for image in strip._axes.images)
+
+
 def test_nothing_accumulates_in_a_strip() -> None:
     """After many updates the figure holds as much as after the first."""
     strip = drawn(uniform(["a"]))

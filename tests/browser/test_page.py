@@ -221,6 +221,25 @@ def test_a_click_opens_a_parameter(tmp_path: Path, browser: Chrome) -> None:
         page.wait_for_address(view="param", param="a.weight")
 
 
+def test_the_browsers_back_button_leads_back_to_the_view(tmp_path: Path, browser: Chrome) -> None:
+    """From a parameter, and another, back leads to where the user came from, with its controls; forward leads on."""
+    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
+        page = Page(browser, f"{address_of(viewer)}?view=layers&dark=true")
+        page.wait_for_address(view="layers", dark="true")
+        page.mouse(0.5, 0.4).click().perform()
+        page.wait_for_address(view="param", param="a.bias", dark="true")
+        page.find("#params [value='b.weight']").click()
+        page.wait_for_address(view="param", param="b.weight", dark="true")
+        browser.back()
+        page.wait_for_address(view="param", param="a.bias", dark="true")
+        browser.back()
+        page.wait_for_address(view="layers", dark="true")
+        wait_until(lambda: page.find("[value=layers]").is_selected())
+        browser.forward()
+        page.wait_for_address(view="param", param="a.bias", dark="true")
+        wait_until(lambda: page.find("[value=param]").is_selected())
+
+
 def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
     """Of several runs one can be chosen by its name alone, and metrics without a panel of their own can be drawn."""
     for name in ("one", "two"):
