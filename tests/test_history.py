@@ -340,7 +340,7 @@ def test_only_parameters_in_whose_name_the_expression_is_found_count(
     kept = [row for row in rows if re.search(pattern, row[1])]
     history = absorbed(Look(params=pattern), pl.concat(map(lazy, tables_of(rows))), capacity=capacity)
     if not kept:
-        assert (history.extremes(), history.last_step) == (None, None)
+        assert history.extremes() is None
         return
     found = found_in(history)
     for name in STATISTICS:
@@ -433,6 +433,17 @@ def test_the_newest_row_may_be_of_any_table() -> None:
     assert (history.last_step, history.last_time) == (7, BEGUN + 7)
     history.absorb("extremes", lazy(extremes([9])))
     assert (history.last_step, history.last_time) == (9, BEGUN + 9)
+
+
+@pytest.mark.parametrize(
+    "look", [Look(View.PARAM, param="frozen"), Look(params="frozen"), Look(View.LAYERS, params="frozen")], ids=repr
+)
+def test_how_far_a_run_is_does_not_depend_on_what_is_shown(look: Look) -> None:
+    """The last step and time are those of all rows, also where the parameter that is shown stopped long ago."""
+    history = History(look, ["frozen", "other"])
+    history.absorb("extremes", lazy(extremes([3], ["frozen"])))
+    history.absorb("extremes", lazy(extremes([4, 50], ["other"])))
+    assert (history.last_step, history.last_time) == (50, BEGUN + 50)
 
 
 def at_seconds(seconds: Sequence[float], steps: Sequence[int] | None = None, view: View = View.OVERVIEW) -> History:
@@ -651,13 +662,13 @@ def test_layers_of_a_statistic_that_some_parts_have_show_it_there() -> None:
 
 
 def test_layers_of_some_parameters_alone() -> None:
-    """With ``params``, neither the table nor the last step knows of others; those without a row have an empty one."""
+    """With ``params``, the table knows of no others; those without a row have an empty one."""
     look = Look(View.LAYERS, params="bias")
     history = absorbed(
         look, extremes([0], ["a.bias", "a.weight"]), extremes([1], ["c.weight"]), params=["b.bias", "c.weight"]
     )
     found = layers_in(history)
-    assert (found.params, history.last_step) == (["b.bias", "a.bias"], 0)
+    assert (found.params, history.last_step) == (["b.bias", "a.bias"], 1)
     assert same(found.magnitudes[:, 0], [math.nan, 2.0])
 
 

@@ -259,6 +259,8 @@ class History:
         self._look = look or Look()
         self._params = matching(list(params), self._look.params)
         self._statistics = set(STATISTICS)
+        # The last step and time of rows that may not be shown.
+        self._newest = -1, -math.inf
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
         self._bins: dict[str, Bins | Grid]
         if self._look.view is View.LAYERS:
@@ -281,6 +283,11 @@ class History:
         bins = self._bins[table]
         if self._look.rank.isdigit():
             rows = rows.filter(pl.col("rank") == int(self._look.rank))
+        if self._look.view is View.PARAM or self._look.params:
+            # How far the run is does not depend on what of it is shown.
+            step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)
+            if step is not None:
+                self._newest = max(self._newest[0], step), max(self._newest[1], time.timestamp())
         if self._look.view is View.PARAM:
             rows = rows.filter(pl.col("param") == self._look.param)
         elif table == "extremes" and self._look.params:
@@ -307,12 +314,14 @@ class History:
     @property
     def last_step(self) -> int | None:
         """The last step of any row; None before the first row."""
-        return max((int(max(steps)) for steps, _ in self._ends()), default=None)
+        steps = [int(max(steps)) for steps, _ in self._ends()]
+        return max([*steps, self._newest[0]]) if steps or self._newest[0] >= 0 else None
 
     @property
     def last_time(self) -> float | None:
         """When the newest row was made, in seconds since 1970; None before the first row."""
-        return max((float(max(seconds)) for _, seconds in self._ends()), default=None)
+        seconds = [float(max(seconds)) for _, seconds in self._ends()]
+        return max([*seconds, self._newest[1]]) if seconds or self._newest[0] >= 0 else None
 
     def _ends(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
         return [ends for bins in self._bins.values() if len((ends := bins.ends())[0])]
