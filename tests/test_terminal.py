@@ -431,6 +431,16 @@ def test_a_gap_in_a_chart_is_empty() -> None:
     assert re.search(r"[⠁-⣿]{18,} {8,11}[⠁-⣿]{18,}o", text)
 
 
+def test_a_metric_that_is_asked_for_has_a_chart_of_its_own(tmp_path: Path) -> None:
+    """As in the figure, a metric that is neither a loss nor an accuracy is not on the accuracy's scale."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "metrics", metrics(range(9), [0.5] * 9, "accuracy"))
+    publish_next(run, "metrics", metrics(range(9), [1e-4] * 9, "lr"))
+    for asked, headers in (((), ["loss", "accuracy"]), (("lr", "train_loss"), ["loss", "accuracy", "metrics"])):
+        look = Look(metrics=asked)
+        assert drawn([snapshot(run, look)], look)[1].split() == headers
+
+
 def test_a_chart_stands_where_its_numbers_are() -> None:
     """A rising line begins at the lower left and ends at the upper right, beside the numbers of its axes."""
     steps = range(100)

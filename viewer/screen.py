@@ -1,4 +1,4 @@
-"""A figure that a user looks at, on a surface that draws and answers him: window, page or notebook."""
+"""A figure that a user looks at, on a surface that draws and answers him: window or page."""
 
 import dataclasses
 import time
@@ -98,7 +98,6 @@ class Screen:
     def redraw(self) -> None:
         """Put what is known into the figure again, as after a change of its size."""
         if self.snapshots:
-            _keep_zoom(self.figure)
             self._shown.update(self.snapshots, time.time())
         elif self._titled:
             entitle(self.figure, self.look, self.said())
@@ -146,11 +145,3 @@ class Screen:
         if self._reader is not None:
             self._reader.stop()
             self._reader = None
-
-
-def _keep_zoom(figure: Figure) -> None:
-    """Let no axes follow its data whose x axis is zoomed: the zoom tool says so only of those under the mouse."""
-    for axes in figure.axes:
-        if not axes.get_autoscalex_on():
-            for other in axes.get_shared_x_axes().get_siblings(axes):
-                other.set_autoscalex_on(False)

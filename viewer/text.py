@@ -90,10 +90,11 @@ def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
 
 
 def _metrics(snapshot: Snapshot, name: str, look: Look) -> list[Curve]:
-    """The metrics of a panel, by their names."""
-    asked = [curve.name for curve in snapshot.curves if curve.name in look.metrics and panel(curve.name) is None]
+    """The metrics of a panel, by their names: those that were asked for and belong to none have one of their own."""
     return [
-        curve for curve in snapshot.curves if panel(curve.name) == name or (name == "accuracy" and curve.name in asked)
+        curve
+        for curve in snapshot.curves
+        if name == (panel(curve.name) or ("metrics" if curve.name in look.metrics else None))
     ]
 
 
@@ -145,19 +146,26 @@ def _chart(
         header.append(f"  {mark} {shortened(label, 16)}", f"not bold {colour}")
     width, height = size
     header.truncate(width - 1, overflow="ellipsis")
-    hint = f": trace.log({name}=…)" if auto is Scale.LINEAR else ""
+    hint = f": trace.log({name}=…)" if name in ("loss", "accuracy") else ""
     below = chart(lines, look, auto, width - 1, height - 1) if lines else _words(f"nothing yet{hint}", "dim")
     return Group(header, below)
 
 
 def _overview(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) -> list[RenderableType]:
     half, several = width // 2, len(snapshots) > 1
+    names = ["loss", "accuracy", *(["metrics"] if any(panel(asked) is None for asked in look.metrics) else [])]
     rows = min(len(snapshots) + 1, height // 3) if several else 0
     above = (height - rows) // 2
     below = height - rows - above
     metrics = [
-        _chart(name, [(each, _metrics(each, name, look)) for each in snapshots], look, Scale.LINEAR, (half, above))
-        for name in ("loss", "accuracy")
+        _chart(
+            name,
+            [(each, _metrics(each, name, look)) for each in snapshots],
+            look,
+            Scale.LINEAR,
+            (width // len(names), above),
+        )
+        for name in names
     ]
     if several:
         sizes = [
