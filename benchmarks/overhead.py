@@ -1,8 +1,9 @@
-"""What tracing costs a training step, beside reading the same four numbers a parameter with ``.item()``.
+"""What tracing costs a training step, beside its floor and beside reading the same four numbers with ``.item()``.
 
-Each contestant trains its own copy of the model, and keeps its loss: the traced one with ``trace.log``, the others with
-``loss.item()``. A round takes one step of each, in a random order, so that what else the machine does falls on all of
-them alike. Run: ``python -m benchmarks.overhead``.
+Each contestant trains its own copy of a model, and keeps its loss: the traced ones with ``trace.log``, the others with
+``loss.item()``. The floor reads every value and every gradient once, with ``torch.sum``. A round takes one step of
+each, in a random order, so that what else the machine does falls on all of them alike; what a contestant costs is its
+difference to the plain step of the same round. Run: ``python -m benchmarks.overhead``.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,8 +27,11 @@ import tracer
 
 Step = Callable[[], None]
 Build = Callable[[], tuple[nn.Module, torch.Tensor]]
-Contest = Callable[[Build, int], dict[str, list[float]]]
-Report = Callable[[str, dict[str, list[float]]], Table]
+Seconds = Mapping[str, list[float]]
+
+EVERY = 10
+# Medians of so many parts of the rounds are compared, to see how much a ratio depends on when it was measured.
+BLOCKS = 8
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor]:
@@ -40,6 +44,48 @@ def mlp() -> tuple[nn.Module, torch.Tensor]:
 def resnet() -> tuple[nn.Module, torch.Tensor]:
     """ResNet-18, and 16 images of 64 by 64 pixels."""
     return resnet18(weights=None, num_classes=10), torch.randn(16, 3, 64, 64)
+
+
+def transformer() -> tuple[nn.Module, torch.Tensor]:
+    """Torch's own encoder with 10.6 million numbers in 74 parameters, and 8 sequences of 32 tokens."""
+    layer = nn.TransformerEncoderLayer(d_model=384, nhead=6, dim_feedforward=1536, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, num_layers=6, enable_nested_tensor=False)
+    return nn.Sequential(encoder, nn.Flatten(), nn.Linear(32 * 384, 10)), torch.randn(8, 32, 384)
+
+
+class Tiny(nn.Module):
+    """500 layers side by side, whose 1,000 parameters have 4 or 16 elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(500))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The sum of all layers' outputs."""
+        return torch.stack([layer(inputs) for layer in self.layers]).sum(dim=0)
+
+
+def tiny() -> tuple[nn.Module, torch.Tensor]:
+    """A thousand parameters so small that only what is done once for each of them counts."""
+    return Tiny(), torch.randn(8, 4)
+
+
+MODELS: Mapping[str, tuple[Build, int]] = {
+    "MLP, 14 parameters": (mlp, 10),
+    "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": (resnet, 1),
+    "TransformerEncoder, 76 parameters": (transformer, 1),
+    "1,000 parameters of 4 or 16 elements": (tiny, 2),
+}
+"""By title: how to build a model, and how many rounds of it stand for one of the largest."""
+
+
+@torch.no_grad()
+def read_once(model: nn.Module) -> None:
+    """The floor: one pass over every value and every gradient."""
+    for parameter in model.parameters():
+        torch.sum(parameter)
+        if parameter.grad is not None:
+            torch.sum(parameter.grad)
 
 
 def read_with_items(model: nn.Module) -> None:
@@ -55,7 +101,7 @@ def read_with_items(model: nn.Module) -> None:
 def training_step(model: nn.Module, inputs: torch.Tensor, after: Callable[[torch.Tensor], None]) -> Step:
     """One step of plain training; ``after`` is called between backward and update."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    labels = torch.randint(10, (len(inputs),))
+    labels = torch.randint(outputs(model, inputs), (len(inputs),))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -67,7 +113,13 @@ def training_step(model: nn.Module, inputs: torch.Tensor, after: Callable[[torch
     return step
 
 
-def measure(steps: dict[str, Step], rounds: int, warm_up: int) -> dict[str, list[float]]:
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: torch.Tensor) -> int:
+    """How many numbers a model gives for each of its inputs."""
+    return int(model(inputs).shape[1])
+
+
+def measure(steps: Mapping[str, Step], rounds: int, warm_up: int) -> dict[str, list[float]]:
     """Seconds a step, for each contestant and round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(warm_up + rounds):
@@ -80,60 +132,90 @@ def measure(steps: dict[str, Step], rounds: int, warm_up: int) -> dict[str, list
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
-    """Plain, with the loop, and traced."""
+    """Plain, the floor, with the loop, and traced: every step, or every tenth."""
     model, inputs = build()
-    models = {name: copy.deepcopy(model) for name in ("plain", "item loop", "traced")}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        trace = stack.enter_context(tracer.attach(models["traced"], Path(folder) / "run"))
-        losses: list[float] = []
+    losses: list[float] = []
 
-        def loop(loss: torch.Tensor) -> None:
-            read_with_items(models["item loop"])
+    def after(read: Callable[[nn.Module], None], twin: nn.Module) -> Callable[[torch.Tensor], None]:
+        def look(loss: torch.Tensor) -> None:
+            read(twin)
             losses.append(loss.item())
 
-        after: dict[str, Callable[[torch.Tensor], None]] = {
-            "plain": lambda loss: losses.append(loss.item()),
-            "item loop": loop,
-            "traced": lambda loss: trace.log(loss=loss),
-        }
-        steps = {name: training_step(models[name], inputs, after[name]) for name in models}
-        return measure(steps, rounds, warm_up=max(5, rounds // 20))
+        return look
 
+    def logging(trace: tracer.Trace) -> Callable[[torch.Tensor], None]:
+        return lambda loss: trace.log(loss=loss)
 
-def report(title: str, seconds: dict[str, list[float]]) -> Table:
-    """Medians with their quartiles, as times and as ratios within this run."""
-    table = Table("contestant", "median ms a step", "quartiles", "extra ms", "× plain", "extra × loop's", title=title)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    # Pairs of one round: what slows the machine for a while slows both.
-    extra = {
-        name: statistics.median(a - b for a, b in zip(times, seconds["plain"], strict=True))
-        for name, times in seconds.items()
+    reading: Mapping[str, Callable[[nn.Module], None]] = {
+        "plain": lambda model: None,
+        "floor": read_once,
+        "item loop": read_with_items,
     }
+    steps: dict[str, Step] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, read in reading.items():
+            twin = copy.deepcopy(model)
+            steps[name] = training_step(twin, inputs, after(read, twin))
+        for name, every in {"traced": 1, f"every={EVERY}": EVERY}.items():
+            twin = copy.deepcopy(model)
+            trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, every=every))
+            steps[name] = training_step(twin, inputs, logging(trace))
+        # A multiple, so that the first round counted is one whose step is measured.
+        return measure(steps, rounds - rounds % EVERY, warm_up=max(1, rounds // 20 // EVERY) * EVERY)
+
+
+def extra_seconds(seconds: Seconds, name: str, part: slice = slice(None)) -> float:
+    """The median difference to the plain step of the same round, what slows the machine for a while slowing both.
+
+    Where only some steps are measured, the medians of these and of the others, each as often as it occurs.
+    """
+    differences = [a - b for a, b in zip(seconds[name][part], seconds["plain"][part], strict=True)]
+    if not name.startswith("every="):
+        return statistics.median(differences)
+    others = [each for at, each in enumerate(differences) if at % EVERY]
+    return (statistics.median(differences[::EVERY]) + (EVERY - 1) * statistics.median(others)) / EVERY
+
+
+def blocks(rounds: int) -> list[slice]:
+    """The rounds in parts of equal length, each of which begins with a measured step."""
+    length = max(1, rounds // BLOCKS // EVERY) * EVERY
+    return [slice(begin, begin + length) for begin in range(0, rounds - length + 1, length)]
+
+
+def report(title: str, seconds: Seconds) -> Table:
+    """Medians, what each contestant costs, and its ratios within this run with the quartiles of the blocks' ratios."""
+    table = Table("contestant", "median ms a step", "extra ms", "× plain", "extra × floor's", "extra × loop's")
+    table.title = title
+    plain = statistics.median(seconds["plain"])
+    parts = blocks(len(seconds["plain"]))
+
+    def ratio(name: str, to: str) -> str:
+        low, _, high = statistics.quantiles(
+            (extra_seconds(seconds, name, part) / extra_seconds(seconds, to, part) for part in parts), n=4
+        )
+        return f"{extra_seconds(seconds, name) / extra_seconds(seconds, to):.2f} ({low:.2f} to {high:.2f})"
+
     for name, times in seconds.items():
-        low, _, high = statistics.quantiles(times, n=4)
+        extra = extra_seconds(seconds, name)
+        ratios = ["", ""] if name == "plain" else [ratio(name, "floor"), ratio(name, "item loop")]
         table.add_row(
-            name,
-            f"{medians[name] * 1e3:.3f}",
-            f"{low * 1e3:.3f} to {high * 1e3:.3f}",
-            f"{extra[name] * 1e3:+.3f}",
-            f"{medians[name] / medians['plain']:.3f}",
-            f"{extra[name] / extra['item loop']:.2f}",
+            name, f"{statistics.median(times) * 1e3:.3f}", f"{extra * 1e3:+.3f}", f"{1 + extra / plain:.3f}", *ratios
         )
     return table
 
 
-def print_both(description: str | None, contest: Contest, report: Report, rounds: int) -> None:
-    """Hold a contest on both models, and print both tables."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, help="rounds of the ResNet-18; the MLP takes ten times as many"
-    )
-    rounds = parser.parse_args().rounds
-    console = Console(width=110)
+def main() -> None:
+    """Hold all contests, and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=320, help="rounds of the largest models; smaller ones take more")
+    parser.add_argument("--model", default="", help="only the models whose title contains this")
+    arguments = parser.parse_args()
+    console = Console(width=120)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(report("MLP, 14 parameters", contest(mlp, rounds * 10)))
-    console.print(report("ResNet-18 on 16 × 3 × 64 × 64", contest(resnet, rounds)))
+    for title, (build, factor) in MODELS.items():
+        if arguments.model in title:
+            console.print(report(title, contest(build, arguments.rounds * factor)))
 
 
 if __name__ == "__main__":
-    print_both(__doc__, contest, report, rounds=200)
+    main()
