@@ -167,13 +167,12 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
 def extra_seconds(seconds: Seconds, name: str, part: slice = slice(None)) -> float:
     """The median difference to the plain step of the same round, what slows the machine for a while slowing both.
 
-    Where only some steps are measured, the medians of these and of the others, each as often as it occurs.
+    Where only some steps are measured, the mean of the medians of each tenth step: the second, say, of ten.
     """
     differences = [a - b for a, b in zip(seconds[name][part], seconds["plain"][part], strict=True)]
     if not name.startswith("every="):
         return statistics.median(differences)
-    others = [each for at, each in enumerate(differences) if at % EVERY]
-    return (statistics.median(differences[::EVERY]) + (EVERY - 1) * statistics.median(others)) / EVERY
+    return statistics.fmean(statistics.median(differences[phase::EVERY]) for phase in range(EVERY))
 
 
 def blocks(rounds: int) -> list[slice]:

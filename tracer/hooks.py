@@ -3,11 +3,13 @@
 Registers, re-arms and removes them; knows neither rows nor files.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
-from operator import attrgetter
-from typing import Any, Literal, NamedTuple, Protocol
+from operator import attrgetter, is_
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -17,23 +19,47 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
 
-# Where a whole step is compiled, the compiler would take the tracer for a part of it, and recompile it for each tensor.
-# torch.compiler.disable does the same, but imports the compiler at once, which takes a second.
-_not_compiled = torch._compile._disable_dynamo
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _requires_grad = attrgetter("requires_grad")
+_END = object()
+
+
+def _not_compiled(hook: _Function) -> _Function:
+    """Have the compiler neither take a function into what it compiles, nor compile it and what it calls.
+
+    Where a whole step is compiled, it would else do so for each tensor anew.
+    """
+    try:
+        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
+    except ImportError:
+        # An older torch. What this wraps around a function costs more than a microsecond a call.
+        return torch._compile._disable_dynamo(hook)  # type: ignore[return-value]
+    function = cast("FunctionType", hook)
+    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
+    function.__dict__["_torchdynamo_disable"] = True
+    return hook
 
 
 class Tap:
-    """What is known of one traced tensor: its index among the traced parameters, and whether its hook is set."""
+    """What is known of one traced tensor: its index among the traced parameters, and whether its hook is set.
 
-    __slots__ = ("failed", "handle", "index", "tensor")
+    It is the hook itself.
+    """
 
-    def __init__(self, tensor: nn.Parameter) -> None:
+    __slots__ = ("_report", "failed", "handle", "index", "tensor")
+
+    def __init__(self, tensor: nn.Parameter, listener: "Listener") -> None:
+        self._report = listener.on_gradient
         self.tensor = tensor
         self.index = -1
         self.handle: RemovableHandle | None = None
         self.failed = False
+
+    @_not_compiled
+    def __call__(self, tensor: torch.Tensor) -> None:
+        """Report a gradient that was accumulated into ``tensor.grad``."""
+        self._report(self, tensor)
 
 
 class Change(NamedTuple):
@@ -68,6 +94,7 @@ class Hooks:
         chosen: The traced parameters, in model order.
         parameters: Those of them that have a shape already.
         taps: Their taps, likewise.
+        noted: Holds something once a gradient has arrived that was only noted; see ``report``.
 
     Raises:
         ValueError: the model has no trainable parameter, or none is selected.
@@ -79,6 +106,9 @@ class Hooks:
         self._listener: Listener | None = None
         self._handles: list[RemovableHandle] = []
         self.taps: list[Tap] = []
+        self.noted: deque[torch.Tensor] = deque(maxlen=1)
+        self._note = self.noted.append
+        self._reporting = True
         self.chosen: list[NamedParameter] = []
         self._lazy: list[nn.Parameter] = []
         reshard(model)
@@ -108,16 +138,29 @@ class Hooks:
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
         materialised = any(not is_lazy(tensor) for tensor in self._lazy)
-        return materialised or self._trainable() != self._were_trainable or self._replaced() is not None
+        return materialised or not self._trainable_as_before() or self._replaced() is not None
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a traced parameter."""
-        return _holds(optimizer, self._ids)
+        return not self._ids.isdisjoint(_held_ids(optimizer))
 
     def misses(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""
         found = self._replaced()
-        return found is not None and _holds(optimizer, {id(parameter.tensor) for parameter in found})
+        return found is not None and not {id(parameter.tensor) for parameter in found}.isdisjoint(_held_ids(optimizer))
+
+    def report(self, each: bool) -> None:
+        """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
+
+        To note one calls no Python function, which is a tenth of the work of reporting it.
+        """
+        if each is self._reporting:
+            return
+        self._reporting = each
+        self.noted.clear()
+        for tap in self.taps:
+            if tap.handle is not None:
+                tap.tensor._post_accumulate_grad_hooks[tap.handle.id] = tap if each else self._note
 
     def rearm(self) -> tuple[list[Tap], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
@@ -130,12 +173,14 @@ class Hooks:
         known = {id(tap.tensor): tap for tap in self.taps}
         before = self._by_name()
         self._survey(self._look())
-        self.taps = [known.pop(id(tensor)) if id(tensor) in known else Tap(tensor) for tensor in self._tensors]
+        self.taps = [
+            known.pop(id(tensor)) if id(tensor) in known else Tap(tensor, listener) for tensor in self._tensors
+        ]
         new = [tap for tap in self.taps if tap.index < 0]
         for index, tap in enumerate(self.taps):
             tap.index = index
             if tap.handle is None and tap.tensor.requires_grad:
-                tap.handle = _first_hook(tap.tensor, _gradient_hook(listener, tap))
+                tap.handle = _first_hook(tap.tensor, tap if self._reporting else self._note)
         for tap in known.values():
             if tap.handle is not None:
                 tap.handle.remove()
@@ -156,12 +201,12 @@ class Hooks:
 
     def held(self, optimizer: Optimizer) -> list[Tap]:
         """The taps of the tensors that an optimizer holds."""
-        theirs = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        theirs = set(_held_ids(optimizer))
         return [tap for tap in self.taps if id(tap.tensor) in theirs]
 
     def _replaced(self) -> list[NamedParameter] | None:
         """The parameters as they are now, where these are not the ones that were armed."""
-        if self._held_ids() == self._were_held:
+        if self._held_as_before():
             return None
         now, then = self._look(), self.chosen
         if [(new.name, id(new.tensor)) for new in now] != [(old.name, id(old.tensor)) for old in then]:
@@ -189,19 +234,25 @@ class Hooks:
         self._ids = {id(parameter.tensor) for parameter in chosen}
         # Everything that the model's modules hold, kept alive so that nothing new can bear its id.
         self._modules = list(self._model.modules())
-        self._owners: list[dict[str, Any]] = []
-        for module in self._modules:
-            self._owners += [module._parameters, module._modules]
-        self._kept = list(chain.from_iterable(map(dict.values, self._owners)))
-        self._were_held = self._held_ids()
-        self._were_trainable = self._trainable()
+        owners: list[dict[str, Any]] = [
+            held for module in self._modules for held in (module._parameters, module._modules)
+        ]
+        self._owners = [held for held in owners if held]
+        self._empty = [held for held in owners if not held]
+        self._kept = list(self._held())
+        self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
 
-    def _held_ids(self) -> list[int]:
-        # Called in each step, so it loops in the interpreter's own functions.
-        return list(map(id, chain.from_iterable(map(dict.values, self._owners))))
+    def _held(self) -> Iterable[object]:
+        return chain(chain.from_iterable(map(dict.values, self._owners)), [_END])
 
-    def _trainable(self) -> list[bool]:
-        return list(map(_requires_grad, self._tensors))
+    # These two are asked in each measured step, so they loop in the interpreter's own functions.
+
+    def _held_as_before(self) -> bool:
+        # Both end in a mark that nothing else is, so that they differ where one of them is longer.
+        return not any(self._empty) and all(map(is_, self._held(), self._kept))
+
+    def _trainable_as_before(self) -> bool:
+        return all(map(is_, map(_requires_grad, self._tensors), self._were_trainable))
 
     def _by_name(self) -> dict[str, tuple[nn.Parameter, bool]]:
         return {
@@ -219,8 +270,8 @@ def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimiz
     return hook
 
 
-def _holds(optimizer: Optimizer, ids: set[int]) -> bool:
-    return any(id(tensor) in ids for group in optimizer.param_groups for tensor in group["params"])
+def _held_ids(optimizer: Optimizer) -> Iterable[int]:
+    return map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
 def _changes(
@@ -252,16 +303,6 @@ def _layout(tensor: torch.Tensor) -> tuple[object, object] | None:
     """How a ``DTensor`` lies on the ranks; None of any other tensor."""
     mesh = getattr(tensor, "device_mesh", None)
     return None if mesh is None else (mesh, getattr(tensor, "placements", None))
-
-
-def _gradient_hook(listener: Listener, tap: Tap) -> Callable[[torch.Tensor], None]:
-    on_gradient = listener.on_gradient
-
-    @_not_compiled
-    def hook(tensor: torch.Tensor) -> None:
-        on_gradient(tap, tensor)
-
-    return hook
 
 
 def _first_hook(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:

@@ -63,7 +63,6 @@ class Recorder:
         emit: Takes rows, metrics and events.
 
     Attributes:
-        step: The step whose gradients came last.
         measured: How many steps have been recorded.
     """
 
@@ -82,7 +81,7 @@ class Recorder:
         self._buffer = self._new_buffer()
         self._histograms = Histograms(settings.bins)
         self._histogrammed = -1
-        self.step = first_step
+        self._step = first_step
         self.measured = 0
         self._stopped = False
         self._explicit = False
@@ -113,9 +112,17 @@ class Recorder:
         self._choose_what_to_measure()
 
     @property
+    def step(self) -> int:
+        """The step whose gradients came last."""
+        if self._hooks.noted:
+            self._at_border(lambda: None)
+        return self._step
+
+    @property
     def next_step(self) -> int:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
-        return self.step + 1 if self._ended or self._skipped() else self.step
+        step = self.step
+        return step + 1 if self._ended or self._skipped() else step
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
@@ -155,9 +162,12 @@ class Recorder:
 
     def _at_border(self, action: Callable[[], None]) -> None:
         """Do what happens between two steps; where it fails, extremes are no longer recorded, and training goes on."""
-        step = self.step
+        step = self._step
         try:
             with self._border:
+                if self._hooks.noted:
+                    self._hooks.noted.clear()
+                    self._first_gradient(None)
                 action()
         except Exception as error:
             if not self._stopped:
@@ -166,18 +176,22 @@ class Recorder:
                 self._emit(event(step, "failed", message))
                 warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
-    def _first_gradient(self, tap: Tap) -> None:
-        """Begin the next step, if it is that of this gradient: the first one, as far as it is known, of a backward."""
+    def _first_gradient(self, tap: Tap | None) -> None:
+        """Begin the next step, if it is that of this gradient: the first one, as far as it is known, of a backward.
+
+        Where gradients are only noted, it is some gradient since the last update, which is as good: of what they are
+        reported for, the backward's id, the watch for the first update and a ``GradScaler``, nothing is needed there.
+        """
         if not self._alert and self._backward == running_backward():
             return
         if self._ended:
             if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
                 return
-            self._next_step()
+            self._next_step_by_gradient()
         elif self._skipped():
             self._unended = None
-            self._next_step()
-        if self._unended is not None and not self._unended.saw(tap.tensor):
+            self._next_step_by_gradient()
+        if tap is not None and self._unended is not None and not self._unended.saw(tap.tensor):
             self._unended = None
             warn(_UNENDED)
         self._backward = running_backward()
@@ -185,11 +199,16 @@ class Recorder:
         if not self._begun or (self._loss_scale is not None and self._loss_scale.updated):
             self._begin()
 
+    def _next_step_by_gradient(self) -> None:
+        # What has come into the model meanwhile may have a gradient already, which is the next step's.
+        self._sweep(follow=False)
+        self._next_step()
+
     def _begin(self) -> None:
         if self._loss_scale is not None:
             self._loss_scale.begin(new_step=not self._begun)
         self._begun = True
-        if not self._stopped:
+        if self._measuring:
             self._refresh()
 
     def _skipped(self) -> bool:
@@ -231,11 +250,7 @@ class Recorder:
         if self._loss_scale is not None:
             self._loss_scale.after_update(optimizer)
         if not self._explicit:
-            # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
-            self._ended_in = running_backward()
-            self._ended_ns = time.time_ns()
-            self._ended = True
-            self._alert = True
+            self._end(running_backward())
 
     def _record_applied(self, optimizer: Optimizer) -> None:
         if not self._measuring:
@@ -258,11 +273,21 @@ class Recorder:
             self._next_step()
         self._explicit = True
         self._unended = None
-        self._ended_in = _NO_BACKWARD
+        self._end(_NO_BACKWARD)
+        self._sweep()
+
+    def _end(self, backward: int) -> None:
+        """The step ends, in the backward with this id."""
+        # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
+        self._ended_in = backward
         self._ended_ns = time.time_ns()
         self._ended = True
         self._alert = True
-        self._sweep()
+        measured = self._measures(self._step + 1)
+        self._hooks.report(each=measured or backward != _NO_BACKWARD or self._loss_scale is not None)
+        if measured and not self._measuring:
+            # What came into the model in a step that is not measured: its gradient there is not the next step's.
+            self._refresh()
 
     def _finish(self) -> None:
         if self._unended is not None and self._unended.backwards > 1 and not self._skipped():
@@ -274,7 +299,7 @@ class Recorder:
         try:
             self._take()
         finally:
-            self.step += 1
+            self._step += 1
             self._ended = False
             self._ended_ns = 0
             self._begun = False
@@ -282,33 +307,36 @@ class Recorder:
             self._choose_what_to_measure()
 
     def _choose_what_to_measure(self) -> None:
-        self._measuring = not self._stopped and self.step % self._settings.every == 0
-        number_due = self.step // self._settings.histogram_every
+        self._measuring = self._measures(self._step)
+        number_due = self._step // self._settings.histogram_every
         self._histogramming = self._measuring and self._settings.measures.histogram and number_due != self._histogrammed
         if self._histogramming:
             self._histogrammed = number_due
+
+    def _measures(self, step: int) -> bool:
+        return not self._stopped and step % self._settings.every == 0
 
     def _take(self) -> None:
         time_ns = self._ended_ns or time.time_ns()
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._begun:
             for name, value in self._loss_scale.metrics().items():
-                self._emit(Metric(self.step, time_ns, name, value))
+                self._emit(Metric(self._step, time_ns, name, value))
         if self._measuring:
             self.measured += 1
             self._sweep()
-            self._emit(self._buffer.take(self.step, time_ns, scale))
+            self._emit(self._buffer.take(self._step, time_ns, scale))
         if self._histogramming:
             self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False
         self._joined.clear()
 
-    def _sweep(self) -> None:
+    def _sweep(self, follow: bool = True) -> None:
         if not self._measuring or self._swept:
             return
         self._swept = True
         # A replaced parameter's hook is silent; its gradient may have come before the first that a hook saw.
-        if self._buffer.incomplete or not self._begun:
+        if follow and (self._buffer.incomplete or not self._begun):
             self._refresh()
         if not self._buffer.incomplete:
             return
@@ -336,7 +364,7 @@ class Recorder:
         self._emit_histograms(histograms, time.time_ns(), scale)
 
     def _emit_histograms(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
-        rows = histograms.take(self.step, time_ns, scale)
+        rows = histograms.take(self._step, time_ns, scale)
         if rows.blocks:
             self._emit(rows)
 
@@ -369,14 +397,14 @@ class Recorder:
             self._rebuild()
         self._joined.update(new)
         for change in changes:
-            self._emit(event(self.step, change.kind, change.detail, change.name))
+            self._emit(event(self._step, change.kind, change.detail, change.name))
 
     def _give_up(self, tap: Tap, error: Exception) -> None:
         """Go on without one parameter."""
         tap.failed = True
         name = self._hooks.parameters[tap.index].name
         message = in_short(error)
-        self._emit(event(self.step, "failed", message, name))
+        self._emit(event(self._step, "failed", message, name))
         if not self._warned:
             self._warned = True
             warn(f"{name} is no longer traced ({message}); any further one is only named in the run's events")

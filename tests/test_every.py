@@ -1,0 +1,113 @@
+"""``attach(every=k)``: of the steps that are not measured only their number is known, and that exactly."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import tracer
+from tests.training import extremes_of, metric, recorded
+from tracer.warn import TracerWarning
+
+_BACKWARDS = ("a", "b", "ab")
+_OPTIMIZERS = ("a", "b", "ab", "foreign")
+_ACTIONS = st.one_of(
+    st.tuples(st.just("backward"), st.sampled_from(_BACKWARDS)),
+    st.tuples(st.just("update"), st.sampled_from(_OPTIMIZERS)),
+    st.tuples(st.sampled_from(["log", "closure", "replace", "freeze", "by hand"]), st.just("")),
+)
+
+
+class Loop:
+    """A model of two parts with optimizers for each, for both and for something else, driven action by action."""
+
+    def __init__(self, inside: bool) -> None:
+        torch.manual_seed(0)
+        self.parts = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+        other = nn.Linear(2, 2)
+        holders = {"a": self.parts["a"], "b": self.parts["b"], "ab": self.parts, "foreign": other}
+        self.optimizers = {name: torch.optim.SGD(held.parameters(), lr=0.1) for name, held in holders.items()}
+        other(torch.ones(1, 2)).sum().backward()
+        if inside:
+            for parameter in self.parts["b"].parameters():
+                optimizer = torch.optim.SGD([parameter], lr=0.1)
+                parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+        self.logged = 0
+
+    def backward(self, which: str) -> torch.Tensor:
+        """Gradients for one part or both."""
+        loss: torch.Tensor = sum(
+            (self.parts[part](torch.randn(2, 3)).square().mean() for part in which), torch.zeros(())
+        )
+        if loss.requires_grad:
+            loss.backward()
+        return loss
+
+    def closure(self) -> float:
+        """What an optimizer calls for gradients."""
+        self.optimizers["ab"].zero_grad()
+        return self.backward("ab").item()
+
+    def replace(self) -> None:
+        """Another bias for the first part, known to its optimizers: not while its gradient waits to be used."""
+        old = self.parts["a"].bias
+        if old.grad is not None:
+            return
+        new = nn.Parameter(torch.randn(3))
+        self.parts["a"].bias = new
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["params"] = [new if held is old else held for held in group["params"]]
+
+    def act(self, trace: tracer.Trace, action: str, which: str) -> None:
+        """Do one thing."""
+        match action:
+            case "backward":
+                self.backward(which)
+            case "update":
+                self.optimizers[which].step()
+                self.optimizers[which].zero_grad()
+            case "closure":
+                self.optimizers["ab"].step(self.closure)
+            case "replace":
+                self.replace()
+            case "freeze":
+                weight = self.parts["b"].weight
+                weight.requires_grad_(not weight.requires_grad)
+            case "by hand":
+                for parameter in self.parts.parameters():
+                    if parameter.grad is None:
+                        parameter.grad = torch.randn(parameter.shape)
+        trace.log(at=self.logged)
+        self.logged += 1
+
+
+def rows_and_metrics(
+    every: int, inside: bool, actions: Sequence[tuple[str, str]]
+) -> tuple[dict[tuple[int, str], dict[str, float | None]], list[tuple[int, float]]]:
+    """What a run of these actions records."""
+    loop = Loop(inside)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        with warnings.catch_warnings(), tracer.attach(loop.parts, path, every=every) as trace:
+            # Some of these loops never update.
+            warnings.filterwarnings("ignore", "gradwatch: several backwards", TracerWarning)
+            for action, which in actions:
+                loop.act(trace, action, which)
+        return {key: extremes_of(row) for key, row in recorded(path).items()}, metric(path, "at")
+
+
+@given(every=st.integers(2, 4), inside=st.booleans(), actions=st.lists(_ACTIONS, max_size=30))
+def test_every_measures_what_would_have_been_measured_anyway(
+    every: int, inside: bool, actions: list[tuple[str, str]]
+) -> None:
+    """Whatever a loop does, steps are counted as with every=1, and the rows are those of each k-th step."""
+    rows, metrics = rows_and_metrics(1, inside, actions)
+    some, same_metrics = rows_and_metrics(every, inside, actions)
+    assert same_metrics == metrics
+    assert some == {(step, param): row for (step, param), row in rows.items() if step % every == 0}
