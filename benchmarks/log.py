@@ -55,7 +55,7 @@ _MERGE = """
 import atexit
 from pathlib import Path
 from tracer.cli import main
-atexit.register(lambda: print(next(line for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))))
+atexit.register(lambda: print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
 main()
 """
 
@@ -190,7 +190,7 @@ def merged(run: Path) -> tuple[float, float]:
     begun = time.perf_counter()
     output = subprocess.check_output([sys.executable, "-c", _MERGE, "merge", str(run)], text=True)
     seconds = time.perf_counter() - begun
-    return seconds, int(output.split()[-2]) / 1024
+    return seconds, int(output.split()[-1]) / 1024
 
 
 def merging(folder: Path, rows: int, repeats: int) -> Table:
