@@ -65,6 +65,13 @@ def size_bytes(parts: list[Part]) -> int:
     return sum(part.path.stat().st_size for part in parts)
 
 
+def published(run: Path) -> tuple[list[int], float]:
+    """The rows of each part of the extremes, and their bytes a row."""
+    parts = all_parts(run, "extremes")
+    rows = [pq.read_metadata(part.path).num_rows for part in parts]
+    return rows, size_bytes(parts) / sum(rows)
+
+
 def bytes_a_row(folder: Path, epochs: int) -> Table:
     """Train, and see what its extremes take: in the parts of the daemon, merged, and as CSV."""
     run, console = folder / "digits", Console(quiet=True)
@@ -74,15 +81,13 @@ def bytes_a_row(folder: Path, epochs: int) -> Table:
     with tracer.attach(model, run) as trace:
         demo.train(model, training, validation, epochs, trace, console)
         # Before the trace is closed, which merges them.
-        parts = all_parts(run, "extremes")
-        counts = [pq.read_metadata(part.path).num_rows for part in parts]
-        published = size_bytes(parts)
+        rows, size = published(run)
     frame = tracer.scan(run).collect()
-    merged = all_parts(run, "extremes")
     table = Table("as", "rows", "bytes a row", title="Bytes a row, ResNet-18 on digits")
-    what = f"{len(parts)} parts of the daemon, median {statistics.median(counts):,.0f} rows"
-    table.add_row(what, f"{sum(counts):,}", f"{published / sum(counts):.1f}")
-    table.add_row(f"merged, {len(merged)} part", f"{len(frame):,}", f"{size_bytes(merged) / len(frame):.1f}")
+    what = f"{len(rows)} parts of the daemon, median {statistics.median(rows):,.0f} rows"
+    table.add_row(what, f"{sum(rows):,}", f"{size:.1f}")
+    rows, size = published(run)
+    table.add_row(f"merged, {len(rows)} part", f"{sum(rows):,}", f"{size:.1f}")
     # The shortest text that gives the same number back: as float64 these would have eight more digits.
     text = frame.with_columns(pl.col(schema.STATISTICS).cast(pl.Float32))
     for name, columns in (
@@ -169,8 +174,11 @@ def flood(run: Path, pool: list[StepRows], rows: int) -> tuple[float, float]:
     return taken / wall, taken / cpu
 
 
-def shares(run: Path, pool: list[StepRows], rate: int, seconds: float) -> list[float]:
-    """The daemon's share of one core in each window of time, at so many rows a second, after the first second."""
+def shares(run: Path, pool: list[StepRows], rate: int, seconds: float) -> tuple[list[float], float]:
+    """At so many rows a second, the daemon's share of one core in each window of time, and its parts' bytes a row.
+
+    The first second is left out of the shares.
+    """
     bounds = [1 + seconds / WINDOWS * number for number in range(WINDOWS + 1)]
     marks: list[tuple[float, float]] = []
     with feed(run, pool) as feeding:
@@ -182,7 +190,9 @@ def shares(run: Path, pool: list[StepRows], rate: int, seconds: float) -> list[f
             if elapsed >= bounds[len(marks)]:
                 marks.append((time.perf_counter(), feeding.cpu_seconds))
             time.sleep(0.005)
-    return [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(marks)]
+        # Before the daemon is closed, which merges them.
+        _, size = published(run)
+    return [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(marks)], size
 
 
 def merged(run: Path) -> tuple[float, float]:
@@ -216,7 +226,7 @@ def merging(folder: Path, rows: int, repeats: int) -> Table:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=10, help="of the training whose bytes are counted")
+    parser.add_argument("--epochs", type=int, default=6, help="of the training whose bytes are counted")
     parser.add_argument("--seconds", type=float, default=20, help="at each rate of rows")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the runs to merge, and to publish at once")
     parser.add_argument("--repeats", type=int, default=3)
@@ -231,10 +241,16 @@ def main() -> None:
         taking.add_row("of wall-clock time", *spread([wall for wall, _ in floods], "M", 1e-6))
         taking.add_row("of its thread's CPU time", *spread([cpu for _, cpu in floods], "M", 1e-6))
         console.print(taking)
-        working = Table("rows a second", "share of one core, median", "from, to", title="The daemon's thread")
+        working = Table(
+            "rows a second",
+            "share of one core, median",
+            "from, to",
+            "bytes a row as published",
+            title="The daemon's thread",
+        )
         for rate in RATES:
-            found = shares(folder / f"rate-{rate}", pool, rate, arguments.seconds)
-            working.add_row(f"{rate:,}", *spread(found, "%", 100))
+            found, size = shares(folder / f"rate-{rate}", pool, rate, arguments.seconds)
+            working.add_row(f"{rate:,}", *spread(found, "%", 100), f"{size:.1f}")
         console.print(working)
         console.print(merging(folder, arguments.rows, arguments.repeats))
 

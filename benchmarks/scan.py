@@ -172,12 +172,12 @@ def of_log(opened: Callable[[Path], pl.LazyFrame]) -> dict[str, Question]:
     return dict(zip(QUESTIONS, map(answering, (overall, history, largest, first_nan)), strict=True))
 
 
-def of_csv(engine: str) -> dict[str, Question]:
+def of_csv() -> dict[str, Question]:
     """The questions to a CSV file, in pandas."""
 
     def read(path: Path, *columns: str) -> Any:
         types = dict.fromkeys(schema.STATISTICS, "float32") | {"param": "category"}
-        return importlib.import_module("pandas").read_csv(path, usecols=columns, dtype=types, engine=engine)
+        return importlib.import_module("pandas").read_csv(path, usecols=columns, dtype=types)
 
     def overall(path: Path) -> Answer:
         steps = read(path, "step", *schema.STATISTICS).groupby("step")
@@ -288,8 +288,7 @@ QUESTIONS = ("overall extremes", "one parameter", "top ten gradients", "first Na
 CONTESTANTS: Mapping[str, Contestant] = {
     "tracer.scan": Contestant("run", build_log, of_log(tracer.scan)),
     "pl.scan_parquet": Contestant("run", build_log, of_log(lambda path: pl.scan_parquet(path / "extremes"))),
-    "CSV, pandas": Contestant("rows.csv", build_csv, of_csv("c"), "pandas"),
-    "CSV, pandas, pyarrow": Contestant("rows.csv", build_csv, of_csv("pyarrow"), "pandas"),
+    "CSV, pandas": Contestant("rows.csv", build_csv, of_csv(), "pandas"),
     "SQLite": Contestant(DATABASE, build_sqlite, of_sqlite()),
     "SQLite, indexed": Contestant("indexed.db", build_indexed, of_sqlite()),
     "event files": Contestant("events", build_events, of_events(), EVENT_READER),
@@ -330,7 +329,8 @@ def ask(contestant: str, question: str, folder: Path) -> Mapping[str, Any]:
 
 
 def contest(folder: Path, rows: int, names: Sequence[str], repeats: int) -> Iterator[Table]:
-    """Build what these contestants keep, and ask them every question in turns."""
+    """Build what these contestants keep, of about so many rows, and ask them every question in turns."""
+    rows = round(rows / len(NAMES)) * len(NAMES)
     sizes = Table("kept in", "MB", "bytes a row", title=f"{rows:,} rows on the disk")
     for file, build in {CONTESTANTS[name].file: CONTESTANTS[name].build for name in names}.items():
         path = folder / file
