@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.bench
 
 .PHONY: demo test check bench gallery clean
 
@@ -18,10 +19,15 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+bench: $(PEERS)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.statistics
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.log
+	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.viewer
+	$(BIN)/python -m benchmarks.idle
+	$(BIN)/python -m benchmarks.gpu
 
 gallery: $(INSTALLED)
 	$(BIN)/python -m tests.gallery docs/gallery
@@ -30,6 +36,10 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[demo,dev]'
+	touch $@
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[demo,dev,bench]'
 	touch $@
 
 clean:
