@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from tracer.budget import Budget
 from tracer.extremes import dense, local
 from tracer.parameters import Select, name_filter, named_modules
 from tracer.rows import ActivationRows, HostCopy, Item, event
@@ -36,19 +37,17 @@ class Activations:
     Args:
         model: The model.
         select: Which of its modules: True for all, or as ``params`` in ``attach``.
-        every: Every how many steps to measure.
 
     Raises:
         ValueError: no module is selected.
     """
 
-    def __init__(self, model: nn.Module, select: Select | bool, every: int) -> None:
+    def __init__(self, model: nn.Module, select: Select | bool) -> None:
         self._model = model
         self._wanted = name_filter(None if isinstance(select, bool) else select, "activations")
         self._survey()
         if not self._modules:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
-        self._every = every
         # By step: a training forward runs before the step that it belongs to begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
         self._failed: set[str] = set()
@@ -56,12 +55,14 @@ class Activations:
         self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
         self._seen = self._warned = False
 
-    def arm(self, recorder: Recorder, emit: Callable[[Item], None]) -> None:
+    def arm(self, recorder: Recorder, emit: Callable[[Item], None], budget: Budget | None) -> None:
         """Set the hook; ``recorder`` knows to which step a forward belongs, ``emit`` takes rows and events."""
         self._recorder = recorder
         self._emit = emit
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
-        self._handle = register_module_forward_hook(self._on_output)
+        self._handle = register_module_forward_hook(
+            self._on_output if budget is None else budget.billed(self._on_output)
+        )
 
     def remove(self) -> None:
         """Remove the hook; harmless where there is none."""
@@ -104,7 +105,7 @@ class Activations:
             training = self._root.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
-            if step % self._every == 0:
+            if self._recorder.measures(step):
                 with torch.no_grad():
                     self._record(step, (name, module.training), output)
         except Exception as error:

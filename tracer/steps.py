@@ -17,6 +17,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tracer.amp import LossScale, deferred, driven_by_scaler
+from tracer.budget import Budget
 from tracer.hooks import Hooks, Tap
 from tracer.rows import Histograms, Item, Metric, MisfitError, Number, RowBuffer, Update, event, number
 from tracer.statistics import Measures
@@ -39,6 +40,7 @@ class Settings:
     """What is recorded, and for how long, as ``attach`` was told."""
 
     every: int
+    budget: float | None
     fold: int
     measures: Measures
     applied: bool
@@ -60,6 +62,7 @@ class Recorder:
         settings: What to record.
         first_step: The step to begin with.
         loss_scale: The ``GradScaler`` of the loop, if it has one.
+        budget: What says how often to measure, instead of the settings.
         emit: Takes rows, metrics and events.
 
     Attributes:
@@ -72,11 +75,14 @@ class Recorder:
         settings: Settings,
         first_step: int,
         loss_scale: LossScale | None,
+        budget: Budget | None,
         emit: Callable[[Item], None],
     ) -> None:
         self._hooks = hooks
         self._settings = settings
         self._loss_scale = loss_scale
+        self._budget = budget
+        self._stride = settings.every if budget is None else budget.stride
         self._emit = emit
         self._buffer = self._new_buffer()
         self._histograms = Histograms(settings.bins)
@@ -110,6 +116,10 @@ class Recorder:
         # Re-entrant, since a signal handler that closes the trace may run in the thread that holds it.
         self._border = threading.RLock()
         self._choose_what_to_measure()
+        if budget is not None:
+            # All that a training's thread does here goes through one of these two.
+            self.on_gradient = budget.billed(self.on_gradient)  # type: ignore[method-assign]
+            self._at_border = budget.billed(self._at_border)  # type: ignore[method-assign]
 
     @property
     def step(self) -> int:
@@ -123,6 +133,10 @@ class Recorder:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
         step = self.step
         return step + 1 if self._ended or self._skipped() else step
+
+    def measures(self, step: int) -> bool:
+        """Whether a step is measured: this one, or after its end the next one."""
+        return not self._stopped and step % self._stride == 0
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
@@ -283,7 +297,10 @@ class Recorder:
         self._ended_ns = time.time_ns()
         self._ended = True
         self._alert = True
-        measured = self._measures(self._step + 1)
+        if self._budget is not None:
+            # Not before: whether gradients are reported in this step was decided by the stride until now.
+            self._stride = self._budget.stride
+        measured = self.measures(self._step + 1)
         self._hooks.report(each=measured or backward != _NO_BACKWARD or self._loss_scale is not None)
         if measured and not self._measuring:
             # What came into the model in a step that is not measured: its gradient there is not the next step's.
@@ -299,6 +316,8 @@ class Recorder:
         try:
             self._take()
         finally:
+            if self._budget is not None:
+                self._settle(self._budget)
             self._step += 1
             self._ended = False
             self._ended_ns = 0
@@ -306,15 +325,21 @@ class Recorder:
             self._updated.clear()
             self._choose_what_to_measure()
 
+    def _settle(self, budget: Budget) -> None:
+        bill = budget.end_step(self._measuring)
+        if bill is None:
+            return
+        self._emit(Metric(self._step, self._ended_ns or time.time_ns(), "tracer_cost", bill.share))
+        if bill.stride != bill.was:
+            what = f"every {bill.was} -> every {bill.stride}: {bill.expected:.2%} of the time expected"
+            self._emit(event(self._step, "stride", what))
+
     def _choose_what_to_measure(self) -> None:
-        self._measuring = self._measures(self._step)
+        self._measuring = self.measures(self._step)
         number_due = self._step // self._settings.histogram_every
         self._histogramming = self._measuring and self._settings.measures.histogram and number_due != self._histogrammed
         if self._histogramming:
             self._histogrammed = number_due
-
-    def _measures(self, step: int) -> bool:
-        return not self._stopped and step % self._settings.every == 0
 
     def _take(self) -> None:
         time_ns = self._ended_ns or time.time_ns()

@@ -22,6 +22,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from tracer.activations import Activations
 from tracer.amp import LossScale
+from tracer.budget import Budget
 from tracer.daemon import Daemon
 from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
@@ -66,6 +67,7 @@ def attach(
     path: str | os.PathLike[str] | None = None,
     *,
     every: int = 1,
+    budget: float | None = None,
     fold: int = 1,
     params: Select | None = None,
     stats: Stats = "extremes",
@@ -86,6 +88,9 @@ def attach(
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
         path: The run's folder. Without it, ``runs/<time>-<model class>``.
         every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
+        budget: The share of the training's time that tracing may take, 0.01 for 1 %: the tracer watches its own cost,
+            and measures every 1, 2, 4, 8, … times ``every`` steps as the budget allows. The share that it takes is the
+            metric ``tracer_cost``, each change an event. Time on a GPU, and of the thread that writes, is not counted.
         fold: Make one row of so many steps: each step is measured, and the row holds the smallest minimum and the
             largest maximum, the mean of means, and of every other statistic the largest. ``span`` says how many steps
             a row covers. Metrics are recorded at every step.
@@ -106,8 +111,8 @@ def attach(
 
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
-            statistic, a number is not a positive integer, ``every`` and ``fold`` are both given, or ``resume`` has no
-            ``path``.
+            statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
+            ``every`` or ``budget``, or ``resume`` has no ``path``.
         TypeError: an argument has the wrong type.
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
@@ -117,15 +122,18 @@ def attach(
         counts["total_steps"] = total_steps
     for name, count in counts.items():
         check_count(name, count)
-    if every > 1 and fold > 1:
-        raise ValueError(f"every={every} leaves steps out, and fold={fold} measures each of them: give one of the two")
+    if budget is not None and not (isinstance(budget, numbers.Real) and 0 < budget < 1):
+        raise ValueError(f"budget={budget!r} must be a share of the time between 0 and 1, such as 0.01")
+    if fold > 1 and (every > 1 or budget is not None):
+        rare = f"every={every}" if budget is None else f"budget={budget}"
+        raise ValueError(f"{rare} leaves steps out, and fold={fold} measures each of them: give one of the two")
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    settings = Settings(every, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
+    settings = Settings(every, budget, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
@@ -137,7 +145,7 @@ def attach(
             )
     if (reason := flattened(model)) is not None:
         warn(reason)
-    outputs = None if activations is False or activations is None else Activations(model, activations, every)
+    outputs = None if activations is False or activations is None else Activations(model, activations)
     return Trace(model, hooks, path, settings, scaler, outputs, resume)
 
 
@@ -169,13 +177,14 @@ class Trace:
         else:
             first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
         loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
-        self._recorder = Recorder(hooks, settings, first_step, loss_scale, self._emit)
+        budget = None if settings.budget is None else Budget(settings.budget, settings.every)
+        self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._emit)
         optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
         encoder = Encoder(rank, attempt, settings.fold)
         encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
         self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES, encoder.ripe)
-        what = f"{len(hooks.chosen)} parameters, every {settings.every}"
+        what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
         self._emit(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
         self._settings = settings
@@ -183,7 +192,7 @@ class Trace:
         try:
             hooks.arm(self._recorder)
             if activations is not None:
-                activations.arm(self._recorder, self._emit)
+                activations.arm(self._recorder, self._emit, budget)
         except BaseException as error:
             self._finish(in_short(error))
             raise
@@ -345,6 +354,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
         "params": [describe(parameter) for parameter in hooks.chosen],
         "settings": {
             "every": settings.every,
+            "budget": settings.budget,
             "fold": settings.fold,
             "stats": list(settings.measures.columns),
             "applied": settings.applied,

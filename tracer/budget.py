@@ -1,0 +1,132 @@
+"""How often to measure so that a trace costs no more than a given share of the time: it watches its own work.
+
+A step that is measured costs more than one that is not. Of both, and of the training beside them, the medians of the
+last few steps are known, which a step that the machine interrupts does not move; from them follows the stride, the
+number of steps of which one is measured, that keeps the budget. Only the time of the training's own threads counts:
+not the daemon's, and on a GPU not the reductions that wait in its stream.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, median_low
+from typing import ParamSpec
+
+clock = time.perf_counter
+
+# The first guess: rare enough to be safe, often enough to have six samples within a hundred steps.
+_FIRST_STRIDE = 16
+# Rows this far apart are still a curve; where even this is too much, it is the steps that are not measured that cost.
+_LAST_STRIDE = 1024
+# A median is less than a mean where some steps cost more than the others.
+_HEADROOM = 0.8
+_MEASURED, _UNMEASURED = 5, 25
+
+_P = ParamSpec("_P")
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What tracing has cost since the last bill.
+
+    Attributes:
+        share: The tracer's share of the time, from 0 to 1.
+        stride: Of so many steps one is to be measured from now on.
+        was: The stride before.
+        expected: What share that will cost, as far as is known.
+    """
+
+    share: float
+    stride: int
+    was: int
+    expected: float
+
+
+class Budget:
+    """Watches what a trace costs, and says how often to measure.
+
+    Args:
+        share: The share of the time that tracing may take, between 0 and 1.
+        every: Strides are multiples of this, by powers of two.
+
+    Attributes:
+        stride: Of so many steps one is to be measured.
+    """
+
+    def __init__(self, share: float, every: int) -> None:
+        self._share = share
+        self._every = every
+        self.stride = every * _FIRST_STRIDE
+        # Seconds of the tracer's own work: within this step; of steps that were measured, and that were not.
+        self._spent = 0.0
+        self._measured: deque[float] = deque(maxlen=_MEASURED)
+        self._unmeasured: deque[float] = deque(maxlen=_UNMEASURED)
+        # Seconds of the training's.
+        self._training: deque[float] = deque(maxlen=_UNMEASURED)
+        # When this step began, and the call that is being billed.
+        self._step_began = clock()
+        self._call_began = self._step_began
+        self._within = False
+        # Seconds and work of the steps since the last bill.
+        self._seconds = self._work = 0.0
+        self._warm = False
+
+    def billed(self, call: Callable[_P, None]) -> Callable[_P, None]:
+        """The same call, whose time counts as the tracer's; once, where such a call makes another."""
+
+        def timed(*args: _P.args, **kwargs: _P.kwargs) -> None:
+            if self._within:
+                call(*args, **kwargs)
+                return
+            self._within = True
+            self._call_began = clock()
+            try:
+                call(*args, **kwargs)
+            finally:
+                self._spent += clock() - self._call_began
+                self._within = False
+
+        return timed
+
+    def end_step(self, measured: bool) -> Bill | None:
+        """A step has ended; within a call that is billed.
+
+        Returns:
+            A bill after each measured step but the first, which is slower than any other.
+        """
+        now = clock()
+        spent = self._spent + now - self._call_began
+        seconds = now - self._step_began
+        self._spent, self._call_began, self._step_began = 0.0, now, now
+        if measured and not self._warm:
+            self._warm = True
+            return None
+        self._seconds += seconds
+        self._work += spent
+        self._training.append(seconds - spent)
+        (self._measured if measured else self._unmeasured).append(spent)
+        if not measured:
+            return None
+        share = self._work / self._seconds if self._seconds > 0 else 0.0
+        self._seconds = self._work = 0.0
+        was, self.stride = self.stride, self._next_stride()
+        return Bill(share, self.stride, was, self._expected(self.stride))
+
+    def _expected(self, stride: int) -> float:
+        """The share of the time that tracing takes with a stride."""
+        work = median_low(self._measured) + (stride - 1) * (median(self._unmeasured) if self._unmeasured else 0.0)
+        seconds = stride * median(self._training) + work
+        return work / seconds if seconds > 0 else 0.0
+
+    def _next_stride(self) -> int:
+        """Up at once where the budget is exceeded, down by half where even that keeps it."""
+        stride, last = self.stride, self._every * _LAST_STRIDE
+        if self._expected(stride) > self._share:
+            while stride < last and self._expected(stride) > _HEADROOM * self._share:
+                stride *= 2
+        elif (
+            stride > self._every and len(self._measured) > 1 and self._expected(stride // 2) <= _HEADROOM * self._share
+        ):
+            stride //= 2
+        return stride
