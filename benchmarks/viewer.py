@@ -51,8 +51,8 @@ runs.close()
 """
 
 
-def rows(first: int, steps: int) -> pa.Table:
-    """The extremes of so many steps."""
+def rows(first: int, steps: int, began: float = 0.0) -> pa.Table:
+    """The extremes of so many steps, 20 a second from a time in seconds since 1970 on."""
     generator = np.random.default_rng(first)
     step = np.repeat(np.arange(first, first + steps), PARAMS)
     count = len(step)
@@ -61,7 +61,7 @@ def rows(first: int, steps: int) -> pa.Table:
     sizes = np.abs(generator.normal(size=(4, count))).astype(np.float32).astype(np.float64)
     columns = {
         "step": step,
-        "time": pa.array(step * 50_000).cast(pa.timestamp("us", tz="UTC")),
+        "time": pa.array(step * 50_000 + round(began * 1e6)).cast(pa.timestamp("us", tz="UTC")),
         "rank": np.zeros(count, np.int32),
         "attempt": np.zeros(count, np.int32),
         "param": pa.DictionaryArray.from_arrays(indices, names),
@@ -71,12 +71,12 @@ def rows(first: int, steps: int) -> pa.Table:
     return pa.table(columns, schema=schema.SCHEMAS["extremes"])
 
 
-def build(run: Path, count: int, parts: int) -> Path:
+def build(run: Path, count: int, parts: int, began: float = 0.0) -> Path:
     """A run of about so many rows in so many parts."""
     create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
     steps = round(count / PARAMS / parts)
     for number in range(parts):
-        publish(run, "extremes", 0, number, rows(number * steps, steps))
+        publish(run, "extremes", 0, number, rows(number * steps, steps, began))
     return run
 
 
@@ -147,15 +147,7 @@ def delays_of_file(run: Path, repeats: int) -> list[float]:
 async def delays_of_page(run: Path, repeats: int) -> list[float]:
     """Seconds from a published part until a page's client has received the new picture."""
     with viewer(run, "--web", "--port", "0") as process:
-        assert process.stdout is not None
-        address = next(line.split()[-1] for line in process.stdout if "http://" in line)
-        page = await websocket_connect(f"{address.replace('http', 'ws')}socket")
-        for message in (
-            {"type": "supports_binary", "value": True},
-            {"type": "resize", "width": 1000, "height": 800},
-            {"type": "refresh"},
-        ):
-            await page.write_message(json.dumps(message))
+        page = await connected(served(process))
         found = []
         for number in later(run, repeats):
             # What is still to come of the step before is no answer to this one.
@@ -167,6 +159,24 @@ async def delays_of_page(run: Path, repeats: int) -> list[float]:
             found.append(time.perf_counter() - begun)
         page.close()
     return found
+
+
+def served(process: "subprocess.Popen[str]") -> str:
+    """The address that a viewer prints."""
+    assert process.stdout is not None
+    return next(line.split()[-1] for line in process.stdout if "http://" in line)
+
+
+async def connected(address: str) -> WebSocketClientConnection:
+    """A page's client."""
+    page = await websocket_connect(f"{address.replace('http', 'ws')}socket")
+    for message in (
+        {"type": "supports_binary", "value": True},
+        {"type": "resize", "width": 1000, "height": 800},
+        {"type": "refresh"},
+    ):
+        await page.write_message(json.dumps(message))
+    return page
 
 
 async def received(page: WebSocketClientConnection) -> None:
