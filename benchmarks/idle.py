@@ -1,10 +1,9 @@
 """How long the commands take to start, and what a viewer takes of a core while there is nothing to show.
 
-Starting: fresh processes in turns, each beside an empty Python of the same round. Idle: all viewers at once, each with
-a run that publishes nothing; the time of a core that they take between two moments, after they have started and drawn.
-The shares are to stay below 1 %, for a run of a day's parts and a folder of a hundred runs, too. A run that is live
-has its heartbeat renewed, as by a training; a closed one ends all surfaces but the page. Run:
-``python -m benchmarks.idle``.
+Starting: fresh processes in turns, each beside an empty Python of the same round. Idle: all viewers at once, each on a
+run that publishes nothing; the time of a core that they take between two moments, after they have started and drawn.
+A live run has its heartbeat renewed, as by a training, and the age of its last row grows; a closed one ends all
+surfaces but the page. One run is to take less than 1 %. Run: ``python -m benchmarks.idle``.
 """
 
 import argparse
