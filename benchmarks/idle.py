@@ -195,7 +195,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="of each start")
-    parser.add_argument("--settle", type=float, default=30.0, help="seconds in which the viewers start and draw")
+    parser.add_argument("--settle", type=float, default=45.0, help="seconds in which all viewers start and draw")
     parser.add_argument("--seconds", type=float, default=60.0, help="in which they are idle")
     given = parser.parse_args()
     console = Console(width=110)
