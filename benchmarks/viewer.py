@@ -1,8 +1,9 @@
 """How long the viewer takes to open runs of up to ten million rows, to take in what is new, and to draw.
 
-The runs have 62 parameters, as ResNet-18, and numbers as float32 gives them. Each is opened by a fresh process, from
-``python -m viewer RUN --save FILE`` to its end; files are in the page cache. Run: ``python -m benchmarks.viewer``;
-as a file it would hide the package of its name.
+The runs have 62 parameters, as ResNet-18, or 10,000, and numbers as float32 gives them. Each is opened by a fresh
+process, from ``python -m viewer RUN --save FILE`` to its end; files are in the page cache. A redraw is to cost the same
+whatever the length of the run: of one view, the lines of ``Following`` are to be alike. Run:
+``python -m benchmarks.viewer``; as a file it would hide the package of its name. ``--rows 200000 --delays 5`` tries it.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +37,8 @@ from viewer.live import Runs
 from viewer.look import Look, View
 
 PARAMS = 62
+MANY_PARAMS = 10_000
 MANY_PARTS = 3000
-DELAYS = 40
 
 _READ = """
 import sys, time
@@ -51,46 +53,70 @@ runs.close()
 """
 
 
-def rows(first: int, steps: int) -> pa.Table:
-    """The extremes of so many steps."""
+def names(params: int) -> list[str]:
+    """The names of so many parameters."""
+    return [f"layer{index // 4}.{index % 4}.conv1.weight" for index in range(params)]
+
+
+def rows(first: int, steps: int, params: int = PARAMS, began: float = 0.0) -> pa.Table:
+    """The extremes of so many steps, 20 a second from a time in seconds since 1970 on."""
     generator = np.random.default_rng(first)
-    step = np.repeat(np.arange(first, first + steps), PARAMS)
+    step = np.repeat(np.arange(first, first + steps), params)
     count = len(step)
-    indices = np.tile(np.arange(PARAMS, dtype=np.int32), steps)
-    names = pa.array([f"layer{index // 4}.{index % 4}.conv1.weight" for index in range(PARAMS)])
+    indices = np.tile(np.arange(params, dtype=np.int32), steps)
     sizes = np.abs(generator.normal(size=(4, count))).astype(np.float32).astype(np.float64)
     columns = {
         "step": step,
-        "time": pa.array(step * 50_000).cast(pa.timestamp("us", tz="UTC")),
+        "time": pa.array(step * 50_000 + round(began * 1e6)).cast(pa.timestamp("us", tz="UTC")),
         "rank": np.zeros(count, np.int32),
         "attempt": np.zeros(count, np.int32),
-        "param": pa.DictionaryArray.from_arrays(indices, names),
+        "param": pa.DictionaryArray.from_arrays(indices, pa.array(names(params))),
         "span": np.ones(count, np.int32),
         **dict(zip(schema.STATISTICS, (-sizes[0], sizes[1], -sizes[2] * 1e-3, sizes[3] * 1e-3), strict=True)),
     }
     return pa.table(columns, schema=schema.SCHEMAS["extremes"])
 
 
-def build(run: Path, count: int, parts: int) -> Path:
+def build(run: Path, count: int, parts: int, params: int = PARAMS, began: float = 0.0) -> Path:
     """A run of about so many rows in so many parts."""
-    create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
-    steps = round(count / PARAMS / parts)
+    described = [
+        {"name": name, "aliases": [], "shape": [64, 64, 3, 3], "dtype": "float32", "trainable": True}
+        for name in names(params)
+    ]
+    create_run(run, {"model": "ResNet", "params": described, "settings": {}, "versions": {}})
+    steps = max(1, round(count / params / parts))
     for number in range(parts):
-        publish(run, "extremes", 0, number, rows(number * steps, steps))
+        publish(run, "extremes", 0, number, rows(number * steps, steps, params, began))
     return run
 
 
-def runs(folder: Path) -> Iterator[tuple[str, Path, View]]:
-    """The runs to open: small, medium, large, and large as it is while the training goes on; in the end all layers."""
-    yield "1 k rows", build(folder / "1k", 1_000, 1), View.OVERVIEW
-    yield "100 k rows", build(folder / "100k", 100_000, 1), View.OVERVIEW
-    many = build(folder / "many", 10_000_000, MANY_PARTS)
+@dataclass(frozen=True)
+class Case:
+    """A run and a view of it."""
+
+    name: str
+    run: Path
+    view: View = View.OVERVIEW
+    params: int = PARAMS
+
+
+def cases(folder: Path, count: int) -> Iterator[Case]:
+    """Small, medium, large, and large as while the training goes on; then all layers, and many parameters."""
+    yield Case("1 k rows", build(folder / "1k", 1_000, 1))
+    yield Case("100 k rows", build(folder / "100k", 100_000, 1))
+    parts = min(MANY_PARTS, max(2, count // 1000))
+    many = build(folder / "many", count, parts)
     merged = folder / "merged"
     shutil.copytree(many, merged)
     merge(merged, "extremes", 0)
-    yield "10 M rows, 1 part", merged, View.OVERVIEW
-    yield f"10 M, {MANY_PARTS:,} parts", many, View.OVERVIEW
-    yield "10 M rows, layers", merged, View.LAYERS
+    large = f"{count / 1e6:g} M rows"
+    yield Case(f"{large}, 1 part", merged)
+    yield Case(f"{large}, {parts:,} parts", many)
+    yield Case(f"{large}, layers", merged, View.LAYERS)
+    wide = build(folder / "wide", count // 10, 1, MANY_PARAMS)
+    named = f"{count / 1e7:g} M, {MANY_PARAMS:,} params"
+    yield Case(named, wide, params=MANY_PARAMS)
+    yield Case(f"{named}, layers", wide, View.LAYERS, MANY_PARAMS)
 
 
 def opened(run: Path, view: View) -> tuple[float, float]:
@@ -109,15 +135,15 @@ def read(run: Path, view: View) -> float:
     return float(json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(run), view])))
 
 
-def followed(run: Path, view: View, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds to take in one new part of 310 rows each, and seconds to redraw the figure's file."""
-    look = Look(view)
+def followed(case: Case, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds to take in one new part of five steps each, and seconds to redraw the figure's file."""
+    run, look = case.run, Look(case.view)
     watched, file = Runs([run], look), FigureFile(run / "figure.png", look)
     watched.refresh()
     refreshing, drawing = [], []
     first = max(part.last for part in all_parts(run, "extremes")) + 1
     for number in range(first, first + repeats):
-        publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5))
+        publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5, case.params))
         begun = time.perf_counter()
         snapshots = watched.refresh()
         read = time.perf_counter()
@@ -147,15 +173,7 @@ def delays_of_file(run: Path, repeats: int) -> list[float]:
 async def delays_of_page(run: Path, repeats: int) -> list[float]:
     """Seconds from a published part until a page's client has received the new picture."""
     with viewer(run, "--web", "--port", "0") as process:
-        assert process.stdout is not None
-        address = next(line.split()[-1] for line in process.stdout if "http://" in line)
-        page = await websocket_connect(f"{address.replace('http', 'ws')}socket")
-        for message in (
-            {"type": "supports_binary", "value": True},
-            {"type": "resize", "width": 1000, "height": 800},
-            {"type": "refresh"},
-        ):
-            await page.write_message(json.dumps(message))
+        page = await connected(served(process))
         found = []
         for number in later(run, repeats):
             # What is still to come of the step before is no answer to this one.
@@ -167,6 +185,24 @@ async def delays_of_page(run: Path, repeats: int) -> list[float]:
             found.append(time.perf_counter() - begun)
         page.close()
     return found
+
+
+def served(process: "subprocess.Popen[str]") -> str:
+    """The address that a viewer prints."""
+    assert process.stdout is not None
+    return next(line.split()[-1] for line in process.stdout if "http://" in line)
+
+
+async def connected(address: str) -> WebSocketClientConnection:
+    """A page's client."""
+    page = await websocket_connect(f"{address.replace('http', 'ws')}socket")
+    for message in (
+        {"type": "supports_binary", "value": True},
+        {"type": "resize", "width": 1000, "height": 800},
+        {"type": "refresh"},
+    ):
+        await page.write_message(json.dumps(message))
+    return page
 
 
 async def received(page: WebSocketClientConnection) -> None:
@@ -212,26 +248,31 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    console = Console(width=110)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the largest runs")
+    parser.add_argument("--delays", type=int, default=40, help="that are measured of each surface and run")
+    given = parser.parse_args()
+    console = Console(width=120)
     console.print(f"polars {pl.__version__}, pyarrow {pa.__version__}, {os.cpu_count()} cores")
     opening = Table("run", "MB", "opened to PNG", "from, to", "the reading alone", "from, to", "peak", title="Opening")
-    living = Table("run", "refresh after 310 new rows", "from, to", "redraw into a PNG", "from, to", title="Following")
+    living = Table(
+        *("run", "refresh after 5 new steps", "from, to", "redraw into a PNG", "from, to"),
+        title="Following: a redraw is to cost the same after any number of rows",
+    )
+    delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
     with tempfile.TemporaryDirectory() as folder:
-        for name, run, view in runs(Path(folder)):
-            size = sum(part.path.stat().st_size for part in all_parts(run, "extremes")) / 1e6
-            seconds, megabytes = zip(*(opened(run, view) for _ in range(repeats)), strict=True)
-            reading = [read(run, view) for _ in range(repeats)]
+        for case in cases(Path(folder), given.rows):
+            size = sum(part.path.stat().st_size for part in all_parts(case.run, "extremes")) / 1e6
+            seconds, megabytes = zip(*(opened(case.run, case.view) for _ in range(given.repeats)), strict=True)
+            reading = [read(case.run, case.view) for _ in range(given.repeats)]
             peak = spread(list(megabytes), "MB")[0]
-            opening.add_row(name, f"{size:.3g}", *spread(list(seconds)), *spread(reading), peak)
-            refreshing, drawing = followed(run, view, repeats)
-            living.add_row(name, *spread(refreshing, "ms", 1e3), *spread(drawing, "ms", 1e3))
-        delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
-        for name, run in (("1 k rows", Path(folder, "1k")), ("10 M rows, 1 part", Path(folder, "merged"))):
+            opening.add_row(case.name, f"{size:.3g}", *spread(list(seconds)), *spread(reading), peak)
+            refreshing, drawing = followed(case, given.repeats)
+            living.add_row(case.name, *spread(refreshing, "ms", 1e3), *spread(drawing, "ms", 1e3))
+        for name, run in (("1 k rows", Path(folder, "1k")), ("the largest, 1 part", Path(folder, "merged"))):
             beat(run, 0)
             for surface, found in (
-                ("file", delays_of_file(run, DELAYS)),
-                ("page", asyncio.run(delays_of_page(run, DELAYS))),
+                ("file", delays_of_file(run, given.delays)),
+                ("page", asyncio.run(delays_of_page(run, given.delays))),
             ):
                 slow = f"{1e3 * float(np.quantile(found, 0.95)):.3g} ms"
                 delays.add_row(name, surface, *spread(found, "ms", 1e3), slow)

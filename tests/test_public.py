@@ -8,6 +8,8 @@ import pytest
 
 import tracer
 
+HEAVY = {"matplotlib", "numpy", "polars", "pyarrow", "torch", "tornado", "watchdog"}
+
 
 def imported(statement: str) -> set[str]:
     """The modules that a fresh interpreter imports for a statement."""
@@ -37,9 +39,18 @@ def test_the_public_names_are_these() -> None:
         tracer.detach  # noqa: B018
 
 
-def test_importing_the_tracer_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("package", ["tracer", "viewer"])
+def test_importing_a_package_imports_nothing_heavy(package: str) -> None:
     """Torch, polars and pyarrow come with the first use of a name, not with the import."""
-    assert not {"torch", "polars", "pyarrow", "numpy"} & imported("import tracer")
+    assert not HEAVY & imported(f"import {package}")
+
+
+@pytest.mark.parametrize("package", ["tracer", "viewer"])
+def test_asking_a_command_for_help_imports_nothing_heavy(package: str) -> None:
+    """``--help`` is answered at once: what reads, draws and serves comes with the first run that is opened."""
+    modules = imported(f"import sys; sys.argv[1:] = ['--help']; from {package}.cli import main; main()")
+    assert f"{package}.cli" in modules
+    assert not HEAVY & modules
 
 
 @pytest.mark.parametrize("module", ["viewer", "viewer.cli", "viewer.files", "viewer.window", "tracer.log.read"])

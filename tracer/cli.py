@@ -1,6 +1,8 @@
 """The command ``tracer``: a demo, and what one asks of a log that lies on the disk.
 
 Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line is wrong, 130 ended with Ctrl-C.
+
+What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
 """
 
 import importlib
@@ -9,18 +11,14 @@ import warnings
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import polars as pl
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tracer.log import run as run_folder
-from tracer.log import schema
-from tracer.log.parts import Part, all_parts, merge, missing_numbers, problem, with_listing
-from tracer.log.read import scan
-from tracer.log.run import STATE_WORDS, LogError
+if TYPE_CHECKING:
+    from tracer.log.parts import Part
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console()
@@ -101,6 +99,13 @@ def _failed(message: str) -> typer.Exit:
 @app.command()
 def info(run: RunArgument) -> None:
     """Say what a run holds: status, steps, parameters, rows, size, last metrics."""
+    import polars as pl
+
+    from tracer.log import run as run_folder
+    from tracer.log import schema
+    from tracer.log.parts import all_parts
+    from tracer.log.read import scan
+
     opened = run_folder.open_run(run)
     extremes, metrics = scan(run), scan(run, "metrics")
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -115,7 +120,7 @@ def info(run: RunArgument) -> None:
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
     dropped = sum(sum(summary["rows_dropped"].values()) for summary in run_folder.closed_summaries(run))
     facts = {
-        "status": STATE_WORDS[run_folder.state(run)],
+        "status": run_folder.STATE_WORDS[run_folder.state(run)],
         "model": opened.info["model"],
         "started": f"{opened.info['started']} on {opened.info['host']}",
         "ranks": str(len(run_folder.ranks(run))),
@@ -136,6 +141,10 @@ def info(run: RunArgument) -> None:
 @app.command()
 def verify(run: RunArgument) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
+    from tracer.log import run as run_folder
+    from tracer.log import schema
+    from tracer.log.parts import missing_numbers
+
     run_folder.open_run(run)
     problems = []
     checked = 0
@@ -152,8 +161,10 @@ def verify(run: RunArgument) -> None:
     print(f"{run}: {checked} parts, every byte as it was published")
 
 
-def _verified(run: Path, table: str) -> tuple[list[Part], list[str]]:
+def _verified(run: Path, table: str) -> tuple[list["Part"], list[str]]:
     """The parts of a table, and a line for each that is damaged."""
+    from tracer.log.parts import problem, with_listing
+
     return with_listing(
         run,
         table,
@@ -164,9 +175,15 @@ def _verified(run: Path, table: str) -> tuple[list[Part], list[str]]:
 @app.command(name="merge")
 def merge_command(run: RunArgument) -> None:
     """Merge the parts of a run that is no longer written into one a table and rank."""
+    from tracer.log import run as run_folder
+    from tracer.log import schema
+    from tracer.log.parts import all_parts, merge
+
     run_folder.open_run(run)
     if run_folder.state(run) == "running":
-        raise LogError(f"{run} is still being written: merge it once it has ended; it merges itself when it is closed")
+        raise run_folder.LogError(
+            f"{run} is still being written: merge it once it has ended; it merges itself when it is closed"
+        )
     before = sum(len(all_parts(run, table)) for table in schema.TABLES)
     for table in schema.TABLES:
         for rank in sorted({part.rank for part in all_parts(run, table)}):
@@ -188,9 +205,19 @@ def main() -> None:
         app(prog_name="tracer")
     except KeyboardInterrupt:
         sys.exit(130)
-    except LogError as error:
-        print(f"tracer: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"tracer: {_in_a_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        print(f"tracer: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What is wrong outside; an error of the tracer's own is raised again."""
+    import polars as pl
+
+    from tracer.log.run import LogError
+
+    if isinstance(error, LogError):
+        return str(error)
+    if isinstance(error, (OSError, pl.exceptions.PolarsError)):
+        return f"{type(error).__name__}: {error}"
+    raise error

@@ -1,6 +1,8 @@
 """The command ``viewer``: the only place on this side that prints errors and sets exit codes.
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
+
+What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
 """
 
 import sys
@@ -8,17 +10,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import polars as pl
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from tracer.log.run import STATE_WORDS, LogError, holds_run, newest_run, open_run, state
-from viewer.live import Runs, Snapshot, check_names, check_there
 from viewer.look import MERGED, Look, Scale, View, XAxis
-from viewer.status import plain
+
+if TYPE_CHECKING:
+    from viewer.live import Runs, Snapshot
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -78,6 +77,9 @@ def watch(
     It opens a window where there is a display, and serves a page for the browser where there is none. It may start
     before a run exists, or long after it has ended.
     """
+    from tracer.log.run import LogError, newest_run
+    from viewer.live import Runs
+
     paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
@@ -113,7 +115,7 @@ def watch(
 
 
 def _show(
-    open_runs: Callable[[Look], Runs], paths: Sequence[Path], look: Look, web: bool, host: str, port: int | None
+    open_runs: Callable[[Look], "Runs"], paths: Sequence[Path], look: Look, web: bool, host: str, port: int | None
 ) -> None:
     from viewer import window
 
@@ -129,8 +131,9 @@ def _show(
         window.show(open_runs, look, ", ".join(map(str, paths)))
 
 
-def _show_text(runs: Runs) -> None:
+def _show_text(runs: "Runs") -> None:
     from viewer import terminal
+    from viewer.live import check_names
 
     _say_which(runs.paths)
     try:
@@ -148,8 +151,12 @@ def _check_file(file: Path) -> None:
         raise typer.BadParameter(f"--save {file}: there is no folder {file.parent}")
 
 
-def _write_once(runs: Runs, save: Path) -> None:
+def _write_once(runs: "Runs", save: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from viewer.files import FigureFile
+    from viewer.live import check_names, check_there
 
     check_there(runs)
     console = Console(stderr=True)
@@ -162,7 +169,7 @@ def _write_once(runs: Runs, save: Path) -> None:
     _say_written(snapshots, save)
 
 
-def _write_always(runs: Runs, save: Path) -> None:
+def _write_always(runs: "Runs", save: Path) -> None:
     from viewer.files import FigureFile
     from viewer.files import follow as follow_runs
 
@@ -173,6 +180,8 @@ def _write_always(runs: Runs, save: Path) -> None:
 
 def _say_which(paths: Sequence[Path]) -> None:
     """Whether each run is yet to come, going on, or over."""
+    from tracer.log.run import STATE_WORDS, holds_run, open_run, state
+
     for path in paths:
         inside = len(list(path.glob("*/run.json")))
         if not holds_run(path):
@@ -182,13 +191,17 @@ def _say_which(paths: Sequence[Path]) -> None:
         _say(f"{path} is {STATE_WORDS[state(path)]}")
 
 
-def _say_written(snapshots: Sequence[Snapshot], save: Path) -> None:
+def _say_written(snapshots: Sequence["Snapshot"], save: Path) -> None:
+    from tracer.log.run import STATE_WORDS
+
     for snapshot in snapshots:
         step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"
         _say(f"{snapshot.name} is {STATE_WORDS[snapshot.state]} {step}: {save}")
 
 
 def _say(words: str) -> None:
+    from viewer.status import plain
+
     print(f"viewer: {plain(words)}", flush=True)
 
 
@@ -200,9 +213,20 @@ def main() -> None:
         app(prog_name="viewer")
     except KeyboardInterrupt:
         sys.exit(130)
-    except LogError as error:
-        print(f"viewer: {plain(str(error))}", file=sys.stderr)
+    except Exception as error:
+        print(f"viewer: {_in_a_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        print(f"viewer: {type(error).__name__}: {plain(str(error))}", file=sys.stderr)
-        sys.exit(1)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What is wrong outside; an error of the viewer's own is raised again."""
+    import polars as pl
+
+    from tracer.log.run import LogError
+    from viewer.status import plain
+
+    if isinstance(error, LogError):
+        return plain(str(error))
+    if isinstance(error, (OSError, pl.exceptions.PolarsError)):
+        return f"{type(error).__name__}: {plain(str(error))}"
+    raise error

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -85,6 +86,13 @@ class Waker(FileSystemEventHandler):
         self._watched.clear()
 
 
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -121,6 +129,7 @@ class Follower:
         self._table = table
         self._seen: set[tuple[int, int]] = set()
         self._given: set[Path] = set()
+        self._listed: set[str] = set()
         self.problems: dict[Path, str] = {}
 
     def give(self, take: Callable[[pl.LazyFrame], None], progress: Callable[[int, int], None] | None = None) -> bool:
@@ -133,8 +142,13 @@ class Follower:
         Returns:
             Whether there were any.
         """
+        # A day's run has thousands of parts, and mostly none is new: their names tell that sooner than the parts do.
+        listed = _names(self._run / self._table)
+        if listed and listed == self._listed and not self.problems:
+            return False
         before = len(self._seen)
         with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))
+        self._listed = listed
         return len(self._seen) > before
 
     def _give(

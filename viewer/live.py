@@ -288,10 +288,11 @@ class Runs:
         for path in self.paths:
             inside = [] if holds_run(path) else [file.parent for file in path.glob("*/run.json")]
             found |= dict.fromkeys(sorted(sorted(inside), key=_began) or [path])
-        chosen = set(matching([path.resolve().name for path in found], self._only))
-        found = {path: None for path in found if path.resolve().name in chosen}
-        names = Counter(path.resolve().name for path in found)
-        return [(name if names[name := path.resolve().name] == 1 else str(path), path) for path in found]
+        named = {path: path.resolve().name for path in found}
+        chosen = set(matching(list(named.values()), self._only))
+        named = {path: name for path, name in named.items() if name in chosen}
+        names = Counter(named.values())
+        return [(name if names[name] == 1 else str(path), path) for path, name in named.items()]
 
     def wait(self) -> None:
         """Wait until something is published, at most so long as a rescan waits."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-import polars as pl
-
 
 class View(StrEnum):
     """What is shown."""
@@ -81,11 +79,7 @@ class Look:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
         if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
             raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
-        try:
-            matching([], self.params)
-        except pl.exceptions.ComputeError as error:
-            reason = str(error).partition("\n\n")[0].rpartition("error: ")[2]
-            raise ValueError(f"{self.params!r} is no regular expression: {reason}") from error
+        matching([], self.params)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -157,9 +151,16 @@ def matching(names: list[str], pattern: str) -> list[str]:
     """Those names in which a regular expression is found.
 
     Raises:
-        polars.exceptions.ComputeError: it is none.
+        ValueError: it is none; the words say why.
     """
     if not pattern:
         return names
+    # Too slow to import for who only asks which options there are.
+    import polars as pl
+
     series = pl.Series(names, dtype=pl.String)
-    return series.filter(series.str.contains(pattern)).to_list()
+    try:
+        return series.filter(series.str.contains(pattern)).to_list()
+    except pl.exceptions.ComputeError as error:
+        reason = str(error).partition("\n\n")[0].rpartition("error: ")[2]
+        raise ValueError(f"{pattern!r} is no regular expression: {reason}") from error

@@ -88,8 +88,8 @@ class Screen:
         fresh = newest is not self.snapshots and bool(newest)
         self.snapshots = newest
         said = self.said()
-        # The title speaks of the time since the last row, too.
-        if not fresh and said == self._said:
+        # The title speaks of the time since the last row, too, where the figure has one.
+        if not fresh and (said == self._said or not self._titled):
             return False
         self._said = said
         self.redraw()

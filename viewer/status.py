@@ -80,8 +80,10 @@ def notices(snapshots: Sequence[Snapshot]) -> list[str]:
 
 
 def _ago(seconds: float) -> str:
-    # Coarse, so that a figure need not be redrawn every second; a clock that is ahead of ours counts as now.
-    return "just now" if seconds < 10 else f"{duration(seconds)} ago"
+    # Coarse, so that a figure is seldom drawn for its age alone; a clock that is ahead of ours counts as now.
+    if seconds < 10:
+        return "just now"
+    return f"{duration(10 if seconds < 20 else 30 if seconds < 55 else 60 * round(seconds / 60))} ago"
 
 
 def duration(seconds: float) -> str:
