@@ -40,6 +40,8 @@ $(INSTALLED): pyproject.toml
 
 $(PEERS): $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[demo,dev,bench]'
+	# It asks for an older polars than the rest is run with, and works with this one.
+	$(BIN)/python -m pip install --no-deps 'torchinstruments>=0.10'
 	touch $@
 
 clean:

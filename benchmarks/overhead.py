@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import optimizer
 from torchvision.models import resnet18
 
 import tracer
@@ -30,6 +32,17 @@ Build = Callable[[], tuple[nn.Module, torch.Tensor]]
 Seconds = Mapping[str, list[float]]
 
 EVERY = 10
+TRACED: Mapping[str, dict[str, Any]] = {
+    "traced": {},
+    f"every={EVERY}": {"every": EVERY},
+    "budget=1 %": {"budget": 0.01},
+}
+PERIODS = {f"every={EVERY}": EVERY, "budget=1 %": 256}
+"""After how many steps these do the same again; a budget's strides are powers of two."""
+# Medians need so many periods; a model that has fewer rounds is not trained with a budget.
+LEAST_PERIODS = 10
+# Within so many steps a budget has settled.
+WARM_UP = 100
 # Medians of so many parts of the rounds are compared, to see how much a ratio depends on when it was measured.
 BLOCKS = 8
 
@@ -119,11 +132,38 @@ def outputs(model: nn.Module, inputs: torch.Tensor) -> int:
     return int(model(inputs).shape[1])
 
 
-def measure(steps: Mapping[str, Step], rounds: int, warm_up: int) -> dict[str, list[float]]:
+class OwnHooks:
+    """Has each contestant's steps call only the hooks that it registered itself.
+
+    A tracer's hooks on optimizers are the process's: the others' updates would call them, too, and seem slower for it.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: tuple[Any, ...] = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
+        self._owned: dict[str, list[dict[int, Any]]] = {}
+
+    def belong_to(self, name: str) -> None:
+        """The hooks that are registered now belong to this contestant."""
+        self._owned[name] = [dict(hooks) for hooks in self._kinds]
+        self.only("")
+
+    def only(self, name: str) -> None:
+        """Leave the hooks of one contestant alone."""
+        for at, hooks in enumerate(self._kinds):
+            hooks.clear()
+            if name in self._owned:
+                hooks.update(self._owned[name][at])
+
+
+def measure(
+    steps: Mapping[str, Step], rounds: int, warm_up: int, own_hooks: OwnHooks | None = None
+) -> dict[str, list[float]]:
     """Seconds a step, for each contestant and round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(warm_up + rounds):
         for name in random.sample(list(steps), len(steps)):
+            if own_hooks is not None:
+                own_hooks.only(name)
             begun = time.perf_counter()
             steps[name]()
             if number >= warm_up:
@@ -132,7 +172,7 @@ def measure(steps: Mapping[str, Step], rounds: int, warm_up: int) -> dict[str, l
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
-    """Plain, the floor, with the loop, and traced: every step, or every tenth."""
+    """Plain, the floor, with the loop, and traced: every step, every tenth, or as a budget allows."""
     model, inputs = build()
     losses: list[float] = []
 
@@ -156,28 +196,30 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
         for name, read in reading.items():
             twin = copy.deepcopy(model)
             steps[name] = training_step(twin, inputs, after(read, twin))
-        for name, every in {"traced": 1, f"every={EVERY}": EVERY}.items():
+        own_hooks = OwnHooks()
+        for name, settings in TRACED.items():
+            if rounds < LEAST_PERIODS * PERIODS.get(name, 1):
+                continue
             twin = copy.deepcopy(model)
-            trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, every=every))
+            trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, **settings))
+            own_hooks.belong_to(name)
             steps[name] = training_step(twin, inputs, logging(trace))
-        # A multiple, so that the first round counted is one whose step is measured.
-        return measure(steps, rounds - rounds % EVERY, warm_up=max(1, rounds // 20 // EVERY) * EVERY)
+        return measure(steps, rounds, warm_up=WARM_UP, own_hooks=own_hooks)
 
 
 def extra_seconds(seconds: Seconds, name: str, part: slice = slice(None)) -> float:
     """The median difference to the plain step of the same round, what slows the machine for a while slowing both.
 
-    Where only some steps are measured, the mean of the medians of each tenth step: the second, say, of ten.
+    Where only some steps are measured, the mean of the medians of each tenth step: of the second, say, of ten.
     """
     differences = [a - b for a, b in zip(seconds[name][part], seconds["plain"][part], strict=True)]
-    if not name.startswith("every="):
-        return statistics.median(differences)
-    return statistics.fmean(statistics.median(differences[phase::EVERY]) for phase in range(EVERY))
+    period = PERIODS.get(name, 1)
+    return statistics.fmean(statistics.median(differences[phase::period]) for phase in range(period))
 
 
 def blocks(rounds: int) -> list[slice]:
-    """The rounds in parts of equal length, each of which begins with a measured step."""
-    length = max(1, rounds // BLOCKS // EVERY) * EVERY
+    """The rounds in parts of equal length."""
+    length = rounds // BLOCKS
     return [slice(begin, begin + length) for begin in range(0, rounds - length + 1, length)]
 
 
@@ -189,10 +231,12 @@ def report(title: str, seconds: Seconds) -> Table:
     parts = blocks(len(seconds["plain"]))
 
     def ratio(name: str, to: str) -> str:
-        low, _, high = statistics.quantiles(
-            (extra_seconds(seconds, name, part) / extra_seconds(seconds, to, part) for part in parts), n=4
-        )
-        return f"{extra_seconds(seconds, name) / extra_seconds(seconds, to):.2f} ({low:.2f} to {high:.2f})"
+        found = f"{extra_seconds(seconds, name) / extra_seconds(seconds, to):.2f}"
+        if len(seconds["plain"]) // BLOCKS < PERIODS.get(name, 1):
+            return found
+        ratios = [extra_seconds(seconds, name, part) / extra_seconds(seconds, to, part) for part in parts]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        return f"{found} ({low:.2f} to {high:.2f})"
 
     for name, times in seconds.items():
         extra = extra_seconds(seconds, name)

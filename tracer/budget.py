@@ -64,41 +64,38 @@ class Budget:
         self._unmeasured: deque[float] = deque(maxlen=_UNMEASURED)
         # Seconds of the training's.
         self._training: deque[float] = deque(maxlen=_UNMEASURED)
-        # When this step began, and the call that is being billed.
+        # When this step began, and the call that is being billed, if one is.
         self._step_began = clock()
-        self._call_began = self._step_began
-        self._within = False
+        self._call_began: float | None = None
         # Seconds and work of the steps since the last bill.
         self._seconds = self._work = 0.0
         self._warm = False
 
     def billed(self, call: Callable[_P, None]) -> Callable[_P, None]:
-        """The same call, whose time counts as the tracer's; once, where such a call makes another."""
+        """The same call, whose time counts as the tracer's; it must not make another such call."""
 
         def timed(*args: _P.args, **kwargs: _P.kwargs) -> None:
-            if self._within:
-                call(*args, **kwargs)
-                return
-            self._within = True
             self._call_began = clock()
-            try:
-                call(*args, **kwargs)
-            finally:
-                self._spent += clock() - self._call_began
-                self._within = False
+            call(*args, **kwargs)
+            self._spent += clock() - self._call_began
+            self._call_began = None
 
         return timed
 
     def end_step(self, measured: bool) -> Bill | None:
-        """A step has ended; within a call that is billed.
+        """A step has ended.
 
         Returns:
             A bill after each measured step but the first, which is slower than any other.
         """
         now = clock()
-        spent = self._spent + now - self._call_began
+        spent = self._spent
+        if self._call_began is not None:
+            # What is left of the call counts for the next step.
+            spent += now - self._call_began
+            self._call_began = now
         seconds = now - self._step_began
-        self._spent, self._call_began, self._step_began = 0.0, now, now
+        self._spent, self._step_began = 0.0, now
         if measured and not self._warm:
             self._warm = True
             return None

@@ -1,6 +1,6 @@
 """Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update.
 
-Registers, re-arms and removes them; knows neither rows nor files.
+Registers, re-arms and removes them; of rows it knows where an extreme is to be written.
 """
 
 from collections import deque
@@ -18,7 +18,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from torch.utils.hooks import RemovableHandle
 
 from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
+from tracer.rows import GRADIENT, VALUE, Direct
 
+Hook = Callable[[torch.Tensor], None]
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _requires_grad = attrgetter("requires_grad")
@@ -42,12 +44,17 @@ def _not_compiled(hook: _Function) -> _Function:
 
 
 class Tap:
-    """What is known of one traced tensor: its index among the traced parameters, and whether its hook is set.
+    """What is known of one traced tensor, and its hook.
 
-    It is the hook itself.
+    Attributes:
+        tensor: The tensor.
+        index: Its index among the traced parameters.
+        handle: The hook's, where it is set.
+        failed: Whether it is no longer recorded.
+        direct: Where its extremes may be written by the hook itself.
     """
 
-    __slots__ = ("_report", "failed", "handle", "index", "tensor")
+    __slots__ = ("_report", "direct", "failed", "handle", "index", "tensor")
 
     def __init__(self, tensor: nn.Parameter, listener: "Listener") -> None:
         self._report = listener.on_gradient
@@ -55,11 +62,23 @@ class Tap:
         self.index = -1
         self.handle: RemovableHandle | None = None
         self.failed = False
+        self.direct: Direct | None = None
 
     @_not_compiled
     def __call__(self, tensor: torch.Tensor) -> None:
-        """Report a gradient that was accumulated into ``tensor.grad``."""
-        self._report(self, tensor)
+        """Report a gradient that was accumulated into ``tensor.grad``, or record it at once."""
+        direct = self.direct
+        if direct is None or not direct.buffer.open:
+            self._report(self, tensor)
+            return
+        try:
+            torch.aminmax(tensor, out=direct.value)
+            torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
+        except Exception:
+            # It has been converted, is sparse, is part of another graph, or there is none: the listener knows.
+            self._report(self, tensor)
+            return
+        direct.buffer.present[direct.index] |= VALUE | GRADIENT
 
 
 class Change(NamedTuple):
@@ -94,6 +113,7 @@ class Hooks:
         chosen: The traced parameters, in model order.
         parameters: Those of them that have a shape already.
         taps: Their taps, likewise.
+        reporting: Whether each gradient is reported to the listener.
         noted: Holds something once a gradient has arrived that was only noted; see ``report``.
 
     Raises:
@@ -104,11 +124,12 @@ class Hooks:
         self._model = model
         self._wanted = name_filter(select)
         self._listener: Listener | None = None
+        self._wrap: Callable[[Hook], Hook] | None = None
         self._handles: list[RemovableHandle] = []
         self.taps: list[Tap] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
         self._note = self.noted.append
-        self._reporting = True
+        self.reporting = True
         self.chosen: list[NamedParameter] = []
         self._lazy: list[nn.Parameter] = []
         reshard(model)
@@ -126,9 +147,15 @@ class Hooks:
                 f"{len(everything)} parameters; their names begin {names}"
             )
 
-    def arm(self, listener: Listener) -> None:
-        """Set all hooks; from now on they report to ``listener``."""
+    def arm(self, listener: Listener, wrap: Callable[[Hook], Hook] | None = None) -> None:
+        """Set all hooks; from now on they report to ``listener``.
+
+        Args:
+            listener: What is reported to.
+            wrap: Makes of a gradient's hook the one that is set.
+        """
         self._listener = listener
+        self._wrap = wrap
         self._handles = [
             register_optimizer_step_pre_hook(_update_hook(listener.before_update)),
             register_optimizer_step_post_hook(_update_hook(listener.after_update)),
@@ -137,8 +164,9 @@ class Hooks:
 
     def stale(self) -> bool:
         """Whether the model's parameters are no longer those that were armed."""
-        materialised = any(not is_lazy(tensor) for tensor in self._lazy)
-        return materialised or not self._trainable_as_before() or self._replaced() is not None
+        if not self._trainable_as_before() or self._replaced() is not None:
+            return True
+        return bool(self._lazy) and not all(map(is_lazy, self._lazy))
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a traced parameter."""
@@ -154,13 +182,13 @@ class Hooks:
 
         To note one calls no Python function, which is a tenth of the work of reporting it.
         """
-        if each is self._reporting:
+        if each is self.reporting:
             return
-        self._reporting = each
+        self.reporting = each
         self.noted.clear()
         for tap in self.taps:
             if tap.handle is not None:
-                tap.tensor._post_accumulate_grad_hooks[tap.handle.id] = tap if each else self._note
+                tap.tensor._post_accumulate_grad_hooks[tap.handle.id] = self._hook(tap)
 
     def rearm(self) -> tuple[list[Tap], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
@@ -180,7 +208,7 @@ class Hooks:
         for index, tap in enumerate(self.taps):
             tap.index = index
             if tap.handle is None and tap.tensor.requires_grad:
-                tap.handle = _first_hook(tap.tensor, tap if self._reporting else self._note)
+                tap.handle = _first_hook(tap.tensor, self._hook(tap))
         for tap in known.values():
             if tap.handle is not None:
                 tap.handle.remove()
@@ -203,6 +231,11 @@ class Hooks:
         """The taps of the tensors that an optimizer holds."""
         theirs = set(_held_ids(optimizer))
         return [tap for tap in self.taps if id(tap.tensor) in theirs]
+
+    def _hook(self, tap: Tap) -> Hook:
+        if not self.reporting:
+            return self._note
+        return tap if self._wrap is None else self._wrap(tap)
 
     def _replaced(self) -> list[NamedParameter] | None:
         """The parameters as they are now, where these are not the ones that were armed."""

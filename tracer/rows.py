@@ -6,6 +6,7 @@ This is the only place where data crosses from a device to the host.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,11 @@ class Layout:
     measures: Measures
     groups: tuple[tuple[Group, ...], ...]
 
+    @cached_property
+    def rows_and_bytes(self) -> tuple[int, int]:
+        """How many rows a step has, and about what they take in memory until they are written."""
+        return len(self.names), 500 + (1 + 4 * len(self.quantities) * len(self.measures.measured)) * len(self.names)
+
 
 class Update(NamedTuple):
     """An update that a ``GradScaler`` leaves to the optimizer: what it divides gradients by, and whether it skips."""
@@ -130,6 +136,20 @@ class Slot:
     quantities: tuple[Numbers, ...]
 
 
+@dataclass(frozen=True)
+class Direct:
+    """Where a hook may write extremes itself, while its buffer is ``open``.
+
+    The most common parameter needs no more than two reductions. To go through all that the others need would take
+    longer than these, since a hook finds cold caches.
+    """
+
+    value: tuple[torch.Tensor, torch.Tensor]
+    gradient: tuple[torch.Tensor, torch.Tensor]
+    buffer: "RowBuffer"
+    index: int
+
+
 class MisfitError(Exception):
     """A parameter has another dtype or device than its slot."""
 
@@ -138,6 +158,10 @@ class RowBuffer:
     """The preallocated row of a step: each parameter's numbers, on its own device, extremes in its own dtype.
 
     All numbers of a device share one block of bytes, so that a step crosses to the host in one copy a device.
+
+    Attributes:
+        present: What has been recorded of each parameter.
+        open: Whether hooks may write into it without being asked.
     """
 
     def __init__(
@@ -168,6 +192,14 @@ class RowBuffer:
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
+        self.open = False
+
+    def direct(self, index: int) -> Direct | None:
+        """Where a parameter's hook may write itself; None if there is more to do for this one."""
+        slot = self.slots[index]
+        if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
+            return None
+        return Direct(slot.quantities[0].extremes, slot.quantities[1].extremes, self, index)
 
     @property
     def incomplete(self) -> bool:
@@ -374,8 +406,7 @@ def rows_and_bytes(item: Item) -> tuple[int, int]:
     """How many rows of the log an item stands for, and about what it takes in memory until they are written."""
     match item:
         case StepRows():
-            measured = len(item.layout.quantities) * len(item.layout.measures.measured)
-            return len(item.present), 500 + (1 + 4 * measured) * len(item.present)
+            return item.layout.rows_and_bytes
         case HistogramRows() | ActivationRows():
             rows = sum(len(keys) for keys, _ in item.blocks)
             return rows, 500 + 150 * rows + sum(copy.nbytes for _, copy in item.blocks)

@@ -117,26 +117,34 @@ class Recorder:
         self._border = threading.RLock()
         self._choose_what_to_measure()
         if budget is not None:
-            # All that a training's thread does here goes through one of these two.
-            self.on_gradient = budget.billed(self.on_gradient)  # type: ignore[method-assign]
-            self._at_border = budget.billed(self._at_border)  # type: ignore[method-assign]
+            # All that a training's thread does in here, step by step, but for the gradients' hooks.
+            self.before_update = budget.billed(self.before_update)  # type: ignore[method-assign]
+            self.after_update = budget.billed(self.after_update)  # type: ignore[method-assign]
+            self.end_step = budget.billed(self.end_step)  # type: ignore[method-assign]
 
     @property
     def step(self) -> int:
         """The step whose gradients came last."""
-        if self._hooks.noted:
-            self._at_border(lambda: None)
-        return self._step
+        return self._step + 1 if self._ended and self._hooks.noted else self._step
 
     @property
     def next_step(self) -> int:
         """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
-        step = self.step
-        return step + 1 if self._ended or self._skipped() else step
+        return self._step + 1 if self._ended or self._skipped() else self._step
+
+    def arm(self) -> None:
+        """Set the hooks: from now on they report to this recorder."""
+        self._hooks.arm(self, None if self._budget is None else self._budget.billed)
+        self._lend()
 
     def measures(self, step: int) -> bool:
         """Whether a step is measured: this one, or after its end the next one."""
         return not self._stopped and step % self._stride == 0
+
+    @property
+    def _idle(self) -> bool:
+        """Whether neither this step is measured, nor its gradients reported."""
+        return not (self._measuring or self._hooks.reporting)
 
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
@@ -156,11 +164,36 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        self._at_border(lambda: self._before_update(optimizer, closure))
+        if closure or not self._idle:
+            self._at_border(lambda: self._before_update(optimizer, closure))
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
+        if self._idle and self._ends_another(optimizer):
+            return
         self._at_border(lambda: self._after_update(optimizer, closure))
+
+    def _ends_another(self, optimizer: Optimizer) -> bool:
+        """Count a step at once, if nothing is recorded of it or of the next, and it is like the one before.
+
+        As any other way gives the same number, this is here for its speed alone: whatever an idle step does is done
+        with cold caches, which makes it five times as slow as it looks.
+        """
+        if (
+            not (self._ended and self._hooks.noted and id(optimizer) in self._updated)
+            or self._explicit
+            or self.measures(self._step + 2)
+            or running_backward() != _NO_BACKWARD
+            or not self._hooks.holds(optimizer)
+        ):
+            return False
+        self._hooks.noted.clear()
+        if self._budget is not None:
+            self._budget.end_step(measured=False)
+        self._step += 1
+        self._ended_ns = time.time_ns()
+        self._updated = {id(optimizer)}
+        return True
 
     def end_step(self) -> None:
         """End the step now, on the user's word; the next gradient, or the next call, begins the next one."""
@@ -185,7 +218,7 @@ class Recorder:
                 action()
         except Exception as error:
             if not self._stopped:
-                self._stopped, self._measuring = True, False
+                self._stopped, self._measuring, self._buffer.open = True, False, False
                 message = in_short(error)
                 self._emit(event(step, "failed", message))
                 warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
@@ -212,6 +245,8 @@ class Recorder:
         self._alert = self._unended is not None
         if not self._begun or (self._loss_scale is not None and self._loss_scale.updated):
             self._begin()
+        # With a loss scale each backward has to be looked at, for histograms each tensor.
+        self._buffer.open = self._measuring and not self._alert and self._loss_scale is None and not self._histogramming
 
     def _next_step_by_gradient(self) -> None:
         # What has come into the model meanwhile may have a gradient already, which is the next step's.
@@ -255,6 +290,9 @@ class Recorder:
                 warn(_SCALED)
 
     def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
+        if self._idle and not closure:
+            # Put off until now, since nothing was to be recorded: to come here once is cheaper than twice.
+            self._before_update(optimizer, closure)
         if not self._hooks.holds(optimizer):
             return
         if closure and self._settings.applied:
@@ -297,11 +335,12 @@ class Recorder:
         self._ended_ns = time.time_ns()
         self._ended = True
         self._alert = True
+        self._buffer.open = False
         if self._budget is not None:
             # Not before: whether gradients are reported in this step was decided by the stride until now.
             self._stride = self._budget.stride
         measured = self.measures(self._step + 1)
-        self._hooks.report(each=measured or backward != _NO_BACKWARD or self._loss_scale is not None)
+        self._hooks.report(measured or backward != _NO_BACKWARD or self._loss_scale is not None)
         if measured and not self._measuring:
             # What came into the model in a step that is not measured: its gradient there is not the next step's.
             self._refresh()
@@ -412,6 +451,12 @@ class Recorder:
         with torch.no_grad():
             buffer.carry(self._buffer)
         self._buffer = buffer
+        self._lend()
+
+    def _lend(self) -> None:
+        """Let hooks write into the buffer where that is all there is to do."""
+        for tap in self._hooks.taps:
+            tap.direct = None if tap.failed else self._buffer.direct(tap.index)
 
     def _refresh(self) -> None:
         """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
@@ -426,7 +471,7 @@ class Recorder:
 
     def _give_up(self, tap: Tap, error: Exception) -> None:
         """Go on without one parameter."""
-        tap.failed = True
+        tap.failed, tap.direct = True, None
         name = self._hooks.parameters[tap.index].name
         message = in_short(error)
         self._emit(event(self._step, "failed", message, name))

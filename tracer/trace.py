@@ -190,7 +190,7 @@ class Trace:
         self._settings = settings
         self._closed = False
         try:
-            hooks.arm(self._recorder)
+            self._recorder.arm()
             if activations is not None:
                 activations.arm(self._recorder, self._emit, budget)
         except BaseException as error:
@@ -303,10 +303,12 @@ os.register_at_fork(after_in_child=_abandon_all)
 
 def _metric_value(name: str, metric: object) -> Number:
     if isinstance(metric, torch.Tensor):
-        # To read a tensor on the host raises where there is not one real number.
-        with contextlib.suppress(RuntimeError, TypeError, ValueError):
+        try:
             if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
                 return number(metric)
+        except (RuntimeError, TypeError, ValueError):
+            # On the host, of a tensor that is not one real number.
+            pass
     elif isinstance(metric, HostCopy):
         return metric
     elif isinstance(metric, numbers.Real | np.bool_):
