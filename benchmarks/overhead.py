@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,17 +33,11 @@ Build = Callable[[], tuple[nn.Module, torch.Tensor]]
 Seconds = Mapping[str, list[float]]
 
 EVERY = 10
-TRACED: Mapping[str, dict[str, Any]] = {
-    "traced": {},
-    f"every={EVERY}": {"every": EVERY},
-    "budget=1 %": {"budget": 0.01},
-}
-PERIODS = {f"every={EVERY}": EVERY, "budget=1 %": 256}
-"""After how many steps these do the same again; a budget's strides are powers of two."""
-# Medians need so many periods; a model that has fewer rounds is not trained with a budget.
-LEAST_PERIODS = 10
-# Within so many steps a budget has settled.
-WARM_UP = 100
+TRACED = {"traced": 1, f"every={EVERY}": EVERY}
+# Steps before those that count; a multiple of EVERY.
+WARM_UP = 20
+# A budget is a share of the time that passes, so no others' steps may come between: turns of so many.
+TURN_STEPS = 256
 # Medians of so many parts of the rounds are compared, to see how much a ratio depends on when it was measured.
 BLOCKS = 8
 
@@ -172,7 +167,7 @@ def measure(
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
-    """Plain, the floor, with the loop, and traced: every step, every tenth, or as a budget allows."""
+    """Plain, the floor, with the loop, and traced: every step, or every tenth."""
     model, inputs = build()
     losses: list[float] = []
 
@@ -197,11 +192,9 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
             twin = copy.deepcopy(model)
             steps[name] = training_step(twin, inputs, after(read, twin))
         own_hooks = OwnHooks()
-        for name, settings in TRACED.items():
-            if rounds < LEAST_PERIODS * PERIODS.get(name, 1):
-                continue
+        for name, every in TRACED.items():
             twin = copy.deepcopy(model)
-            trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, **settings))
+            trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, every=every))
             own_hooks.belong_to(name)
             steps[name] = training_step(twin, inputs, logging(trace))
         return measure(steps, rounds, warm_up=WARM_UP, own_hooks=own_hooks)
@@ -213,7 +206,7 @@ def extra_seconds(seconds: Seconds, name: str, part: slice = slice(None)) -> flo
     Where only some steps are measured, the mean of the medians of each tenth step: of the second, say, of ten.
     """
     differences = [a - b for a, b in zip(seconds[name][part], seconds["plain"][part], strict=True)]
-    period = PERIODS.get(name, 1)
+    period = TRACED.get(name, 1)
     return statistics.fmean(statistics.median(differences[phase::period]) for phase in range(period))
 
 
@@ -232,8 +225,6 @@ def report(title: str, seconds: Seconds) -> Table:
 
     def ratio(name: str, to: str) -> str:
         found = f"{extra_seconds(seconds, name) / extra_seconds(seconds, to):.2f}"
-        if len(seconds["plain"]) // BLOCKS < PERIODS.get(name, 1):
-            return found
         ratios = [extra_seconds(seconds, name, part) / extra_seconds(seconds, to, part) for part in parts]
         low, _, high = statistics.quantiles(ratios, n=4)
         return f"{found} ({low:.2f} to {high:.2f})"
@@ -244,6 +235,41 @@ def report(title: str, seconds: Seconds) -> Table:
         table.add_row(
             name, f"{statistics.median(times) * 1e3:.3f}", f"{extra * 1e3:+.3f}", f"{1 + extra / plain:.3f}", *ratios
         )
+    return table
+
+
+def budget(build: Build, share: float, turns: int) -> Table:
+    """Train plainly and with a budget in turns of many steps, and compare what these took."""
+    model, inputs = build()
+    twin = copy.deepcopy(model)
+    losses: list[float] = []
+    seconds: dict[str, list[float]] = {"plain": [], "budget": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path, own_hooks = Path(folder) / "run", OwnHooks()
+        with tracer.attach(twin, path, budget=share) as trace:
+            own_hooks.belong_to("budget")
+            steps = {
+                "plain": training_step(model, inputs, lambda loss: losses.append(loss.item())),
+                "budget": training_step(twin, inputs, lambda loss: trace.log(loss=loss)),
+            }
+            for _ in range(1 + turns):
+                for name in random.sample(list(steps), 2):
+                    own_hooks.only(name)
+                    begun = time.perf_counter()
+                    for _ in range(TURN_STEPS):
+                        steps[name]()
+                    seconds[name].append((time.perf_counter() - begun) / TURN_STEPS)
+            own_hooks.only("budget")
+        changes = tracer.scan(path, "events").filter(pl.col("kind") == "stride").collect()
+        costs = tracer.scan(path, "metrics").filter(pl.col("name") == "tracer_cost", pl.col("step") >= TURN_STEPS)
+        own = costs.collect()["value"].to_list()
+    # The first turn of each, in which the budget settles, does not count.
+    beyond = [traced / plain - 1 for traced, plain in zip(seconds["budget"][1:], seconds["plain"][1:], strict=True)]
+    table = Table("", "median", "quartiles", title=f"MLP with budget={share}, {turns} turns of {TURN_STEPS} steps")
+    for name, found in {"beyond the plain turn, loss logged": beyond, "tracer_cost": own}.items():
+        low, middle, high = statistics.quantiles(found, n=4)
+        table.add_row(name, f"{middle:.2%}", f"{low:.2%} to {high:.2%}")
+    table.caption = "; ".join(f"step {step}: {detail}" for step, detail in changes.select("step", "detail").iter_rows())
     return table
 
 
@@ -258,6 +284,8 @@ def main() -> None:
     for title, (build, factor) in MODELS.items():
         if arguments.model in title:
             console.print(report(title, contest(build, arguments.rounds * factor)))
+    if arguments.model in "budget":
+        console.print(budget(mlp, 0.01, turns=arguments.rounds // 10))
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ def test_the_budget_is_kept_after_a_hundred_steps(limit: float, measured: float,
         costs = Costs(measured=measured, unmeasured=unmeasured * limit)
         found = list(costs.run(clock, Budget(limit, 1), 100 + 20 * 1024))[100:]
     assert share(found) <= limit
-    # Twice as often would take more than what is allowed, less the headroom.
+    # Twice as often would take nearly all that is allowed, or more.
     stride = found[-1][0]
     often = measured + (stride // 2 - 1) * costs.unmeasured
-    assert stride == 1 or often / (often + stride // 2) > 0.8 * limit
+    assert stride == 1 or often / (often + stride // 2) > 0.65 * limit
 
 
 def test_nothing_keeps_a_budget_that_the_steps_between_exceed(clock: Clock) -> None:

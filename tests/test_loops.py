@@ -439,3 +439,41 @@ def test_a_selection_that_fails_costs_the_extremes_and_no_training(tmp_path: Pat
         torch.optim.SGD(other.parameters(), lr=0.1).step()
         loss_of(model).backward()
     assert len(caught) == 1
+
+
+def test_tracing_pauses_while_a_cuda_graph_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured step touches no row and no count, and is said once; replayed, it has its values and no gradients.
+
+    There is no GPU in this test: that one captures is what torch says, and to replay is to write what it would write.
+    """
+    model = one_weight(2.0)
+    optimizer = sgd(model)
+    data = torch.ones(1, 1)
+
+    def backward() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        model(data).sum().backward()
+
+    with tracer.attach(model, tmp_path / "run") as trace:
+        backward()
+        optimizer.step()
+        with monkeypatch.context() as patch, pytest.warns(tracer.TracerWarning, match="pauses while a CUDA graph"):
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            for _ in range(2):
+                backward()
+                trace.log(captured=1)
+        for _ in range(2):
+            with torch.no_grad():
+                model.weight.grad = torch.ones(1, 1)
+            optimizer.step()
+    assert metric(tmp_path / "run", "captured") == [(0, 1), (0, 1)]
+    assert events(tmp_path / "run", "paused") == [(0, None, "a CUDA graph is captured")]
+    assert_rows(
+        tmp_path / "run",
+        [
+            {"weight": row(2.0, 1.0)},
+            {"weight": row(1.899999976158142, None)},
+            {"weight": row(1.7999999523162842, None)},
+        ],
+    )

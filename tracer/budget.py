@@ -19,9 +19,10 @@ clock = time.perf_counter
 _FIRST_STRIDE = 16
 # Rows this far apart are still a curve; where even this is too much, it is the steps that are not measured that cost.
 _LAST_STRIDE = 1024
-# A median is less than a mean where some steps cost more than the others.
-_HEADROOM = 0.8
-_MEASURED, _UNMEASURED = 5, 25
+# Up until this part of the budget is expected to be used, since a median is less than a mean where some steps cost more
+# than the others; down if no more than that part would be, so that the stride does not swing with each sample.
+_UP, _DOWN = 0.8, 0.65
+_MEASURED, _UNMEASURED = 9, 25
 
 _P = ParamSpec("_P")
 
@@ -120,10 +121,8 @@ class Budget:
         """Up at once where the budget is exceeded, down by half where even that keeps it."""
         stride, last = self.stride, self._every * _LAST_STRIDE
         if self._expected(stride) > self._share:
-            while stride < last and self._expected(stride) > _HEADROOM * self._share:
+            while stride < last and self._expected(stride) > _UP * self._share:
                 stride *= 2
-        elif (
-            stride > self._every and len(self._measured) > 1 and self._expected(stride // 2) <= _HEADROOM * self._share
-        ):
+        elif stride > self._every and len(self._measured) > 1 and self._expected(stride // 2) <= _DOWN * self._share:
             stride //= 2
         return stride

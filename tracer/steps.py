@@ -110,6 +110,7 @@ class Recorder:
         # Tensors that were first seen in this step, after their gradient may have arrived.
         self._joined: set[Tap] = set()
         self._unended: _Unended | None = _Unended()
+        self._paused = False
         self._warned = False
         # The engine has a thread for each device, so that two gradients can arrive at once; this is held at the border
         # of two steps alone, where one of them has to finish the old step before the other may record into the new one.
@@ -149,6 +150,8 @@ class Recorder:
     def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
         if self._alert or (self._loss_scale is not None and self._backward != running_backward()):
+            if self._pauses():
+                return
             self._at_border(lambda: self._first_gradient(tap))
         if not self._measuring or tap.failed:
             return
@@ -164,12 +167,12 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        if closure or not self._idle:
+        if (closure or not self._idle) and not self._pauses():
             self._at_border(lambda: self._before_update(optimizer, closure))
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
-        if self._idle and self._ends_another(optimizer):
+        if (self._idle and self._ends_another(optimizer)) or self._pauses():
             return
         self._at_border(lambda: self._after_update(optimizer, closure))
 
@@ -259,6 +262,16 @@ class Recorder:
         self._begun = True
         if self._measuring:
             self._refresh()
+
+    def _pauses(self) -> bool:
+        """Whether what is called now becomes part of a CUDA graph, as which nothing of the tracer could be replayed."""
+        if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+            return False
+        if not self._paused:
+            self._paused = True
+            self._emit(event(self._step, "paused", "a CUDA graph is captured"))
+            warn(_CAPTURED)
+        return True
 
     def _skipped(self) -> bool:
         """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
@@ -483,6 +496,10 @@ class Recorder:
 _UNENDED = (
     "several backwards and no update of a torch optimizer: all of it is recorded as one step. If your loop updates the "
     "parameters itself, call trace.step() after each update"
+)
+_CAPTURED = (
+    "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
+    "updates outside of the graph, steps are counted and values recorded, but no gradients"
 )
 _SCALED = (
     "a GradScaler drives this optimizer, so gradients are recorded as they are, multiplied by its scale: "
