@@ -21,6 +21,7 @@ check: $(INSTALLED)
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.hotpath
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.log

@@ -60,9 +60,10 @@ class Activations:
         self._recorder = recorder
         self._emit = emit
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
-        self._handle = register_module_forward_hook(
-            self._on_output if budget is None else budget.billed(self._on_output)
-        )
+        if budget is not None:
+            # And not the hook, in which the compiler would then find a clock.
+            self._record = budget.billed(self._record)  # type: ignore[method-assign]
+        self._handle = register_module_forward_hook(self._on_output)
 
     def remove(self) -> None:
         """Remove the hook; harmless where there is none."""

@@ -136,7 +136,7 @@ class Slot:
     quantities: tuple[Numbers, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Direct:
     """Where a hook may write extremes itself, while its buffer is ``open``.
 
