@@ -229,6 +229,7 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, content: bytes) -> None:
         {"settings": {"stats": "norm"}},
         {"settings": {"total_steps": "ten"}},
         {"settings": {"every": 2.5}},
+        {"settings": {"budget": "1 %"}},
         {"settings": {"fold": "ten"}},
     ],
     ids=repr,

@@ -93,6 +93,18 @@ def test_a_cell_is_the_largest_magnitude_of_its_steps(rows: list[tuple[int, str,
         assert layers.nonfinite[row, column] == (len(largest) < len(pairs))
 
 
+def test_where_rows_have_no_known_distance_the_last_one_is_shown_until_the_next() -> None:
+    """With a budget, steps that were not measured look like the one before them; what is null there stays so."""
+    history = History(LAYERS, params=["a", "b"], stride=None)
+    for step, numbers in ((0, [1.0, None]), (4, [2.0, 3.0]), (5, [math.nan, 4.0]), (7, [5.0, 6.0])):
+        table = extremes([step], ["a", "b"], {"grad_min": numbers, "grad_max": numbers})
+        history.absorb("extremes", pl.DataFrame(pl.from_arrow(table)).lazy())
+    layers = layers_of(history)
+    nan = math.nan
+    np.testing.assert_array_equal(layers.magnitudes, [[1, 1, 1, 1, 2, nan, nan, 5], [nan, nan, nan, nan, 3, 4, 4, 6]])
+    np.testing.assert_array_equal(layers.nonfinite[0], [False] * 5 + [True] * 2 + [False])
+
+
 def test_long_runs_keep_every_spike_in_bounded_columns() -> None:
     """As steps go by, columns cover more of them, and each still holds the largest magnitude of its steps."""
     history = History(LAYERS, params=["a"])

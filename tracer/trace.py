@@ -133,7 +133,8 @@ def attach(
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    settings = Settings(every, budget, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
+    share = None if budget is None else float(budget)
+    settings = Settings(every, share, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):

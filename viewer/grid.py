@@ -38,13 +38,17 @@ class Grid:
         params: The parameters in model order; others that come later stand behind them.
         capacity: How many columns there may be.
         width: How many steps a column covers at first: where rows are so far apart, none between them stays empty.
+        holds: Whether a column without any row shows the one before it: where nobody knows how far rows are apart.
     """
 
-    def __init__(self, columns: Sequence[str], params: Sequence[str], capacity: int, width: int = 1) -> None:
+    def __init__(
+        self, columns: Sequence[str], params: Sequence[str], capacity: int, width: int = 1, holds: bool = False
+    ) -> None:
         self._columns = columns
         self._capacity = capacity
         self._row_of = {name: row for row, name in enumerate(params)}
         self._width = width
+        self._holds = holds
         self._first_bin = 0
         # The first axis is the bins: whole ones are merged.
         self._magnitudes = np.full((0, len(params)), np.nan)
@@ -112,5 +116,9 @@ class Grid:
         """The table; None before the first row. It never changes: rows that come later go into arrays of their own."""
         if not len(self._steps):
             return None
-        first = self._first_bin * self._width
-        return Layers(list(self._row_of), first, self._width, self._magnitudes.T, self._nonfinite.T)
+        first, magnitudes, nonfinite = self._first_bin * self._width, self._magnitudes, self._nonfinite
+        if self._holds:
+            bins = np.arange(len(self._steps))
+            shown = np.maximum.accumulate(np.where(self._steps >= 0, bins, 0))
+            magnitudes, nonfinite = magnitudes[shown], nonfinite[shown]
+        return Layers(list(self._row_of), first, self._width, magnitudes.T, nonfinite.T)

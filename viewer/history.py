@@ -247,14 +247,14 @@ class History:
         look: What of the run, and of which ranks and parameters.
         params: The parameters in model order.
         capacity: How many bins each curve has.
-        stride: How many steps lie between rows, as far as is known.
+        stride: How many steps lie between rows; None if that changes.
 
     Attributes:
         tables: The tables that it takes rows of.
     """
 
     def __init__(
-        self, look: Look | None = None, params: Sequence[str] = (), capacity: int = CAPACITY, stride: int = 1
+        self, look: Look | None = None, params: Sequence[str] = (), capacity: int = CAPACITY, stride: int | None = 1
     ) -> None:
         self._look = look or Look()
         self._params = matching(list(params), self._look.params)
@@ -264,7 +264,9 @@ class History:
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
         self._bins: dict[str, Bins | Grid]
         if self._look.view is View.LAYERS:
-            self._bins = {"extremes": Grid(_needed(self._look.statistic), self._params, columns, stride)}
+            self._bins = {
+                "extremes": Grid(_needed(self._look.statistic), self._params, columns, stride or 1, stride is None)
+            }
         elif self._look.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(_of_extremes(self._statistics), capacity),

@@ -113,8 +113,9 @@ class Live:
         info = self._run.info if self._run is not None else {"params": [], "settings": {}}
         names = [param["name"] for param in info["params"]]
         self._params = tuple(names), tuple(matching(names, self._look.params))
-        stride = max(info["settings"].get(name) or 1 for name in ("every", "fold"))
-        self._history = History(self._look, names, stride=stride)
+        settings = info["settings"]
+        stride = max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._history = History(self._look, names, stride=None if settings.get("budget") else stride)
         self._followers = {table: Follower(self.path, table) for table in self._history.tables}
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:

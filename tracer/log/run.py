@@ -149,7 +149,7 @@ def _check(info: Mapping[str, Any]) -> None:
     datetime.fromisoformat(info["started"])
     if not all(isinstance(param, dict) and isinstance(param.get("name"), str) for param in info["params"]):
         raise ValueError("one of its params has no name")
-    for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int)):
+    for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int), ("budget", float)):
         if not isinstance(info["settings"].get(name), kinds | None):
             raise ValueError(f"{name} in its settings is no {kinds.__name__}")
 
