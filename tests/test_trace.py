@@ -79,13 +79,13 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3), nn.Linear(2, 2))
     model[2].weight = model[0].weight
     model[0].bias.requires_grad_(False)
-    with tracer.attach(model, tmp_path / "run", every=5, stats="norm", applied=True, total_steps=9):
+    with tracer.attach(model, tmp_path / "run", every=5, budget=0.5, stats="norm", applied=True, total_steps=9):
         info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["format"] == 1
     assert info["model"] == "Sequential"
     assert info["settings"] == {
-        "every": 5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None, "bins": None,
-        "total_steps": 9,
+        "every": 5, "budget": 0.5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None,
+        "bins": None, "total_steps": 9,
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}
