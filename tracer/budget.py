@@ -76,9 +76,10 @@ class Budget:
         """The same call, whose time counts as the tracer's; it must not make another such call."""
 
         def timed(*args: _P.args, **kwargs: _P.kwargs) -> None:
-            self._call_began = clock()
+            self._call_began = began = clock()
             call(*args, **kwargs)
-            self._spent += clock() - self._call_began
+            # What came before the end of a step was counted there. Another thread may be in such a call, too.
+            self._spent += clock() - max(began, self._step_began)
             self._call_began = None
 
         return timed
@@ -90,11 +91,9 @@ class Budget:
             A bill after each measured step but the first, which is slower than any other.
         """
         now = clock()
-        spent = self._spent
-        if self._call_began is not None:
-            # What is left of the call counts for the next step.
-            spent += now - self._call_began
-            self._call_began = now
+        spent, began = self._spent, self._call_began
+        if began is not None:
+            spent += now - max(began, self._step_began)
         seconds = now - self._step_began
         self._spent, self._step_began = 0.0, now
         if measured and not self._warm:

@@ -187,8 +187,10 @@ class Hooks:
         self.reporting = each
         self.noted.clear()
         for tap in self.taps:
-            if tap.handle is not None:
-                tap.tensor._post_accumulate_grad_hooks[tap.handle.id] = self._hook(tap)
+            hooks = tap.tensor._post_accumulate_grad_hooks
+            # Somebody else may have removed them all.
+            if tap.handle is not None and hooks and tap.handle.id in hooks:
+                hooks[tap.handle.id] = self._hook(tap)
 
     def rearm(self) -> tuple[list[Tap], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
@@ -210,6 +212,8 @@ class Hooks:
             if tap.handle is None and tap.tensor.requires_grad:
                 tap.handle = _first_hook(tap.tensor, self._hook(tap))
         for tap in known.values():
+            # Its hook may be the one that runs now.
+            tap.failed, tap.direct = True, None
             if tap.handle is not None:
                 tap.handle.remove()
         return new, _changes(before, self._by_name())

@@ -167,7 +167,9 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        if (closure or not self._idle) and not self._pauses():
+        # Gradients were set by hand, perhaps: whether this update is another step can be said now, and not after it.
+        again = self._ended and not self._hooks.noted and id(optimizer) in self._updated
+        if (closure or again or not self._idle) and not self._pauses():
             self._at_border(lambda: self._before_update(optimizer, closure))
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
@@ -277,7 +279,7 @@ class Recorder:
         """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
         return self._loss_scale is not None and self._begun and not self._explicit and self._loss_scale.skipped
 
-    def _before_update(self, optimizer: Optimizer, closure: bool) -> None:
+    def _before_update(self, optimizer: Optimizer, closure: bool, late: bool = False) -> None:
         if self._loss_scale is not None:
             self._loss_scale.before_update(optimizer)
         if not self._hooks.holds(optimizer):
@@ -290,7 +292,7 @@ class Recorder:
         self._unended = None
         # Inside a backward most gradients are still to come, and what gets none is not updated either.
         if running_backward() == _NO_BACKWARD:
-            if self._ended and id(optimizer) in self._updated and not self._explicit:
+            if self._ended and id(optimizer) in self._updated and not self._explicit and not late:
                 # The same optimizer again, and no gradient between: it calls a closure, or gradients were set by hand.
                 self._next_step()
             self._sweep()
@@ -305,7 +307,7 @@ class Recorder:
     def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
         if self._idle and not closure:
             # Put off until now, since nothing was to be recorded: to come here once is cheaper than twice.
-            self._before_update(optimizer, closure)
+            self._before_update(optimizer, closure, late=True)
         if not self._hooks.holds(optimizer):
             return
         if closure and self._settings.applied:
@@ -476,7 +478,9 @@ class Recorder:
         if not self._hooks.stale():
             return
         new, changes = self._hooks.rearm()
-        if any(change.kind not in ("frozen", "unfrozen") for change in changes):
+        names = tuple(parameter.name for parameter in self._hooks.parameters)
+        # Other names, another order, or another tensor under a name.
+        if names != self._buffer.layout.names or any(change.kind not in ("frozen", "unfrozen") for change in changes):
             self._rebuild()
         self._joined.update(new)
         for change in changes:
