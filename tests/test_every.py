@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -111,3 +112,23 @@ def test_every_measures_what_would_have_been_measured_anyway(
     some, same_metrics = rows_and_metrics(every, inside, actions)
     assert same_metrics == metrics
     assert some == {(step, param): row for (step, param), row in rows.items() if step % every == 0}
+
+
+def test_an_optimizer_that_calls_its_parents_step_updates_once(tmp_path: Path) -> None:
+    """Where torch hooks both a step and the one that it calls, an update is one step, measured or not."""
+
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = nn.Linear(2, 2)
+    # From the first instance of a class on, its step calls hooks.
+    torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = Own(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", every=4) as trace:
+        for number in range(10):
+            model(torch.ones(1, 2)).sum().backward()
+            trace.log(at=number)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert metric(tmp_path / "run", "at") == [(number, number) for number in range(10)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tracer
-from tests.training import Rows, by_hand, events, extremes_of, loss_of, mlp, recorded
+from tests.training import Rows, assert_rows, by_hand, events, extremes_of, loss_of, mlp, recorded
 
 CHANGE_AT = 2
 Change = Callable[[nn.Sequential], None]
@@ -139,3 +139,42 @@ def test_a_layer_that_replaces_one_at_the_same_address_is_followed(tmp_path: Pat
             expected |= {(step, name): found for name, found in by_hand(model).items()}
             optimizer.step()
     assert {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()} == expected
+
+
+@pytest.mark.parametrize("removed", ["a", "b"])
+def test_the_first_gradient_of_a_step_may_be_that_of_a_removed_parameter(removed: str, tmp_path: Path) -> None:
+    """A part that has left the model gets the first gradient: training goes on, and no other's row holds it."""
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+    kept = "b" if removed == "a" else "a"
+    gone, stays = model[removed], model[kept]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(4):
+            if step == 2:
+                del model[removed]
+            optimizer.zero_grad()
+            if step >= 2:
+                gone(torch.full((1, 1), 1000.0)).sum().backward()
+            stays(torch.ones(1, 1)).sum().backward()
+            optimizer.step()
+    rows = recorded(tmp_path / "run")
+    assert {rows[step, f"{kept}.weight"]["grad_max"] for step in range(4)} == {1.0}
+    assert not [key for key in rows if key[0] > 2 and key[1].startswith(removed)]
+
+
+def test_parameters_in_another_order_keep_their_names(tmp_path: Path) -> None:
+    """A parameter that is taken out and put back stands elsewhere in the model, and has its own rows as before."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(4):
+            if step == 2:
+                weight = model.weight
+                del model.weight
+                model.weight = weight
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().sum().backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
