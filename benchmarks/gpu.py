@@ -37,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet50
 
 import tracer
-from benchmarks.overhead import EVERY, Step
+from benchmarks.overhead import EVERY, TRACED, OwnHooks, Step
 
 # A multiple of EVERY, so that each of these takes as many measured steps as the others.
 IN_A_ROW = 2 * EVERY
@@ -93,11 +93,14 @@ def training_step(workload: Workload, model: nn.Module, after: Callable[[torch.T
     return step
 
 
-def measure(steps: Mapping[str, Step], device: torch.device, rounds: int, in_a_row: int) -> dict[str, list[float]]:
+def measure(
+    steps: Mapping[str, Step], own_hooks: OwnHooks, device: torch.device, rounds: int, in_a_row: int
+) -> dict[str, list[float]]:
     """Seconds a step, for each contestant and round, of so many steps in a row."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name in random.sample(list(steps), len(steps)):
+            own_hooks.only(name)
             synchronize(device)
             begun = time.perf_counter()
             for _ in range(in_a_row):
@@ -143,16 +146,20 @@ def contest(workload: Workload, rounds: int) -> Table:
     device = workload.inputs.device
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         steps = {"plain": training_step(workload, copy.deepcopy(workload.model), lambda loss: None)}
-        for name, every in {"traced": 1, f"every={EVERY}": EVERY}.items():
+        own_hooks = OwnHooks()
+        for name, every in TRACED.items():
             twin = copy.deepcopy(workload.model)
             trace = stack.enter_context(tracer.attach(twin, Path(folder) / name, every=every))
+            own_hooks.belong_to(name)
             steps[name] = training_step(workload, twin, logging(trace))
         # From here on each contestant takes a multiple of EVERY steps at a time, so that each first one is measured.
-        measure(steps, device, 1, IN_A_ROW)
-        single = measure(steps, device, rounds * EVERY, 1)
-        row = measure(steps, device, rounds, IN_A_ROW)
-        launched = {name: launches(step, device) for name, step in steps.items()}
-        waited = {name: waiting(step) for name, step in steps.items()}
+        measure(steps, own_hooks, device, 1, IN_A_ROW)
+        single = measure(steps, own_hooks, device, rounds * EVERY, 1)
+        row = measure(steps, own_hooks, device, rounds, IN_A_ROW)
+        launched, waited = {}, {}
+        for name, step in steps.items():
+            own_hooks.only(name)
+            launched[name], waited[name] = launches(step, device), waiting(step)
     return report(workload, single, row, launched, waited)
 
 

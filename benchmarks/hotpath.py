@@ -8,7 +8,6 @@ moment (in the gradients' hooks; in one sweep after the backward; in a callback 
 Run: ``python -m benchmarks.hotpath``.
 """
 
-import argparse
 import copy
 import ctypes
 import importlib
@@ -21,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 
 import tracer
-from benchmarks.overhead import MODELS, Build, OwnHooks, measure, read_once, read_with_items, report, training_step
+from benchmarks.overhead import Build, OwnHooks, hold, measure, read_once, read_with_items, training_step
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Reduce = Callable[[torch.Tensor, Pair], object]
@@ -165,18 +163,5 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
             return measure(steps, rounds, WARM_UP, own_hooks)
 
 
-def main() -> None:
-    """Hold all contests, and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of the largest models; smaller ones take more")
-    parser.add_argument("--model", default="", help="only the models whose title contains this")
-    arguments = parser.parse_args()
-    console = Console(width=120)
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for title, (build, factor) in MODELS.items():
-        if arguments.model in title:
-            console.print(report(title, contest(build, arguments.rounds * factor)))
-
-
 if __name__ == "__main__":
-    main()
+    hold(__doc__, contest, rounds=100)

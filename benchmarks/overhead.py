@@ -31,6 +31,7 @@ import tracer
 Step = Callable[[], None]
 Build = Callable[[], tuple[nn.Module, torch.Tensor]]
 Seconds = Mapping[str, list[float]]
+Contest = Callable[[Build, int], Seconds]
 
 EVERY = 10
 TRACED = {"traced": 1, f"every={EVERY}": EVERY}
@@ -239,44 +240,51 @@ def report(title: str, seconds: Seconds) -> Table:
 
 
 def budget(build: Build, share: float, turns: int) -> Table:
-    """Train plainly and with a budget in turns of many steps, and compare what these took."""
+    """Train plainly, plainly again, and with a budget, in turns of many steps, and compare what these took."""
     model, inputs = build()
-    twin = copy.deepcopy(model)
     losses: list[float] = []
-    seconds: dict[str, list[float]] = {"plain": [], "budget": []}
     with tempfile.TemporaryDirectory() as folder:
-        path, own_hooks = Path(folder) / "run", OwnHooks()
+        path, twin, own_hooks = Path(folder) / "run", copy.deepcopy(model), OwnHooks()
         with tracer.attach(twin, path, budget=share) as trace:
-            own_hooks.belong_to("budget")
+            own_hooks.belong_to("traced")
             steps = {
-                "plain": training_step(model, inputs, lambda loss: losses.append(loss.item())),
-                "budget": training_step(twin, inputs, lambda loss: trace.log(loss=loss)),
+                name: training_step(copy.deepcopy(model), inputs, lambda loss: losses.append(loss.item()))
+                for name in ("plain", "plain again")
             }
+            steps["traced"] = training_step(twin, inputs, lambda loss: trace.log(loss=loss))
+            seconds: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(1 + turns):
-                for name in random.sample(list(steps), 2):
+                for name in random.sample(list(steps), len(steps)):
                     own_hooks.only(name)
                     begun = time.perf_counter()
                     for _ in range(TURN_STEPS):
                         steps[name]()
                     seconds[name].append((time.perf_counter() - begun) / TURN_STEPS)
-            own_hooks.only("budget")
+            own_hooks.only("traced")
         changes = tracer.scan(path, "events").filter(pl.col("kind") == "stride").collect()
         costs = tracer.scan(path, "metrics").filter(pl.col("name") == "tracer_cost", pl.col("step") >= TURN_STEPS)
         own = costs.collect()["value"].to_list()
-    # The first turn of each, in which the budget settles, does not count.
-    beyond = [traced / plain - 1 for traced, plain in zip(seconds["budget"][1:], seconds["plain"][1:], strict=True)]
     table = Table("", "median", "quartiles", title=f"MLP with budget={share}, {turns} turns of {TURN_STEPS} steps")
-    for name, found in {"beyond the plain turn, loss logged": beyond, "tracer_cost": own}.items():
+    # The first turn of each, in which the budget settles, does not count.
+    beyond = {
+        name: [a / b - 1 for a, b in zip(seconds[name][1:], seconds["plain"][1:], strict=True)]
+        for name in ("traced", "plain again")
+    }
+    for name, found in {
+        "traced, beyond the plain turn": beyond["traced"],
+        "plain again, beyond the plain turn": beyond["plain again"],
+        "tracer_cost": own,
+    }.items():
         low, middle, high = statistics.quantiles(found, n=4)
         table.add_row(name, f"{middle:.2%}", f"{low:.2%} to {high:.2%}")
     table.caption = "; ".join(f"step {step}: {detail}" for step, detail in changes.select("step", "detail").iter_rows())
     return table
 
 
-def main() -> None:
-    """Hold all contests, and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=320, help="rounds of the largest models; smaller ones take more")
+def hold(description: str | None, contest: Contest, rounds: int) -> tuple[Console, argparse.Namespace]:
+    """Hold a contest on each model that the command line asks for, and print their tables."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="of the largest models; smaller ones take more")
     parser.add_argument("--model", default="", help="only the models whose title contains this")
     arguments = parser.parse_args()
     console = Console(width=120)
@@ -284,6 +292,12 @@ def main() -> None:
     for title, (build, factor) in MODELS.items():
         if arguments.model in title:
             console.print(report(title, contest(build, arguments.rounds * factor)))
+    return console, arguments
+
+
+def main() -> None:
+    """Hold all contests, then the one with a budget."""
+    console, arguments = hold(__doc__, contest, rounds=200)
     if arguments.model in "budget":
         console.print(budget(mlp, 0.01, turns=arguments.rounds // 10))
 

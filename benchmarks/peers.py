@@ -68,7 +68,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracer
-from benchmarks.overhead import Build, Step, measure, mlp, resnet, training_step
+from benchmarks.overhead import Build, OwnHooks, Step, measure, mlp, resnet, training_step
 
 After = Callable[[torch.Tensor], None]
 Attach = Callable[[nn.Module, Path], AbstractContextManager[After]]
@@ -271,13 +271,16 @@ def contest(name: str, title: str, seconds: float) -> Outcome:
     twin = copy.deepcopy(model)
     with tempfile.TemporaryDirectory() as folder:
         with contestant.attach(twin, Path(folder)) as after, plain(model, Path(folder)) as plain_after:
+            own_hooks = OwnHooks()
+            own_hooks.belong_to("peer")
             steps = {"plain": training_step(model, inputs, plain_after), "peer": training_step(twin, inputs, after)}
-            measure(steps, 1, warm_up=0)
+            measure(steps, 1, warm_up=0, own_hooks=own_hooks)
             before = folder_bytes(Path(folder))
-            round_seconds = sum(map(statistics.median, measure(steps, 3, warm_up=1).values()))
+            round_seconds = sum(map(statistics.median, measure(steps, 3, warm_up=1, own_hooks=own_hooks).values()))
             periods = max(LEAST_ROUNDS, seconds / round_seconds) / contestant.period
             rounds = math.ceil(periods) * contestant.period
-            times = measure(steps, rounds, warm_up=0)
+            times = measure(steps, rounds, warm_up=0, own_hooks=own_hooks)
+            own_hooks.only("peer")
             reads = sum(host_reads(steps["peer"]) for _ in range(contestant.period))
         # To close may also tidy up, and one that took no further step has then grown by less than nothing.
         grown = max(0, folder_bytes(Path(folder)) - before)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tracer
-from benchmarks.overhead import Build, measure, mlp, resnet, training_step
+from benchmarks.overhead import Build, OwnHooks, measure, mlp, resnet, training_step
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "extremes": {},
@@ -37,13 +37,14 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
     """Plain, and traced with each choice of statistics."""
     model, inputs = build()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        plain = copy.deepcopy(model)
+        plain, own_hooks = copy.deepcopy(model), OwnHooks()
         steps = {"plain": training_step(plain, inputs, lambda loss: None)}
         for number, (name, settings) in enumerate(CONTESTANTS.items()):
             twin = copy.deepcopy(model)
             stack.enter_context(tracer.attach(twin, Path(folder) / str(number), **settings))
+            own_hooks.belong_to(name)
             steps[name] = training_step(twin, inputs, lambda loss: None)
-        return measure(steps, rounds, warm_up=max(3, rounds // 20))
+        return measure(steps, rounds, warm_up=max(3, rounds // 20), own_hooks=own_hooks)
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> Table:

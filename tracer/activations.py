@@ -56,7 +56,13 @@ class Activations:
         self._seen = self._warned = False
 
     def arm(self, recorder: Recorder, emit: Callable[[Item], None], budget: Budget | None) -> None:
-        """Set the hook; ``recorder`` knows to which step a forward belongs, ``emit`` takes rows and events."""
+        """Set the hook.
+
+        Args:
+            recorder: Knows to which step a forward belongs, and whether that is measured.
+            emit: Takes rows and events.
+            budget: What the work is to count against, if anything.
+        """
         self._recorder = recorder
         self._emit = emit
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)

@@ -170,12 +170,12 @@ class Hooks:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a traced parameter."""
-        return not self._ids.isdisjoint(_held_ids(optimizer))
+        return not self._ids.isdisjoint(_ids_of(optimizer))
 
     def misses(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""
         found = self._replaced()
-        return found is not None and not {id(parameter.tensor) for parameter in found}.isdisjoint(_held_ids(optimizer))
+        return found is not None and not {id(parameter.tensor) for parameter in found}.isdisjoint(_ids_of(optimizer))
 
     def report(self, each: bool) -> None:
         """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
@@ -233,7 +233,7 @@ class Hooks:
 
     def held(self, optimizer: Optimizer) -> list[Tap]:
         """The taps of the tensors that an optimizer holds."""
-        theirs = set(_held_ids(optimizer))
+        theirs = set(_ids_of(optimizer))
         return [tap for tap in self.taps if id(tap.tensor) in theirs]
 
     def _hook(self, tap: Tap) -> Hook:
@@ -307,7 +307,7 @@ def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimiz
     return hook
 
 
-def _held_ids(optimizer: Optimizer) -> Iterable[int]:
+def _ids_of(optimizer: Optimizer) -> Iterable[int]:
     return map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
