@@ -62,7 +62,7 @@ main()
 
 def size_bytes(parts: list[Part]) -> int:
     """What these parts take on the disk."""
-    return sum(part.path.stat().st_size for part in parts)
+    return sum(part.file().stat().st_size for part in parts)
 
 
 def published(run: Path) -> tuple[list[int], float]:

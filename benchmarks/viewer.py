@@ -268,7 +268,7 @@ def main() -> None:
     delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(Path(folder), given.rows):
-            size = sum(part.path.stat().st_size for part in all_parts(case.run, "extremes")) / 1e6
+            size = sum(part.file().stat().st_size for part in all_parts(case.run, "extremes")) / 1e6
             seconds, megabytes = zip(*(opened(case.run, case.view) for _ in range(given.repeats)), strict=True)
             reading = [read(case.run, case.view) for _ in range(given.repeats)]
             peak = spread(list(megabytes), "MB")[0]

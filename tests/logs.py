@@ -12,22 +12,24 @@ import pyarrow as pa
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts, publish
 from tracer.log.run import beat, close_rank, create_run, prepare_folders
+from tracer.log.store import Place, local
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def new_run(path: Path, params: Sequence[str] = ("weight",), **info: object) -> Path:
+def new_run(path: Place, params: Sequence[str] = ("weight",), **info: object) -> Path:
     """A run without a row, being written by rank 0."""
     described = [
         {"name": name, "aliases": [], "shape": [2, 2], "dtype": "float32", "trainable": True} for name in params
     ]
+    path = Path(path)
     prepare_folders(path, schema.TABLES)
     create_run(path, {"model": "Model", "params": described, "settings": {"every": 1}, "versions": {}, **info})
     beat(path, 0)
     return path
 
 
-def close_run(path: Path, last_step: int = 0) -> None:
+def close_run(path: Place, last_step: int = 0) -> None:
     """Rank 0 closes the run."""
     counts = dict.fromkeys(schema.TABLES, 0)
     close_rank(path, 0, {"last_step": last_step, "reason": "", "rows": counts, "rows_dropped": counts})
@@ -74,7 +76,7 @@ def metrics(
     return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["metrics"])
 
 
-def publish_next(run: Path, table: str, rows: pa.Table, rank: int = 0) -> Part:
+def publish_next(run: Place, table: str, rows: pa.Table, rank: int = 0) -> Part:
     """Publish rows under the rank's next number."""
     number = max((part.last + 1 for part in all_parts(run, table) if part.rank == rank), default=0)
     return publish(run, table, rank, number, rows)
@@ -113,18 +115,19 @@ def events(steps: Sequence[int], kind: str = "frozen", param: str | None = None,
     return pa.Table.from_pydict(rows, schema=schema.SCHEMAS["events"])
 
 
-def flip_bit(path: Path, offset: int = 100) -> None:
+def flip_bit(path: Place, offset: int = 100) -> None:
     """Damage a file: one bit of one byte is no longer what it was."""
-    content = bytearray(path.read_bytes())
+    file = local(path)
+    content = bytearray(file.read_bytes())
     content[offset] ^= 1 << offset % 8
-    path.write_bytes(content)
+    file.write_bytes(content)
 
 
-def age_heartbeat(run: Path, seconds: float, rank: int = 0) -> None:
+def age_heartbeat(run: Place, seconds: float, rank: int = 0) -> None:
     """Let a rank's last heartbeat be so long ago."""
     heartbeat = run / f"heartbeat-r{rank:05d}"
     then = datetime.now(UTC).timestamp() - seconds
-    os.utime(heartbeat, (then, then))
+    os.utime(local(heartbeat), (then, then))
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def test_verify_names_everything_that_is_wrong(tmp_path: Path) -> None:
     flip_bit(parts[1].path)
     os.truncate(list_parts(run, "metrics")[0].path, 10)
     for gone in (parts[2], parts[3], parts[5]):
-        gone.path.unlink()
+        gone.file().unlink()
     said = tracer_says("verify", run)
     assert (said.returncode, said.stdout) == (1, "")
     changed, early, first, cut = said.stderr.splitlines()
@@ -223,11 +223,11 @@ def test_verify_is_not_confused_by_a_merge(
         return found
 
     monkeypatch.setattr("tracer.log.parts.list_parts", overtaken)
-    cli.verify(run)
+    cli.verify(str(run))
     assert capsys.readouterr().out == f"{run}: 3 parts, every byte as it was published\n"
     flip_bit(list_parts(run, "extremes")[0].path)
     with pytest.raises(typer.Exit) as ended:
-        cli.verify(run)
+        cli.verify(str(run))
     assert ended.value.exit_code == 1
 
 
@@ -242,7 +242,9 @@ def test_merge_leaves_a_part_a_table_and_rank(tmp_path: Path, end: Callable[[Pat
     said = tracer_says("merge", run)
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout == f"{run}: 9 parts before, 4 now\n"
-    found = [(part.path.parent.name, part.rank, part.last) for table in schema.TABLES for part in all_parts(run, table)]
+    found = [
+        (part.file().parent.name, part.rank, part.last) for table in schema.TABLES for part in all_parts(run, table)
+    ]
     assert found == [("extremes", 0, 2), ("extremes", 1, 1), ("metrics", 0, 2), ("events", 0, 0)]
     assert {table: scan(run, table).collect().to_dicts() for table in schema.TABLES} == before
 

@@ -112,7 +112,7 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
     """Where the closed mark arrives before the last parts, as a network disk may show it, the figure waits for them."""
     run = new_run(tmp_path / "run")
     part = publish_next(run, "extremes", extremes(range(5)))
-    hidden = part.path.rename(tmp_path / part.path.name)
+    hidden = part.file().rename(tmp_path / part.file().name)
     close_rank(run, 0, {"last_step": 4, "rows_dropped": {}, "published": {"extremes": 1}})
     runs = Runs([run])
     try:

@@ -43,14 +43,14 @@ class Log:
 
     def merge_and_die(self, rank: int) -> None:
         """The merging process dies before it has deleted what it merged."""
-        before = {part.path: part.path.read_bytes() for part in all_parts(self.path, "metrics")}
+        before = {part.file(): part.file().read_bytes() for part in all_parts(self.path, "metrics")}
         self.merge(rank)
         for path, content in before.items():
             path.write_bytes(content)
 
     def last_part(self, rank: int) -> Path:
         """The newest part of a rank."""
-        return [part.path for part in list_parts(self.path, "metrics") if part.rank == rank][-1]
+        return [part.file() for part in list_parts(self.path, "metrics") if part.rank == rank][-1]
 
 
 class Seen:
@@ -227,7 +227,7 @@ def test_progress_is_told_after_each_batch(log: Log, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("viewer.follow._BATCH_BYTES", batch)
     for _ in range(6):
         log.publish(0)
-    sizes = [part.path.stat().st_size for part in list_parts(log.path, "metrics")]
+    sizes = [part.file().stat().st_size for part in list_parts(log.path, "metrics")]
     told: list[tuple[int, int]] = []
     follower = Follower(log.path, "metrics")
     follower.give(lambda frame: None, lambda *bytes_read: told.append(bytes_read))

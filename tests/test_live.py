@@ -120,7 +120,7 @@ def test_a_run_that_is_gone_for_a_while_goes_on(live: Live, tmp_path: Path) -> N
     """A folder that comes back, as of a disk that is mounted again, is shown as before, with what came meanwhile."""
     publish_next(new_run(live.path), "metrics", metrics([5], [0.5]))
     before = shown(live)
-    live.path.rename(tmp_path / "away")
+    Path(live.path).rename(tmp_path / "away")
     assert shown(live).gone
     (tmp_path / "away").rename(live.path)
     assert shown(live) == before
@@ -202,7 +202,7 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
     shown(live)
     publish_next(run, "extremes", extremes([7]))
     gone = publish_next(run, "metrics", metrics([8], [1.0]))
-    gone.path.unlink()
+    gone.file().unlink()
     with monkeypatch.context() as patch:
         patch.setattr("tracer.log.parts.list_parts", lambda run, table: list_parts(run, table) or [gone])
         assert live.refresh() is None

@@ -182,7 +182,7 @@ def test_a_damaged_part_is_named_and_left_out(tmp_path: Path) -> None:
 def test_no_damage_keeps_the_rest_from_being_read(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """Whatever became of one file, the others are read."""
     run = log_of(new_run(tmp_path / "run"), range(3))
-    damage(list_parts(run, "extremes")[0].path)
+    damage(list_parts(run, "extremes")[0].file())
     with pytest.warns(BadPartWarning):
         assert steps(scan(run)) == [1, 2]
 

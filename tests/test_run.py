@@ -270,7 +270,7 @@ def test_a_heartbeat_tells_who_writes_and_renews_its_time(tmp_path: Path) -> Non
     """A heartbeat holds the host and process that began it; each beat renews its time and nothing else."""
     run = create_run(tmp_path / "run", INFO).path
     beat(run, 3)
-    heartbeat = run / "heartbeat-r00003"
+    heartbeat = Path(run) / "heartbeat-r00003"
     written = heartbeat.read_text()
     assert written.split() == [socket.gethostname(), str(os.getpid())]
     os.utime(heartbeat, (0, 0))
@@ -326,7 +326,7 @@ def test_the_state_of_a_run_is_that_of_all_its_ranks(tmp_path: Path, each: list[
         if what.startswith("closed"):
             close_rank(run, rank, {})
         if what.endswith("without heartbeat"):
-            (run / f"heartbeat-r{rank:05d}").unlink()
+            (Path(run) / f"heartbeat-r{rank:05d}").unlink()
     assert ranks(run) == list(range(len(each)))
     assert state(run) == expected
 

@@ -491,7 +491,7 @@ def test_a_reader_tells_how_much_of_a_long_log_is_read(
     """While a long run is opened, the bytes read grow up to those that there are."""
     monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
     run = new_run(tmp_path / "run")
-    sizes = [publish_next(run, "extremes", extremes([step])).path.stat().st_size for step in range(5)]
+    sizes = [publish_next(run, "extremes", extremes([step])).file().stat().st_size for step in range(5)]
     told: list[tuple[int, int]] = []
     told_by_reader = Reader._progress
 

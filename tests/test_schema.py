@@ -87,7 +87,7 @@ def written(run: Path, table: str, merged: bool) -> Path:
     if merged:
         merge(run, table, 0)
     (part,) = list_parts(run, table)
-    return part.path
+    return part.file()
 
 
 def encodings_of(physical_type: str) -> set[str]:
@@ -172,7 +172,7 @@ def test_every_float_is_read_back_bit_for_bit(
 def test_every_name_is_read_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     """A parameter's name may hold any character, or none at all."""
     run = new_run(tmp_path_factory.mktemp("names") / "run")
-    path = publish_next(run, "extremes", extremes([0], names)).path
+    path = publish_next(run, "extremes", extremes([0], names)).file()
     assert pl.read_parquet(path, glob=False)["param"].cast(pl.String).to_list() == names
     assert pq.read_table(path)["param"].to_pylist() == names
 
@@ -182,5 +182,5 @@ def test_times_keep_their_microseconds(tmp_path: Path) -> None:
     instants = [0, 1, 1_767_225_600_123_457, 2**53 + 1]
     times = pa.array(instants, pa.timestamp("us", tz="UTC"))
     rows = metrics(range(len(instants)), [0.0] * len(instants))
-    path = publish_next(new_run(tmp_path / "run"), "metrics", rows.set_column(1, rows.schema.field(1), times)).path
+    path = publish_next(new_run(tmp_path / "run"), "metrics", rows.set_column(1, rows.schema.field(1), times)).file()
     assert pl.read_parquet(path, glob=False)["time"].dt.epoch("us").to_list() == instants

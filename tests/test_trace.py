@@ -69,7 +69,7 @@ def test_without_a_path_the_run_goes_under_runs(tmp_path: Path, monkeypatch: pyt
     paths = []
     for _ in range(3):
         with tracer.attach(mlp()) as trace:
-            paths.append(trace.path)
+            paths.append(Path(trace.path))
     assert len(set(paths)) == 3
     assert all(path.parent == Path("runs") and "Sequential" in path.name and path.is_dir() for path in paths)
 

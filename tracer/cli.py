@@ -19,11 +19,12 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tracer.log.parts import Part
+    from tracer.log.store import Place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console()
 
-RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI.")]
 
 
 class Data(StrEnum):
@@ -102,11 +103,12 @@ def info(run: RunArgument) -> None:
     import polars as pl
 
     from tracer.log import run as run_folder
-    from tracer.log import schema
+    from tracer.log import schema, store
     from tracer.log.parts import all_parts
     from tracer.log.read import scan
 
-    opened = run_folder.open_run(run)
+    path = store.at(run)
+    opened = run_folder.open_run(path)
     extremes, metrics = scan(run), scan(run, "metrics")
     table = Table(show_header=False, box=None, pad_edge=False)
     span = extremes.select(
@@ -115,15 +117,15 @@ def info(run: RunArgument) -> None:
         pl.col("step").n_unique().alias("count"),
     ).collect()
     first, last, count = span.row(0)
-    parts = {name: all_parts(run, name) for name in schema.TABLES}
-    size_bytes = sum(part.path.stat().st_size for found in parts.values() for part in found)
+    parts = {name: all_parts(path, name) for name in schema.TABLES}
+    size_bytes = sum(store.size_bytes(part.path) for found in parts.values() for part in found)
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
-    dropped = sum(sum(summary["rows_dropped"].values()) for summary in run_folder.closed_summaries(run))
+    dropped = sum(sum(summary["rows_dropped"].values()) for summary in run_folder.closed_summaries(path))
     facts = {
-        "status": run_folder.STATE_WORDS[run_folder.state(run)],
+        "status": run_folder.STATE_WORDS[run_folder.state(path)],
         "model": opened.info["model"],
         "started": f"{opened.info['started']} on {opened.info['host']}",
-        "ranks": str(len(run_folder.ranks(run))),
+        "ranks": str(len(run_folder.ranks(path))),
         "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
         "params": f"{len(opened.info['params']):,}",
         "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
@@ -142,26 +144,27 @@ def info(run: RunArgument) -> None:
 def verify(run: RunArgument) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
     from tracer.log import run as run_folder
-    from tracer.log import schema
+    from tracer.log import schema, store
     from tracer.log.parts import missing_numbers
 
-    run_folder.open_run(run)
+    path = store.at(run)
+    run_folder.open_run(path)
     problems = []
     checked = 0
     for table in schema.TABLES:
-        parts, damaged = _verified(run, table)
+        parts, damaged = _verified(path, table)
         checked += len(parts)
         problems.extend(damaged)
-        for rank, first, last in missing_numbers(parts, run_folder.published_counts(run, table)):
-            problems.append(f"{run / table}: the parts {first} to {last} of rank {rank} are missing")
+        for rank, first, last in missing_numbers(parts, run_folder.published_counts(path, table)):
+            problems.append(f"{path / table}: the parts {first} to {last} of rank {rank} are missing")
     for found in problems:
         print(found, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
-    print(f"{run}: {checked} parts, every byte as it was published")
+    print(f"{path}: {checked} parts, every byte as it was published")
 
 
-def _verified(run: Path, table: str) -> tuple[list["Part"], list[str]]:
+def _verified(run: "Place", table: str) -> tuple[list["Part"], list[str]]:
     """The parts of a table, and a line for each that is damaged."""
     from tracer.log.parts import problem, with_listing
 
@@ -174,22 +177,25 @@ def _verified(run: Path, table: str) -> tuple[list["Part"], list[str]]:
 
 @app.command(name="merge")
 def merge_command(run: RunArgument) -> None:
-    """Merge the parts of a run that is no longer written into one a table and rank."""
+    """Merge the parts of a run, one that is being written too, and delete what a process that died left half written.
+
+    There is then one part a table and rank, but where one is damaged or missing.
+    """
     from tracer.log import run as run_folder
-    from tracer.log import schema
+    from tracer.log import schema, store
     from tracer.log.parts import all_parts, merge
 
-    run_folder.open_run(run)
-    if run_folder.state(run) == "running":
-        raise run_folder.LogError(
-            f"{run} is still being written: merge it once it has ended; it merges itself when it is closed"
-        )
-    before = sum(len(all_parts(run, table)) for table in schema.TABLES)
+    path = store.at(run)
+    run_folder.open_run(path)
+    before = sum(len(all_parts(path, table)) for table in schema.TABLES)
     for table in schema.TABLES:
-        for rank in sorted({part.rank for part in all_parts(run, table)}):
-            merge(run, table, rank)
-    after = sum(len(all_parts(run, table)) for table in schema.TABLES)
-    print(f"{run}: {before} parts before, {after} now")
+        for rank in sorted({part.rank for part in all_parts(path, table)}):
+            merge(path, table, rank)
+    after = sum(len(all_parts(path, table)) for table in schema.TABLES)
+    print(f"{path}: {before} parts before, {after} now")
+    for rank in run_folder.ranks(path):
+        for name in run_folder.clear_staging(path, rank):
+            print(f"{path}: deleted staging/{name}, which a process that died was writing as rank {rank}")
 
 
 def _warning_line(

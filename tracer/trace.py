@@ -27,9 +27,10 @@ from tracer.daemon import Daemon
 from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
-from tracer.log import schema
+from tracer.log import schema, store
 from tracer.log.read import scan
 from tracer.log.run import LogError
+from tracer.log.store import Place
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
 from tracer.rows import (
     ActivationRows,
@@ -86,7 +87,7 @@ def attach(
 
     Args:
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
-        path: The run's folder. Without it, ``runs/<time>-<model class>``.
+        path: The run's folder, or a URI such as ``s3://bucket/runs/a``. Without it, ``runs/<time>-<model class>``.
         every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
         budget: The share of the training's time that tracing may take, 0.01 for 1 %: the tracer watches its own cost,
             and measures every 1, 2, 4, 8, … times ``every`` steps as the budget allows. The share that it takes is the
@@ -140,7 +141,7 @@ def attach(
     for other in list(_open):
         if other.traces(ids):
             raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
-        if path is not None and other.path.resolve() == Path(path).resolve():
+        if path is not None and other.path.resolve() == store.at(path).resolve():
             raise RuntimeError(
                 f"another model is being traced into {path}: give another path, or close that trace first"
             )
@@ -154,7 +155,7 @@ class Trace:
     """A model being traced. ``attach`` makes it.
 
     Attributes:
-        path: The run's folder.
+        path: The run's folder, or its URI.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Trace:
         if world > 1 and path is None:
             raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
         self._hooks = hooks
-        self.path = _default_path(model) if path is None else Path(path)
+        self.path = _default_path(model) if path is None else store.at(path)
         resumed = resume and _has_begun(self.path, rank)
         if resumed:
             first_step, attempt = _continue_run(self.path, rank)
@@ -184,7 +185,16 @@ class Trace:
         encoder = Encoder(rank, attempt, settings.fold)
         encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
-        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES, encoder.ripe)
+        recorder = self._recorder
+        self._daemon = Daemon(
+            self.path,
+            rank,
+            encoders,
+            landed,
+            _WAITING_BYTES,
+            encoder.ripe,
+            lambda losses: event(recorder.step, "dropped", losses),
+        )
         what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
         self._emit(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
@@ -374,12 +384,12 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
     }
 
 
-def _has_begun(path: Path, rank: int) -> bool:
+def _has_begun(path: Place, rank: int) -> bool:
     """Whether a rank has begun its part of a run; rank 0, which writes run.json, may be ahead of the others."""
     return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
 
 
-def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> tuple[int, int]:
+def _begin_run(path: Place, rank: int, info: Mapping[str, Any]) -> tuple[int, int]:
     """Begin a run, or a rank's part of it; the step and the attempt with which this rank begins."""
     if rank == 0:
         run_folder.create_run(path, info)
@@ -390,7 +400,7 @@ def _begin_run(path: Path, rank: int, info: Mapping[str, Any]) -> tuple[int, int
     return 0, 0
 
 
-def _continue_run(path: Path, rank: int) -> tuple[int, int]:
+def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     """Open a run for more rows; the step and the attempt with which this rank goes on."""
     run_folder.open_run(path)
     run_folder.prepare_folders(path)

@@ -17,6 +17,7 @@ import typer
 from viewer.look import MERGED, Look, Scale, View, XAxis
 
 if TYPE_CHECKING:
+    from tracer.log.store import Place
     from viewer.live import Runs, Snapshot
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -37,8 +38,8 @@ Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is 
 @app.command(epilog=_EPILOG)
 def watch(
     runs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="A run's folder, or several, or a folder of runs. Default: the newest under runs/."),
+        list[str] | None,
+        typer.Argument(help="A run's folder or URI, or several, or a folder of runs. Default: the newest under runs/."),
     ] = None,
     only: Annotated[str, typer.Option("--runs", metavar="REGEX", help="Only runs whose name matches.")] = "",
     view: Annotated[View | None, typer.Option(help="layers: all parameters at a glance; param: one of them.")] = None,
@@ -78,9 +79,10 @@ def watch(
     before a run exists, or long after it has ended.
     """
     from tracer.log.run import LogError, newest_run
+    from tracer.log.store import at
     from viewer.live import Runs
 
-    paths = runs or [path for path in [newest_run(Path("runs"))] if path is not None]
+    paths = [at(run) for run in runs or ()] or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
     if follow and save is None:
@@ -115,7 +117,7 @@ def watch(
 
 
 def _show(
-    open_runs: Callable[[Look], "Runs"], paths: Sequence[Path], look: Look, web: bool, host: str, port: int | None
+    open_runs: Callable[[Look], "Runs"], paths: Sequence["Place"], look: Look, web: bool, host: str, port: int | None
 ) -> None:
     from viewer import window
 
@@ -178,12 +180,12 @@ def _write_always(runs: "Runs", save: Path) -> None:
     _say_written(follow_runs(runs, FigureFile(save, runs.look)), save)
 
 
-def _say_which(paths: Sequence[Path]) -> None:
+def _say_which(paths: Sequence["Place"]) -> None:
     """Whether each run is yet to come, going on, or over."""
-    from tracer.log.run import STATE_WORDS, holds_run, open_run, state
+    from tracer.log.run import STATE_WORDS, holds_run, open_run, runs_in, state
 
     for path in paths:
-        inside = len(list(path.glob("*/run.json")))
+        inside = len(runs_in(path))
         if not holds_run(path):
             _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it")
             continue

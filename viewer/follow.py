@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,8 +12,10 @@ from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, F
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
+from tracer.log import store
 from tracer.log.parts import Part, rows_by_number, with_listing
 from tracer.log.read import part_problem, scan_parts
+from tracer.log.store import Place
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
@@ -26,8 +27,8 @@ _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCre
 class Waker(FileSystemEventHandler):
     """Wakes who waits when something is published into one of the folders.
 
-    Where the system gives no events (a network disk, a full inotify table), ``wait`` just lasts its time: callers list
-    the folder after each wait, whatever woke them.
+    Where there are no events (an object store, a network disk, a full inotify table), ``wait`` just lasts its time:
+    callers list the folder after each wait, whatever woke them.
 
     Args:
         events: False never asks for any.
@@ -37,11 +38,11 @@ class Waker(FileSystemEventHandler):
         self._events = events
         self._woken = threading.Event()
         self._observer: BaseObserver | None = None
-        self._watched: dict[Path, ObservedWatch] = {}
+        self._watched: dict[Place, ObservedWatch] = {}
 
-    def watch(self, folders: Iterable[Path]) -> None:
-        """Watch those of these folders that exist and are not watched yet."""
-        for folder in folders:
+    def watch(self, folders: Iterable[Place]) -> None:
+        """Watch those of these folders that exist on a disk and are not watched yet."""
+        for folder in (folder for folder in folders if isinstance(folder, Path)):
             if not folder.is_dir():
                 # One of the same name that comes later needs a watch of its own.
                 self.forget([folder])
@@ -55,7 +56,7 @@ class Waker(FileSystemEventHandler):
                 except OSError:
                     continue
 
-    def forget(self, folders: Iterable[Path]) -> None:
+    def forget(self, folders: Iterable[Place]) -> None:
         """Watch these folders no longer, so that ``watch`` begins anew."""
         for folder in folders:
             watched = self._watched.pop(folder, None)
@@ -86,16 +87,9 @@ class Waker(FileSystemEventHandler):
         self._watched.clear()
 
 
-def _names(folder: Path) -> set[str]:
+def _size(path: Place) -> int:
     try:
-        return set(os.listdir(folder))
-    except FileNotFoundError:
-        return set()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
+        return store.size_bytes(path)
     except FileNotFoundError:
         raise
     except OSError:
@@ -103,7 +97,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _batches(parts: list[Part], sizes: Mapping[Path, int]) -> Iterator[list[Part]]:
+def _batches(parts: list[Part], sizes: Mapping[Place, int]) -> Iterator[list[Part]]:
     """The parts in pieces of some size: more rows at once would take more memory, and show no progress."""
     batch: list[Part] = []
     size = 0
@@ -124,13 +118,13 @@ class Follower:
         problems: What is wrong with damaged parts, by path; their rows are not given out.
     """
 
-    def __init__(self, run: Path, table: str) -> None:
+    def __init__(self, run: Place, table: str) -> None:
         self._run = run
         self._table = table
         self._seen: set[tuple[int, int]] = set()
-        self._given: set[Path] = set()
+        self._given: set[Place] = set()
         self._listed: set[str] = set()
-        self.problems: dict[Path, str] = {}
+        self.problems: dict[Place, str] = {}
 
     def give(self, take: Callable[[pl.LazyFrame], None], progress: Callable[[int, int], None] | None = None) -> bool:
         """Give the rows that are new to ``take``, if there are any; some parts at a time where they are large.
@@ -143,7 +137,7 @@ class Follower:
             Whether there were any.
         """
         # A day's run has thousands of parts, and mostly none is new: their names tell that sooner than the parts do.
-        listed = _names(self._run / self._table)
+        listed = store.inner_names(self._run, self._table)
         if listed and listed == self._listed and not self.problems:
             return False
         before = len(self._seen)
@@ -168,6 +162,8 @@ class Follower:
                 take(frame)
             self._seen |= numbers
             self._given.update(part.path for part in parts if part.path not in self.problems)
+            for part in parts:
+                store.forget(part.path)
             done += sum(sizes[part.path] for part in parts)
             if progress is not None:
                 progress(done, sum(sizes.values()))

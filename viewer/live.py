@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -21,13 +20,16 @@ from tracer.log.run import (
     LogError,
     Run,
     State,
+    began,
     closed_summaries,
     holds_run,
     open_run,
     published_counts,
     ranks,
+    runs_in,
     state,
 )
+from tracer.log.store import Place
 from viewer.follow import Follower, Waker
 from viewer.grid import Layers
 from viewer.history import Curve, Extremes, Histogram, History
@@ -97,7 +99,7 @@ class Live:
         folders: Those that have to be watched while the run goes on.
     """
 
-    def __init__(self, path: Path, look: Look | None = None, name: str = "", waker: Waker | None = None) -> None:
+    def __init__(self, path: Place, look: Look | None = None, name: str = "", waker: Waker | None = None) -> None:
         self.path = path
         self.folders = [path, *(path / table for table in ("extremes", "metrics", "histograms"))]
         self._look = look or Look()
@@ -235,15 +237,15 @@ class Runs:
     """
 
     def __init__(
-        self, paths: Sequence[Path], look: Look | None = None, only: str = "", poll_seconds: float | None = None
+        self, paths: Sequence[Place], look: Look | None = None, only: str = "", poll_seconds: float | None = None
     ) -> None:
         self.paths = tuple(paths)
         self.look = look or Look()
         self._only = only
         self._poll_seconds = poll_seconds
         self._waker = Waker(events=poll_seconds is None)
-        self._lives: dict[tuple[str, Path], Live] = {}
-        self._shown: dict[tuple[str, Path], Snapshot] = {}
+        self._lives: dict[tuple[str, Place], Live] = {}
+        self._shown: dict[tuple[str, Place], Snapshot] = {}
         self.names: tuple[str, ...] = ()
 
     def refresh(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
@@ -257,7 +259,7 @@ class Runs:
         self.names = tuple(name for name, _ in found)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW:
-            wanted = sorted(wanted, key=lambda key: _began(key[1]))[-1:]
+            wanted = sorted(wanted, key=lambda key: began(key[1]))[-1:]
         changed = self._lives.keys() != set(wanted)
         for key in self._lives.keys() - set(wanted):
             self._waker.forget(self._lives[key].folders)
@@ -283,12 +285,11 @@ class Runs:
         """Whether a run that was asked for has not begun."""
         return any(not holds_run(path) for _, path in self.found())
 
-    def found(self) -> list[tuple[str, Path]]:
+    def found(self) -> list[tuple[str, Place]]:
         """Names and folders of the runs there are, and of what may become one, in the order of their beginning."""
-        found: dict[Path, None] = {}
+        found: dict[Place, None] = {}
         for path in self.paths:
-            inside = [] if holds_run(path) else [file.parent for file in path.glob("*/run.json")]
-            found |= dict.fromkeys(sorted(sorted(inside), key=_began) or [path])
+            found |= dict.fromkeys(([] if holds_run(path) else runs_in(path)) or [path])
         named = {path: path.resolve().name for path in found}
         chosen = set(matching(list(named.values()), self._only))
         named = {path: name for path, name in named.items() if name in chosen}
@@ -326,13 +327,6 @@ def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple
         runs.wait()
 
 
-def _began(run: Path) -> float:
-    try:
-        return (run / "run.json").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
 def check_there(runs: Runs) -> None:
     """For who does not wait: see that there are runs to be read.
 
@@ -340,7 +334,7 @@ def check_there(runs: Runs) -> None:
         LogError: one does not exist, or none has a name that was asked for.
     """
     for path in runs.paths:
-        if not any(path.glob("*/run.json")):
+        if not runs_in(path):
             open_run(path)
     if not runs.found():
         raise LogError("none of the runs has a name that --runs matches")

@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tracer.log.store import Place, at
 from viewer.live import Runs, Snapshot, check_names, check_there, until_closed
 from viewer.look import Look, View
 from viewer.marks import SIZE_INCHES
@@ -174,8 +174,8 @@ def _in_notebook() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def _paths(run: _Folder | Sequence[_Folder]) -> list[Path]:
-    paths = [Path(run)] if isinstance(run, (str, os.PathLike)) else [Path(each) for each in run]
+def _paths(run: _Folder | Sequence[_Folder]) -> list[Place]:
+    paths = [at(run)] if isinstance(run, (str, os.PathLike)) else [at(each) for each in run]
     if not paths:
         raise ValueError("no run is named: give a run's folder, as in 'runs/resnet18'")
     return paths

@@ -14,7 +14,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.log import schema
+from tracer.log import schema, store
+from tracer.log.store import Place, Staged
 
 Used = TypeVar("Used")
 
@@ -33,16 +34,24 @@ class Part:
     first: int
     last: int
     crc32: int
-    path: Path
+    path: Place
 
     @classmethod
-    def parse(cls, path: Path) -> "Part | None":
+    def parse(cls, path: Place) -> "Part | None":
         """The part that a file's name announces; None where the name is not that of a part."""
         match = _NAME.fullmatch(path.name)
         if match is None:
             return None
         rank, first, last = (int(group) for group in match.groups()[:3])
         return cls(rank, first, last, int(match[4], 16), path) if first <= last else None
+
+    def file(self) -> Path:
+        """A file of this machine with its bytes: its own, or a copy.
+
+        Raises:
+            FileNotFoundError: the part is gone.
+        """
+        return store.local(self.path)
 
     def inside(self, other: "Part") -> bool:
         """Whether another part of the same rank holds all that this one holds."""
@@ -59,25 +68,17 @@ def part_name(rank: int, first: int, last: int, crc32: int) -> str:
     return f"r{rank:05d}-{first:09d}-{last:09d}-{crc32:08x}.parquet"
 
 
-def all_parts(run: Path, table: str) -> list[Part]:
+def all_parts(run: Place, table: str) -> list[Part]:
     """Every published part of a table, by rank and number, those that a merged part has replaced included."""
     # A folder is not listed in one moment: during a merge a listing can miss the merged part, which came behind its
     # back, and then what that replaced. Once nothing has gone since the listing before, everything was in sight.
-    earlier = _file_names(run / table)
-    while not earlier <= (names := _file_names(run / table)):
+    earlier = store.inner_names(run, table)
+    while not earlier <= (names := store.inner_names(run, table)):
         earlier = names
     return sorted(part for name in names if (part := Part.parse(run / table / name)) is not None)
 
 
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    except FileNotFoundError:
-        return set()
-
-
-def list_parts(run: Path, table: str) -> list[Part]:
+def list_parts(run: Place, table: str) -> list[Part]:
     """The parts to read, by rank and number: the published ones, less those that lie inside another."""
     outermost: list[Part] = []
     for part in sorted(all_parts(run, table), key=lambda part: (part.rank, part.first, -part.last)):
@@ -86,7 +87,7 @@ def list_parts(run: Path, table: str) -> list[Part]:
     return outermost
 
 
-def with_listing(run: Path, table: str, use: Callable[[list[Part]], Used]) -> Used:
+def with_listing(run: Place, table: str, use: Callable[[list[Part]], Used]) -> Used:
     """What ``use`` makes of the parts to read; where one has gone since it was listed, with a new listing.
 
     Raises:
@@ -99,42 +100,28 @@ def with_listing(run: Path, table: str, use: Callable[[list[Part]], Used]) -> Us
     return use(list_parts(run, table))
 
 
-def publish(run: Path, table: str, rank: int, number: int, rows: pa.Table) -> Part:
+def publish(run: Place, table: str, rank: int, number: int, rows: pa.Table) -> Part:
     """Publish rows as the part ``number`` of a table; all of them are then in the log, or, if this raises, none.
 
     Raises:
         OSError: the file could not be written, or did not end complete.
     """
 
-    def write(path: Path) -> int:
-        pq.write_table(rows, path, **schema.write_options(rows.schema))
-        return int(rows.num_rows)
+    def write(staged: Staged) -> None:
+        # In one piece: each call back from pyarrow would have to wait for the training's thread.
+        encoded = pa.BufferOutputStream()
+        pq.write_table(rows, encoded, **schema.write_options(rows.schema))
+        staged.write(encoded.getvalue())
 
     return _publish(run, table, rank, number, number, write)
 
 
-def _publish(run: Path, table: str, rank: int, first: int, last: int, write: Callable[[Path], int]) -> Part:
-    staged = run / "staging" / f"{table}-{part_name(rank, first, last, 0)}"
-    try:
-        rows = write(staged)
-        # A Parquet writer on a full disk can close without an error and without a footer.
-        if pq.read_metadata(staged).num_rows != rows:
-            raise OSError(f"{staged} was not written completely")
-        published = run / table / part_name(rank, first, last, file_crc32(staged))
-        _sync(staged)
-        os.replace(staged, published)
-    except pa.ArrowInvalid as error:
-        staged.unlink(missing_ok=True)
-        raise OSError(f"{staged} was not written completely: {error}") from error
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    # From here on the rows are in the log: to raise would have them published again. Some network disks cannot sync a
-    # folder; there, a power failure may take the part.
-    with contextlib.suppress(OSError):
-        _sync(published.parent)
-    part = Part.parse(published)
-    assert part is not None
+def _publish(run: Place, table: str, rank: int, first: int, last: int, write: Callable[[Staged], None]) -> Part:
+    # Somebody may run `tracer merge` while the rank itself merges.
+    with store.stage(run, f"{table}-{os.getpid()}-{part_name(rank, first, last, 0)}") as staged:
+        write(staged)
+        part = Part(rank, first, last, staged.crc32, run / table / part_name(rank, first, last, staged.crc32))
+        staged.publish(part.path)
     return part
 
 
@@ -145,15 +132,6 @@ def file_crc32(path: Path) -> int:
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def problem(part: Part) -> str | None:
@@ -178,11 +156,12 @@ def damage(part: Part) -> str | None:
     Raises:
         OSError: the bytes cannot be read now; that may pass.
     """
-    crc32 = file_crc32(part.path)
+    path = part.file()
+    crc32 = file_crc32(path)
     if crc32 != part.crc32:
         return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
     try:
-        pq.read_metadata(part.path)
+        pq.read_metadata(path)
     except pa.ArrowInvalid as error:
         return f"is not Parquet: {error}"
     return None
@@ -214,7 +193,7 @@ def rows_by_number(part: Part) -> list[int]:
     Raises:
         pa.ArrowInvalid: the file's footer cannot be read.
     """
-    footer = pq.read_metadata(part.path)
+    footer = pq.read_metadata(part.file())
     stored = (footer.metadata or {}).get(_ROWS_KEY)
     return [footer.num_rows] if stored is None else [int(rows) for rows in json.loads(stored)]
 
@@ -223,7 +202,7 @@ class MergeTimeoutError(Exception):
     """A merge would have taken longer than it was allowed to; what it had not merged by then is as it was."""
 
 
-def merge(run: Path, table: str, rank: int, *, seconds: float = float("inf")) -> list[Part]:
+def merge(run: Place, table: str, rank: int, *, seconds: float = float("inf")) -> list[Part]:
     """Merge a rank's parts into as few as possible, and delete those that the merged ones replace.
 
     Only neighbours without a gap are merged, and a damaged part is left as it is. A reader sees the same rows before,
@@ -243,19 +222,26 @@ def merge(run: Path, table: str, rank: int, *, seconds: float = float("inf")) ->
         OSError: a part could not be read or written.
     """
     deadline = time.monotonic() + seconds
-    merged = []
-    for group in _neighbours([part for part in list_parts(run, table) if part.rank == rank], deadline):
+    # Another process that merges the same parts takes them away.
+    return with_listing(
+        run, table, lambda parts: _merge(run, table, [part for part in parts if part.rank == rank], deadline)
+    )
 
-        def write(path: Path, group: list[Part] = group) -> int:
-            return _write_merged(path, group, deadline)
+
+def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[Part]:
+    merged = []
+    for group in _neighbours(parts, deadline):
+
+        def write(staged: Staged, group: list[Part] = group) -> None:
+            _write_merged(staged, group, deadline)
 
         whole = group[0]
         if len(group) > 1:
-            whole = _publish(run, table, rank, group[0].first, group[-1].last, write)
+            whole = _publish(run, table, whole.rank, whole.first, group[-1].last, write)
             merged.append(whole)
         for part in all_parts(run, table):
             if part.inside(whole):
-                part.path.unlink(missing_ok=True)
+                store.remove(part.path)
     return merged
 
 
@@ -264,7 +250,9 @@ def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
     groups: list[list[Part]] = [[]]
     for part in parts:
         _check_time(deadline)
-        if problem(part) is not None:
+        # What cannot be read now, and may be later, ends the merge: of parts that lie inside one another a reader takes
+        # the outer, so that two processes that merge must not draw different borders.
+        if damage(part) is not None:
             groups.append([])
             continue
         if groups[-1] and groups[-1][-1].last + 1 != part.first:
@@ -278,15 +266,15 @@ def _check_time(deadline: float) -> None:
         raise MergeTimeoutError("merging takes too long")
 
 
-def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
-    schemas = [pq.read_schema(part.path).remove_metadata() for part in parts]
+def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
+    schemas = [pq.read_schema(part.file()).remove_metadata() for part in parts]
     unified = pa.unify_schemas(schemas)
     numbers = [rows for part in parts for rows in rows_by_number(part)]
     metadata = {_ROWS_KEY: json.dumps(numbers, separators=(",", ":")).encode()}
-    with pq.ParquetWriter(path, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
+    with pq.ParquetWriter(staged, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
         pending: list[pa.Table] = []
         for part in parts:
-            for batch in pq.ParquetFile(part.path).iter_batches(batch_size=_ROW_GROUP_ROWS):
+            for batch in pq.ParquetFile(part.file()).iter_batches(batch_size=_ROW_GROUP_ROWS):
                 _check_time(deadline)
                 pending.append(pa.Table.from_batches([batch]))
                 if sum(table.num_rows for table in pending) >= _ROW_GROUP_ROWS:
@@ -294,7 +282,6 @@ def _write_merged(path: Path, parts: list[Part], deadline: float) -> int:
                     pending = []
         if pending:
             writer.write_table(_joined(pending, unified))
-    return sum(numbers)
 
 
 def _joined(tables: list[pa.Table], unified: pa.Schema) -> pa.Table:

@@ -6,15 +6,15 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from tracer.log import schema
+from tracer.log import schema, store
 from tracer.log.parts import Part, damage, with_listing
 from tracer.log.run import LogError, open_run
+from tracer.log.store import Place
 
 Paths = str | os.PathLike[str]
 
@@ -44,8 +44,8 @@ def scan(
     if table not in schema.TABLES:
         raise LogError(f"there is no table {table!r}: choose one of {', '.join(schema.TABLES)}")
     if isinstance(run, str | os.PathLike):
-        return _scan_one(Path(run), table, attempts)
-    paths = [Path(path) for path in run]
+        return _scan_one(store.at(run), table, attempts)
+    paths = [store.at(path) for path in run]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
     names = Counter(path.resolve().name for path in paths)
@@ -60,7 +60,7 @@ def scan(
     )
 
 
-def _scan_one(path: Path, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
+def _scan_one(path: Place, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
     open_run(path)
     return with_listing(path, table, lambda parts: _scan_listed(parts, table, attempts))
 
@@ -75,8 +75,8 @@ def _scan_listed(parts: Sequence[Part], table: str, attempts: Literal["latest", 
 def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     """The rows of these parts of a table, in their order; columns that a part lacks are null."""
     alike = [
-        (columns, pl.scan_parquet([part.path for part in group], glob=False))
-        for columns, group in itertools.groupby(parts, lambda part: tuple(pq.read_schema(part.path).names))
+        (columns, pl.scan_parquet([part.file() for part in group], glob=False))
+        for columns, group in itertools.groupby(parts, lambda part: tuple(pq.read_schema(part.file()).names))
     ]
     specified = schema.SCHEMAS[table]
     if len(alike) == 1 and set(alike[0][0]) >= set(specified.names):
@@ -108,7 +108,7 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
 def part_problem(part: Part) -> str | None:
     """As ``parts.problem``, but a file that has not changed is read once a process."""
     try:
-        stat = part.path.stat()
+        stat = part.file().stat()
         return _damage_of_file(part, stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         raise

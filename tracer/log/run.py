@@ -1,6 +1,5 @@
 """A run's folder: creating and opening it, run.json, heartbeat, closed mark, and whether it is still being written."""
 
-import contextlib
 import json
 import os
 import re
@@ -10,10 +9,10 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
-from tracer.log import schema
+from tracer.log import schema, store
+from tracer.log.store import Place
 
 State = Literal["running", "closed", "stopped"]
 
@@ -32,6 +31,7 @@ _REQUIRED = {
     "versions": dict,
 }
 _RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
+_STAGED_FILE = re.compile(r"(?:.*-)?r(\d{5,})[-.].*")
 
 
 class LogError(Exception):
@@ -42,7 +42,7 @@ class LogError(Exception):
 class Run:
     """A run's folder and the content of its run.json."""
 
-    path: Path
+    path: Place
     info: Mapping[str, Any]
 
     @property
@@ -51,7 +51,7 @@ class Run:
         return self.path.resolve().name
 
 
-def create_run(path: Path, info: Mapping[str, Any]) -> Run:
+def create_run(path: Place, info: Mapping[str, Any]) -> Run:
     """Make a run's folders and write its run.json.
 
     Args:
@@ -71,67 +71,56 @@ def create_run(path: Path, info: Mapping[str, Any]) -> Run:
         "host": socket.gethostname(),
         **info,
     }
-    staged = path / "staging" / f"run-{run_id}.json"
     try:
         if holds_run(path):
             raise FileExistsError(path)
-        _write_json(staged, full)
-        _rename_first(staged, path / "run.json")
+        with store.stage(path, f"run-{run_id}.json") as staged:
+            staged.write(_json(full))
+            staged.claim(path / "run.json")
     except FileExistsError as error:
         raise LogError(HOLDS_A_RUN.format(path=path)) from error
     except OSError as error:
-        raise LogError(f"{path} cannot be written: {error.strerror}; give a path that can be written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            staged.unlink()
+        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from error
     return Run(path, full)
 
 
-def _rename_first(source: Path, target: Path) -> None:
-    """Rename, or raise ``FileExistsError`` where another process was faster."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This disk knows no hard links, so two processes at the same moment would go unnoticed.
-        os.replace(source, target)
+def _reason(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split())
 
 
-def prepare_folders(path: Path, tables: Iterable[str] = schema.ALWAYS) -> None:
+def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
     """Make a run's folders where they are missing: one for each of these tables, and what parts are staged in.
 
     Raises:
         LogError: ``path`` is a file, or cannot be made.
     """
     try:
-        for folder in (*tables, "staging"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        store.make_folders(path, (*tables, "staging"))
     except (FileExistsError, NotADirectoryError) as error:
         raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from error
     except OSError as error:
-        raise LogError(f"{path} cannot be made: {error.strerror}; give a path that can be written") from error
+        raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from error
 
 
-def holds_run(path: Path) -> bool:
+def holds_run(path: Place) -> bool:
     """Whether a folder holds a run, of this or any format version."""
-    return (path / "run.json").is_file()
+    return store.exists(path / "run.json")
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Place) -> Run:
     """Open a run that exists.
 
     Raises:
         LogError: there is no run, its run.json cannot be read, or its format is newer than this reader's.
     """
     try:
-        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        info = json.loads(store.read(path / "run.json"))
         version = int(info["format"])
         if version <= schema.FORMAT:
             _check(info)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LogError(f"{path} holds no run: it has no run.json; is the path right?") from error
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from error
     if version > schema.FORMAT:
         raise LogError(
@@ -154,43 +143,78 @@ def _check(info: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} in its settings is no {kinds.__name__}")
 
 
-def newest_run(folder: Path) -> Path | None:
-    """The run under ``folder`` that was started last; None where there is none."""
-    runs = [path.parent for path in folder.glob("*/run.json")]
-    return max(runs, key=lambda path: (path / "run.json").stat().st_mtime, default=None)
+def runs_in(folder: Place) -> list[Place]:
+    """The runs in a folder, in the order of their beginning."""
+    return sorted(
+        (path for path in store.folders(folder) if holds_run(path)), key=lambda path: (began(path), path.name)
+    )
 
 
-def beat(path: Path, rank: int) -> None:
-    """Renew a rank's heartbeat."""
-    heartbeat = path / f"heartbeat-r{rank:05d}"
+def began(path: Place) -> float:
+    """When a run began, in seconds since 1970; 0 where there is none."""
     try:
-        os.utime(heartbeat)
+        return store.modified(path / "run.json")
     except FileNotFoundError:
-        heartbeat.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        return 0.0
 
 
-def close_rank(path: Path, rank: int, summary: Mapping[str, Any]) -> None:
+def newest_run(folder: Place) -> Place | None:
+    """The run in ``folder`` that was started last; None where there is none."""
+    return next(reversed(runs_in(folder)), None)
+
+
+def _heartbeat(path: Place, rank: int) -> Place:
+    return path / f"heartbeat-r{rank:05d}"
+
+
+def _closed_mark(path: Place, rank: int) -> Place:
+    return path / f"closed-r{rank:05d}.json"
+
+
+def beat(path: Place, rank: int) -> None:
+    """Renew a rank's heartbeat."""
+    store.touch(_heartbeat(path, rank), f"{socket.gethostname()} {os.getpid()}\n".encode())
+
+
+def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
     """Write a rank's closed mark."""
-    name = f"closed-r{rank:05d}.json"
-    _write_json(path / "staging" / name, {"closed": datetime.now(UTC).isoformat(), "rank": rank, **summary})
-    os.replace(path / "staging" / name, path / name)
+    mark = _closed_mark(path, rank)
+    with store.stage(path, mark.name) as staged:
+        staged.write(_json({"closed": datetime.now(UTC).isoformat(), "rank": rank, **summary}))
+        staged.publish(mark)
 
 
-def reopen_rank(path: Path, rank: int) -> None:
+def reopen_rank(path: Place, rank: int) -> None:
     """Take back a rank's closed mark and its heartbeat, since the rank goes on.
 
     Raises:
         LogError: another live process on this machine is writing as this rank.
     """
-    heartbeat = path / f"heartbeat-r{rank:05d}"
+    heartbeat = _heartbeat(path, rank)
     if not _closed(path, rank) and _age_seconds(heartbeat) < HEARTBEAT_STALE_SECONDS and _owner_lives(heartbeat):
-        raise LogError(f"{path} is being written by {heartbeat.read_text().strip()!r} (host, pid): end that first")
-    (path / f"closed-r{rank:05d}.json").unlink(missing_ok=True)
-    heartbeat.unlink(missing_ok=True)
+        owner = store.read(heartbeat).decode().strip()
+        raise LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
+    store.remove(_closed_mark(path, rank))
+    store.remove(heartbeat)
+    clear_staging(path, rank)
 
 
-def _owner_lives(heartbeat: Path) -> bool:
-    host, _, pid = heartbeat.read_text(encoding="utf-8").strip().rpartition(" ")
+def clear_staging(path: Place, rank: int) -> list[str]:
+    """Delete what a process that died was writing as this rank; the names of what was deleted."""
+    cleared = []
+    for name in sorted(store.inner_names(path, "staging")):
+        match = _STAGED_FILE.fullmatch(name)
+        # run.json is written by rank 0, before anything has a rank in its name.
+        owner = int(match[1]) if match else 0
+        # Another process may be merging this rank's parts at this moment.
+        if owner == rank and _age_seconds(path / "staging" / name) > HEARTBEAT_STALE_SECONDS:
+            store.remove(path / "staging" / name)
+            cleared.append(name)
+    return cleared
+
+
+def _owner_lives(heartbeat: Place) -> bool:
+    host, _, pid = store.read(heartbeat).decode().strip().rpartition(" ")
     if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
         return False
     try:
@@ -203,20 +227,13 @@ def _owner_lives(heartbeat: Path) -> bool:
     return True
 
 
-def ranks(path: Path) -> list[int]:
+def ranks(path: Place) -> list[int]:
     """The ranks that have written into a run, ascending."""
-    found = {int(match[2]) for name in _names(path) if (match := _RANK_FILE.fullmatch(name))}
+    found = {int(match[2]) for name in store.names(path) if (match := _RANK_FILE.fullmatch(name))}
     return sorted(found)
 
 
-def _names(path: Path) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
-def state(path: Path) -> State:
+def state(path: Place) -> State:
     """Whether a run is ``running``, ``closed``, or ``stopped`` without closing.
 
     A run is closed when every rank has closed, and running while any rank that has not closed has a fresh heartbeat.
@@ -224,25 +241,25 @@ def state(path: Path) -> State:
     unclosed = [rank for rank in ranks(path) if not _closed(path, rank)]
     if not unclosed:
         return "closed" if ranks(path) else "stopped"
-    ages = [_age_seconds(path / f"heartbeat-r{rank:05d}") for rank in unclosed]
+    ages = [_age_seconds(_heartbeat(path, rank)) for rank in unclosed]
     return "running" if min(ages) < HEARTBEAT_STALE_SECONDS else "stopped"
 
 
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
 
 
-def _closed(path: Path, rank: int) -> bool:
-    return (path / f"closed-r{rank:05d}.json").exists()
+def _closed(path: Place, rank: int) -> bool:
+    return store.exists(_closed_mark(path, rank))
 
 
-def _age_seconds(heartbeat: Path) -> float:
+def _age_seconds(heartbeat: Place) -> float:
     try:
-        return time.time() - heartbeat.stat().st_mtime
+        return time.time() - store.modified(heartbeat)
     except FileNotFoundError:
         return float("inf")
 
 
-def closed_summaries(path: Path) -> list[dict[str, Any]]:
+def closed_summaries(path: Place) -> list[dict[str, Any]]:
     """What each closed rank wrote when it closed.
 
     Raises:
@@ -250,21 +267,21 @@ def closed_summaries(path: Path) -> list[dict[str, Any]]:
     """
     summaries = []
     for rank in ranks(path):
-        mark = path / f"closed-r{rank:05d}.json"
+        mark = _closed_mark(path, rank)
         try:
-            summary = json.loads(mark.read_text(encoding="utf-8"))
+            summary = json.loads(store.read(mark))
             counts = [*summary.get("rows_dropped", {}).values(), *summary.get("published", {}).values()]
             if not all(isinstance(number, int) for number in (summary["rank"], *counts)):
                 raise ValueError("what should be numbers in it are none")
             summaries.append(summary)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
     return summaries
 
 
-def published_counts(path: Path, table: str) -> dict[int, int]:
+def published_counts(path: Place, table: str) -> dict[int, int]:
     """How many publish numbers of a table each closed rank used, by rank.
 
     Raises:
@@ -273,8 +290,5 @@ def published_counts(path: Path, table: str) -> dict[int, int]:
     return {summary["rank"]: summary.get("published", {}).get(table, 0) for summary in closed_summaries(path)}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
