@@ -557,7 +557,7 @@ def test_every_measures_only_those_steps(tmp_path: Path) -> None:
 
 def test_a_run_may_go_on_with_other_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a run is resumed with other statistics, what was not measured is null: in its parts, and once merged."""
-    monkeypatch.setattr("tracer.daemon._MERGE_SECONDS", -1.0)
+    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", -1.0)
     model, path = mlp(), tmp_path / "run"
     for stats in ("norm", ("mean", "histogram"), "extremes"):
         with tracer.attach(model, path, stats=stats, applied=stats == "extremes", resume=True):

@@ -283,7 +283,7 @@ class Trace:
         self._emit(event(self._recorder.step, "closed", reason))
         self._daemon.close({"last_step": self._recorder.step, "reason": reason})
         # Who keeps a closed trace does not keep the model.
-        del self._hooks, self._recorder, self._activations
+        del self._hooks, self._recorder, self._activations, self._daemon
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""

@@ -57,7 +57,7 @@ def names(folder: Place) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return set()
 
 
