@@ -1,9 +1,11 @@
 """The daemon: one thread that takes rows from a bounded queue and publishes them as parts, on the cadence."""
 
 import contextlib
+import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,17 +20,31 @@ from tracer.warn import in_short, warn
 # How often the daemon looks into its queue. It is not woken by each row: that would cost the training thread a switch.
 _TICK_SECONDS = 0.5
 _BEAT_SECONDS = 5.0
-# close() and the interpreter's exit wait this long at most, whatever the disk does; the daemon stops trying before.
-_JOIN_SECONDS = 5.0
+# After its end a daemon tries so long; close() and the interpreter's exit wait a little longer, whatever the disk does.
 _LAST_TRIES_SECONDS = 4.0
+_WAIT_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 
 _END = object()
+
+# Those whose threads have begun and have not been waited for.
+_running: "weakref.WeakSet[Daemon]" = weakref.WeakSet()
+# A forked child has no such thread.
+os.register_at_fork(after_in_child=_running.clear)
 
 
 def cadence_seconds(age_seconds: float) -> float:
     """How long rows may wait to be published: 1 % of the run's age, at least 1 s and at most 30 s."""
     return min(30.0, max(1.0, 0.01 * age_seconds))
+
+
+def end_all() -> None:
+    """At the interpreter's exit: end every daemon, then wait for all of them together, no longer than for one."""
+    daemons = list(_running)
+    for daemon in daemons:
+        daemon.end({})
+    for daemon in daemons:
+        daemon.wait()
 
 
 class Daemon:
@@ -62,7 +78,8 @@ class Daemon:
         self._lost = lost
         self._path = path
         self._rank = rank
-        self._encoders = encoders
+        # Events last, since they say what was lost of the others.
+        self._encoders = dict(sorted(encoders.items(), key=lambda item: item[0] == "events"))
         self._landed = landed
         self._limit_bytes = limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -73,23 +90,24 @@ class Daemon:
         # Each is written by one side alone; their difference is what waits.
         self._put_bytes = 0
         self._gone_bytes = 0
-        self._numbers = {
-            table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
-            for table in encoders
-        }
         self._started = self._beaten = time.monotonic()
         self._give_up = float("inf")
-        self._warned = False
+        self._warned: set[str] = set()
         self._summary: dict[str, Any] = {}
         self.rows = dict.fromkeys(encoders, 0)
         self.dropped = dict.fromkeys(encoders, 0)
         self._told = dict.fromkeys(encoders, 0)
         self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
         try:
+            self._numbers = {
+                table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
+                for table in encoders
+            }
             run_folder.beat(path, rank)
             self._thread.start()
         except (OSError, RuntimeError) as error:
             raise run_folder.LogError(f"{path} cannot be written: {in_short(error)}") from error
+        _running.add(self)
 
     def put(self, table: str, item: object, rows: int = 1, size_bytes: int = 300) -> None:
         """Hand over an item that stands for ``rows`` rows; never blocks, never raises, drops it when too much waits."""
@@ -98,23 +116,35 @@ class Daemon:
             self._queue.put((table, item, rows, size_bytes))
             return
         self.dropped[table] += rows
-        self._warn_once(f"rows are dropped: {self._limit_bytes >> 20} MiB wait to be written to {self._path}")
+        self._warn_once("full", f"rows are dropped: {self._limit_bytes >> 20} MiB wait to be written to {self._path}")
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Publish everything, write the closed mark with this summary, merge, and end the thread."""
-        self._summary = dict(summary)
-        self._give_up = time.monotonic() + _LAST_TRIES_SECONDS
+        """``end`` it, and wait until it has ended."""
+        self.end(summary)
+        self.wait()
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Have everything published, the closed mark written with this summary, the parts merged, and the thread ended.
+
+        Returns at once; of several calls the first counts.
+        """
+        self._summary = self._summary or dict(summary)
+        self._give_up = min(self._give_up, time.monotonic() + _LAST_TRIES_SECONDS)
         self._queue.put(_END)
         self._wake.set()
-        self._thread.join(_JOIN_SECONDS)
+
+    def wait(self) -> None:
+        """Wait until it has ended, but not for longer than 5 s after ``end``."""
+        self._thread.join(max(0.0, self._give_up - _LAST_TRIES_SECONDS + _WAIT_SECONDS - time.monotonic()))
+        _running.discard(self)
         if self._thread.is_alive():
-            warn(f"{self._path} does not take the last rows within {_JOIN_SECONDS:.0f} s; they may be lost")
+            warn(f"{self._path} does not take the last rows within {_WAIT_SECONDS:.0f} s; they may be lost")
 
     def abandon(self) -> None:
         """Forget everything without touching the log: for a forked child, which has no such thread."""
         self._queue = queue.SimpleQueue()
         self._limit_bytes = 0
-        self._warned = True
+        self._warned.add("full")
 
     def _run(self) -> None:
         due = self._started + cadence_seconds(0.0)
@@ -128,13 +158,20 @@ class Daemon:
             if pressing or now >= due:
                 self._publish_all(pressing)
                 due = now + cadence_seconds(now - self._started)
-        while not self._publish_all(everything=True) and time.monotonic() < self._give_up:
-            time.sleep(_RETRY_SECONDS)
+        self._insist(lambda: self._publish_all(everything=True))
         for table in self._encoders:
-            self.dropped[table] += sum(rows for _, rows, _ in self._waiting[table])
+            if table == "events":
+                # They can be written, perhaps, where another table cannot.
+                self._outside(partial(self._publish, table, True))
+            self._drop(table, len(self._waiting[table]), "late", f"{self._path} did not take them in time")
         # The mark says that nothing more will come; a merge moves what is there, and may take longer than there is.
-        self._outside(self._mark_closed)
+        self._insist(lambda: self._outside(self._mark_closed))
         self._outside(self._merge)
+
+    def _insist(self, action: Callable[[], bool]) -> None:
+        """Do something until it says that it went well, or the time for last tries is over."""
+        while not action() and time.monotonic() < self._give_up:
+            time.sleep(_RETRY_SECONDS)
 
     def _beat(self) -> None:
         if time.monotonic() >= self._beaten + _BEAT_SECONDS:
@@ -156,7 +193,7 @@ class Daemon:
             except Exception as error:
                 self._gone_bytes += size_bytes
                 self.dropped[table] += rows
-                self._warn_once(f"rows are lost: a device did not give them ({error})")
+                self._warn_once("device", f"rows are lost: a device did not give them ({in_short(error)})")
 
     def _publish_all(self, everything: bool) -> bool:
         """Publish what waits; whether none of it failed."""
@@ -177,23 +214,26 @@ class Daemon:
         items = [item for item, _, _ in self._waiting[table]]
         count = len(items) if everything else self._ripe(table, items)
         wanted = items[:count]
-        if table == "events" and self._lost is not None and self._told != self.dropped:
-            wanted.append(self._lost(self._losses()))
+        dropped = dict(self.dropped)
+        if table == "events" and self._lost is not None and self._told != dropped:
+            lost = {table: rows - self._told[table] for table, rows in dropped.items()}
+            wanted.append(self._lost(", ".join(f"{rows} rows of {table}" for table, rows in lost.items() if rows)))
         try:
-            return (count, self._encoders[table](wanted)) if wanted else None
+            encoded = self._encoders[table](wanted) if wanted else None
         except Exception as error:
             # These rows will not encode at the next attempt either.
+            self._drop(table, count, "encode", f"they cannot be encoded ({in_short(error)})")
+            return None
+        if table == "events":
+            self._told = dropped
+        return None if encoded is None else (count, encoded)
+
+    def _drop(self, table: str, count: int, trouble: str, why: str) -> None:
+        """Count the first of a table's waiting items as lost."""
+        if count:
             self.dropped[table] += sum(rows for _, rows, _ in self._waiting[table][:count])
             self._forget(table, count)
-            self._warn_once(f"rows of {table} are lost: they cannot be encoded ({in_short(error)})")
-            return None
-
-    def _losses(self) -> str:
-        """What was dropped since it was told last."""
-        dropped = dict(self.dropped)
-        lost = [f"{rows - self._told[table]} rows of {table}" for table, rows in dropped.items()]
-        self._told = dropped
-        return ", ".join(words for words in lost if not words.startswith("0 "))
+            self._warn_once(trouble, f"rows of {table} are lost: {why}")
 
     def _forget(self, table: str, count: int) -> None:
         self._gone_bytes += sum(size_bytes for _, _, size_bytes in self._waiting[table][:count])
@@ -215,10 +255,11 @@ class Daemon:
             action()
             return True
         except Exception as error:
-            self._warn_once(f"{self._path} cannot be written ({error}); what waits is kept in memory and tried again")
+            message = f"{self._path} cannot be written ({error}); what waits is kept in memory and tried again"
+            self._warn_once("write", message)
             return False
 
-    def _warn_once(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
+    def _warn_once(self, trouble: str, message: str) -> None:
+        if trouble not in self._warned:
+            self._warned.add(trouble)
             warn(message)

@@ -23,7 +23,7 @@ from torch.amp.grad_scaler import GradScaler
 from tracer.activations import Activations
 from tracer.amp import LossScale
 from tracer.budget import Budget
-from tracer.daemon import Daemon
+from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
@@ -208,7 +208,9 @@ class Trace:
             self._finish(in_short(error))
             raise
         _open.add(self)
-        atexit.register(self._close_at_exit)
+        # Registered anew, since what a multiprocessing child inherits is forgotten there.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         if rank == 0:
             does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
             print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
@@ -255,9 +257,8 @@ class Trace:
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
-        if self._closed:
-            return
-        self._finish("")
+        if not self._closed:
+            self._finish("")
 
     def __enter__(self) -> Self:
         return self
@@ -266,41 +267,54 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._closed:
-            self._finish("" if error is None else f"{type(error).__name__}: {error}")
+            self._finish(_reason(error))
 
     def traces(self, tensors: set[int]) -> bool:
         """Whether a tensor with one of these ids is traced here."""
         return self._hooks.traces(tensors)
 
     def _finish(self, reason: str) -> None:
-        self._closed = True
-        atexit.unregister(self._close_at_exit)
-        _open.discard(self)
-        self._recorder.finish()
-        if self._activations is not None:
-            self._activations.finish()
-        self._hooks.remove()
-        self._emit(event(self._recorder.step, "closed", reason))
-        self._daemon.close({"last_step": self._recorder.step, "reason": reason})
+        self._end(reason)
+        self._daemon.wait()
         # Who keeps a closed trace does not keep the model.
         del self._hooks, self._recorder, self._activations, self._daemon
+
+    def _end(self, reason: str) -> None:
+        """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""
+        self._closed = True
+        _open.discard(self)
+        try:
+            self._recorder.finish()
+            if self._activations is not None:
+                self._activations.finish()
+        finally:
+            self._hooks.remove()
+            self._emit(event(self._recorder.step, "closed", reason))
+            self._daemon.end({"last_step": self._recorder.step, "reason": reason})
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
         self._closed = True
-        atexit.unregister(self._close_at_exit)
         self._hooks.remove()
         if self._activations is not None:
             self._activations.remove()
         self._daemon.abandon()
 
-    def _close_at_exit(self) -> None:
-        # The interpreter keeps an exception that nobody caught; a prompt also keeps those that ended nothing.
-        error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-        self.__exit__(type(error) if error else None, error, None)
-
     def _emit(self, item: Item) -> None:
         self._daemon.put(_TABLES[type(item)], item, *rows_and_bytes(item))
+
+
+def _reason(error: BaseException | None) -> str:
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+def _close_all() -> None:
+    """At the interpreter's exit: end every trace, and wait for all of them at once."""
+    # The interpreter keeps an exception that nobody caught; a prompt also keeps those that ended nothing.
+    error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    for trace in list(_open):
+        trace._end(_reason(error))
+    end_all()
 
 
 def _abandon_all() -> None:

@@ -1,5 +1,6 @@
 """How the tracer speaks inside training: one warning, and never an exception."""
 
+import contextlib
 import sys
 import warnings
 
@@ -14,8 +15,10 @@ def in_short(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
-    """Warn the user, even where warnings are turned into errors: nothing is raised into training."""
+    """Warn the user, even where warnings are errors, or nobody takes them: nothing is raised into training."""
     try:
         warnings.warn(f"gradwatch: {message}", TracerWarning, stacklevel=3)
-    except TracerWarning:
-        print(f"TracerWarning: gradwatch: {message}", file=sys.stderr)
+    except Exception:
+        # Where even that fails, stderr is closed.
+        with contextlib.suppress(Exception):
+            print(f"TracerWarning: gradwatch: {message}", file=sys.stderr)
