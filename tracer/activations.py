@@ -117,7 +117,10 @@ class Activations:
                     self._record(step, (name, module.training), output)
         except Exception as error:
             self._failed.add(name)
-            self._say(f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})")
+            message = f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})"
+            if self._warned:
+                self._emit(event(self._recorder.step, "failed", message))
+            self._say(message)
 
     def _record(self, step: int, key: Key, output: object) -> None:
         seen = self._steps.setdefault(step, {})
@@ -135,7 +138,7 @@ class Activations:
             for key, (_, numbers) in seen.items():
                 by_device.setdefault(numbers.device, []).append(key)
             blocks = [
-                ([(*key, seen[key][0]) for key in keys], HostCopy(torch.stack([seen[key][1] for key in keys])))
+                ([(*key, seen[key][0]) for key in keys], HostCopy([seen[key][1] for key in keys]))
                 for keys in by_device.values()
             ]
             if blocks:

@@ -28,10 +28,22 @@ class HostCopy:
 
     On CUDA the copy goes into pinned memory and nothing waits for it here. Torch's caching host allocator gives that
     memory to a later copy once this one is dropped, which the daemon does with its next look into the queue.
+    Where the copy cannot be made, nothing is raised here: the daemon is told, and counts what is lost.
+
+    Args:
+        tensor: A tensor, or several that are stacked.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor | list[torch.Tensor]) -> None:
         self._done: torch.cuda.Event | None = None
+        self._error: Exception | None = None
+        try:
+            self._start(torch.stack(tensor) if isinstance(tensor, list) else tensor.detach())
+        except Exception as error:
+            # Without the frames that it has passed, which hold what this was called with.
+            self._error = error.with_traceback(None)
+
+    def _start(self, tensor: torch.Tensor) -> None:
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
@@ -44,10 +56,12 @@ class HostCopy:
     @property
     def nbytes(self) -> int:
         """What it takes on the host."""
-        return self._host.nbytes
+        return 0 if self._error else self._host.nbytes
 
     def wait(self) -> torch.Tensor:
-        """The tensor on the host, once it has arrived. For the daemon: it may block."""
+        """The tensor on the host, once it has arrived. For the daemon: it may block, and raises what went wrong."""
+        if self._error is not None:
+            raise self._error
         if self._done is not None:
             self._done.synchronize()
         return self._host
@@ -61,7 +75,7 @@ Rows = npt.NDArray[np.float64] | HostCopy
 def number(tensor: torch.Tensor) -> Number:
     """A one-element tensor's number as it is now, without a sync."""
     # Reading a tensor that is on the host already is no sync.
-    return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor.detach())
+    return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor)
 
 
 @dataclass(frozen=True)
@@ -357,7 +371,7 @@ class Histograms:
         by_device: dict[torch.device, list[tuple[str, str]]] = {}
         for key, made in self._made.items():
             by_device.setdefault(made.device, []).append(key)
-        blocks = [(keys, HostCopy(torch.stack([self._made[key] for key in keys]))) for keys in by_device.values()]
+        blocks = [(keys, HostCopy([self._made[key] for key in keys])) for keys in by_device.values()]
         self._made.clear()
         return HistogramRows(step, time_ns, blocks, loss_scale)
 

@@ -331,9 +331,10 @@ def _metric_value(name: str, metric: object) -> Number:
         try:
             if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
                 return number(metric)
-        except (RuntimeError, TypeError, ValueError):
-            # On the host, of a tensor that is not one real number.
-            pass
+        except Exception:
+            # On the host, of a tensor that is not one real number; else the daemon is told that it is lost.
+            if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
+                return HostCopy(metric)
     elif isinstance(metric, HostCopy):
         return metric
     elif isinstance(metric, numbers.Real | np.bool_):

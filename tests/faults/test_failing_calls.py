@@ -1,0 +1,360 @@
+"""Nothing raises into training after ``attach`` returned: every call that the tracer makes fails once, one by one."""
+
+import io
+import os
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import optimizer as torch_optimizer
+
+import tracer
+from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, weights
+from tests.training import events, loss_of, mlp
+from tests.waiting import wait_until
+from tracer.log import schema
+from tracer.log.parts import all_parts, problem
+from tracer.log.run import closed_summaries
+from tracer.rows import HostCopy, RowBuffer
+from tracer.trace import _open
+from tracer.warn import warn
+
+TORTURE = int(os.environ.get("GRADWATCH_TORTURE", "0"))
+STEPS = 3 + TORTURE
+EVERYTHING: dict[str, Any] = {
+    "stats": ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "histogram"),
+    "histogram_every": 1,
+    "applied": True,
+    "activations": True,
+    "total_steps": 1000,
+}
+KEYS = {
+    "extremes": ("step", "param"),
+    "metrics": ("step", "name"),
+    "histograms": ("step", "param", "of"),
+    "activations": ("step", "module", "training"),
+}
+Row = dict[str, Any]
+
+
+def train(model: nn.Module, trace: tracer.Trace | None = None, midway: Callable[[], None] = lambda: None) -> None:
+    """A few steps, whatever else happens; what is logged in each is its number."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+        if trace is not None:
+            trace.log(number=float(step), tensor=torch.tensor(step))
+            if step == STEPS // 2:
+                if trace._settings.measures.histogram:
+                    trace.snapshot()
+                midway()
+
+
+def rows(path: Path) -> dict[str, dict[tuple[Any, ...], list[Row]]]:
+    """What is in a log, by table and key; events aside."""
+    found: dict[str, dict[tuple[Any, ...], list[Row]]] = {table: {} for table in KEYS}
+    for table, key in KEYS.items():
+        for row in tracer.scan(path, table).drop("time").collect().iter_rows(named=True):
+            found[table].setdefault(tuple(row[name] for name in key), []).append(row)
+    return found
+
+
+@dataclass
+class Outcome:
+    """What came of a training with faults."""
+
+    faults: Faults
+    path: Path
+    attached: bool
+    warned: list[str] = field(default_factory=list)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows the closed mark says were lost."""
+        (summary,) = closed_summaries(self.path)
+        return dict(summary["rows_dropped"])
+
+
+class Case:
+    """A training that is repeated with one fault after the other.
+
+    Args:
+        folder: Where its runs go.
+        options: What is given to ``attach``.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self._folder = folder
+        self._options = options
+        torch.manual_seed(0)
+        self._model = mlp()
+        plain = self.model()
+        train(plain)
+        self._weights = weights(plain)
+        clean = self.run(Faults(0, False, OSError), lambda faults: ExitStack())
+        self.truth = rows(clean.path)
+        assert not clean.warned
+        assert set(clean.dropped.values()) == {0}
+
+    def model(self) -> nn.Module:
+        """The model before the training."""
+        model = mlp()
+        model.load_state_dict(self._model.state_dict())
+        return model
+
+    def run(self, faults: Faults, inject: Callable[[Faults], AbstractContextManager[object]]) -> Outcome:
+        """Train with these faults; whatever they are, the training is as without a trace, and nothing is left."""
+        path = self._folder / f"run-{len(list(self._folder.iterdir()))}"
+        model = self.model()
+        before = threading.active_count()
+        with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("always", tracer.TracerWarning)
+            impatient(patch)
+            with inject(faults):
+                try:
+                    trace = tracer.attach(model, path, **self._options)
+                except (tracer.LogError, Injected):
+                    trace = None
+                train(model, trace, lambda: wait_until(lambda: bool(faults.failed) or published(path)))
+                if trace is not None:
+                    trace.close()
+            faults.armed = False
+        assert weights(model) == self._weights, faults.failed
+        assert threading.active_count() == before, faults.failed
+        assert not _open, faults.failed
+        assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()), faults.failed
+        assert not torch_optimizer._global_optimizer_pre_hooks, faults.failed
+        assert not nn.modules.module._global_forward_hooks, faults.failed
+        assert {warning.category for warning in caught} <= {tracer.TracerWarning}, faults.failed
+        return Outcome(faults, path, trace is not None, [str(warning.message) for warning in caught])
+
+    def one_by_one(
+        self,
+        faults: Callable[[int], Faults],
+        inject: Callable[[Faults], AbstractContextManager[object]],
+        stride: int = 1,
+    ) -> Iterator[Outcome]:
+        """Let the first call fail, then the second, … until there is none left that could."""
+        for first in count(1, stride):
+            outcome = self.run(faults(first), inject)
+            if not outcome.faults.failed:
+                assert first > 1, "nothing was injected"
+                return
+            if outcome.attached:
+                yield outcome
+
+
+class Injected(RuntimeError, OSError):
+    """What a failing operation of torch raises."""
+
+
+def published(path: Path) -> bool:
+    """Whether some of a run's extremes are in the log."""
+    return any((path / "extremes").iterdir())
+
+
+def broken_disk(
+    concerns: Callable[[tuple[Any, ...]], bool] = lambda args: True,
+) -> Callable[[Faults], AbstractContextManager[object]]:
+    """Has the calls of the log's one seam to the disk fail."""
+
+    def inject(faults: Faults) -> AbstractContextManager[object]:
+        context = pytest.MonkeyPatch.context()
+        stack = ExitStack()
+        stack.enter_context(context).setattr("tracer.log.store.os", FaultyOs(faults, concerns))
+        return stack
+
+    return inject
+
+
+def no_space() -> OSError:
+    """What a full disk says."""
+    return OSError(28, "No space left on device")
+
+
+def assert_true(found: dict[str, dict[tuple[Any, ...], list[Row]]], truth: Any, note: object) -> None:
+    """A log has no row twice and none that is not in the truth; of its numbers some may be missing, and are null."""
+    for table, by_key in found.items():
+        for key, alike in by_key.items():
+            true = list(truth[table].get(key, []))
+            for row in alike:
+                like = [each for each in true if all(value in (None, each[name]) for name, value in row.items())]
+                assert like, (table, key, row, note)
+                true.remove(like[0])
+
+
+def assert_sound(path: Path) -> None:
+    """Every part in a log is complete."""
+    for table in schema.TABLES:
+        for part in all_parts(path, table):
+            assert problem(part) is None
+
+
+def kinds(warned: list[str]) -> Counter[str]:
+    """How often each trouble was warned of."""
+    known = (
+        "cannot be written",
+        "not take them in time",
+        "did not give them",
+        "activations of",
+        "extremes are no longer recorded",
+        "is no longer traced",
+    )
+    return Counter(next(words for words in known if words in message) for message in warned)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: Path) -> None:
+    """Whichever it is, and whether or not it had done its work: one warning at most, and each row is there once."""
+    case = Case(tmp_path, {})
+    for outcome in case.one_by_one(lambda first: Faults(first, False, no_space, done), broken_disk()):
+        note = outcome.faults.failed
+        assert rows(outcome.path) == case.truth, note
+        assert set(outcome.dropped.values()) == {0}, note
+        assert set(kinds(outcome.warned)) <= {"cannot be written"}, note
+        assert len(outcome.warned) <= 1, note
+        assert_sound(outcome.path)
+
+
+def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path) -> None:
+    """From whichever call on: what was published before is there once, and is complete; two warnings at most."""
+    case = Case(tmp_path, {})
+    stride = 1 if TORTURE else 3
+    for outcome in case.one_by_one(lambda first: Faults(first, True, no_space), broken_disk(), stride):
+        note = outcome.faults.failed[0]
+        found = rows(outcome.path)
+        assert_true(found, case.truth, note)
+        assert_sound(outcome.path)
+        assert set(kinds(outcome.warned)) <= {"cannot be written", "not take them in time"}, note
+        assert set(kinds(outcome.warned).values()) <= {1}, note
+
+
+@pytest.mark.parametrize("table", ["extremes", "metrics"])
+def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path) -> None:
+    """Where a table's folder takes nothing from some call on, mark and events say just how many rows are missing."""
+    case = Case(tmp_path, {})
+    places = (f"/{table}/", f"/staging/{table}-")
+
+    def concerns(args: tuple[Any, ...]) -> bool:
+        return any(place in str(argument) for argument in args for place in places)
+
+    outcomes = 0
+    for outcome in case.one_by_one(lambda first: Faults(first, True, no_space), broken_disk(concerns)):
+        note = outcome.faults.failed[0]
+        found = rows(outcome.path)
+        assert_true(found, case.truth, note)
+        missing = {name: len(case.truth[name]) - len(found[name]) for name in ("extremes", "metrics")}
+        assert outcome.dropped == {**missing, "events": 0}, note
+        told = [detail for _, _, detail in events(outcome.path, "dropped")]
+        assert told == [f"{missing[table]} rows of {table}"] * bool(missing[table]), note
+        outcomes += bool(missing[table])
+    assert outcomes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stats": ("mean", "norm"), "applied": True}, {"budget": 0.01}, EVERYTHING],
+    ids=["default", "stats", "budget", "everything"],
+)
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
+def test_an_operation_that_fails_costs_what_it_was_for(lasting: bool, options: Any, tmp_path: Path) -> None:
+    """Whichever operation of torch fails, what the log lacks for it, an event names; metrics are all there."""
+    case = Case(tmp_path, options)
+    stride = 1 if TORTURE else {0: 1, 1: 3, 2: 7, 5: 41}[len(options) if options is not EVERYTHING else 5]
+    for outcome in case.one_by_one(lambda first: Faults(first, lasting, Injected), faulty_torch, stride):
+        note = outcome.faults.failed[0]
+        found = rows(outcome.path)
+        assert_true(found, case.truth, note)
+        assert set(kinds(outcome.warned).values()) <= {1}, (note, outcome.warned)
+        assert [row[0]["value"] for (_, name), row in found["metrics"].items() if name == "number"] == list(
+            range(STEPS)
+        )
+        failed = events(outcome.path, "failed")
+        for table, true in case.truth.items():
+            missing = sum(map(len, true.values())) - sum(map(len, found[table].values()))
+            if not failed or table == "metrics":
+                assert outcome.dropped.get(table, 0) == missing, (note, table)
+            assert outcome.dropped.get(table, 0) <= missing, (note, table)
+        named = {param for _, param, _ in failed}
+        lacking = {key[1] for key, true in case.truth["extremes"].items() if found["extremes"].get(key) != true}
+        assert outcome.dropped["extremes"] or None in named or lacking <= named, (note, lacking, named)
+
+
+def copies(faults: Faults) -> AbstractContextManager[object]:
+    """Has every step's rows be copied, as they are from a GPU, and copies to the host fail."""
+    stack = ExitStack()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    make, start = RowBuffer.__init__, HostCopy._start
+
+    def made(self: RowBuffer, *args: Any) -> None:
+        make(self, *args)
+        self._views = [None] * len(self._blocks)
+
+    patch.setattr(RowBuffer, "__init__", made)
+    # On the host, what is copied there would be the tensor itself.
+    patch.setattr(HostCopy, "_start", lambda copy, it: faults.call("copy", start, (copy, it.clone()), {}))
+    return stack
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
+def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_path: Path) -> None:
+    """Pinned memory that cannot be had: the rows are counted as dropped, in the events as well, and the trace goes on."""
+    case = Case(tmp_path, EVERYTHING)
+    for outcome in case.one_by_one(lambda first: Faults(first, lasting, Injected), copies):
+        found, note = rows(outcome.path), outcome.faults.failed
+        assert_true(found, case.truth, note)
+        missing = {}
+        for table, true in case.truth.items():
+            missing[table] = sum(map(len, true.values())) - sum(map(len, found[table].values()))
+        assert outcome.dropped == {**missing, "events": 0}
+        told = Counter(dict.fromkeys(missing, 0))
+        for _, _, detail in events(outcome.path, "dropped"):
+            told.update({words.split(" rows of ")[1]: int(words.split()[0]) for words in detail.split(", ")})
+        assert dict(told) == missing
+        assert not events(outcome.path, "failed")
+        assert kinds(outcome.warned) == {"did not give them": 1}
+        if not lasting:
+            assert sum(map(bool, missing.values())) == 1
+
+
+def test_a_thread_that_cannot_start_is_said_by_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """attach raises a LogError, and leaves neither a hook nor a trace."""
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    model = mlp()
+    with pytest.raises(tracer.LogError, match="can't start new thread"):
+        tracer.attach(model, tmp_path / "run")
+    assert not _open
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_a_warning_that_nobody_takes_never_raises_into_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a program's own way to show warnings fails, it becomes a line on stderr; where that is closed, nothing."""
+
+    def showwarning(*args: object) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setattr(warnings, "showwarning", showwarning)
+    warn("something")
+    assert "gradwatch: something" in capsys.readouterr().err
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    warn("something")
