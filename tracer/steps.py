@@ -90,6 +90,8 @@ class Recorder:
         self._step = first_step
         self.measured = 0
         self._stopped = False
+        # What belongs to this step has been emitted; Ctrl-C may have come before the next one began.
+        self._taken = False
         self._explicit = False
         # The step's update has happened; _ended_in is the backward during which it did, if any.
         self._ended = False
@@ -373,6 +375,7 @@ class Recorder:
             if self._budget is not None:
                 self._settle(self._budget)
             self._step += 1
+            self._taken = False
             self._ended = False
             self._ended_ns = 0
             self._begun = False
@@ -396,6 +399,9 @@ class Recorder:
             self._histogrammed = number_due
 
     def _take(self) -> None:
+        if self._taken:
+            return
+        self._taken = True
         time_ns = self._ended_ns or time.time_ns()
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._begun:
