@@ -97,6 +97,8 @@ class Daemon:
         self.rows = dict.fromkeys(encoders, 0)
         self.dropped = dict.fromkeys(encoders, 0)
         self._told = dict.fromkeys(encoders, 0)
+        # Not the thread is waited for: where Ctrl-C interrupts that, Python before 3.13 takes the thread for ended.
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
         try:
             self._numbers = {
@@ -135,9 +137,11 @@ class Daemon:
 
     def wait(self) -> None:
         """Wait until it has ended, but not for longer than 5 s after ``end``."""
-        self._thread.join(max(0.0, self._give_up - _LAST_TRIES_SECONDS + _WAIT_SECONDS - time.monotonic()))
+        ended = self._ended.wait(max(0.0, self._give_up - _LAST_TRIES_SECONDS + _WAIT_SECONDS - time.monotonic()))
         _running.discard(self)
-        if self._thread.is_alive():
+        if ended:
+            self._thread.join()
+        else:
             warn(f"{self._path} does not take the last rows within {_WAIT_SECONDS:.0f} s; they may be lost")
 
     def abandon(self) -> None:
@@ -167,6 +171,7 @@ class Daemon:
         # The mark says that nothing more will come; a merge moves what is there, and may take longer than there is.
         self._insist(lambda: self._outside(self._mark_closed))
         self._outside(self._merge)
+        self._ended.set()
 
     def _insist(self, action: Callable[[], bool]) -> None:
         """Do something until it says that it went well, or the time for last tries is over."""

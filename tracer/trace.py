@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import multiprocessing
+import multiprocessing.util
 import numbers
 import os
 import platform
@@ -208,9 +210,12 @@ class Trace:
             self._finish(in_short(error))
             raise
         _open.add(self)
-        # Registered anew, since what a multiprocessing child inherits is forgotten there.
+        # Registered anew, since what a child of multiprocessing inherits is forgotten there.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
+        if multiprocessing.parent_process() is not None:
+            # Before Python 3.13 such a child, if it was forked, ends without the interpreter's exit handlers.
+            multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
         if rank == 0:
             does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
             print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
@@ -257,7 +262,7 @@ class Trace:
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
-        if not self._closed:
+        if self in _open:
             self._finish("")
 
     def __enter__(self) -> Self:
@@ -266,7 +271,7 @@ class Trace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._closed:
+        if self in _open:
             self._finish(_reason(error))
 
     def traces(self, tensors: set[int]) -> bool:
@@ -281,16 +286,17 @@ class Trace:
 
     def _end(self, reason: str) -> None:
         """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""
-        self._closed = True
-        _open.discard(self)
         try:
-            self._recorder.finish()
-            if self._activations is not None:
-                self._activations.finish()
+            if not self._closed:
+                self._closed = True
+                self._recorder.finish()
+                if self._activations is not None:
+                    self._activations.finish()
         finally:
             self._hooks.remove()
             self._emit(event(self._recorder.step, "closed", reason))
             self._daemon.end({"last_step": self._recorder.step, "reason": reason})
+            _open.discard(self)
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
