@@ -121,6 +121,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracer.daemon._RETRY_SECONDS", 0.005)
 
 
+def bits(tensor: torch.Tensor) -> bytes:
+    """Every bit of a tensor."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def weights(model: torch.nn.Module) -> list[bytes]:
     """Every bit of a model's parameters and buffers."""
-    return [tensor.detach().clone().view(torch.uint8).numpy().tobytes() for tensor in model.state_dict().values()]
+    return [bits(tensor) for tensor in model.state_dict().values()]
