@@ -125,7 +125,7 @@ class Case:
             with inject(faults):
                 try:
                     trace = tracer.attach(model, path, **self._options)
-                except (tracer.LogError, Injected):
+                except (tracer.LogError, InjectedError):
                     trace = None
                 train(model, trace, lambda: wait_until(lambda: bool(faults.failed) or published(path)))
                 if trace is not None:
@@ -156,7 +156,7 @@ class Case:
                 yield outcome
 
 
-class Injected(RuntimeError, OSError):
+class InjectedError(RuntimeError):
     """What a failing operation of torch raises."""
 
 
@@ -273,7 +273,7 @@ def test_an_operation_that_fails_costs_what_it_was_for(lasting: bool, options: A
     """Whichever operation of torch fails, what the log lacks for it, an event names; metrics are all there."""
     case = Case(tmp_path, options)
     stride = 1 if TORTURE else {0: 1, 1: 3, 2: 7, 5: 41}[len(options) if options is not EVERYTHING else 5]
-    for outcome in case.one_by_one(lambda first: Faults(first, lasting, Injected), faulty_torch, stride):
+    for outcome in case.one_by_one(lambda first: Faults(first, lasting, InjectedError), faulty_torch, stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)
         assert_true(found, case.truth, note)
@@ -310,9 +310,9 @@ def copies(faults: Faults) -> AbstractContextManager[object]:
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
 def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_path: Path) -> None:
-    """Pinned memory that cannot be had: the rows are counted as dropped, in the events as well, and the trace goes on."""
+    """Pinned memory that cannot be had: its rows are counted as dropped, in the events as well."""
     case = Case(tmp_path, EVERYTHING)
-    for outcome in case.one_by_one(lambda first: Faults(first, lasting, Injected), copies):
+    for outcome in case.one_by_one(lambda first: Faults(first, lasting, InjectedError), copies):
         found, note = rows(outcome.path), outcome.faults.failed
         assert_true(found, case.truth, note)
         missing = {}
@@ -330,7 +330,7 @@ def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_p
 
 
 def test_a_thread_that_cannot_start_is_said_by_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """attach raises a LogError, and leaves neither a hook nor a trace."""
+    """A LogError is raised, and there is neither a hook nor a trace."""
 
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
