@@ -150,7 +150,10 @@ def attach(
     if (reason := flattened(model)) is not None:
         warn(reason)
     outputs = None if activations is False or activations is None else Activations(model, activations)
-    return Trace(model, hooks, path, settings, scaler, outputs, resume)
+    try:
+        return Trace(model, hooks, path, settings, scaler, outputs, resume)
+    except OSError as error:
+        raise LogError(f"{path or 'runs'} cannot be used: {in_short(error)}; is the disk as it should be?") from error
 
 
 class Trace:
@@ -218,7 +221,9 @@ class Trace:
             multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
         if rank == 0:
             does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
-            print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
+            # Where stderr is closed, nobody reads it.
+            with contextlib.suppress(OSError, ValueError):
+                print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
 
     def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.
