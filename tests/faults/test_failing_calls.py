@@ -329,6 +329,31 @@ def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_p
             assert sum(map(bool, missing.values())) == 1
 
 
+def test_a_call_that_fails_while_a_run_is_resumed_raises_a_log_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever call to the disk it is: attach raises that alone, or goes on, and the run can be resumed later."""
+    run = tmp_path / "run"
+    tracer.attach(mlp(), run).close()
+    raised = 0
+    for first in count(1):
+        faults = Faults(first, False, no_space)
+        monkeypatch.setattr("tracer.log.store.os", FaultyOs(faults))
+        trace = None
+        try:
+            trace = tracer.attach(mlp(), run, resume=True)
+        except tracer.LogError:
+            raised += 1
+            assert not _open
+        faults.armed = False
+        if trace is not None:
+            trace.close()
+            if not faults.failed:
+                break
+    assert raised > 20
+    assert Counter(kind for kind in tracer.scan(run, "events").collect()["kind"])["resumed"] == first - raised
+
+
 def test_a_thread_that_cannot_start_is_said_by_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A LogError is raised, and there is neither a hook nor a trace."""
 

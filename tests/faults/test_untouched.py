@@ -97,7 +97,7 @@ def trained(
     with nullcontext() if path is None else tracer.attach(model, path, **options) as trace:
         for step in range(STEPS):
 
-            def closure() -> torch.Tensor:
+            def closure(step: int = step) -> torch.Tensor:
                 optimizer.zero_grad()
                 inputs = torch.randn(5, 6).to(dtype)
                 # An infinity has the scaler skip its step.
