@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.bench
 
-.PHONY: demo test check bench gallery clean
+.PHONY: demo test torture check bench gallery clean
 
 demo: $(INSTALLED)
 	$(BIN)/tracer demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The tests of faults, for much longer, and a table of what they did and saw.
+torture: $(INSTALLED)
+	GRADWATCH_TORTURE=10 $(BIN)/python -m pytest $(wildcard tests/faults tests/remote)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

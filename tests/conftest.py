@@ -2,13 +2,15 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
 from torch.optim import optimizer as torch_optimizer
 
+from tests import torture
 from tracer.trace import _open
 from tracer.warn import TracerWarning
 
@@ -39,3 +41,22 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f"traces left open: {left}"
     assert not leaked, f"threads left running: {leaked}"
     assert _optimizer_hooks() == 0, "optimizer hooks left"
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Counts what the test of a promise did: ``figures("Every flipped byte is found", bytes_flipped=1)``."""
+
+    def count(promise: str, **counts: int) -> None:
+        test = request.node.nodeid.partition("[")[0].removeprefix("tests/")
+        torture.SEEN.setdefault((promise, test), Counter()).update(counts)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After `make torture`, say what was done and seen."""
+    if torture.FACTOR and torture.SEEN:
+        terminalreporter.section("promises")
+        for line in torture.table():
+            terminalreporter.write_line(line)
