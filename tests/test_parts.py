@@ -456,16 +456,18 @@ def test_a_crash_before_the_old_parts_are_deleted_repeats_no_row(tmp_path: Path)
 
 
 def test_old_parts_are_kept_while_the_merged_one_is_damaged(tmp_path: Path) -> None:
-    """The next merge after a crash does not delete the old parts where the merged one has gone bad meanwhile."""
+    """Where the merged part has gone bad after a crash, the old ones are read at once, and merged anew."""
     run = log_of(new_run(tmp_path / "run"), [1, 2, 1])
     with restored(run):
         (merged,) = merge(run, "extremes", 0)
     flip_bit(merged.path)
-    log_of(run, [1])
+    publish_next(run, "extremes", extremes([4]))
+    found = list_parts(run, "extremes")
+    assert ranges(found) == [(0, 2), (0, 0), (1, 1), (2, 2), (3, 3)]
+    assert [part for part in found if problem(part) is not None] == [merged]
     merge(run, "extremes", 0)
-    merged.file().unlink()
-    assert ranges(list_parts(run, "extremes"))[:3] == [(0, 0), (1, 1), (2, 2)]
-    assert steps(run)[:4] == [0, 1, 2, 3]
+    assert ranges(all_parts(run, "extremes")) == [(0, 3)]
+    assert steps(run) == [0, 1, 2, 3, 4]
 
 
 def test_a_merge_that_may_take_no_time_changes_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log import store
-from tracer.log.parts import Part, rows_by_number, with_listing
-from tracer.log.read import part_problem, scan_parts
+from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
+from tracer.log.read import scan_parts
 from tracer.log.store import Place
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
@@ -111,6 +111,30 @@ def _batches(parts: list[Part], sizes: Mapping[Place, int]) -> Iterator[list[Par
         yield batch
 
 
+Ranges = list[tuple[int, int]]
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """These ranges of numbers in order, those that touch made one."""
+    joined: Ranges = []
+    for first, last in sorted(ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _without(first: int, last: int, known: Ranges) -> Ranges:
+    """What of the numbers from first to last is in none of the known ranges, which are joined."""
+    left: Ranges = []
+    for start, end in known:
+        if first < start and first <= last:
+            left.append((first, min(last, start - 1)))
+        first = max(first, end + 1)
+    return [*left, (first, last)] if first <= last else left
+
+
 class Follower:
     """Gives out each row of one table of a run once, in publishing order, however its parts are merged meanwhile.
 
@@ -121,7 +145,8 @@ class Follower:
     def __init__(self, run: Place, table: str) -> None:
         self._run = run
         self._table = table
-        self._seen: set[tuple[int, int]] = set()
+        # The publish numbers that were given out, by rank.
+        self._seen: dict[int, Ranges] = {}
         self._given: set[Place] = set()
         self._listed: set[str] = set()
         self.problems: dict[Place, str] = {}
@@ -140,10 +165,10 @@ class Follower:
         listed = store.inner_names(self._run, self._table)
         if listed and listed == self._listed and not self.problems:
             return False
-        before = len(self._seen)
+        before = dict(self._seen)
         with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))
         self._listed = listed
-        return len(self._seen) > before
+        return self._seen != before
 
     def _give(
         self,
@@ -153,14 +178,15 @@ class Follower:
     ) -> None:
         # Looked at anew each time: what could not be read may be readable now.
         self.problems = {}
+        self._given.intersection_update(part.path for part in listed)
         new = [part for part in listed if part.path not in self._given]
         sizes = {part.path: _size(part.path) for part in new}
         done = 0
         for parts in _batches(new, sizes):
-            frame, numbers = self._unseen(parts)
+            frame, seen = self._unseen(parts)
             if frame is not None:
                 take(frame)
-            self._seen |= numbers
+            self._seen = seen
             self._given.update(part.path for part in parts if part.path not in self.problems)
             for part in parts:
                 store.forget(part.path)
@@ -171,28 +197,28 @@ class Follower:
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
         damaged = [part for path in self.problems if (part := Part.parse(path)) is not None]
-        return all(
-            (rank, number) in self._seen
-            or any(part.rank == rank and part.first <= number <= part.last for part in damaged)
-            for rank, count in published.items()
-            for number in range(count)
-        )
+        for rank, count in published.items():
+            lost = [(part.first, part.last) for part in damaged if part.rank == rank]
+            if _without(0, count - 1, _joined([*self._seen.get(rank, []), *lost])):
+                return False
+        return True
 
-    def _unseen(self, parts: list[Part]) -> tuple[pl.LazyFrame | None, set[tuple[int, int]]]:
+    def _unseen(self, parts: list[Part]) -> tuple[pl.LazyFrame | None, dict[int, Ranges]]:
+        """The rows of these parts that were not given out, and what will have been, once they are."""
         whole: list[Part] = []
         frames: list[pl.LazyFrame] = []
-        numbers: set[tuple[int, int]] = set()
+        seen = dict(self._seen)
         for part in parts:
-            # Before the numbers: a stray file may claim any range in its name.
-            found = part_problem(part)
+            found = known_problem(part)
             if found is not None:
                 self.problems[part.path] = found
                 continue
-            new = {(part.rank, number) for number in range(part.first, part.last + 1)} - self._seen
+            known = seen.get(part.rank, [])
+            new = _without(part.first, part.last, known)
             if not new:
                 continue
-            numbers |= new
-            if len(new) == part.last - part.first + 1:
+            seen[part.rank] = _joined([*known, *new])
+            if new == [(part.first, part.last)]:
                 whole.append(part)
                 continue
             if whole:
@@ -201,17 +227,11 @@ class Follower:
             frames.extend(self._pieces(part, new))
         if whole:
             frames.append(scan_parts(whole, self._table))
-        return pl.concat(frames, how="diagonal") if frames else None, numbers
+        return pl.concat(frames, how="diagonal") if frames else None, seen
 
-    def _pieces(self, part: Part, new: set[tuple[int, int]]) -> list[pl.LazyFrame]:
+    def _pieces(self, part: Part, new: Ranges) -> list[pl.LazyFrame]:
         """The rows of those publish numbers of a merged part that have not been given out."""
         frame = scan_parts([part], self._table)
-        pieces = []
-        offset = 0
-        numbered = enumerate(rows_by_number(part), start=part.first)
-        for wanted, neighbours in itertools.groupby(numbered, key=lambda item: (part.rank, item[0]) in new):
-            rows = sum(count for _, count in neighbours)
-            if wanted:
-                pieces.append(frame.slice(offset, rows))
-            offset += rows
-        return pieces
+        ends = [0, *itertools.accumulate(rows_by_number(part))]
+        places = [(ends[first - part.first], ends[last - part.first + 1]) for first, last in new]
+        return [frame.slice(start, end - start) for start, end in places]

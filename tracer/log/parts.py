@@ -1,6 +1,7 @@
 """Parts, the immutable Parquet files of a log: their names, how they are published, listed, merged and verified."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -24,6 +25,10 @@ _ROWS_KEY = b"gradwatch.rows"
 _LISTINGS = 5
 # Large enough for small footers and fast scans; as many rows are in memory while parts are merged.
 _ROW_GROUP_ROWS = 1 << 18
+# pyarrow, which writes fresh parts, makes none larger.
+_LARGEST_ROW_GROUP_ROWS = 1 << 20
+# Of rows that are all alike there are forty in a byte; what claims this many was never written.
+_MOST_VALUES_A_BYTE = 1_000
 
 
 @dataclass(frozen=True, order=True)
@@ -53,14 +58,25 @@ class Part:
         """
         return store.local(self.path)
 
+    @property
+    def table(self) -> str:
+        """The table whose rows it holds."""
+        return str(self.path).rsplit("/", 2)[-2]
+
     def inside(self, other: "Part") -> bool:
-        """Whether another part of the same rank holds all that this one holds."""
-        return (
-            self.rank == other.rank
-            and other.first <= self.first
-            and self.last <= other.last
-            and (other.first, other.last) != (self.first, self.last)
-        )
+        """Whether another part of the same rank holds all that this one holds.
+
+        Of two that hold the same, as two versions of a library may merge it, one is inside the other.
+        """
+        within = self.rank == other.rank and other.first <= self.first and self.last <= other.last
+        return within and ((other.first, other.last) != (self.first, self.last) or self.crc32 > other.crc32)
+
+    def repeats(self, before: "Part | None") -> int:
+        """How many of this part's first numbers stand already in the part that is read before it.
+
+        Two processes that merge a run which goes on may draw different borders.
+        """
+        return 0 if before is None or before.rank != self.rank else max(0, before.last + 1 - self.first)
 
 
 def part_name(rank: int, first: int, last: int, crc32: int) -> str:
@@ -79,12 +95,16 @@ def all_parts(run: Place, table: str) -> list[Part]:
 
 
 def list_parts(run: Place, table: str) -> list[Part]:
-    """The parts to read, by rank and number: the published ones, less those that lie inside another."""
-    outermost: list[Part] = []
-    for part in sorted(all_parts(run, table), key=lambda part: (part.rank, part.first, -part.last)):
-        if not outermost or not part.inside(outermost[-1]):
-            outermost.append(part)
-    return outermost
+    """The parts to read, by rank and number: the published ones, less those that lie inside an undamaged one.
+
+    Raises:
+        FileNotFoundError: a part is gone; it may have been merged since it was listed.
+    """
+    listed: list[Part] = []
+    for part in sorted(all_parts(run, table), key=lambda part: (part.rank, part.first, -part.last, part.crc32)):
+        if not (listed and part.inside(listed[-1]) and known_problem(listed[-1]) is None):
+            listed.append(part)
+    return listed
 
 
 def with_listing(run: Place, table: str, use: Callable[[list[Part]], Used]) -> Used:
@@ -150,6 +170,22 @@ def problem(part: Part) -> str | None:
         return f"cannot be read: {error.strerror or error}"
 
 
+def known_problem(part: Part) -> str | None:
+    """As ``problem``, but a file that has not changed is read once a process."""
+    try:
+        stat = part.file().stat()
+        return _damage_of_file(part, stat.st_size, stat.st_mtime_ns)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _damage_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
+    return damage(part)
+
+
 def damage(part: Part) -> str | None:
     """As ``problem``, but only what is wrong with the bytes.
 
@@ -161,9 +197,45 @@ def damage(part: Part) -> str | None:
     if crc32 != part.crc32:
         return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
     try:
-        pq.read_metadata(path)
-    except pa.ArrowInvalid as error:
+        footer = pq.read_metadata(path)
+        return _false_claim(part, footer, path.stat().st_size) or _strange_column(part, footer)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
+        # Arrow's own errors have no number: its bytes could be read, and they are no Parquet.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         return f"is not Parquet: {error}"
+
+
+def _false_claim(part: Part, footer: pq.FileMetaData, size_bytes: int) -> str | None:
+    """What a part cannot hold although it says so: who reads it would run out of memory, or take rows for others."""
+    numbers = _rows_by_number(footer)
+    if len(numbers) != part.last - part.first + 1 or sum(numbers) != footer.num_rows or min(numbers) < 0:
+        return f"does not name the rows of the numbers {part.first} to {part.last}"
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    values = [group.column(index).num_values for group in groups for index in range(group.num_columns)]
+    rows = [group.num_rows for group in groups]
+    if sum(rows) != footer.num_rows or max(rows, default=0) > _LARGEST_ROW_GROUP_ROWS or min(rows, default=0) < 0:
+        return f"claims {footer.num_rows} rows, and row groups of {rows[:3]}"
+    if max(values, default=0) > _LARGEST_ROW_GROUP_ROWS + _MOST_VALUES_A_BYTE * size_bytes:
+        return f"claims {max(values)} values in {size_bytes} bytes"
+    return None
+
+
+def _strange_column(part: Part, footer: pq.FileMetaData) -> str | None:
+    """What of a part's columns is not as the format has it."""
+    found = footer.schema.to_arrow_schema()
+    wanted = schema.SCHEMAS[part.table]
+    if len(set(found.names)) < len(found.names):
+        return "has two columns of one name"
+    for field in wanted:
+        if not field.nullable and (field.name not in found.names or found.field(field.name).nullable):
+            return f"lacks {field.name} in some rows or all"
+    for field in found:
+        right = wanted.field(field.name).type if field.name in wanted.names else pa.float64()
+        if field.type != right:
+            return f"has a column {field.name} of {field.type}, not of {right}"
     return None
 
 
@@ -193,7 +265,10 @@ def rows_by_number(part: Part) -> list[int]:
     Raises:
         pa.ArrowInvalid: the file's footer cannot be read.
     """
-    footer = pq.read_metadata(part.file())
+    return _rows_by_number(pq.read_metadata(part.file()))
+
+
+def _rows_by_number(footer: pq.FileMetaData) -> list[int]:
     stored = (footer.metadata or {}).get(_ROWS_KEY)
     return [footer.num_rows] if stored is None else [int(rows) for rows in json.loads(stored)]
 
@@ -255,7 +330,7 @@ def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
         if damage(part) is not None:
             groups.append([])
             continue
-        if groups[-1] and groups[-1][-1].last + 1 != part.first:
+        if groups[-1] and groups[-1][-1].last + 1 < part.first:
             groups.append([])
         groups[-1].append(part)
     return [group for group in groups if group]
@@ -269,14 +344,17 @@ def _check_time(deadline: float) -> None:
 def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
     schemas = [pq.read_schema(part.file()).remove_metadata() for part in parts]
     unified = pa.unify_schemas(schemas)
-    numbers = [rows for part in parts for rows in rows_by_number(part)]
+    repeated = [part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)]
+    numbers = [rows for part, known in zip(parts, repeated, strict=True) for rows in rows_by_number(part)[known:]]
     metadata = {_ROWS_KEY: json.dumps(numbers, separators=(",", ":")).encode()}
     with pq.ParquetWriter(staged, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
         pending: list[pa.Table] = []
-        for part in parts:
+        for part, known in zip(parts, repeated, strict=True):
+            skipped = sum(rows_by_number(part)[:known])
             for batch in pq.ParquetFile(part.file()).iter_batches(batch_size=_ROW_GROUP_ROWS):
                 _check_time(deadline)
-                pending.append(pa.Table.from_batches([batch]))
+                pending.append(pa.Table.from_batches([batch.slice(skipped)]))
+                skipped = max(0, skipped - batch.num_rows)
                 if sum(table.num_rows for table in pending) >= _ROW_GROUP_ROWS:
                     writer.write_table(_joined(pending, unified))
                     pending = []

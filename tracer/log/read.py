@@ -1,6 +1,5 @@
 """Reading a log: ``scan`` gives a polars LazyFrame over one run, or several."""
 
-import functools
 import itertools
 import os
 import warnings
@@ -12,8 +11,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tracer.log import schema, store
-from tracer.log.parts import Part, damage, with_listing
-from tracer.log.run import LogError, open_run
+from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
+from tracer.log.run import LogError, closed_summaries, open_run
 from tracer.log.store import Place
 
 Paths = str | os.PathLike[str]
@@ -73,11 +72,18 @@ def _scan_listed(parts: Sequence[Part], table: str, attempts: Literal["latest", 
 
 
 def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
-    """The rows of these parts of a table, in their order; columns that a part lacks are null."""
-    alike = [
-        (columns, pl.scan_parquet([part.file() for part in group], glob=False))
-        for columns, group in itertools.groupby(parts, lambda part: tuple(pq.read_schema(part.file()).names))
-    ]
+    """The rows of these parts of a table, in their order, each once; columns that a part lacks are null."""
+    repeated = {part: part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)}
+
+    def alike_as(part: Part) -> tuple[tuple[str, ...], Part | None]:
+        return tuple(pq.read_schema(part.file()).names), part if repeated[part] else None
+
+    alike = []
+    for (columns, overlapping), group in itertools.groupby(parts, alike_as):
+        frame = pl.scan_parquet([part.file() for part in group], glob=False)
+        if overlapping is not None:
+            frame = frame.slice(sum(rows_by_number(overlapping)[: repeated[overlapping]]))
+        alike.append((columns, frame))
     specified = schema.SCHEMAS[table]
     if len(alike) == 1 and set(alike[0][0]) >= set(specified.names):
         return alike[0][1]
@@ -93,7 +99,7 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
     """
     good = []
     for part in parts:
-        found = part_problem(part)
+        found = known_problem(part)
         if found is None:
             good.append(part)
         else:
@@ -105,17 +111,28 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
     return good
 
 
-def part_problem(part: Part) -> str | None:
-    """As ``parts.problem``, but a file that has not changed is read once a process."""
-    try:
-        stat = part.file().stat()
-        return _damage_of_file(part, stat.st_size, stat.st_mtime_ns)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+def rows_dropped(path: Place) -> int:
+    """How many rows of a run could not be written, as far as its ranks could tell.
 
+    A rank tells of each loss in ``events``, and in its closed mark how many there were since it was resumed last.
 
-@functools.lru_cache(maxsize=1 << 16)
-def _damage_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
-    return damage(part)
+    Raises:
+        LogError: a closed mark cannot be read.
+    """
+    told = (
+        _scan_one(path, "events", "all")
+        .select(
+            "rank",
+            "attempt",
+            pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows").alias("losses"),
+        )
+        .collect()
+    )
+    events: dict[int, dict[int, int]] = {}
+    for rank, attempt, losses in told.iter_rows():
+        counts = events.setdefault(rank, {})
+        counts[attempt] = counts.get(attempt, 0) + sum(int(loss.split()[0]) for loss in losses or ())
+    for summary in closed_summaries(path):
+        counts = events.setdefault(summary["rank"], {})
+        counts[max(counts, default=0)] = sum(summary.get("rows_dropped", {}).values())
+    return sum(sum(counts.values()) for counts in events.values())
