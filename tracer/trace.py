@@ -85,7 +85,8 @@ def attach(
     """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
 
     Use it as a context manager, or call ``close`` on what it returns; at the interpreter's exit it is closed anyway.
-    It prints one line with the run's folder.
+    It prints one line with the run's folder. Where a child process of multiprocessing runs the script once more, as it
+    does under spawn and forkserver, its trace records nothing.
 
     Args:
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
@@ -138,6 +139,11 @@ def attach(
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
     share = None if budget is None else float(budget)
     settings = Settings(every, share, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A worker of a DataLoader, say, that was not forked. By the same mark multiprocessing itself knows that it is
+        # not yet time for what the script does.
+        warn("a child process runs the script that started it once more: nothing is traced there")
+        return Trace._idle(path, settings)
     hooks = Hooks(model, params)
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
@@ -224,6 +230,15 @@ class Trace:
             # Where stderr is closed, nobody reads it.
             with contextlib.suppress(OSError, ValueError):
                 print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
+
+    @classmethod
+    def _idle(cls, path: str | os.PathLike[str] | None, settings: Settings) -> "Trace":
+        """One that is closed from the start."""
+        trace = cls.__new__(cls)
+        trace.path = Path("runs") if path is None else store.at(path)
+        trace._settings = settings
+        trace._closed = True
+        return trace
 
     def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.
@@ -423,6 +438,7 @@ def _begin_run(path: Place, rank: int, info: Mapping[str, Any]) -> tuple[int, in
         raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
     else:
         run_folder.prepare_folders(path)
+        run_folder.claim_rank(path, rank)
     return 0, 0
 
 

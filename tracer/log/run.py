@@ -30,6 +30,8 @@ _REQUIRED = {
     "settings": dict,
     "versions": dict,
 }
+# What a count is below, so that it fits into a column.
+_BEYOND_NUMBERS = 1 << 63
 _RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
 _STAGED_FILE = re.compile(r"(?:.*-)?r(\d{5,})[-.].*")
 
@@ -135,12 +137,13 @@ def _check(info: Mapping[str, Any]) -> None:
     for name, kind in _REQUIRED.items():
         if not isinstance(info.get(name), kind):
             raise ValueError(f"it lacks {name}, or its {name} is no {kind.__name__}")
-    datetime.fromisoformat(info["started"])
+    datetime.fromisoformat(info["started"]).timestamp()
     if not all(isinstance(param, dict) and isinstance(param.get("name"), str) for param in info["params"]):
         raise ValueError("one of its params has no name")
     for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int), ("budget", float)):
-        if not isinstance(info["settings"].get(name), kinds | None):
-            raise ValueError(f"{name} in its settings is no {kinds.__name__}")
+        value = info["settings"].get(name)
+        if not isinstance(value, kinds | None) or (isinstance(value, int) and not 0 < value < _BEYOND_NUMBERS):
+            raise ValueError(f"{name} in its settings is no {kinds.__name__} that it could be")
 
 
 def runs_in(folder: Place) -> list[Place]:
@@ -173,7 +176,11 @@ def _closed_mark(path: Place, rank: int) -> Place:
 
 def beat(path: Place, rank: int) -> None:
     """Renew a rank's heartbeat."""
-    store.touch(_heartbeat(path, rank), f"{socket.gethostname()} {os.getpid()}\n".encode())
+    store.touch(_heartbeat(path, rank), _owner())
+
+
+def _owner() -> bytes:
+    return f"{socket.gethostname()} {os.getpid()}\n".encode()
 
 
 def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
@@ -182,6 +189,22 @@ def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
     with store.stage(path, mark.name) as staged:
         staged.write(_json({"closed": datetime.now(UTC).isoformat(), "rank": rank, **summary}))
         staged.publish(mark)
+
+
+def claim_rank(path: Place, rank: int) -> None:
+    """Begin a rank's part of a run, with its first heartbeat.
+
+    Raises:
+        LogError: the rank has begun, maybe in another process at this moment, or nothing can be written.
+    """
+    try:
+        with store.stage(path, f"heartbeat-r{rank:05d}-{uuid.uuid4().hex}") as staged:
+            staged.write(_owner())
+            staged.claim(_heartbeat(path, rank))
+    except FileExistsError as error:
+        raise LogError(HOLDS_A_RUN.format(path=path)) from error
+    except OSError as error:
+        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from error
 
 
 def reopen_rank(path: Place, rank: int) -> None:
@@ -238,11 +261,20 @@ def state(path: Place) -> State:
 
     A run is closed when every rank has closed, and running while any rank that has not closed has a fresh heartbeat.
     """
-    unclosed = [rank for rank in ranks(path) if not _closed(path, rank)]
+    there = ranks(path)
+    unclosed = [rank for rank in there if not _closed(path, rank)]
     if not unclosed:
-        return "closed" if ranks(path) else "stopped"
-    ages = [_age_seconds(_heartbeat(path, rank)) for rank in unclosed]
-    return "running" if min(ages) < HEARTBEAT_STALE_SECONDS else "stopped"
+        return "closed" if there else "stopped"
+    return "running" if any(_beats(path, rank) for rank in unclosed) else "stopped"
+
+
+def stopped_ranks(path: Place) -> list[int]:
+    """The ranks that have stopped without closing, ascending."""
+    return [rank for rank in ranks(path) if not _closed(path, rank) and not _beats(path, rank)]
+
+
+def _beats(path: Place, rank: int) -> bool:
+    return _age_seconds(_heartbeat(path, rank)) < HEARTBEAT_STALE_SECONDS
 
 
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
@@ -271,7 +303,9 @@ def closed_summaries(path: Place) -> list[dict[str, Any]]:
         try:
             summary = json.loads(store.read(mark))
             counts = [*summary.get("rows_dropped", {}).values(), *summary.get("published", {}).values()]
-            if not all(isinstance(number, int) for number in (summary["rank"], *counts)):
+            if summary["rank"] != rank:
+                raise ValueError("it is another rank's")
+            if not all(isinstance(number, int) and 0 <= number < _BEYOND_NUMBERS for number in counts):
                 raise ValueError("what should be numbers in it are none")
             summaries.append(summary)
         except FileNotFoundError:
