@@ -105,7 +105,7 @@ def info(run: RunArgument) -> None:
     from tracer.log import run as run_folder
     from tracer.log import schema, store
     from tracer.log.parts import all_parts
-    from tracer.log.read import scan
+    from tracer.log.read import rows_dropped, scan
 
     path = store.at(run)
     opened = run_folder.open_run(path)
@@ -120,18 +120,22 @@ def info(run: RunArgument) -> None:
     parts = {name: all_parts(path, name) for name in schema.TABLES}
     size_bytes = sum(store.size_bytes(part.path) for found in parts.values() for part in found)
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
-    dropped = sum(sum(summary["rows_dropped"].values()) for summary in run_folder.closed_summaries(path))
+    state, ranks, stopped = run_folder.state(path), run_folder.ranks(path), run_folder.stopped_ranks(path)
+    _, problems = _examined(path)
     facts = {
-        "status": run_folder.STATE_WORDS[run_folder.state(path)],
+        "status": run_folder.STATE_WORDS[state],
         "model": opened.info["model"],
         "started": f"{opened.info['started']} on {opened.info['host']}",
-        "ranks": str(len(run_folder.ranks(path))),
+        "ranks": str(len(ranks))
+        + (f"; stopped without closing: {', '.join(map(str, stopped))}" if 0 < len(stopped) < len(ranks) else ""),
         "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
         "params": f"{len(opened.info['params']):,}",
         "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
-        + f"; dropped {dropped:,}",
+        + f"; dropped {rows_dropped(path):,}",
         "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
     }
+    if problems:
+        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {run} names them"
     for name, fact in facts.items():
         table.add_row(name, fact)
     latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()
@@ -144,19 +148,11 @@ def info(run: RunArgument) -> None:
 def verify(run: RunArgument) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
     from tracer.log import run as run_folder
-    from tracer.log import schema, store
-    from tracer.log.parts import missing_numbers
+    from tracer.log import store
 
     path = store.at(run)
     run_folder.open_run(path)
-    problems = []
-    checked = 0
-    for table in schema.TABLES:
-        parts, damaged = _verified(path, table)
-        checked += len(parts)
-        problems.extend(damaged)
-        for rank, first, last in missing_numbers(parts, run_folder.published_counts(path, table)):
-            problems.append(f"{path / table}: the parts {first} to {last} of rank {rank} are missing")
+    checked, problems = _examined(path)
     for found in problems:
         print(found, file=sys.stderr)
     if problems:
@@ -164,15 +160,24 @@ def verify(run: RunArgument) -> None:
     print(f"{path}: {checked} parts, every byte as it was published")
 
 
-def _verified(run: "Place", table: str) -> tuple[list["Part"], list[str]]:
-    """The parts of a table, and a line for each that is damaged."""
-    from tracer.log.parts import problem, with_listing
+def _examined(path: "Place") -> tuple[int, list[str]]:
+    """How many parts a run has to read, and a line for each that is damaged, and for each gap between them."""
+    from tracer.log import run as run_folder
+    from tracer.log import schema
+    from tracer.log.parts import known_problem, missing_numbers, with_listing
 
-    return with_listing(
-        run,
-        table,
-        lambda parts: (parts, [f"{part.path} {found}" for part in parts if (found := problem(part)) is not None]),
-    )
+    def examine(parts: "list[Part]") -> "tuple[list[Part], list[str]]":
+        return parts, [f"{part.path} {found}" for part in parts if (found := known_problem(part)) is not None]
+
+    checked = 0
+    problems = []
+    for table in schema.TABLES:
+        parts, damaged = with_listing(path, table, examine)
+        checked += len(parts)
+        problems.extend(damaged)
+        for rank, first, last in missing_numbers(parts, run_folder.published_counts(path, table)):
+            problems.append(f"{path / table}: the parts {first} to {last} of rank {rank} are missing")
+    return checked, problems
 
 
 @app.command(name="merge")

@@ -28,6 +28,7 @@ from tracer.log.run import (
     ranks,
     runs_in,
     state,
+    stopped_ranks,
 )
 from tracer.log.store import Place
 from viewer.follow import Follower, Waker
@@ -61,6 +62,7 @@ class Snapshot:
         total_steps: How many steps it will take, where ``attach`` was told.
         dropped: How many rows could not be written, as known once it has closed.
         ranks: The ranks that write.
+        stopped_ranks: Those that stopped without closing.
         params: The parameters in model order that are to be shown, of ``params_there``.
         statistics: What the layers can show.
     """
@@ -81,6 +83,7 @@ class Snapshot:
     total_steps: int | None = None
     dropped: int = 0
     ranks: tuple[int, ...] = ()
+    stopped_ranks: tuple[int, ...] = ()
     params: tuple[str, ...] = ()
     params_there: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
@@ -157,11 +160,12 @@ class Live:
         complete = now != "closed" or all(
             follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
         )
+        stopped = tuple(stopped_ranks(self.path))
         shown = self._shown
-        seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone)
-        if not any(new) and seen == (now, problems, complete, False):
+        seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone, shown.stopped_ranks)
+        if not any(new) and seen == (now, problems, complete, False, stopped):
             return None
-        self._shown = self._snapshot(run, now, problems, complete)
+        self._shown = self._snapshot(run, now, problems, complete, stopped)
         return self._shown
 
     def _missed(self) -> Snapshot | None:
@@ -179,7 +183,9 @@ class Live:
         self._shown = replace(self._shown or Snapshot(self._name, "stopped", None), problems=problems)
         return self._shown
 
-    def _snapshot(self, run: Run, now: State, problems: tuple[str, ...], complete: bool) -> Snapshot:
+    def _snapshot(
+        self, run: Run, now: State, problems: tuple[str, ...], complete: bool, stopped: tuple[int, ...]
+    ) -> Snapshot:
         history = self._history
         there, shown = self._params
         closed = closed_summaries(self.path) if now == "closed" else []
@@ -199,6 +205,7 @@ class Live:
             total_steps=run.info["settings"].get("total_steps"),
             dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in closed),
             ranks=tuple(ranks(self.path)),
+            stopped_ranks=stopped,
             params=shown,
             params_there=there,
             statistics=_statistics(run.info["settings"]),

@@ -8,6 +8,7 @@ from viewer.look import MERGED, SPREAD, Look, View
 
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
+_RANKS_NAMED = 8
 
 
 def title(snapshots: Sequence[Snapshot], now: float, look: Look | None = None) -> str:
@@ -73,10 +74,19 @@ def notices(snapshots: Sequence[Snapshot]) -> list[str]:
             found.append(f"{of}the run's folder is gone: waiting for it")
         if not snapshot.complete:
             found.append(f"{of}the last rows are still to arrive")
+        if snapshot.stopped_ranks and snapshot.state == "running":
+            found.append(f"{of}{ranks_in_words(snapshot.stopped_ranks)} stopped without closing, others go on")
         if snapshot.dropped:
             found.append(f"{of}{snapshot.dropped:,} rows dropped, which could not be written")
         found += [f"{of}left out: {problem}" for problem in snapshot.problems]
     return found
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """The first of these ranks, and how many there are."""
+    named = ", ".join(map(str, ranks[:_RANKS_NAMED]))
+    more = f" and {len(ranks) - _RANKS_NAMED:,} more" if len(ranks) > _RANKS_NAMED else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {named}{more}"
 
 
 def _ago(seconds: float) -> str:
