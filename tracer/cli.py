@@ -152,7 +152,7 @@ def verify(run: RunArgument) -> None:
 
     path = store.at(run)
     run_folder.open_run(path)
-    checked, problems = _examined(path)
+    checked, problems = _examined(path, decode=True)
     for found in problems:
         print(found, file=sys.stderr)
     if problems:
@@ -160,14 +160,18 @@ def verify(run: RunArgument) -> None:
     print(f"{path}: {checked} parts, every byte as it was published")
 
 
-def _examined(path: "Place") -> tuple[int, list[str]]:
+def _examined(path: "Place", decode: bool = False) -> tuple[int, list[str]]:
     """How many parts a run has to read, and a line for each that is damaged, and for each gap between them."""
     from tracer.log import run as run_folder
     from tracer.log import schema
     from tracer.log.parts import known_problem, missing_numbers, with_listing
+    from tracer.log.read import undecodable
+
+    def trouble(part: "Part") -> str | None:
+        return known_problem(part) or (undecodable(part) if decode else None)
 
     def examine(parts: "list[Part]") -> "tuple[list[Part], list[str]]":
-        return parts, [f"{part.path} {found}" for part in parts if (found := known_problem(part)) is not None]
+        return parts, [f"{part.path} {found}" for part in parts if (found := trouble(part)) is not None]
 
     checked = 0
     problems = []

@@ -14,7 +14,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log import store
 from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
-from tracer.log.read import scan_parts
+from tracer.log.read import UNREADABLE, scan_parts, undecodable
 from tracer.log.store import Place
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
@@ -183,16 +183,29 @@ class Follower:
         sizes = {part.path: _size(part.path) for part in new}
         done = 0
         for parts in _batches(new, sizes):
-            frame, seen = self._unseen(parts)
-            if frame is not None:
-                take(frame)
-            self._seen = seen
+            self._seen = self._taken(parts, take)
             self._given.update(part.path for part in parts if part.path not in self.problems)
             for part in parts:
                 store.forget(part.path)
             done += sum(sizes[part.path] for part in parts)
             if progress is not None:
                 progress(done, sum(sizes.values()))
+
+    def _taken(self, parts: list[Part], take: Callable[[pl.LazyFrame], None]) -> dict[int, Ranges]:
+        """Give what is new in these parts; what has been given out then."""
+        frame, seen = self._unseen(parts)
+        if frame is None:
+            return seen
+        try:
+            take(frame)
+            return seen
+        except UNREADABLE:
+            found = {part.path: what for part in parts if (what := undecodable(part)) is not None}
+            if not found:
+                raise
+        seen = self._taken([part for part in parts if part.path not in found], take)
+        self.problems |= found
+        return seen
 
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""

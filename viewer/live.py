@@ -225,7 +225,7 @@ class Live:
 
 
 def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    recorded = [name for name in settings.get("stats", ()) if name not in ("min", "max", "absmax")]
+    recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
     kinds = ("grad", "value", "applied") if settings.get("applied") else ("grad", "value")
     return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))
 

@@ -236,6 +236,8 @@ def _strange_column(part: Part, footer: pq.FileMetaData) -> str | None:
         right = wanted.field(field.name).type if field.name in wanted.names else pa.float64()
         if field.type != right:
             return f"has a column {field.name} of {field.type}, not of {right}"
+        if any(key.startswith(b"ARROW:extension") for key in field.metadata or ()):
+            return f"has a column {field.name} of a type of its own"
     return None
 
 

@@ -15,6 +15,10 @@ from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
 from tracer.log.run import LogError, closed_summaries, open_run
 from tracer.log.store import Place
 
+# What polars raises where it cannot decode a file; the second where it did not expect what it found.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_ROWS_AT_ONCE = 1 << 20
+
 Paths = str | os.PathLike[str]
 
 
@@ -109,6 +113,21 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
                 stacklevel=2,
             )
     return good
+
+
+def undecodable(part: Part) -> str | None:
+    """What keeps an undamaged part's rows from being read, as it can be where a stranger wrote it.
+
+    Raises:
+        FileNotFoundError: the part is gone; it may have been merged since it was listed.
+    """
+    frame = pl.scan_parquet(part.file(), glob=False)
+    try:
+        for offset in range(0, sum(rows_by_number(part)), _ROWS_AT_ONCE):
+            frame.slice(offset, _ROWS_AT_ONCE).collect()
+    except UNREADABLE as error:
+        return f"cannot be decoded: {error}"
+    return None
 
 
 def rows_dropped(path: Place) -> int:
