@@ -11,6 +11,7 @@ import pytest
 import tracer
 from tests.torture import FACTOR
 from tracer.log import run as run_folder
+from tracer.log import schema
 from tracer.log.parts import list_parts, problem
 
 PROMISE = "Children never write to the parent's log"
@@ -101,14 +102,12 @@ def test_children_leave_the_log_alone(tmp_path: Path, method: str, path: str, fi
     assert rows["step"].to_list() == list(range(STEPS))
     metrics = tracer.scan(run, "metrics").collect()
     assert metrics["name"].cast(pl.String).to_list() == ["loss"] * STEPS
-    assert [problem(part) for table in ("extremes", "metrics", "events") for part in list_parts(run, table)] == [
-        None
-    ] * 3
+    assert [problem(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
     assert [summary["last_step"] for summary in run_folder.closed_summaries(run)] == [STEPS - 1]
     assert tracer.scan(run, "events").collect()["kind"].to_list() == ["attached", "closed"]
     assert not list((run / "staging").iterdir())
-    # The loader's worker and the pool's, where the server that they are forked from has not run the script for them.
-    assert said.count("nothing is traced there") == {"fork": 0, "spawn": 2, "forkserver": 1}[method], said
+    # Once a process: the server that children are forked from may have run the script for them.
+    assert said.count("nothing is traced there") in ((0,) if method == "fork" else (1, 2)), said
     figures(PROMISE, ways_to_make_children={"fork": 5}.get(method, 2))
 
 

@@ -1,0 +1,170 @@
+"""Ranks never collide: each writes its own parts, none knows of another, and one that dies is named."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import tracer
+from tests.logs import age_heartbeat, extremes, new_run, publish_next
+from tests.waiting import wait_until
+from tracer.log import run as run_folder
+from tracer.log.parts import merge
+from viewer.live import Live
+from viewer.status import notices
+
+PROMISE = "Ranks never collide"
+ROOT = Path(__file__).parents[2]
+WORLD = 8
+
+# Forks the ranks once everything is imported, so that all of them attach in the same moment.
+RANKS = """
+import os
+import sys
+import time
+
+import torch
+from torch import nn
+
+import tracer
+from tracer import trace
+
+path, world, claims, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), int(sys.argv[4])
+go = time.monotonic() + 0.5
+
+
+def train(rank):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    time.sleep(max(0.0, go - time.monotonic()))
+    try:
+        trace = tracer.attach(model, path)
+    except tracer.LogError as error:
+        os.write(1, f"{rank} refused: {error}\\n".encode())
+        return
+    os.write(1, f"{rank} {os.getpid()} writes\\n".encode())
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.full((1, 2), float(rank + 1))).sum().backward()
+        optimizer.step()
+        trace.log(loss=rank)
+        if steps > 1000:
+            time.sleep(0.05)
+    trace.close()
+
+
+children = []
+for rank in claims:
+    children.append(os.fork())
+    if not children[-1]:
+        code = 1
+        try:
+            train(int(rank))
+            code = 0
+        finally:
+            os._exit(code)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+"""
+
+
+def ranks(run: Path, claims: str, steps: int) -> "subprocess.Popen[str]":
+    """A process for each rank that is claimed."""
+    command = [sys.executable, "-c", RANKS, str(run), str(WORLD), claims, str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_eight_ranks_write_into_one_run(tmp_path: Path, figures: Callable[..., None]) -> None:
+    """Ranks that attach in one moment, in any order, each find their own rows in the log, whole and once."""
+    run = tmp_path / "run"
+    with ranks(run, "7,3,1,0,5,2,6,4", 5) as process:
+        said = process.communicate()[0]
+    assert said.splitlines()[-1] == str([0] * WORLD)
+    rows = tracer.scan(run).filter(pl.col("param") == "weight").sort("rank", "step").collect()
+    wanted = [(rank, step, float(rank + 1)) for rank in range(WORLD) for step in range(5)]
+    assert rows.select("rank", "step", "grad_max").rows() == wanted
+    assert [summary["rank"] for summary in run_folder.closed_summaries(run)] == list(range(WORLD))
+    assert run_folder.state(run) == "closed"
+    assert {path.name[:6] for path in (run / "extremes").iterdir()} == {f"r{rank:05d}" for rank in range(WORLD)}
+    assert not list((run / "staging").iterdir())
+    figures(PROMISE, ranks_at_once=WORLD)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_of_those_who_claim_a_rank_one_has_it(tmp_path: Path, rank: int, figures: Callable[..., None]) -> None:
+    """Of processes that claim the same rank in one moment, one writes; the others are told what to do instead."""
+    run = tmp_path / "run"
+    with ranks(run, ",".join([str(rank)] * WORLD), 5) as process:
+        said = process.communicate()[0].splitlines()
+    refused = [line for line in said if "refused" in line]
+    assert refused == [f"{rank} refused: {run_folder.HOLDS_A_RUN.format(path=run)}"] * (WORLD - 1)
+    if rank == 0:
+        rows = tracer.scan(run).filter(pl.col("param") == "weight").collect()
+        assert rows["step"].to_list() == list(range(5))
+    assert not list((run / "staging").iterdir())
+    figures(PROMISE, claims_refused=len(refused))
+
+
+def test_a_rank_that_dies_is_named_while_the_others_go_on(tmp_path: Path) -> None:
+    """After a SIGKILL the run goes on; info and the viewer name the rank, and what it had published is read."""
+    run = tmp_path / "run"
+    with ranks(run, "0,1,2", 100_000) as process:
+        assert process.stdout is not None
+        pids = dict(re.findall(r"(\d) (\d+) writes", "".join(process.stdout.readline() for _ in range(3))))
+        try:
+            wait_until(lambda: tracer.scan(run).select(pl.col("rank").n_unique()).collect().item() == 3)
+            os.kill(int(pids["1"]), signal.SIGKILL)
+            # A minute later, as far as its heartbeat says, while the others' are renewed.
+            wait_until(lambda: not Path(f"/proc/{pids['1']}/task").exists() or zombie(pids["1"]))
+            age_heartbeat(run, 60, rank=1)
+            assert run_folder.state(run) == "running"
+            assert run_folder.stopped_ranks(run) == [1]
+            live = Live(run)
+            snapshot = live.refresh()
+            live.close()
+            assert snapshot is not None
+            assert notices([snapshot]) == ["rank 1 stopped without closing, others go on"]
+            command = [sys.executable, "-m", "tracer", "info", str(run)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+            assert re.search(r"ranks +3; stopped without closing: 1 *\n", said)
+        finally:
+            for pid in pids.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            process.stdout.read()
+    for rank in range(3):
+        rows = tracer.scan(run).filter((pl.col("rank") == rank) & (pl.col("param") == "weight")).collect()
+        assert rows["step"].to_list() == list(range(rows.height))
+        assert rows.height
+
+
+def zombie(pid: str) -> bool:
+    """Whether a process has ended, and its parent does not know yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_rank_that_stops_is_noticed_without_a_new_row(tmp_path: Path) -> None:
+    """A viewer that looks again says which rank stopped, although nothing was published meanwhile."""
+    run = new_run(tmp_path / "run")
+    for rank in range(3):
+        run_folder.beat(run, rank)
+        publish_next(run, "extremes", extremes([0], rank=rank), rank)
+    live = Live(run)
+    first = live.refresh()
+    assert first is not None
+    assert notices([first]) == []
+    assert live.refresh() is None
+    age_heartbeat(run, 60, rank=2)
+    second = live.refresh()
+    live.close()
+    assert second is not None
+    assert notices([second]) == ["rank 2 stopped without closing, others go on"]
+    merge(run, "extremes", 2)
+    assert tracer.scan(run).collect()["rank"].to_list() == [0, 1, 2]
