@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+# pyarrow imports these two with its first array and its first cast: in the little time that a close has.
+import numpy.ma
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import torch
 
 from tracer.log import schema
