@@ -24,6 +24,9 @@ _BEAT_SECONDS = 5.0
 _LAST_TRIES_SECONDS = 4.0
 _WAIT_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
+# So many fresh parts are merged while the run goes on: a week makes twenty thousand, which every listing would go over.
+_GATHERED = 100
+_GATHERING_SECONDS = 2.0
 
 _END = object()
 
@@ -213,6 +216,15 @@ class Daemon:
             self._numbers[table] += 1
             self.rows[table] += rows.num_rows
             self._forget(table, count)
+            self._gather(table)
+
+    def _gather(self, table: str) -> None:
+        """Merge the newest parts of a table once there are enough; what fails is left to the merge at the end."""
+        end = self._numbers[table]
+        if end % _GATHERED == 0:
+            seconds = min(_GATHERING_SECONDS, self._give_up - time.monotonic())
+            with contextlib.suppress(MergeTimeoutError, OSError):
+                merge(self._path, table, self._rank, seconds=seconds, numbers=(end - _GATHERED, end - 1))
 
     def _encode(self, table: str, everything: bool) -> tuple[int, pa.Table] | None:
         """The rows to publish now, and of how many items they are; None where there are none."""

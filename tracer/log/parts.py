@@ -279,7 +279,9 @@ class MergeTimeoutError(Exception):
     """A merge would have taken longer than it was allowed to; what it had not merged by then is as it was."""
 
 
-def merge(run: Place, table: str, rank: int, *, seconds: float = float("inf")) -> list[Part]:
+def merge(
+    run: Place, table: str, rank: int, *, seconds: float = float("inf"), numbers: tuple[int, int] | None = None
+) -> list[Part]:
     """Merge a rank's parts into as few as possible, and delete those that the merged ones replace.
 
     Only neighbours without a gap are merged, and a damaged part is left as it is. A reader sees the same rows before,
@@ -290,6 +292,7 @@ def merge(run: Place, table: str, rank: int, *, seconds: float = float("inf")) -
         table: The table's name.
         rank: Whose parts.
         seconds: How long it may take.
+        numbers: The first and the last publish number to merge; without them, all.
 
     Returns:
         The merged parts that were made.
@@ -299,10 +302,12 @@ def merge(run: Place, table: str, rank: int, *, seconds: float = float("inf")) -
         OSError: a part could not be read or written.
     """
     deadline = time.monotonic() + seconds
+
+    def wanted(part: Part) -> bool:
+        return part.rank == rank and (numbers is None or (numbers[0] <= part.first and part.last <= numbers[1]))
+
     # Another process that merges the same parts takes them away.
-    return with_listing(
-        run, table, lambda parts: _merge(run, table, [part for part in parts if part.rank == rank], deadline)
-    )
+    return with_listing(run, table, lambda parts: _merge(run, table, [*filter(wanted, parts)], deadline))
 
 
 def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[Part]:
