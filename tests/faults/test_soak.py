@@ -1,0 +1,102 @@
+"""A week in an hour: nothing grows with the length of a run but its log, which reads back whole."""
+
+import os
+import resource
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+import tracer
+from tests.torture import often
+from tests.waiting import wait_until
+from tracer.log import schema
+from tracer.log.parts import all_parts, missing_numbers
+from viewer.follow import Follower
+from viewer.live import Live
+
+PROMISE = "A week in an hour"
+# The longest cadence: half a minute of 50 steps, of which a week has twenty thousand.
+_STEPS_A_PART = 50
+_GATHERED = 100
+
+
+class Clock:
+    """What the daemon takes for the module ``time``: it goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.module = types.SimpleNamespace(monotonic=lambda: self.now, sleep=lambda seconds: None)
+
+
+def resident_bytes() -> int:
+    """How much memory this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_nothing_grows_but_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
+) -> None:
+    """Over many cadences parts, memory, file handles and threads stay bounded; readers see each step once."""
+    clock = Clock()
+    monkeypatch.setattr("tracer.daemon.time", clock.module)
+    monkeypatch.setattr("tracer.daemon._TICK_SECONDS", 0.001)
+    steps = often(20_000, 1_000_000)
+    run = tmp_path / "run"
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    batch = torch.ones(1, 2)
+    trace = tracer.attach(model, run)
+    follower, given = Follower(run, "metrics"), [0]
+    live = Live(run)
+    seen: list[tuple[int, int, int]] = []
+
+    def take(frame: pl.LazyFrame) -> None:
+        values = frame.select("value").collect()["value"].to_list()
+        assert values == [float(step) for step in range(given[0], given[0] + len(values))]
+        given[0] += len(values)
+
+    daemon = trace._daemon
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(batch).sum().backward()
+        optimizer.step()
+        trace.log(step=float(step))
+        if (step + 1) % _STEPS_A_PART == 0:
+            before = dict(daemon._numbers)
+            clock.now += 31.0
+            wait_until(lambda before=before: all(daemon._numbers[of] > before[of] for of in ("extremes", "metrics")))  # type: ignore[misc]
+        if (step + 1) % (steps // 40) == 0:
+            follower.give(take)
+            snapshot = live.refresh()
+            assert snapshot is not None
+            assert not snapshot.problems
+            assert len(follower._given) <= 2 * _GATHERED + step // _STEPS_A_PART // _GATHERED
+            handles = len(os.listdir("/proc/self/fd"))
+            seen.append((resident_bytes(), handles, threading.active_count()))
+            for table in schema.ALWAYS:
+                parts = all_parts(run, table)
+                assert len(parts) <= 2 * _GATHERED + max((part.last for part in parts), default=0) // _GATHERED
+    published = daemon._numbers["metrics"]
+    trace.close()
+    follower.give(take)
+    assert given[0] == steps
+    live.refresh()
+    live.close()
+    # The first tenth fills caches and buffers.
+    early, late = seen[len(seen) // 10], seen[-1]
+    assert late[0] - early[0] < 150 << 20
+    half = len(seen) // 2
+    # Of handles some come and go while a merge is under way.
+    assert max(handles for _, handles, _ in seen[half:]) <= max(handles for _, handles, _ in seen[:half]) + 8
+    assert late[2] <= early[2]
+    assert tracer.scan(run).collect()["step"].to_list() == list(range(steps))
+    for table in schema.ALWAYS:
+        assert missing_numbers(all_parts(run, table)) == []
+        assert len(all_parts(run, table)) == 1
+    figures(PROMISE, steps=steps, parts_published_a_table=published, megabytes_grown=(late[0] - early[0]) >> 20)
