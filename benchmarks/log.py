@@ -122,7 +122,7 @@ class Feed:
 
     def __init__(self, run: Path, pool: list[StepRows]) -> None:
         create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
-        encoder = Encoder(0, 0)
+        encoder = Encoder(0)
         self.daemon = Daemon(run, 0, encoder.by_table(["extremes"]), landed, _WAITING_BYTES, encoder.ripe)
         thread = next(thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon")
         assert thread.ident is not None, "it is running"

@@ -100,14 +100,21 @@ def activations(steps: Sequence[int]) -> pa.Table:
     return _rows("activations", steps, module="fc", training=True, min=-1.0, max=1.0, mean=0.0, std=0.5)
 
 
-def events(steps: Sequence[int], kind: str = "frozen", param: str | None = None, detail: str = "by hand") -> pa.Table:
+def events(
+    steps: Sequence[int],
+    kind: str = "frozen",
+    param: str | None = None,
+    detail: str = "by hand",
+    rank: int = 0,
+    attempt: int = 0,
+) -> pa.Table:
     """Rows of the table events: one a step."""
     count = len(steps)
     rows = {
         "step": list(steps),
         "time": [_EPOCH + timedelta(seconds=step) for step in steps],
-        "rank": [0] * count,
-        "attempt": [0] * count,
+        "rank": [rank] * count,
+        "attempt": [attempt] * count,
         "kind": [kind] * count,
         "param": [param] * count,
         "detail": [detail] * count,

@@ -254,7 +254,7 @@ def resumed(run: Path) -> Path:
 
 
 def test_a_resumed_run_shows_the_latest_attempt_of_each_step(tmp_path: Path) -> None:
-    """Of each rank's repeated step only the latest attempt's rows count, whole; steps not repeated keep theirs."""
+    """Without events, an attempt begins with its first row: earlier rows from there on are left out, of its rank."""
     found = scan(resumed(new_run(tmp_path / "run"))).select("rank", "step", "attempt", pl.col("param").cast(pl.String))
     first = [(0, step, 0, param) for step in (0, 1) for param in ("a", "b")]
     later = [(0, 2, 1, "a"), (0, 3, 1, "a"), (0, 4, 2, "a")]
@@ -278,23 +278,88 @@ def test_what_happened_in_earlier_attempts_stays_told(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     rows = events([3])
     publish_next(run, "events", rows)
-    publish_next(run, "events", rows.set_column(3, rows.schema.field("attempt"), pa.array([1], pa.int32())))
-    assert scan(run, "events").collect()["attempt"].to_list() == [0, 1]
+    publish_next(run, "events", events([3], attempt=1))
+    publish_next(run, "events", events([2], "restored", attempt=2))
+    assert scan(run, "events").collect()["attempt"].to_list() == [0, 1, 2]
+
+
+def abandoned(run: Path) -> Path:
+    """A run of two parameters that was restored at step 2, and whose new attempt has not recorded a step yet."""
+    publish_next(run, "extremes", extremes(range(5), ["a", "b"]))
+    publish_next(run, "events", events([2], "restored", attempt=1))
+    return run
+
+
+def test_what_was_abandoned_is_left_out_before_its_steps_are_reached_again(tmp_path: Path) -> None:
+    """A step that the latest attempt has not come to shows nothing, rather than what another branch recorded there."""
+    run = abandoned(new_run(tmp_path / "run"))
+    assert steps(scan(run)) == [0, 0, 1, 1]
+    publish_next(run, "extremes", extremes([2], ["a", "b"], attempt=1))
+    assert steps(scan(run)) == [0, 0, 1, 1, 2, 2]
+    assert scan(run, attempts="all").collect().height == 12
+
+
+def test_an_attempt_begins_at_the_earliest_step_to_which_it_went(tmp_path: Path) -> None:
+    """Resumed after the last step, and restored at an earlier one before it recorded any: that one counts."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes(range(5)))
+    for step, kind in ((5, "resumed"), (3, "restored"), (9, "restored")):
+        publish_next(run, "events", events([step], kind, attempt=1))
+    publish_next(run, "extremes", extremes([9], attempt=1))
+    assert steps(scan(run)) == [0, 1, 2, 9]
+
+
+def test_a_rank_abandons_its_own_rows_alone(tmp_path: Path) -> None:
+    """Where one rank has begun another attempt and the other not yet, that one's rows stay."""
+    run = abandoned(new_run(tmp_path / "run"))
+    publish_next(run, "extremes", extremes(range(5), ["a"], rank=1), rank=1)
+    assert scan(run).collect().filter(pl.col("rank") == 1).height == 5
+
+
+def test_other_events_abandon_nothing(tmp_path: Path) -> None:
+    """What happens to a parameter in a later attempt does not say where that begins."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes(range(5)))
+    publish_next(run, "events", events([0], "frozen", attempt=1))
+    assert steps(scan(run)) == [0, 1, 2, 3, 4]
+
+
+def test_damaged_events_leave_what_the_rows_tell(tmp_path: Path) -> None:
+    """Where it is lost at which step an attempt began, it began with its first row; the damage is named."""
+    run = abandoned(new_run(tmp_path / "run"))
+    publish_next(run, "extremes", extremes([3], ["a", "b"], attempt=1))
+    flip_bit(list_parts(run, "events")[0].path)
+    with pytest.warns(BadPartWarning):
+        found = scan(run).select("step", "attempt").unique().sort("step").collect().rows()
+    assert found == [(0, 0), (1, 0), (2, 0), (3, 1)]
+
+
+def test_where_nothing_is_cut_a_scan_is_that_of_all_rows(tmp_path: Path) -> None:
+    """A run that was only ever resumed after its last step is read as it is: its plan has no filter."""
+    run = new_run(tmp_path / "run")
+    for attempt in range(3):
+        publish_next(run, "events", events([2 * attempt], "resumed", attempt=attempt))
+        publish_next(run, "extremes", extremes([2 * attempt, 2 * attempt + 1], attempt=attempt))
+    assert "FILTER" not in scan(run).explain(optimized=False)
+    assert "FILTER" in scan(abandoned(new_run(tmp_path / "other"))).explain(optimized=False)
+
+
+PUBLISHED = st.tuples(st.integers(0, 1), st.integers(0, 3), st.lists(st.integers(0, 4), max_size=3))
+BEGUN = st.tuples(st.integers(0, 1), st.integers(0, 3), st.lists(st.integers(0, 4), max_size=2))
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    published=st.lists(
-        st.tuples(st.integers(0, 1), st.integers(0, 3), st.lists(st.integers(0, 4), max_size=3)), max_size=8
-    ),
-    merging=st.booleans(),
-)
-def test_latest_attempts_are_those_of_a_plain_loop(published: list[tuple[int, int, list[int]]], merging: bool) -> None:
-    """For any ranks, attempts and steps, a scan keeps what a loop over all rows keeps."""
+@given(published=st.lists(PUBLISHED, max_size=8), begun=st.lists(BEGUN, max_size=3), merging=st.booleans())
+def test_latest_attempts_are_those_of_a_plain_loop(
+    published: list[tuple[int, int, list[int]]], begun: list[tuple[int, int, list[int]]], merging: bool
+) -> None:
+    """For any ranks, attempts, steps and events, a scan keeps what a loop over all rows keeps."""
     with tempfile.TemporaryDirectory() as folder:
         run = new_run(Path(folder) / "run")
         for rank, attempt, recorded in published:
             publish_next(run, "extremes", extremes(recorded, rank=rank, attempt=attempt), rank)
+        for rank, attempt, at in begun:
+            publish_next(run, "events", events(at, "restored", rank=rank, attempt=attempt), rank)
         if merging:
             merge(run, "extremes", 0)
         rows = [
@@ -302,10 +367,11 @@ def test_latest_attempts_are_those_of_a_plain_loop(published: list[tuple[int, in
             for rank, attempt, recorded in sorted(published, key=lambda each: each[0])
             for step in recorded
         ]
-        latest: dict[tuple[int, int], int] = {}
-        for rank, step, attempt in rows:
-            latest[rank, step] = max(attempt, latest.get((rank, step), 0))
-        expected = [row for row in rows if row[2] == latest[row[0], row[1]]]
+        expected = [
+            (rank, step, attempt)
+            for rank, step, attempt in rows
+            if not any(of == rank and later > attempt and step >= min(at) for of, later, at in published + begun if at)
+        ]
         assert scan(run).select("rank", "step", "attempt").collect().rows() == expected
 
 

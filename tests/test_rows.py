@@ -37,9 +37,9 @@ def test_every_dtype_crosses_exactly_in_one_copy() -> None:
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
             buffer.record(index, parameter.tensor, parameter.tensor * 2)
-    rows = buffer.take(7, 1_000)
+    rows = buffer.take(7, 1_000)._replace(attempt=2)
     assert len(rows.copies) == 1
-    table = Encoder(rank=3, attempt=2).extremes([rows])
+    table = Encoder(rank=3).extremes([rows])
     assert table["param"].to_pylist() == [parameter.name for parameter in parameters]
     assert set(table["step"].to_pylist()) == {7}
     assert set(table["rank"].to_pylist()) == {3}
@@ -61,7 +61,7 @@ def test_taking_begins_anew_and_leaves_what_was_taken() -> None:
         assert buffer.incomplete
         buffer.record(0, torch.full((2, 2), 5.0), torch.full((2, 2), 6.0))
         second = buffer.take(1, 0)
-    table = Encoder(0, 0).extremes([first, second])
+    table = Encoder(0).extremes([first, second])
     assert table["value_max"].to_pylist() == [1.0, 5.0]
     assert table["grad_max"].to_pylist() == [None, 6.0]
 
@@ -77,7 +77,7 @@ def test_steps_of_different_layouts_stand_in_one_table() -> None:
             for index, parameter in enumerate(parameters):
                 buffer.record(index, parameter.tensor, None)
         taken.append(buffer.take(step, 0))
-    table = Encoder(0, 0).extremes(taken)
+    table = Encoder(0).extremes(taken)
     names = [parameter.name for parameters in (few, all_of_them, few) for parameter in parameters]
     assert table["param"].to_pylist() == names
     assert np.bincount(table["step"].to_numpy()).tolist() == [2, 4, 2]
@@ -90,7 +90,7 @@ def test_a_new_buffer_carries_what_the_old_one_recorded() -> None:
     with torch.no_grad():
         old.record(0, torch.full((2, 2), 4.0), torch.full((2, 2), 9.0))
         new.carry(old)
-    table = Encoder(0, 0).extremes([new.take(0, 0)])
+    table = Encoder(0).extremes([new.take(0, 0)])
     assert table.select(["param", "value_min", "grad_max"]).to_pylist() == [
         {"param": "0.weight", "value_min": 4.0, "grad_max": 9.0}
     ]
@@ -111,14 +111,14 @@ def test_a_sparse_gradient_of_a_dense_parameter_is_recorded() -> None:
     buffer = RowBuffer(named_parameters(model))
     with torch.no_grad():
         buffer.record(0, model.weight, model.weight.grad)
-    (row,) = Encoder(0, 0).extremes([buffer.take(0, 0)]).to_pylist()
+    (row,) = Encoder(0).extremes([buffer.take(0, 0)]).to_pylist()
     assert (row["grad_min"], row["grad_max"]) == (0.0, 2.0)
     assert row["value_max"] == model.weight.max().item()
 
 
 def test_metrics_and_events_become_rows() -> None:
     """Metrics and events keep their order, their numbers and their texts."""
-    encoder = Encoder(1, 0)
+    encoder = Encoder(1)
     metrics = encoder.metrics([Metric(0, 5_000, "loss", 0.5), Metric(1, 6_000, "loss", float("nan"))])
     assert metrics["name"].to_pylist() == ["loss", "loss"]
     assert np.array_equal(metrics["value"].to_numpy(), [0.5, np.nan], equal_nan=True)

@@ -3,7 +3,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -381,6 +382,65 @@ def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) 
     assert state(run) == "running"
     reopen_rank(run, 0)
     assert not (run / "heartbeat-r00000").exists()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
+    """What happens, look by look, while the heartbeat of another machine is waited for, which is not for long."""
+    pending: list[Callable[[], object]] = []
+    monkeypatch.setattr("tracer.log.run.HEARTBEAT_STALE_SECONDS", 0.2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pending.pop(0)() if pending else None)
+    yield pending
+    assert not pending
+
+
+def moved(path: Path) -> Path:
+    """A run that another machine was writing a moment ago, by a clock that is ahead."""
+    run = new_run(path)
+    written_by(run, "node-7", 4711)
+    age_heartbeat(run, -3600)
+    return run
+
+
+def test_a_rank_is_not_reopened_while_another_machine_writes_it(
+    tmp_path: Path, looks: list[Callable[[], object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A heartbeat of another machine is waited for; once it is renewed, its host and process are named, and kept."""
+    run = moved(tmp_path / "run")
+    looks += [lambda: None, lambda: age_heartbeat(run, -3605)]
+    with pytest.raises(LogError, match="is being written by 'node-7 4711'"):
+        reopen_rank(run, 0)
+    assert (run / "heartbeat-r00000").exists()
+    assert f"is {run} still being written on node-7?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [lambda run: None, close_run, lambda run: (run / "heartbeat-r00000").unlink()])
+def test_a_rank_is_reopened_once_another_machine_is_silent(
+    tmp_path: Path, looks: list[Callable[[], object]], end: Callable[[Path], object]
+) -> None:
+    """Where a heartbeat of another machine is not renewed for as long as one counts, or its rank closes, it is over."""
+    run = moved(tmp_path / "run")
+    looks.append(lambda: end(run))
+    reopen_rank(run, 0)
+    assert ranks(run) == []
+
+
+def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was moved to this machine long ago goes on at once, without a word."""
+    run = moved(tmp_path / "run")
+    age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
+    reopen_rank(run, 0)
+    assert (ranks(run), capsys.readouterr().err) == ([], "")
+
+
+def test_a_closed_run_of_another_machine_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has closed does not write, however fresh its heartbeat."""
+    run = moved(tmp_path / "run")
+    close_run(run)
+    reopen_rank(run, 0)
+    assert (ranks(run), capsys.readouterr().err) == ([], "")
 
 
 @pytest.mark.parametrize("why", ["closed", "silent", "own", "unreadable"])

@@ -81,12 +81,16 @@ class Activations:
         if self._handle is None:
             return
         self.remove()
+        self.flush()
+        if self._recorder.measured and not self._seen:
+            self._say("no module's forward was seen: code that torch.compile has made calls no hook")
+
+    def flush(self) -> None:
+        """Emit what has been recorded, of the next step, too."""
         try:
             self._emit_before(self._recorder.step + 2)
         except Exception as error:
             self._say(f"the last activations are lost ({in_short(error)})")
-        if self._recorder.measured and not self._seen:
-            self._say("no module's forward was seen: code that torch.compile has made calls no hook")
 
     def _survey(self) -> None:
         everything = named_modules(self._model)

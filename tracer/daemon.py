@@ -205,7 +205,9 @@ class Daemon:
 
     def _publish_all(self, everything: bool) -> bool:
         """Publish what waits; whether none of it failed."""
-        failed = [table for table in self._encoders if not self._outside(partial(self._publish, table, everything))]
+        # Events also first: a kill must not leave rows of an attempt whose beginning no event tells.
+        tables = [*self._encoders.keys() & {"events"}, *self._encoders]
+        failed = [table for table in tables if not self._outside(partial(self._publish, table, everything))]
         return not failed
 
     def _publish(self, table: str, everything: bool) -> None:

@@ -13,7 +13,18 @@ import pyarrow.compute
 import torch
 
 from tracer.log import schema
-from tracer.rows import QUANTITIES, ActivationRows, Event, HistogramRows, HostCopy, Metric, Number, Rows, StepRows
+from tracer.rows import (
+    QUANTITIES,
+    ActivationRows,
+    Event,
+    HistogramRows,
+    HostCopy,
+    Item,
+    Metric,
+    Number,
+    Rows,
+    StepRows,
+)
 
 _NUMPY = {
     torch.float64: np.float64,
@@ -54,27 +65,29 @@ def _number(value: Number) -> float:
 
 
 class Encoder:
-    """Turns rows into tables of the log, for one rank and attempt. Runs in the daemon.
+    """Turns rows into tables of the log, for one rank. Runs in the daemon.
 
     Args:
         rank: The rank.
-        attempt: The attempt.
         fold: How many steps a row of the extremes covers: those with the same number when divided by it.
     """
 
-    def __init__(self, rank: int, attempt: int, fold: int = 1) -> None:
+    def __init__(self, rank: int, fold: int = 1) -> None:
         self._rank = rank
-        self._attempt = attempt
         self._fold = fold
 
     def ripe(self, table: str, items: Sequence[Any]) -> int:
         """How many of these items may become rows now: of the extremes, those whose row's last step is among them."""
         if table != "extremes" or self._fold == 1 or not items:
             return len(items)
-        newest = items[-1].step
-        if newest % self._fold == self._fold - 1:
+        newest = items[-1]
+        if newest.step % self._fold == self._fold - 1:
             return len(items)
-        return sum(rows.step // self._fold < newest // self._fold for rows in items)
+        return sum(self._row(rows) != self._row(newest) for rows in items)
+
+    def _row(self, rows: StepRows) -> tuple[int, int]:
+        """What is the same for all steps of a row: a step that is repeated in another attempt is in another row."""
+        return rows.attempt, rows.step // self._fold
 
     def by_table(self, tables: Iterable[str]) -> dict[str, Callable[[Sequence[Any]], pa.Table]]:
         """For each of these tables the method that makes its rows."""
@@ -93,7 +106,7 @@ class Encoder:
         layout = steps[0].layout
         count = len(layout.names)
         present = np.frombuffer(b"".join(rows.present for rows in steps), dtype=np.uint8).reshape(len(steps), count)
-        starts = np.flatnonzero(np.diff([rows.step // self._fold for rows in steps], prepend=-1))
+        starts = np.flatnonzero(np.diff([self._row(rows) for rows in steps], prepend=[(-1, -1)], axis=0).any(axis=1))
         spans = np.add.reduceat((present != 0).astype(np.int32), starts, axis=0)
         keep = spans != 0
         measured = _numbers(steps)
@@ -114,7 +127,7 @@ class Encoder:
             pa.array(layout.names, type=pa.string()),
         )
         ends = [steps[end - 1] for end in (*starts[1:], len(steps))]
-        key = self._key([rows.step for rows in ends], [rows.time_ns for rows in ends], keep.sum(axis=1))
+        key = self._key(ends, keep.sum(axis=1))
         extremes = schema.extremes_schema(columns)
         return pa.table([*key, names, spans[keep], *(columns[name] for name in extremes.names[6:])], schema=extremes)
 
@@ -150,19 +163,19 @@ class Encoder:
         """A table of rows: each an item, which knows its step and time, and what follows in the columns."""
         columns_of = schema.SCHEMAS[table]
         items, *columns = zip(*rows, strict=True)
-        key = self._key([item.step for item in items], [item.time_ns for item in items])
+        key = self._key(items)
         types = columns_of.types[len(key) :]
         return pa.table([*key, *map(pa.array, columns, types)], schema=columns_of)
 
     def _key(
-        self, steps: list[int], times_ns: list[int], repeats: npt.NDArray[np.int64] | int = 1
+        self, items: Sequence[Item], repeats: npt.NDArray[np.int64] | int = 1
     ) -> tuple[npt.NDArray[np.int64], pa.Array, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """The columns that every table begins with."""
-        step = np.repeat(np.array(steps, dtype=np.int64), repeats)
-        microseconds = np.repeat(np.array(times_ns, dtype=np.int64) // 1000, repeats)
-        constant = np.ones(len(step), dtype=np.int32)
+        step = np.repeat(np.array([item.step for item in items], dtype=np.int64), repeats)
+        microseconds = np.repeat(np.array([item.time_ns for item in items], dtype=np.int64) // 1000, repeats)
+        attempt = np.repeat(np.array([item.attempt for item in items], dtype=np.int32), repeats)
         times = pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))
-        return step, times, constant * np.int32(self._rank), constant * np.int32(self._attempt)
+        return step, times, np.full_like(attempt, self._rank), attempt
 
 
 def _folded(

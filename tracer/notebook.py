@@ -41,7 +41,7 @@ def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 10) 
         buffer.record(index, parameter.tensor, parameter.tensor.grad)
         if measures.histogram:
             histograms.collect(parameter.name, parameter.tensor, parameter.tensor.grad)
-    encoder = Encoder(rank=0, attempt=0)
+    encoder = Encoder(rank=0)
     columns = [f"{of}_{statistic}" for of in ("value", "grad") for statistic in measures.columns]
     found: dict[str, dict[str, Any]] = {}
     for row in encoder.extremes([buffer.take(0, 0)]).to_pylist():

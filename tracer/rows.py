@@ -131,6 +131,7 @@ class StepRows(NamedTuple):
     copies: list[bytes | HostCopy]
     loss_scale: Number = 1.0
     updates: tuple[Update, ...] = ()
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -347,6 +348,7 @@ class HistogramRows(NamedTuple):
     time_ns: int
     blocks: Sequence[tuple[list[tuple[str, str]], Rows]]
     loss_scale: Number = 1.0
+    attempt: int = 0
 
 
 class Histograms:
@@ -385,6 +387,7 @@ class ActivationRows(NamedTuple):
     step: int
     time_ns: int
     blocks: Sequence[tuple[list[tuple[str, bool, int]], Rows]]
+    attempt: int = 0
 
 
 class Metric(NamedTuple):
@@ -394,10 +397,10 @@ class Metric(NamedTuple):
     time_ns: int
     name: str
     value: Number
+    attempt: int = 0
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened to the trace itself, on its way to the log."""
 
     step: int
@@ -405,6 +408,7 @@ class Event:
     kind: str
     param: str | None
     detail: str
+    attempt: int = 0
 
 
 def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
@@ -413,7 +417,7 @@ def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
 
 
 Item = StepRows | HistogramRows | ActivationRows | Metric | Event
-"""What a trace sends to its daemon."""
+"""What a trace sends to its daemon, which may write it when another attempt has begun: each knows its own."""
 
 
 def rows_and_bytes(item: Item) -> tuple[int, int]:

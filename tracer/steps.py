@@ -132,7 +132,7 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """The step to which a training forward belongs that runs now: the next one, once this one's update is done."""
+        """How many steps have ended; the one to which a training forward belongs that runs now."""
         return self._step + 1 if self._ended or self._skipped() else self._step
 
     def arm(self) -> None:
@@ -209,6 +209,10 @@ class Recorder:
     def snapshot(self) -> None:
         """Emit the histograms of values and gradients as they are now."""
         self._at_border(self._snapshot)
+
+    def restore(self, step: int) -> None:
+        """Go on with this step, whichever it was; what was recorded of the one under way is emitted."""
+        self._at_border(lambda: self._restore(step))
 
     def finish(self) -> None:
         """Emit the last step, if any gradient or update belongs to it."""
@@ -361,6 +365,18 @@ class Recorder:
         if measured and not self._measuring:
             # What came into the model in a step that is not measured: its gradient there is not the next step's.
             self._refresh()
+
+    def _restore(self, step: int) -> None:
+        try:
+            if self._ended or self._begun or self._swept:
+                self._next_step()
+        finally:
+            self._step = step
+            self._histogrammed = -1
+            self._choose_what_to_measure()
+            # As before the first step: the next gradient has to be looked at, and begins this one.
+            self._alert, self._buffer.open, self._backward = True, False, _NO_BACKWARD
+            self._hooks.report(each=True)
 
     def _finish(self) -> None:
         if self._unended is not None and self._unended.backwards > 1 and not self._skipped():

@@ -186,14 +186,16 @@ class Trace:
         self.path = _default_path(model) if path is None else store.at(path)
         resumed = resume and _has_begun(self.path, rank)
         if resumed:
-            first_step, attempt = _continue_run(self.path, rank)
+            first_step, self._attempt = _continue_run(self.path, rank)
         else:
-            first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
+            first_step, self._attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
+        # The last step of which this attempt has recorded anything.
+        self._recorded = -1
         loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
         budget = None if settings.budget is None else Budget(settings.budget, settings.every)
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._emit)
         optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
-        encoder = Encoder(rank, attempt, settings.fold)
+        encoder = Encoder(rank, settings.fold)
         encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
         recorder = self._recorder
@@ -204,7 +206,7 @@ class Trace:
             landed,
             _WAITING_BYTES,
             encoder.ripe,
-            lambda losses: event(recorder.step, "dropped", losses),
+            lambda losses: event(recorder.step, "dropped", losses)._replace(attempt=self._attempt),
         )
         what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
         self._emit(event(first_step, "resumed" if resumed else "attached", what))
@@ -252,8 +254,10 @@ class Trace:
         now = time.time_ns()
         values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
         if not self._closed:
+            step = self._recorder.step
+            self._recorded = max(self._recorded, step)
             for name, value in values.items():
-                self._daemon.put("metrics", Metric(self._recorder.step, now, name, value))
+                self._daemon.put("metrics", Metric(step, now, name, value, self._attempt))
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
@@ -279,6 +283,43 @@ class Trace:
             raise ValueError('snapshot() records histograms, so attach(model, stats="histogram") must ask for them')
         if not self._closed:
             self._recorder.snapshot()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training is, for its checkpoint: how many steps have ended.
+
+        A loop that ends its steps with ``step`` saves its checkpoint after that call.
+        """
+        return {"step": self._next_step if self._closed else self._recorder.next_step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where the training was when ``state_dict`` gave this, since its checkpoint has been restored.
+
+        What was recorded of this step and later ones before stays in the log, under the number of an earlier attempt,
+        and readers leave it out unless they ask for all attempts.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Raises:
+            ValueError: it is something else.
+            RuntimeError: the trace is closed.
+        """
+        step = state.get("step") if isinstance(state, Mapping) else None
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            # A whole checkpoint, perhaps: its tensors are not to be printed.
+            what = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {what}')
+        if self._closed:
+            raise RuntimeError(
+                f"the trace into {self.path} is closed: attach again, with resume=True, to go on with it"
+            )
+        left = self._recorder.next_step
+        if self._activations is not None:
+            self._activations.flush()
+        self._recorder.restore(step)
+        if step <= self._recorded:
+            self._attempt, self._recorded = self._attempt + 1, -1
+        self._emit(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
@@ -308,6 +349,7 @@ class Trace:
         """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""
         try:
             if not self._closed:
+                self._next_step = self._recorder.next_step
                 self._closed = True
                 self._recorder.finish()
                 if self._activations is not None:
@@ -320,6 +362,7 @@ class Trace:
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
+        self._next_step = self._recorder.next_step
         self._closed = True
         self._hooks.remove()
         if self._activations is not None:
@@ -327,7 +370,10 @@ class Trace:
         self._daemon.abandon()
 
     def _emit(self, item: Item) -> None:
-        self._daemon.put(_TABLES[type(item)], item, *rows_and_bytes(item))
+        table = _TABLES[type(item)]
+        if table != "events":
+            self._recorded = max(self._recorded, item.step)
+        self._daemon.put(table, item._replace(attempt=self._attempt), *rows_and_bytes(item))
 
 
 def _reason(error: BaseException | None) -> str:
@@ -447,14 +493,10 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     run_folder.open_run(path)
     run_folder.prepare_folders(path)
     run_folder.reopen_rank(path, rank)
-    last = [
-        scan(path, table, attempts="all")
-        .filter(pl.col("rank") == rank)
-        .select(pl.col("step").max(), pl.col("attempt").max())
-        .collect()
-        for table in ("extremes", "metrics", "events")
-    ]
-    steps = [frame["step"].item() for frame in last[:2]]
-    attempts = [frame["attempt"].item() for frame in last]
-    first_step = max((step + 1 for step in steps if step is not None), default=0)
-    return first_step, max((attempt + 1 for attempt in attempts if attempt is not None), default=1)
+    own = [scan(path, table, attempts="all").filter(pl.col("rank") == rank) for table in schema.ALWAYS]
+    attempts = [rows.select(pl.col("attempt").max()).collect().item() for rows in own]
+    last = max((attempt for attempt in attempts if attempt is not None), default=0)
+    # A rank that was killed may have published less than the others, which may be writing their next attempt by now.
+    so_far = [scan(path, table).filter(pl.col("attempt") <= last) for table in ("extremes", "metrics")]
+    steps = [rows.select(pl.col("step").max()).collect().item() for rows in so_far]
+    return max((step + 1 for step in steps if step is not None), default=0), last + 1

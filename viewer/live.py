@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from tracer.log.read import Attempts
 from tracer.log.run import (
     LogError,
     Run,
@@ -104,7 +105,7 @@ class Live:
 
     def __init__(self, path: Place, look: Look | None = None, name: str = "", waker: Waker | None = None) -> None:
         self.path = path
-        self.folders = [path, *(path / table for table in ("extremes", "metrics", "histograms"))]
+        self.folders = [path, *(path / table for table in ("events", "extremes", "metrics", "histograms"))]
         self._look = look or Look()
         self._name = name
         self._waker = waker or Waker()
@@ -119,9 +120,14 @@ class Live:
         names = [param["name"] for param in info["params"]]
         self._params = tuple(names), tuple(matching(names, self._look.params))
         settings = info["settings"]
-        stride = max(settings.get(name) or 1 for name in ("every", "fold"))
-        self._history = History(self._look, names, stride=None if settings.get("budget") else stride)
-        self._followers = {table: Follower(self.path, table) for table in self._history.tables}
+        self._stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._read_anew(Attempts())
+
+    def _read_anew(self, attempts: Attempts) -> None:
+        self._attempts = attempts
+        self._history = History(self._look, self._params[0], stride=self._stride)
+        # Events first, which say what of the rest counts.
+        self._followers = {table: Follower(self.path, table) for table in ("events", *self._history.tables)}
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
         """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
@@ -146,10 +152,8 @@ class Live:
         # Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
         ended = now == "closed" or (now == "stopped" and bool(ranks(self.path)))
         (self._waker.forget if ended else self._waker.watch)(self.folders)
-        new = []
         try:
-            for table, follower in self._followers.items():
-                new.append(follower.give(partial(self._history.absorb, table), progress))
+            new = self._read(progress)
         except FileNotFoundError:
             # A network disk may go on listing a part that was merged away. What was read meanwhile is shown later.
             self._shown = None
@@ -163,10 +167,25 @@ class Live:
         stopped = tuple(stopped_ranks(self.path))
         shown = self._shown
         seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone, shown.stopped_ranks)
-        if not any(new) and seen == (now, problems, complete, False, stopped):
+        if not new and seen == (now, problems, complete, False, stopped):
             return None
         self._shown = self._snapshot(run, now, problems, complete, stopped)
         return self._shown
+
+    def _read(self, progress: Progress | None) -> bool:
+        """Read what is new; whether there was anything."""
+        new = [follower.give(partial(self._take, table), progress) for table, follower in self._followers.items()]
+        if self._attempts.overtaken:
+            # The run was restored at an earlier step: what of the later ones is in the history cannot be taken out.
+            self._read_anew(Attempts(self._attempts.begins))
+            return self._read(progress)
+        return any(new)
+
+    def _take(self, table: str, rows: pl.LazyFrame) -> None:
+        if table == "events":
+            self._attempts.note(rows)
+        else:
+            self._history.absorb(table, self._attempts.latest(rows))
 
     def _missed(self) -> Snapshot | None:
         """What was seen of a run whose folder is gone, once."""

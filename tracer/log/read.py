@@ -21,6 +21,10 @@ _ROWS_AT_ONCE = 1 << 20
 
 Paths = str | os.PathLike[str]
 
+# The events with which an attempt begins, or goes back to an earlier step.
+_BEGINNINGS = ("resumed", "restored")
+_NO_STEPS = pl.DataFrame(schema={"rank": pl.Int32, "attempt": pl.Int32, "step": pl.Int64})
+
 
 class BadPartWarning(UserWarning):
     """A part of a log is damaged and was left out."""
@@ -39,7 +43,8 @@ def scan(
             two folders have the same name).
         table: ``"extremes"``, ``"metrics"``, ``"events"``, ``"histograms"`` or ``"activations"``; the docstring of
             ``tracer.log.schema`` describes their columns.
-        attempts: Where a resumed run repeats steps, ``"latest"`` keeps each step's latest attempt.
+        attempts: Where a run was resumed or restored at a step, ``"latest"`` leaves out what earlier attempts had
+            recorded from that step on, and ``"all"`` keeps it; the column ``attempt`` tells them apart.
 
     Raises:
         LogError: a folder holds no run, or one of a newer format; or no such table exists.
@@ -63,16 +68,85 @@ def scan(
     )
 
 
+class Attempts:
+    """Which rows of a run count: where an attempt begins, it abandons what earlier ones recorded from that step on.
+
+    It does so at once, however far it comes. Each rank has its own attempts. Where one begins, its events say; where
+    these are lost, its first row.
+
+    Args:
+        begins: Where attempts begin, as far as another instance knew.
+
+    Attributes:
+        begins: Where each attempt but the first begins: ``rank``, ``attempt``, ``step``.
+    """
+
+    def __init__(self, begins: pl.DataFrame = _NO_STEPS) -> None:
+        self.begins = begins
+        # The last step that was given of each attempt; not measured until there are several, as most runs have one.
+        self._given = _NO_STEPS
+        self._unmeasured = False
+
+    def note(self, events: pl.LazyFrame) -> None:
+        """Take in rows of the table ``events``."""
+        self._note(events.filter(pl.col("kind").is_in(_BEGINNINGS)))
+
+    def _note(self, rows: pl.LazyFrame) -> None:
+        found = rows.filter(pl.col("attempt") > 0).select(self.begins.columns)
+        self.begins = _of_each(pl.concat([self.begins.lazy(), found]), pl.col("step").min())
+
+    def latest(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Those of these rows, of any table but ``events``, that no later attempt has abandoned."""
+        if self.begins.is_empty() and rows.select(pl.col("attempt").max()).collect().item() in (None, 0):
+            self._unmeasured = True
+            return rows
+        spans = _of_each(rows, pl.col("step").min(), pl.col("step").max().alias("last"))
+        self._note(spans.lazy())
+        spans = spans.select("rank", "attempt", step="last")
+        cuts = self._cuts(spans)
+        kept = spans.join(cuts, on=("rank", "attempt"), how="left")
+        kept = kept.select("rank", "attempt", pl.min_horizontal("step", pl.col("cut") - 1))
+        self._given = _of_each(pl.concat([self._given, kept]).lazy(), pl.col("step").max())
+        if cuts.is_empty():
+            return rows
+        abandoned = [
+            (pl.col("attempt") == attempt) & (pl.col("step") >= cut) & pl.col("rank").is_in(ranks)
+            for attempt, cut, ranks in cuts.group_by("attempt", "cut").agg("rank").iter_rows()
+        ]
+        return rows.filter(~pl.any_horizontal(abandoned))
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether rows that ``latest`` has given may have been abandoned since."""
+        if self.begins.is_empty():
+            return False
+        return self._unmeasured or not self._cuts(self._given).is_empty()
+
+    def _cuts(self, lasts: pl.DataFrame) -> pl.DataFrame:
+        """From which step on later attempts have abandoned earlier ones, of those that go as far."""
+        later = lasts.join(self.begins, on="rank", suffix="_later").filter(pl.col("attempt_later") > pl.col("attempt"))
+        cuts = later.group_by("rank", "attempt").agg(pl.col("step").first(), pl.col("step_later").min().alias("cut"))
+        return cuts.filter(pl.col("cut") <= pl.col("step")).drop("step")
+
+
+def _of_each(rows: pl.LazyFrame, *numbers: pl.Expr) -> pl.DataFrame:
+    """Some numbers of the rows of each rank and attempt."""
+    return rows.group_by("rank", "attempt").agg(*numbers).collect()
+
+
 def _scan_one(path: Place, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
     open_run(path)
-    return with_listing(path, table, lambda parts: _scan_listed(parts, table, attempts))
+    return with_listing(path, table, lambda parts: _scan_listed(path, parts, table, attempts))
 
 
-def _scan_listed(parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
+def _scan_listed(path: Place, parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
     frame = scan_parts(good_parts(parts), table)
-    if attempts == "all" or table == "events" or frame.select(pl.col("attempt").max()).collect().item() in (None, 0):
+    if attempts == "all" or table == "events":
         return frame
-    return frame.filter(pl.col("attempt") == pl.col("attempt").max().over("rank", "step"))
+    known = Attempts()
+    # Listed later than the rows: an attempt's event is published before its rows.
+    with_listing(path, "events", lambda parts: known.note(scan_parts(good_parts(parts), "events")))
+    return known.latest(frame)
 
 
 def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:

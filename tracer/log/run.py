@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,8 @@ State = Literal["running", "closed", "stopped"]
 
 # The daemon renews the heartbeat every second or so; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
+# How often a heartbeat is looked at whose renewal is waited for.
+_LOOK_SECONDS = 0.5
 
 HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
 
@@ -210,11 +213,13 @@ def claim_rank(path: Place, rank: int) -> None:
 def reopen_rank(path: Place, rank: int) -> None:
     """Take back a rank's closed mark and its heartbeat, since the rank goes on.
 
+    Where a process of another machine was alive a moment ago, this waits until it is sure to be dead.
+
     Raises:
-        LogError: another live process on this machine is writing as this rank.
+        LogError: another live process is writing as this rank.
     """
     heartbeat = _heartbeat(path, rank)
-    if not _closed(path, rank) and _age_seconds(heartbeat) < HEARTBEAT_STALE_SECONDS and _owner_lives(heartbeat):
+    if not _closed(path, rank) and _age_seconds(heartbeat) < HEARTBEAT_STALE_SECONDS and _owner_lives(path, rank):
         owner = store.read(heartbeat).decode().strip()
         raise LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
     store.remove(_closed_mark(path, rank))
@@ -236,9 +241,13 @@ def clear_staging(path: Place, rank: int) -> list[str]:
     return cleared
 
 
-def _owner_lives(heartbeat: Place) -> bool:
-    host, _, pid = store.read(heartbeat).decode().strip().rpartition(" ")
-    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
+def _owner_lives(path: Place, rank: int) -> bool:
+    host, _, pid = store.read(_heartbeat(path, rank)).decode().strip().rpartition(" ")
+    if not pid.isdigit():
+        return False
+    if host != socket.gethostname():
+        return _is_renewed(path, rank, host)
+    if int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)
@@ -248,6 +257,20 @@ def _owner_lives(heartbeat: Place) -> bool:
         # It is somebody else's, but it lives.
         pass
     return True
+
+
+def _is_renewed(path: Place, rank: int, host: str) -> bool:
+    """Whether a heartbeat of another machine is renewed before it is stale: its process cannot be asked for."""
+    seconds = HEARTBEAT_STALE_SECONDS
+    print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
+    beaten = _modified(_heartbeat(path, rank))
+    # By this machine's clock alone: the other's may be ahead.
+    stale = time.monotonic() + seconds
+    while time.monotonic() < stale and not _closed(path, rank):
+        time.sleep(_LOOK_SECONDS)
+        if _modified(_heartbeat(path, rank)) > beaten:
+            return True
+    return False
 
 
 def ranks(path: Place) -> list[int]:
@@ -284,11 +307,16 @@ def _closed(path: Place, rank: int) -> bool:
     return store.exists(_closed_mark(path, rank))
 
 
-def _age_seconds(heartbeat: Place) -> float:
+def _age_seconds(file: Place) -> float:
+    return time.time() - _modified(file)
+
+
+def _modified(file: Place) -> float:
+    """When a file was written last; before everything else, where there is none."""
     try:
-        return time.time() - store.modified(heartbeat)
+        return store.modified(file)
     except FileNotFoundError:
-        return float("inf")
+        return float("-inf")
 
 
 def closed_summaries(path: Place) -> list[dict[str, Any]]:
