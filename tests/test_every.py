@@ -90,9 +90,10 @@ class Loop:
 
 def rows_and_metrics(
     every: int, inside: bool, actions: Sequence[tuple[str, str]]
-) -> tuple[dict[tuple[int, str], dict[str, float | None]], list[tuple[int, float]]]:
-    """What a run of these actions records."""
+) -> tuple[dict[tuple[int, str], dict[str, float | None]], list[tuple[int, float]], list[int]]:
+    """What a run of these actions records, and what checkpoints after each of them would say."""
     loop = Loop(inside)
+    saved = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         with warnings.catch_warnings(), tracer.attach(loop.parts, path, every=every) as trace:
@@ -100,7 +101,8 @@ def rows_and_metrics(
             warnings.filterwarnings("ignore", "gradwatch: several backwards", TracerWarning)
             for action, which in actions:
                 loop.act(trace, action, which)
-        return {key: extremes_of(row) for key, row in recorded(path).items()}, metric(path, "at")
+                saved.append(trace.state_dict()["step"])
+        return {key: extremes_of(row) for key, row in recorded(path).items()}, metric(path, "at"), saved
 
 
 @given(every=st.integers(2, 4), inside=st.booleans(), actions=st.lists(_ACTIONS, max_size=30))
@@ -108,9 +110,9 @@ def test_every_measures_what_would_have_been_measured_anyway(
     every: int, inside: bool, actions: list[tuple[str, str]]
 ) -> None:
     """Whatever a loop does, steps are counted as with every=1, and the rows are those of each k-th step."""
-    rows, metrics = rows_and_metrics(1, inside, actions)
-    some, same_metrics = rows_and_metrics(every, inside, actions)
-    assert same_metrics == metrics
+    rows, metrics, saved = rows_and_metrics(1, inside, actions)
+    some, same_metrics, same_saved = rows_and_metrics(every, inside, actions)
+    assert (same_metrics, same_saved) == (metrics, saved)
     assert some == {(step, param): row for (step, param), row in rows.items() if step % every == 0}
 
 

@@ -1,4 +1,4 @@
-"""Runs that go on: checkpoints restored to an earlier step, after a crash, on another machine, or in the same process."""
+"""Runs that go on from a checkpoint: after a crash, on another machine, or in the same process."""
 
 import copy
 import io
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 import tracer
+import viewer
 from tests.training import events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
@@ -123,7 +125,7 @@ def test_a_closure_and_a_skipped_update_are_counted(tmp_path: Path, every: int) 
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = loop.model(torch.ones(1)).square().sum()
+            loss: torch.Tensor = loop.model(torch.ones(1)).square().sum()
             loss.backward()
             return loss
 
@@ -231,8 +233,7 @@ def test_after_a_rollback_the_abandoned_rows_stay_under_their_attempt(tmp_path: 
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_step_that_is_under_way_belongs_to_the_branch_that_is_left(tmp_path: Path, every: int) -> None:
-    """A backward without its update, as where a loss is found to be NaN, is the old attempt's row, and no gradient of
-    the new one's."""
+    """A backward without its update, as where a loss is found to be NaN, is a row of the old attempt alone."""
     with training(tmp_path / "run", every=every) as loop:
         loop.train(1.0, 2.0)
         state = loop.trace.state_dict()
@@ -386,10 +387,11 @@ def test_what_a_row_holds_after_a_restore_is_the_models_own(tmp_path: Path) -> N
     with tracer.attach(model, tmp_path / "run", applied=True, stats="norm") as trace:
         for step in range(8):
             if step == 2:
-                checkpoint = copy.deepcopy([each.state_dict() for each in (model, optimizer, trace)])
+                checkpoint = copy.deepcopy((model.state_dict(), optimizer.state_dict(), trace.state_dict()))
             if step == 5:
-                for each, state in zip((model, optimizer, trace), copy.deepcopy(checkpoint), strict=True):
-                    each.load_state_dict(state)
+                model.load_state_dict(checkpoint[0])
+                optimizer.load_state_dict(checkpoint[1])
+                trace.load_state_dict(checkpoint[2])
             torch.manual_seed(step if step < 5 else step - 3)
             optimizer.zero_grad()
             loss_of(model).backward()
@@ -520,12 +522,11 @@ def gradients(snapshot: Snapshot) -> set[float]:
         found |= set(snapshot.layers.magnitudes.flatten().tolist())
     for curve in snapshot.curves:
         found |= {*curve.high, curve.newest}
-    return {number for number in found if number in (OLD, NEW)}  # type: ignore[misc]
+    return {number for number in found if number in (OLD, NEW)}
 
 
 def test_a_run_restored_after_a_crash_shows_nothing_of_what_it_abandoned(tmp_path: Path) -> None:
-    """Killed at step 1,200, restored at 1,000 and trained to 1,050: every view says so, and while it happens none
-    shows one branch beside the other."""
+    """Killed at step 1,200 and restored at 1,000, it ends at 1,050 in every view; none ever shows both branches."""
     run = tmp_path / "run"
     lives = [Live(run, look) for look in LOOKS]
 
@@ -563,6 +564,10 @@ def test_a_run_restored_after_a_crash_shows_nothing_of_what_it_abandoned(tmp_pat
     finally:
         for live in lives:
             live.close()
+    for name in View.OVERVIEW, View.PARAM:
+        drawn = viewer.figure(run, view=name, param="weight")
+        reached = [np.asarray(line.get_xdata(), dtype=float) for axes in drawn.axes for line in axes.lines]
+        assert {max(steps) for steps in reached if len(steps) > 2} == {1049}
     code, said, errors = view(tmp_path, run, "--text")
     assert (code, errors) == (0, "")
     assert "step 1,049" in said
@@ -684,7 +689,7 @@ class Story:
         assert self.loop.step == self.model.step
 
     def restore(self, which: int) -> None:
-        """The last checkpoint, the one before, …"""
+        """To one of the last checkpoints."""
         step = self.saved[-1 - which % len(self.saved)]
         self.loop.trace.load_state_dict({"step": step})
         self.model.restore(step)
@@ -740,7 +745,9 @@ class Story:
             drawn = {} if found is None else dict(zip(found.step, found.statistics["grad_max"], strict=True))
             assert drawn == by_step
             if live is self.lives[0]:
-                curves = {step: mean for curve in snapshot.curves for step, mean in zip(curve.step, curve.mean)}
+                curves: dict[int, float] = {}
+                for curve in snapshot.curves:
+                    curves |= dict(zip(curve.step, curve.mean, strict=True))
                 by_metric: dict[int, list[float]] = {}
                 for _, step, number in metrics:
                     by_metric.setdefault(step, []).append(number)
