@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 import viewer
+from tests.logs import events as events_at
+from tests.logs import extremes, new_run, publish_next
 from tests.training import events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
@@ -594,6 +597,37 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     assert [row[1:] for row in seen(moved)] == [(step, step) for step in range(8)]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_resume_at_the_same_step_whoever_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """After a crash each rank goes on after the last step of any, although the other has written more by then."""
+    run = new_run(tmp_path / "run")
+    for rank, steps in ((0, 4), (1, 9)):
+        publish_next(run, "extremes", extremes(range(steps), rank=rank), rank)
+        (run / f"heartbeat-r{rank:05d}").write_text("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (first, 1 - first):
+        monkeypatch.setenv("RANK", str(rank))
+        with training(run, resume=True) as loop:
+            assert loop.step == 9
+            loop.train(1.0, 2.0, 3.0)
+    found = tracer.scan(run).filter(pl.col("attempt") == 1).select("rank", "step").collect()
+    assert sorted(found.rows()) == [(rank, step) for rank in (0, 1) for step in (9, 10, 11)]
+
+
+def test_a_branch_that_was_abandoned_is_not_resumed(tmp_path: Path) -> None:
+    """After a restore the run goes on after the last step that counts, even where the restored branch has none."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes(range(9)))
+    publish_next(run, "events", events_at([3], "restored", attempt=1))
+    (run / "heartbeat-r00000").unlink()
+    with training(run, resume=True) as loop:
+        assert loop.step == 3
+        loop.train(1.0)
+    assert seen(run, attempts="all")[-1] == (2, 3, 1.0)
+
+
 # Any sequence of all that
 
 
@@ -774,7 +808,9 @@ def test_whatever_happens_readers_show_the_latest_branch(
     every: int, deeds: list[tuple[Callable[[Story, int], None], int]]
 ) -> None:
     """Through any training, saving, restoring, dying and going on, scan and viewer show what a plain account says."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # Some of these loops never update.
+        warnings.filterwarnings("ignore", "gradwatch: several backwards", tracer.TracerWarning)
         by_hand(patch)
         story = Story(Path(folder), every)
         for deed, number in deeds:

@@ -30,7 +30,7 @@ from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log import schema, store
-from tracer.log.read import scan
+from tracer.log.read import with_rows
 from tracer.log.run import LogError
 from tracer.log.store import Place
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
@@ -493,10 +493,17 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     run_folder.open_run(path)
     run_folder.prepare_folders(path)
     run_folder.reopen_rank(path, rank)
-    own = [scan(path, table, attempts="all").filter(pl.col("rank") == rank) for table in schema.ALWAYS]
-    attempts = [rows.select(pl.col("attempt").max()).collect().item() for rows in own]
-    last = max((attempt for attempt in attempts if attempt is not None), default=0)
+    attempt = max(_largest(path, table, "attempt", pl.col("rank") == rank, 0) for table in schema.ALWAYS)
     # A rank that was killed may have published less than the others, which may be writing their next attempt by now.
-    so_far = [scan(path, table).filter(pl.col("attempt") <= last) for table in ("extremes", "metrics")]
-    steps = [rows.select(pl.col("step").max()).collect().item() for rows in so_far]
-    return max((step + 1 for step in steps if step is not None), default=0), last + 1
+    step = max(_largest(path, table, "step", pl.col("attempt") <= attempt, -1) for table in ("extremes", "metrics"))
+    return step + 1, attempt + 1
+
+
+def _largest(path: Place, table: str, column: str, which: pl.Expr, default: int) -> int:
+    """The largest number of a column, in those of the rows that count."""
+
+    def ask(rows: pl.LazyFrame) -> int:
+        found = rows.filter(which).select(pl.col(column).max()).collect().item()
+        return default if found is None else int(found)
+
+    return with_rows(path, table, ask)

@@ -76,6 +76,20 @@ def test_every_rank_goes_on_with_the_run(shared: Shared) -> None:
     assert sorted(last.rows()) == [(0, 1), (1, 1)]
 
 
+def test_ranks_that_were_killed_go_on_together(tmp_path: Path) -> None:
+    """Where one rank had published more than the other, both resume after its last step; restored, nothing is mixed."""
+    run = tmp_path / "run"
+    succeeded("worker_crash", tmp_path, str(run))
+    assert run_folder.state(run) == "running"
+    finished = succeeded("worker_crash", tmp_path, str(run), "going on")
+    # Metrics are there of the step that was under way, too.
+    assert sorted(finished.stdout.splitlines()) == [f"rank {rank} resumes at {STEPS + 6}" for rank in (0, 1)]
+    for table in ("extremes", "metrics"):
+        found = tracer.scan(run, table).select("rank", "attempt", "step").unique().collect()
+        kept = [(rank, 0, step) for rank in (0, 1) for step in range(STEPS - 1)]
+        assert sorted(found.rows()) == sorted(kept + [(rank, 1, STEPS - 1 + n) for rank in (0, 1) for n in (0, 1)])
+
+
 def test_ranks_without_a_path_are_told_to_give_one(tmp_path: Path) -> None:
     """Where several ranks would each choose a folder, attach names what is missing, and nothing is written."""
     finished = torchrun("worker_ranks", tmp_path)

@@ -4,8 +4,8 @@ import itertools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _ROWS_AT_ONCE = 1 << 20
 
 Paths = str | os.PathLike[str]
+Used = TypeVar("Used")
 
 # The events with which an attempt begins, or goes back to an earlier step.
 _BEGINNINGS = ("resumed", "restored")
@@ -52,14 +53,14 @@ def scan(
     if table not in schema.TABLES:
         raise LogError(f"there is no table {table!r}: choose one of {', '.join(schema.TABLES)}")
     if isinstance(run, str | os.PathLike):
-        return _scan_one(store.at(run), table, attempts)
+        return with_rows(store.at(run), table, lambda rows: rows, attempts)
     paths = [store.at(path) for path in run]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
     names = Counter(path.resolve().name for path in paths)
     return pl.concat(
         [
-            _scan_one(path, table, attempts).select(
+            with_rows(path, table, lambda rows: rows, attempts).select(
                 pl.lit(path.resolve().name if names[path.resolve().name] == 1 else str(path)).alias("run"), pl.all()
             )
             for path in paths
@@ -134,9 +135,12 @@ def _of_each(rows: pl.LazyFrame, *numbers: pl.Expr) -> pl.DataFrame:
     return rows.group_by("rank", "attempt").agg(*numbers).collect()
 
 
-def _scan_one(path: Place, table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
+def with_rows(
+    path: Place, table: str, use: Callable[[pl.LazyFrame], Used], attempts: Literal["latest", "all"] = "latest"
+) -> Used:
+    """What ``use`` makes of the rows of a run, as ``scan`` gives them; anew, where parts are merged meanwhile."""
     open_run(path)
-    return with_listing(path, table, lambda parts: _scan_listed(path, parts, table, attempts))
+    return with_listing(path, table, lambda parts: use(_scan_listed(path, parts, table, attempts)))
 
 
 def _scan_listed(path: Place, parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
