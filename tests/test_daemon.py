@@ -187,6 +187,17 @@ def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: 
     assert logged(tmp_path / "run") == [5]
 
 
+def test_events_are_published_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says where an attempt begins is in the log before its rows, in each round."""
+    order: list[str] = []
+    monkeypatch.setattr("tracer.daemon.publish", lambda path, table, *_: order.append(table))
+    daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode, "events": encode}, lambda item: item, 1 << 20)
+    daemon.put("metrics", 0)
+    daemon.put("events", 0)
+    daemon.close({})
+    assert order == ["events", "metrics"]
+
+
 def test_the_heartbeat_is_renewed_without_rows(tmp_path: Path) -> None:
     """A rank that has nothing to write is seen to be alive."""
     daemon = start(tmp_path / "run")

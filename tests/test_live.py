@@ -12,6 +12,7 @@ import pytest
 from tests.logs import (
     age_heartbeat,
     close_run,
+    events,
     extremes,
     flip_bit,
     histograms,
@@ -337,6 +338,60 @@ def test_a_run_that_is_deleted_while_it_is_opened_is_waited_for(live: Live, monk
         assert live.refresh() is None
     new_run(live.path)
     assert shown(live).state == "running"
+
+
+def drawn(snapshot: Snapshot) -> list[int]:
+    """The steps of the extremes that a snapshot shows."""
+    return [] if snapshot.extremes is None else list(snapshot.extremes.step)
+
+
+def test_a_run_that_was_restored_shows_nothing_of_what_it_abandoned(live: Live) -> None:
+    """From the event on, abandoned steps are gone, whether or not they are reached again; a late row of theirs, too."""
+    run = new_run(live.path)
+    publish_next(run, "extremes", extremes(range(5)))
+    publish_next(run, "metrics", metrics([4], [0.5]))
+    assert drawn(shown(live)) == [0, 1, 2, 3, 4]
+    publish_next(run, "events", events([2], "restored", attempt=1))
+    snapshot = shown(live)
+    assert (drawn(snapshot), snapshot.last_step, snapshot.curves) == ([0, 1], 1, ())
+    publish_next(run, "extremes", extremes([5]))
+    assert drawn(shown(live)) == [0, 1]
+    publish_next(run, "extremes", extremes([2], attempt=1))
+    assert drawn(shown(live)) == [0, 1, 2]
+    assert live.refresh() is None
+
+
+def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live) -> None:
+    """Where the events are damaged, rows of a later attempt still take the place of the earlier ones."""
+    run = new_run(live.path)
+    publish_next(run, "extremes", extremes(range(5)))
+    shown(live)
+    flip_bit(publish_next(run, "events", events([2], "restored", attempt=1)).path)
+    publish_next(run, "extremes", extremes([3], attempt=1))
+    assert drawn(shown(live)) == [0, 1, 2, 3]
+    publish_next(run, "extremes", extremes([4], attempt=1))
+    assert drawn(shown(live)) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_was_resumed_is_not_read_again(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a later attempt begins after all that is shown, what has been read is kept."""
+    run = new_run(live.path)
+    publish_next(run, "events", events([3], "resumed", attempt=1))
+    for attempt in (1, 2, 3):
+        publish_next(run, "events", events([3 * attempt], "resumed", attempt=attempt))
+        publish_next(run, "extremes", extremes(range(3 * attempt, 3 * attempt + 3), attempt=attempt))
+        snapshot = shown(live)
+        assert drawn(snapshot) == list(range(3, 3 * attempt + 3))
+        # A second reading would ask for another history.
+        monkeypatch.setattr("viewer.live.History", None)
+
+
+def test_an_event_alone_wakes_the_viewer(live: Live) -> None:
+    """A restore is shown before the first row that follows it."""
+    run = new_run(live.path)
+    live.refresh()
+    live.wait(0)
+    woken_by(live, lambda: publish_next(run, "events", events([0], "restored", attempt=1)))
 
 
 def test_deleting_and_recreating_at_full_speed_ends_nothing(live: Live) -> None:

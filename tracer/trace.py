@@ -111,7 +111,8 @@ def attach(
         histogram_every: Every how many steps to record histograms, where ``stats`` asks for them.
         bins: How many bins they have.
         total_steps: How many steps the run will have, for the viewer to say how long it still takes.
-        resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet.
+        resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet. To go on from
+            a checkpoint, hand its state to ``Trace.load_state_dict``.
 
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such

@@ -26,7 +26,7 @@ another's of the same rank is ignored. A published byte never changes.
 ``step``              int64                        optimizer updates before this one: the first step is 0
 ``time``              timestamp[us, UTC]           when the step's update happened, or when the metric was logged
 ``rank``              int32                        training process
-``attempt``           int32                        0; one more each time that the run was resumed
+``attempt``           int32                        0; one more each time that the run was resumed or went back
 ====================  ===========================  ===============================================================
 
 ``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
@@ -37,14 +37,21 @@ Null means that there was nothing to measure: a parameter without a gradient in 
 and infinity are recorded as they are.
 
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
-and ``detail``: what happened to the trace itself. ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low``
-and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width from low to high, or, where these are
-equal, from low - 0.5 to high + 0.5; null where no finite distance is between them. ``activations`` adds ``module``,
-``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
+and ``detail``, what happened to the trace itself: ``attached``, ``resumed`` (at this step, after the last one),
+``restored`` (a checkpoint of this step), ``closed``; of a parameter ``joined``, ``replaced``, ``frozen``, ``unfrozen``,
+``removed``; and ``stride``, ``paused``, ``dropped``, ``failed``. ``histograms`` adds ``param``, ``of`` ("value" or
+"grad"), ``low`` and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width from low to high, or,
+where these are equal, from low - 0.5 to high + 0.5; null where no finite distance is between them. ``activations`` adds
+``module``, ``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
 A row of several steps holds the minimum of their minima, the mean of their means, and the maximum of everything else.
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
-their statistics; a reader fills what is missing with null. Where several attempts recorded one step, the latest counts.
+their statistics; a reader fills what is missing with null.
+
+**Attempts.** Each rank counts its own. An attempt begins at the smallest step of its ``resumed`` and ``restored``
+events, which are published before its rows; if these are lost, with its first row. From there on it abandons what
+earlier attempts of its rank recorded, at once, however far it comes itself: those rows stay in the log, and a reader
+leaves them out unless asked for all. A folded row that reaches beyond that step goes with them. Events always count.
 
 **Encoding.** zstd; BYTE_STREAM_SPLIT for floats, DELTA_BINARY_PACKED for integers and times, dictionaries for names.
 """
