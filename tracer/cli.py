@@ -118,7 +118,8 @@ def info(run: RunArgument) -> None:
     ).collect()
     first, last, count = span.row(0)
     parts = {name: all_parts(path, name) for name in schema.TABLES}
-    size_bytes = sum(store.size_bytes(part.path) for found in parts.values() for part in found)
+    sizes = [store.sizes_bytes(path / name, (part.path.name for part in found)) for name, found in parts.items()]
+    size_bytes = sum(sum(found.values()) for found in sizes)
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
     state, ranks, stopped = run_folder.state(path), run_folder.ranks(path), run_folder.stopped_ranks(path)
     _, problems = _examined(path)

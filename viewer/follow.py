@@ -87,23 +87,13 @@ class Waker(FileSystemEventHandler):
         self._watched.clear()
 
 
-def _size(path: Place) -> int:
-    try:
-        return store.size_bytes(path)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        # What is wrong with it is found when it is read.
-        return 0
-
-
-def _batches(parts: list[Part], sizes: Mapping[Place, int]) -> Iterator[list[Part]]:
+def _batches(parts: list[Part], sizes: Mapping[str, int]) -> Iterator[list[Part]]:
     """The parts in pieces of some size: more rows at once would take more memory, and show no progress."""
     batch: list[Part] = []
     size = 0
     for part in parts:
         batch.append(part)
-        size += sizes[part.path]
+        size += sizes[part.path.name]
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -180,14 +170,14 @@ class Follower:
         self.problems = {}
         self._given.intersection_update(part.path for part in listed)
         new = [part for part in listed if part.path not in self._given]
-        sizes = {part.path: _size(part.path) for part in new}
+        sizes = store.sizes_bytes(self._run / self._table, (part.path.name for part in new))
         done = 0
         for parts in _batches(new, sizes):
-            self._seen = self._taken(parts, take)
+            with store.brief_copies(self._run):
+                store.fetch(part.path for part in parts)
+                self._seen = self._taken(parts, take)
             self._given.update(part.path for part in parts if part.path not in self.problems)
-            for part in parts:
-                store.forget(part.path)
-            done += sum(sizes[part.path] for part in parts)
+            done += sum(sizes[part.path.name] for part in parts)
             if progress is not None:
                 progress(done, sum(sizes.values()))
 

@@ -38,10 +38,11 @@ def scan(
 
     Each part's checksum is checked once a process, which reads all of its bytes. A damaged part is named in a
     ``BadPartWarning`` and left out. The frame reads the parts that exist now: scan again to see later ones.
+    Of a run at a URI it reads copies: what is new is downloaded, and kept until the process ends.
 
     Args:
-        run: A run's folder, or several; several add a first column ``run``, the folder's name (the path as given where
-            two folders have the same name).
+        run: A run's folder or URI, or several; several add a first column ``run``, the folder's name (the path as
+            given where two folders have the same name).
         table: ``"extremes"``, ``"metrics"``, ``"events"``, ``"histograms"`` or ``"activations"``; the docstring of
             ``tracer.log.schema`` describes their columns.
         attempts: Where a run was resumed or restored at a step, ``"latest"`` leaves out what earlier attempts had
@@ -179,8 +180,10 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
     Raises:
         FileNotFoundError: a part is gone; it may have been merged since it was listed.
     """
+    listed = list(parts)
+    store.fetch(part.path for part in listed)
     good = []
-    for part in parts:
+    for part in listed:
         found = known_problem(part)
         if found is None:
             good.append(part)

@@ -1,18 +1,24 @@
 """Files in an object store, or on any other file system that pyarrow or fsspec opens, named by a URI.
 
-Each file is put in one piece. A reader gets copies on this machine, once each: parts never change. Credentials come
-from the environment, as these libraries read it; what a URI says beside its path is used to connect, and never shown.
+A reader gets copies on this machine, once each: parts never change. Credentials come from the environment, as these
+libraries read it; what a URI says beside its path is used to connect, and never shown.
 """
 
 import atexit
+import contextlib
 import functools
+import mmap
 import os
 import re
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -21,9 +27,20 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# What is put there is seen whole or not at all; elsewhere a file is written in staging/ and moved into place.
+_PUT_WHOLE = ("s3", "gcs", "abfs")
+# Left to themselves, S3 tries 31 times and GCS for 15 minutes: as long as that, a store that hangs would hold up its
+# reader, and the end of the process. Who writes tries again anyway.
+_ATTEMPTS = 2
+_TRY_SECONDS = 10.0
 _BLOCK_BYTES = 8 << 20
 # A part that is merged may be as large as the log; one that is not is small.
 _IN_MEMORY_BYTES = 64 << 20
+# A store answers a request in some hundredths of a second, and a run that goes on has thousands of parts.
+_AT_A_TIME = 16
+# Who has not finished its claim by then has died.
+_CLAIM_SECONDS = 20.0
+_CLAIM_POLL_SECONDS = 0.2
 
 
 def is_uri(path: str) -> bool:
@@ -36,23 +53,27 @@ class Remote:
     """A file or folder elsewhere; the part of ``pathlib.Path`` that logs need.
 
     Args:
-        uri: As pyarrow or fsspec takes it.
+        uri: As pyarrow or fsspec takes it, but for its path, which is taken as it stands: ``%20`` is no space in it.
     """
 
-    uri: str
+    uri: str = field(repr=False)
 
     def __str__(self) -> str:
-        scheme, host, path, _, _ = urlsplit(self.uri)
-        return urlunsplit((scheme, host.rpartition("@")[2], path.rstrip("/"), "", ""))
+        scheme, host, path, _, _ = _split(self.uri)
+        user, _, server = host.rpartition("@")
+        if ":" in user:
+            host = server
+        return urlunsplit((scheme, host, path.rstrip("/"), "", ""))
+
+    def __repr__(self) -> str:
+        return f"Remote({str(self)!r})"
 
     def __fspath__(self) -> str:
         return self.uri
 
     def __truediv__(self, name: str) -> "Remote":
-        return self._with_path(f"{urlsplit(self.uri).path.rstrip('/')}/{name}")
-
-    def _with_path(self, path: str) -> "Remote":
-        return Remote(urlunsplit(urlsplit(self.uri)._replace(path=path)))
+        parts = _split(self.uri)
+        return Remote(urlunsplit((*parts[:2], f"{parts[2].rstrip('/')}/{name}", *parts[3:])))
 
     @property
     def name(self) -> str:
@@ -67,9 +88,18 @@ class Remote:
         """The names of the files in this folder; none where there is none."""
         return {found.base_name for found in self._listed() if found.is_file}
 
-    def folders(self) -> Iterator["Remote"]:
+    def folders(self) -> "list[Remote]":
         """The folders in this folder."""
-        return (self / found.base_name for found in self._listed() if not found.is_file)
+        return [self / found.base_name for found in self._listed() if not found.is_file]
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """How many bytes the files in this folder have, by name."""
+        return {found.base_name: int(found.size) for found in self._listed() if found.is_file}
+
+    def written(self) -> dict[str, float]:
+        """When the files in this folder were written last, by name, in seconds since 1970 by the store's clock."""
+        system, _ = _opened(self.uri)
+        return {found.base_name: _modified(system, found) for found in self._listed() if found.is_file}
 
     def _listed(self) -> "list[FileInfo]":
         from pyarrow.fs import FileSelector
@@ -79,7 +109,8 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether there is such a file."""
-        return bool(self._info().is_file)
+        system, path = _opened(self.uri)
+        return bool(system.get_file_info(path).is_file)
 
     def modified(self) -> float:
         """When it was written last, in seconds since 1970 by the store's clock.
@@ -87,7 +118,8 @@ class Remote:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        return float(self._there().mtime_ns) / 1e9
+        system, found = self._there()
+        return _modified(system, found)
 
     def size_bytes(self) -> int:
         """How many bytes it has.
@@ -95,17 +127,14 @@ class Remote:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        return int(self._there().size)
+        return int(self._there()[1].size)
 
-    def _info(self) -> "FileInfo":
+    def _there(self) -> "tuple[FileSystem, FileInfo]":
         system, path = _opened(self.uri)
-        return system.get_file_info(path)
-
-    def _there(self) -> "FileInfo":
-        found = self._info()
+        found = system.get_file_info(path)
         if not found.is_file:
             raise FileNotFoundError(f"there is no {self}")
-        return found
+        return system, found
 
     def read(self, limit_bytes: int) -> bytes:
         """Its bytes.
@@ -114,15 +143,25 @@ class Remote:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read, or has more bytes than that.
         """
-        system, path = _opened(self.uri)
-        with system.open_input_stream(path) as stream:
-            content = cast("bytes", stream.read(limit_bytes + 1))
+        with self._stream() as stream:
+            content = stream.read(limit_bytes + 1)
         if len(content) > limit_bytes:
             raise OSError(f"{self} is larger than {limit_bytes >> 20} MiB")
         return content
 
-    def write(self, content: bytes) -> None:
-        """Put a small file."""
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[IO[bytes]]:
+        """To read from; what fails because the file was deleted meanwhile is a ``FileNotFoundError``."""
+        system, path = _opened(self.uri)
+        try:
+            with system.open_input_stream(path) as stream:
+                yield stream
+        except OSError:
+            self._there()
+            raise
+
+    def write(self, content: "bytes | mmap.mmap") -> None:
+        """Put a file, in one call: a stream that were left after an exception would put what it has."""
         system, path = _opened(self.uri)
         with system.open_output_stream(path) as stream:
             stream.write(content)
@@ -130,38 +169,67 @@ class Remote:
     def remove(self) -> None:
         """Delete it, if it is there."""
         system, path = _opened(self.uri)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             system.delete_file(path)
-        except FileNotFoundError:
-            return
+
+    def move(self, target: "Remote") -> None:
+        """Give it another place in the same store."""
+        system, path = _opened(self.uri)
+        system.move(path, _opened(target.uri)[1])
+
+    def put_whole(self) -> bool:
+        """Whether a file that is put here is seen whole or not at all."""
+        return _opened(self.uri)[0].type_name in _PUT_WHOLE
+
+    def make_folder(self) -> None:
+        """Make this folder and those above it, where a store has folders."""
+        if not self.put_whole():
+            system, path = _opened(self.uri)
+            system.create_dir(path, recursive=True)
 
     def copy(self) -> Path:
-        """A copy on this machine, made at the first call; ``forget`` deletes it, and so does this process's end.
+        """A copy on this machine, made at the first call, for as long as the process or ``brief_copies`` lasts.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
         copy = self._copy()
         if not copy.exists():
-            system, path = _opened(self.uri)
-            with (
-                system.open_input_stream(path) as stream,
-                tempfile.NamedTemporaryFile(dir=_copies(), delete=False) as made,
-            ):
-                shutil.copyfileobj(stream, made, _BLOCK_BYTES)
-            os.replace(made.name, copy)
+            self._download(copy)
         return copy
 
-    def forget(self) -> None:
-        """Delete the copy on this machine, if there is one."""
-        self._copy().unlink(missing_ok=True)
-
     def _copy(self) -> Path:
-        return _copies() / f"{zlib.crc32(self.uri.encode()):08x}-{self.name}"
+        return (_brief.get() or _copies()) / f"{zlib.crc32(self.uri.encode()):08x}-{self.name}"
+
+    def _download(self, copy: Path) -> None:
+        made = tempfile.NamedTemporaryFile(dir=copy.parent, delete=False)  # noqa: SIM115 (it is renamed)
+        try:
+            with made, self._stream() as stream:
+                shutil.copyfileobj(stream, made, _BLOCK_BYTES)
+            os.replace(made.name, copy)
+        except BaseException:
+            os.unlink(made.name)
+            raise
+
+
+def fetch(files: Iterable[Remote]) -> None:
+    """Make those copies that are not there yet, several at a time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    missing = [(file, copy) for file in files if not (copy := file._copy()).exists()]
+    if len(missing) > 1:
+        with ThreadPoolExecutor(min(_AT_A_TIME, len(missing))) as threads:
+            list(threads.map(lambda pair: pair[0]._download(pair[1]), missing))
 
 
 class Upload:
-    """A file that is being written, to be put in one piece.
+    """A file that is being written, to be given to readers in one piece.
+
+    Args:
+        folder: Where claims are staked, and files are written that the store cannot put whole.
+        name: What it is called there.
 
     Attributes:
         crc32: The CRC-32 of what was written.
@@ -169,53 +237,92 @@ class Upload:
 
     closed = False
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Remote, name: str) -> None:
         self.crc32 = 0
+        self._folder = folder
+        self._name = name
+        self._staged = folder / name
         self._size_bytes = 0
-        self._content: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 (`close` closes it)
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 (`close` closes it)
 
     def write(self, data: bytes) -> int:
         """Append bytes; how many they were."""
         self.crc32 = zlib.crc32(data, self.crc32)
         self._size_bytes += len(data)
-        return self._content.write(data)
+        return self._file.write(data)
 
     def flush(self) -> None:
         """Asked for by writers of Parquet; nothing is held back."""
 
     def publish(self, target: Path | Remote) -> None:
-        """Put it.
+        """Give it to readers.
 
         Raises:
-            OSError: it was not put, or not whole.
+            OSError: it was not written, or not whole.
         """
         assert isinstance(target, Remote)
-        self._content.seek(0)
-        system, path = _opened(target.uri)
-        with system.open_output_stream(path) as stream:
-            while block := self._content.read(_BLOCK_BYTES):
-                stream.write(block)
-        # A stream that broke off may have been closed all the same.
-        if target.size_bytes() != self._size_bytes:
-            raise OSError(f"{target} was not written completely")
+        if target.put_whole():
+            target.write(self._content())
+        # It is there if an earlier answer was lost: nothing is moved where something is.
+        elif not target.exists():
+            self._staged.write(self._content())
+            if self._staged.size_bytes() != self._size_bytes:
+                raise OSError(f"{target} was not written completely")
+            self._staged.move(target)
 
     def claim(self, target: Path | Remote) -> None:
-        """Put it, unless there is such a file.
+        """Give it to readers, unless there is such a file.
 
         Raises:
-            FileExistsError: there is one, or another process has put one at this moment.
+            FileExistsError: there is one, or another process is making one at this moment.
         """
+        # No store promises through pyarrow to put a file only where there is none. So each says first that it wants to:
+        # of two, at least one sees the other. It leaves to the first in the alphabet, which waits for the other's end.
         assert isinstance(target, Remote)
-        if target.exists():
-            raise FileExistsError(str(target))
-        self.publish(target)
-        self._content.seek(0)
-        if target.read(self._size_bytes) != self._content.read():
-            raise FileExistsError(str(target))
+        self._staged.write(self._content())
+        try:
+            give_up = time.monotonic() + _CLAIM_SECONDS
+            while (rivals := self._rivals(target)) and time.monotonic() < give_up:
+                if min(rivals) < self._name:
+                    raise FileExistsError(str(target))
+                time.sleep(_CLAIM_POLL_SECONDS)
+            if target.exists():
+                raise FileExistsError(str(target))
+            self.publish(target)
+        finally:
+            self._staged.remove()
+
+    def _rivals(self, target: Remote) -> list[str]:
+        """Who else claims this, and has not died long ago."""
+        written = self._folder.written()
+        since = written.get(self._name, 0.0) - _CLAIM_SECONDS
+        kind = f"{target.name.partition('.')[0]}-"
+        return [name for name, then in written.items() if name.startswith(kind) and name != self._name and then > since]
 
     def close(self) -> None:
         """Throw away what was written here."""
-        self._content.close()
+        self._file.close()
+
+    def _content(self) -> "bytes | mmap.mmap":
+        self._file.seek(0)
+        if self._size_bytes <= _IN_MEMORY_BYTES:
+            return self._file.read()
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+_brief: ContextVar[Path | None] = ContextVar("brief", default=None)
+
+
+@contextlib.contextmanager
+def brief_copies() -> Iterator[None]:
+    """Delete the copies that this thread makes within the block at its end; others' stay."""
+    folder = Path(tempfile.mkdtemp(dir=_copies()))
+    outer = _brief.set(folder)
+    try:
+        yield
+    finally:
+        _brief.reset(outer)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -233,15 +340,63 @@ def _copies() -> Path:
     return folder
 
 
+os.register_at_fork(after_in_child=_copies.cache_clear)
+
+
+def _split(uri: str) -> tuple[str, str, str, str, str]:
+    """Scheme, host, path and query; what follows a # is a part of the path, as in every store."""
+    return urlsplit(uri, allow_fragments=False)
+
+
 def _opened(uri: str) -> "tuple[FileSystem, str]":
     """The file system of a URI, and the path in it."""
-    scheme, host, path, query, _ = urlsplit(uri)
+    scheme, host, path, query, _ = _split(uri)
     system, root = _file_system(urlunsplit((scheme, host, "/", query, "")))
     return system, f"{root.rstrip('/')}{path}".rstrip("/")
 
 
 @functools.lru_cache(maxsize=64)
 def _file_system(uri: str) -> "tuple[FileSystem, str]":
-    import pyarrow.fs
+    """The file system of a URI that ends behind the host, and that host's path in it.
 
-    return cast("tuple[FileSystem, str]", pyarrow.fs.FileSystem.from_uri(uri))
+    Raises:
+        OSError: it cannot be opened; no secret is in the words.
+    """
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+
+    try:
+        try:
+            system, root = FileSystem.from_uri(uri)
+        except pa.ArrowInvalid as error:
+            if "Unrecognized filesystem type" not in str(error):
+                raise
+            from fsspec.core import url_to_fs
+
+            made, root = url_to_fs(uri)
+            system = PyFileSystem(FSSpecHandler(made))
+        return _impatient(system), root
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).replace(uri, "it").split())
+        raise OSError(f"{Remote(uri)} cannot be opened: {reason}") from None
+
+
+def _impatient(system: "FileSystem") -> "FileSystem":
+    """The same file system, but one that gives up before long, and puts what is small in one request."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy
+
+    limits = {
+        "s3": {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS), "allow_delayed_open": True},
+        "gcs": {"retry_time_limit": timedelta(seconds=_TRY_SECONDS)},
+    }
+    if system.type_name not in limits:
+        return system
+    make, (options,) = system.__reduce__()
+    return make({**options, **limits[system.type_name]})
+
+
+def _modified(system: "FileSystem", found: "FileInfo") -> float:
+    if found.mtime_ns is None:
+        # Asked in this way, some file systems of fsspec do not say.
+        return float(system.handler.fs.modified(found.path).timestamp())
+    return float(found.mtime_ns) / 1e9

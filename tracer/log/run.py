@@ -275,8 +275,11 @@ def _is_renewed(path: Place, rank: int, host: str) -> bool:
 
 def ranks(path: Place) -> list[int]:
     """The ranks that have written into a run, ascending."""
-    found = {int(match[2]) for name in store.names(path) if (match := _RANK_FILE.fullmatch(name))}
-    return sorted(found)
+    return _ranks(store.names(path))
+
+
+def _ranks(names: Iterable[str]) -> list[int]:
+    return sorted({int(match[2]) for name in names if (match := _RANK_FILE.fullmatch(name))})
 
 
 def state(path: Place) -> State:
@@ -284,23 +287,48 @@ def state(path: Place) -> State:
 
     A run is closed when every rank has closed, and running while any rank that has not closed has a fresh heartbeat.
     """
-    there = ranks(path)
-    unclosed = [rank for rank in there if not _closed(path, rank)]
-    if not unclosed:
-        return "closed" if there else "stopped"
-    return "running" if any(_beats(path, rank) for rank in unclosed) else "stopped"
+    found = set(_state_of_each(path).values())
+    if found == {"closed"}:
+        return "closed"
+    return "running" if "running" in found else "stopped"
 
 
 def stopped_ranks(path: Place) -> list[int]:
     """The ranks that have stopped without closing, ascending."""
-    return [rank for rank in ranks(path) if not _closed(path, rank) and not _beats(path, rank)]
+    return [rank for rank, found in _state_of_each(path).items() if found == "stopped"]
 
 
-def _beats(path: Place, rank: int) -> bool:
-    return _age_seconds(_heartbeat(path, rank)) < HEARTBEAT_STALE_SECONDS
+def _state_of_each(path: Place) -> dict[int, State]:
+    # One look at the folder: each further one is a request, where it is far away.
+    written = store.written(path)
+    found: dict[int, State] = {}
+    for rank in _ranks(written):
+        beat = _heartbeat(path, rank)
+        if _closed_mark(path, rank).name in written:
+            found[rank] = "closed"
+        elif beat.name in written and _beat_age_seconds(beat, written[beat.name]) < HEARTBEAT_STALE_SECONDS:
+            found[rank] = "running"
+        else:
+            found[rank] = "stopped"
+    return found
 
 
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
+
+
+# What this process has seen of heartbeats: when each was written, since when it is known by our clock, and whether it
+# came after another one.
+_seen_beats: dict[Place, tuple[float, float, bool]] = {}
+
+
+def _beat_age_seconds(beat: Place, written: float) -> float:
+    """How long ago a heartbeat was written; once another one was seen, no two machines' clocks need to agree."""
+    now = time.monotonic()
+    seen = _seen_beats.get(beat)
+    if seen is None or seen[0] != written:
+        seen = _seen_beats[beat] = written, now, seen is not None and written > seen[0]
+    _, since, renewed = seen
+    return now - since if renewed else max(now - since, time.time() - written)
 
 
 def _closed(path: Place, rank: int) -> bool:

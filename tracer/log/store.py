@@ -15,6 +15,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tracer.log import remote
 from tracer.log.remote import Remote, Upload, is_uri
 
 Place = Path | Remote
@@ -44,6 +45,8 @@ class Staged(Protocol):
 
 def at(path: str | os.PathLike[str]) -> Place:
     """The place that a path or a URI names."""
+    if isinstance(path, Remote):
+        return path
     text = os.fspath(path)
     if text.startswith("file://"):
         return Path(url2pathname(urlsplit(text).path))
@@ -59,6 +62,17 @@ def names(folder: Place) -> set[str]:
             return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     except FileNotFoundError:
         return set()
+
+
+def written(folder: Place) -> dict[str, float]:
+    """When the files in a folder were written last, by name, in seconds since 1970; none where there is no folder."""
+    if isinstance(folder, Remote):
+        return folder.written()
+    times = {}
+    for name in names(folder):
+        with contextlib.suppress(FileNotFoundError):
+            times[name] = modified(folder / name)
+    return times
 
 
 def inner_names(run: Place, folder: str) -> set[str]:
@@ -95,13 +109,29 @@ def modified(file: Place) -> float:
     return file.modified() if isinstance(file, Remote) else os.lstat(file).st_mtime
 
 
-def size_bytes(file: Place) -> int:
-    """How many bytes a file has.
+def sizes_bytes(folder: Place, files: Iterable[str]) -> dict[str, int]:
+    """How many bytes these files in a folder have, by name; 0 where that cannot be known now.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: one is not there.
     """
-    return file.size_bytes() if isinstance(file, Remote) else os.lstat(file).st_size
+    wanted = list(files)
+    if isinstance(folder, Remote):
+        there = folder.sizes_bytes() if wanted else {}
+        if gone := set(wanted) - there.keys():
+            raise FileNotFoundError(f"there is no {folder / min(gone)}")
+        return {name: there[name] for name in wanted}
+    return {name: _size_bytes(folder / name) for name in wanted}
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return os.lstat(file).st_size
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # What is wrong with it is found when it is read.
+        return 0
 
 
 def read(file: Place) -> bytes:
@@ -134,17 +164,27 @@ def local(file: Place) -> Path:
     return file.copy() if isinstance(file, Remote) else file
 
 
-def forget(file: Place) -> None:
-    """Delete the copy that ``local`` may have made."""
-    if isinstance(file, Remote):
-        file.forget()
+def fetch(files: Iterable[Place]) -> None:
+    """Have the copies of objects made that ``local`` would make one by one.
+
+    Raises:
+        FileNotFoundError: one of the objects is gone.
+    """
+    remote.fetch(file for file in files if isinstance(file, Remote))
+
+
+def brief_copies(run: Place) -> contextlib.AbstractContextManager[None]:
+    """Delete the copies that ``local`` makes within the block at its end."""
+    return remote.brief_copies() if isinstance(run, Remote) else contextlib.nullcontext()
 
 
 def make_folders(run: Place, inner: Iterable[str]) -> None:
     """Make a run's folder and those in it, where they are missing; an object store needs none."""
-    if isinstance(run, Path):
-        for folder in inner:
-            os.makedirs(run / folder, exist_ok=True)
+    for folder in (run / name for name in inner):
+        if isinstance(folder, Remote):
+            folder.make_folder()
+        else:
+            os.makedirs(folder, exist_ok=True)
 
 
 def touch(file: Place, content: bytes) -> None:
@@ -180,7 +220,7 @@ def stage(run: Place, name: str) -> Iterator[Staged]:
         name: What it is called in ``staging/``.
     """
     if isinstance(run, Remote):
-        with contextlib.closing(Upload()) as upload:
+        with contextlib.closing(Upload(run / "staging", name)) as upload:
             yield upload
         return
     staged = _StagedFile(run / "staging" / name)
