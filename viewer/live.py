@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -135,12 +136,9 @@ class Live:
         Raises:
             LogError: the run's format is newer than this viewer's.
         """
-        if not holds_run(self.path):
-            return self._missed()
         try:
             run = open_run(self.path)
         except LogError:
-            # It may have been deleted at this moment.
             if not holds_run(self.path):
                 return self._missed()
             raise
@@ -272,6 +270,7 @@ class Runs:
         self._waker = Waker(events=poll_seconds is None)
         self._lives: dict[tuple[str, Place], Live] = {}
         self._shown: dict[tuple[str, Place], Snapshot] = {}
+        self._found: list[tuple[str, Place]] = []
         self.names: tuple[str, ...] = ()
 
     def refresh(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
@@ -281,7 +280,13 @@ class Runs:
             LogError: the only run cannot be read. Of several, such a one is shown with its problem.
             OSError: likewise, from the start.
         """
-        found = self.found()
+        try:
+            found = self._found = self.found()
+        except OSError:
+            # A disk or a store that was there may come back; until then, each of its runs tells what is wrong.
+            if not self._found:
+                raise
+            found = self._found
         self.names = tuple(name for name, _ in found)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW:
@@ -302,14 +307,17 @@ class Runs:
             if snapshot is not None:
                 self._shown[key] = snapshot
                 changed = True
-        self._waker.watch(path for path in self.paths if not holds_run(path))
+        self._waker.watch(path for path in self.paths if isinstance(path, Path) and not holds_run(path))
         # In the order of the runs, so that each keeps its colour, whichever was there first.
         return tuple(self._shown[key] for key in wanted if key in self._shown) if changed and self._shown else None
 
     @property
     def awaited(self) -> bool:
-        """Whether a run that was asked for has not begun."""
-        return any(not holds_run(path) for _, path in self.found())
+        """Whether a run that was asked for has not begun, as far as is known."""
+        try:
+            return any(not holds_run(path) for _, path in self.found())
+        except OSError:
+            return True
 
     def found(self) -> list[tuple[str, Place]]:
         """Names and folders of the runs there are, and of what may become one, in the order of their beginning."""
