@@ -152,7 +152,7 @@ def attach(
             raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
         if path is not None and other.path.resolve() == store.at(path).resolve():
             raise RuntimeError(
-                f"another model is being traced into {path}: give another path, or close that trace first"
+                f"another model is being traced into {other.path}: give another path, or close that trace first"
             )
     if (reason := flattened(model)) is not None:
         warn(reason)
@@ -474,7 +474,10 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
 
 def _has_begun(path: Place, rank: int) -> bool:
     """Whether a rank has begun its part of a run; rank 0, which writes run.json, may be ahead of the others."""
-    return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
+    try:
+        return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {in_short(error)}") from error
 
 
 def _begin_run(path: Place, rank: int, info: Mapping[str, Any]) -> tuple[int, int]:
