@@ -289,7 +289,7 @@ class Runs:
             found = self._found
         self.names = tuple(name for name, _ in found)
         wanted = [key for key in found if self.look.run in ("", key[0])]
-        if self.look.view is not View.OVERVIEW:
+        if self.look.view is not View.OVERVIEW and len(wanted) > 1:
             wanted = sorted(wanted, key=lambda key: began(key[1]))[-1:]
         changed = self._lives.keys() != set(wanted)
         for key in self._lives.keys() - set(wanted):

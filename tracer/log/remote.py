@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]*)(:\d*)?")
 # What is put there is seen whole or not at all; elsewhere a file is written in staging/ and moved into place.
 _PUT_WHOLE = ("s3", "gcs", "abfs")
 # Left to themselves, S3 tries 31 times and GCS for 15 minutes: as long as that, a store that hangs would hold up its
@@ -61,6 +62,9 @@ class Remote:
     def __str__(self) -> str:
         scheme, host, path, _, _ = _split(self.uri)
         user, _, server = host.rpartition("@")
+        if not _SERVER.fullmatch(server):
+            # A secret with a slash in it that was not escaped looks like a host and a path.
+            return f"{scheme}://…"
         if ":" in user:
             host = server
         return urlunsplit((scheme, host, path.rstrip("/"), "", ""))
