@@ -14,26 +14,29 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]*)(:\d*)?")
 # What is put there is seen whole or not at all; elsewhere a file is written in staging/ and moved into place.
 _PUT_WHOLE = ("s3", "gcs", "abfs")
-# Left to themselves, S3 tries 31 times and GCS for 15 minutes: as long as that, a store that hangs would hold up its
-# reader, and the end of the process. Who writes tries again anyway.
-_ATTEMPTS = 2
-_TRY_SECONDS = 10.0
+# A store under load refuses a request now and then. Left to themselves, S3 tries 31 times and GCS for 15 minutes; the
+# end of a process waits for the request that is under way, so that each is to be short.
+_PAUSE_SECONDS = 0.5
+_GCS_SECONDS = 10.0
 _BLOCK_BYTES = 8 << 20
 # A part that is merged may be as large as the log; one that is not is small.
 _IN_MEMORY_BYTES = 64 << 20
@@ -42,6 +45,22 @@ _AT_A_TIME = 16
 # Who has not finished its claim by then has died.
 _CLAIM_SECONDS = 20.0
 _CLAIM_POLL_SECONDS = 0.2
+
+
+def _twice(action: Callable[Given, Found]) -> Callable[Given, Found]:
+    """What is done again after a pause, where it fails outside."""
+
+    @functools.wraps(action)
+    def tried(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        try:
+            return action(*args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(_PAUSE_SECONDS)
+            return action(*args, **kwargs)
+
+    return tried
 
 
 def is_uri(path: str) -> bool:
@@ -105,6 +124,7 @@ class Remote:
         system, _ = _opened(self.uri)
         return {found.base_name: _modified(system, found) for found in self._listed() if found.is_file}
 
+    @_twice
     def _listed(self) -> "list[FileInfo]":
         from pyarrow.fs import FileSelector
 
@@ -113,8 +133,7 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether there is such a file."""
-        system, path = _opened(self.uri)
-        return bool(system.get_file_info(path).is_file)
+        return bool(self._info()[1].is_file)
 
     def modified(self) -> float:
         """When it was written last, in seconds since 1970 by the store's clock.
@@ -133,13 +152,18 @@ class Remote:
         """
         return int(self._there()[1].size)
 
-    def _there(self) -> "tuple[FileSystem, FileInfo]":
+    @_twice
+    def _info(self) -> "tuple[FileSystem, FileInfo]":
         system, path = _opened(self.uri)
-        found = system.get_file_info(path)
+        return system, system.get_file_info(path)
+
+    def _there(self) -> "tuple[FileSystem, FileInfo]":
+        system, found = self._info()
         if not found.is_file:
             raise FileNotFoundError(f"there is no {self}")
         return system, found
 
+    @_twice
     def read(self, limit_bytes: int) -> bytes:
         """Its bytes.
 
@@ -164,18 +188,21 @@ class Remote:
             self._there()
             raise
 
+    @_twice
     def write(self, content: "bytes | mmap.mmap") -> None:
         """Put a file, in one call: a stream that were left after an exception would put what it has."""
         system, path = _opened(self.uri)
         with system.open_output_stream(path) as stream:
             stream.write(content)
 
+    @_twice
     def remove(self) -> None:
         """Delete it, if it is there."""
         system, path = _opened(self.uri)
         with contextlib.suppress(FileNotFoundError):
             system.delete_file(path)
 
+    @_twice
     def move(self, target: "Remote") -> None:
         """Give it another place in the same store."""
         system, path = _opened(self.uri)
@@ -185,6 +212,7 @@ class Remote:
         """Whether a file that is put here is seen whole or not at all."""
         return _opened(self.uri)[0].type_name in _PUT_WHOLE
 
+    @_twice
     def make_folder(self) -> None:
         """Make this folder and those above it, where a store has folders."""
         if not self.put_whole():
@@ -205,6 +233,7 @@ class Remote:
     def _copy(self) -> Path:
         return (_brief.get() or _copies()) / f"{zlib.crc32(self.uri.encode()):08x}-{self.name}"
 
+    @_twice
     def _download(self, copy: Path) -> None:
         made = tempfile.NamedTemporaryFile(dir=copy.parent, delete=False)  # noqa: SIM115 (it is renamed)
         try:
@@ -390,8 +419,8 @@ def _impatient(system: "FileSystem") -> "FileSystem":
     from pyarrow.fs import AwsStandardS3RetryStrategy
 
     limits = {
-        "s3": {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS), "allow_delayed_open": True},
-        "gcs": {"retry_time_limit": timedelta(seconds=_TRY_SECONDS)},
+        "s3": {"retry_strategy": AwsStandardS3RetryStrategy(max_attempts=1), "allow_delayed_open": True},
+        "gcs": {"retry_time_limit": timedelta(seconds=_GCS_SECONDS)},
     }
     if system.type_name not in limits:
         return system
