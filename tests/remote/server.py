@@ -5,6 +5,7 @@ paths that no bucket can have: ``/_faults`` takes a list of faults as JSON, ``/_
 """
 
 import json
+import logging
 import re
 import socket
 import sys
@@ -78,18 +79,12 @@ class Faulty:
         return [body]
 
 
-class Quiet(WSGIRequestHandler):
-    """Keeps connections open, as S3 does, and says nothing."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log(self, *_: object) -> None:
-        """Say nothing."""
-
-
 def main() -> None:
     """Serve until standard input ends."""
-    server = make_server("127.0.0.1", 0, Faulty(), threaded=True, request_handler=Quiet)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # Connections stay open, as those of S3 do.
+    WSGIRequestHandler.protocol_version = "HTTP/1.1"
+    server = make_server("127.0.0.1", 0, Faulty(), threaded=True)
     print(server.server_port, flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()

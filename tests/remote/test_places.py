@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile
 from torch import nn
 
 import tracer
@@ -45,6 +46,7 @@ def test_a_scheme_that_only_fsspec_knows_is_a_place_like_any_other(uri: str, tmp
             for _ in range(3):
                 loss_of(model).backward()
                 optimizer.step()
+            assert state(trace.path) == "running"
         assert str(trace.path) == uri
     run = store.at(uri)
     frame = tracer.scan(uri).collect()
@@ -61,8 +63,22 @@ def test_a_scheme_that_only_fsspec_knows_is_a_place_like_any_other(uri: str, tmp
 def test_what_is_written_twice_because_an_answer_was_lost_is_there_once(tmp_path: Path) -> None:
     """Where files are moved into place, the same part published again is no error, and changes nothing."""
     run = new_run(f"memory://{tmp_path.name}", 1)
-    again = publish_next(run, "extremes", extremes([1]))
-    assert publish(run, "extremes", 0, again.first, extremes([1])) == again
+    once = publish_next(run, "extremes", extremes([1]))
+    written = store.modified(once.path)
+    assert publish(run, "extremes", 0, once.first, extremes([1])) == once
+    assert store.modified(once.path) == written
+    assert steps_of(run) == [0, 1]
+
+
+def test_what_was_not_written_completely_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a stream may end short without an error, such a part never gets its name."""
+    run = new_run(f"memory://{tmp_path.name}", 1)
+    with monkeypatch.context() as short:
+        short.setattr(MemoryFile, "close", lambda file: file.truncate(100))
+        with pytest.raises(OSError, match="not written completely"):
+            publish(run, "extremes", 0, 1, extremes([1]))
+    assert len(all_parts(run, "extremes")) == 1
+    publish(run, "extremes", 0, 1, extremes([1]))
     assert steps_of(run) == [0, 1]
 
 

@@ -72,17 +72,30 @@ def test_of_many_that_begin_a_run_at_one_place_one_does(s3: Server, slow: str) -
         assert store.inner_names(store.at(uri), "staging") == set()
 
 
-def test_a_claim_of_a_process_that_died_is_passed_over(s3: Server) -> None:
+def test_a_claim_of_a_process_that_died_is_passed_over(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process left that died while it began a run hinders the next one for a while only."""
-    uri = s3.uri()
-    left = store.at(uri) / "staging" / "run-zzzz.json"
-    assert isinstance(left, remote.Remote)
-    left.write(b"{}")
-    # It waits in vain for the other to end.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "_CLAIM_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "_CLAIM_SECONDS", 2.0)
+    for name in ("run-.json", "run-zzz.json"):
+        uri = s3.uri()
+        left = store.at(uri) / "staging" / name
+        assert isinstance(left, remote.Remote)
+        left.write(b"{}")
+        if name == "run-.json":
+            with pytest.raises(LogError, match="already holds a run"):
+                begin(uri)
+            wait_until(lambda uri=uri: begun(uri))  # type: ignore[misc]
+        else:
+            begin(uri)
+        assert open_run(store.at(uri))
+
+
+def begun(uri: str) -> bool:
+    """Whether a run can be begun now."""
+    try:
         begin(uri)
-    assert open_run(store.at(uri))
+    except LogError:
+        return False
+    return True
 
 
 class Log:
@@ -163,14 +176,19 @@ def test_rows_are_read_once_while_others_publish_and_merge(s3: Server) -> None:
 
 
 def test_an_object_that_goes_between_two_requests_is_looked_for_again(s3: Server) -> None:
-    """A part that was merged away after it was found is read from what replaced it."""
+    """A part that was merged away after it was found, and before it was read, is read from what replaced it."""
     run = new_run(s3.uri(), 2)
-    s3.fails("error", "^GET .*extremes/.*parquet", 1, status=404)
-    old = list_parts(run, "extremes")[0].path
-    assert isinstance(old, remote.Remote)
-    old.remove()
-    publish(run, "extremes", 0, 0, extremes([0]))
+    s3.fails("slow", "^GET .*extremes/.*parquet", 2, seconds=1.5)
+
+    def merge_meanwhile() -> None:
+        s3.asked_for("GET /bucket/")
+        merge(run, "extremes", 0)
+
+    merging = threading.Thread(target=merge_meanwhile)
+    merging.start()
     assert steps_of(run) == [0, 1]
+    merging.join()
+    assert len(all_parts(run, "extremes")) == 1
 
 
 def test_a_part_that_is_gone_is_a_file_not_found(s3: Server) -> None:
@@ -223,8 +241,10 @@ def test_the_state_of_a_run_needs_no_agreement_of_clocks(s3: Server, monkeypatch
     assert state(run) == "running"
     ahead[0] = -3600.0
     assert state(run) == "running"
+    other = new_run(s3.uri())
+    assert state(other) == "running"
     monkeypatch.setattr("tracer.log.run.time.monotonic", lambda: monotonic() + HEARTBEAT_STALE_SECONDS + 1)
-    assert state(run) == "stopped"
+    assert [state(run), state(other)] == ["stopped", "stopped"]
 
 
 def test_a_look_and_a_part_cost_few_requests(s3: Server) -> None:

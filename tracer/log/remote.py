@@ -171,22 +171,12 @@ class Remote:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read, or has more bytes than that.
         """
-        with self._stream() as stream:
-            content = stream.read(limit_bytes + 1)
+        system, path = _opened(self.uri)
+        with system.open_input_stream(path) as stream:
+            content = cast("bytes", stream.read(limit_bytes + 1))
         if len(content) > limit_bytes:
             raise OSError(f"{self} is larger than {limit_bytes >> 20} MiB")
         return content
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[IO[bytes]]:
-        """To read from; what fails because the file was deleted meanwhile is a ``FileNotFoundError``."""
-        system, path = _opened(self.uri)
-        try:
-            with system.open_input_stream(path) as stream:
-                yield stream
-        except OSError:
-            self._there()
-            raise
 
     @_twice
     def write(self, content: "bytes | mmap.mmap") -> None:
@@ -235,9 +225,10 @@ class Remote:
 
     @_twice
     def _download(self, copy: Path) -> None:
+        system, path = _opened(self.uri)
         made = tempfile.NamedTemporaryFile(dir=copy.parent, delete=False)  # noqa: SIM115 (it is renamed)
         try:
-            with made, self._stream() as stream:
+            with made, system.open_input_stream(path) as stream:
                 shutil.copyfileobj(stream, made, _BLOCK_BYTES)
             os.replace(made.name, copy)
         except BaseException:
