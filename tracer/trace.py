@@ -213,7 +213,7 @@ class Trace:
         self._emit(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
         self._settings = settings
-        self._closed = False
+        self._closed = self._inert = False
         try:
             self._recorder.arm()
             if activations is not None:
@@ -236,11 +236,12 @@ class Trace:
 
     @classmethod
     def _idle(cls, path: str | os.PathLike[str] | None, settings: Settings) -> "Trace":
-        """One that is closed from the start."""
+        """One that is closed from the start, and takes every call."""
         trace = cls.__new__(cls)
         trace.path = Path("runs") if path is None else store.at(path)
         trace._settings = settings
-        trace._closed = True
+        trace._closed = trace._inert = True
+        trace._next_step = 0
         return trace
 
     def log(self, /, **metrics: object) -> None:
@@ -310,6 +311,8 @@ class Trace:
             # A whole checkpoint, perhaps: its tensors are not to be printed.
             what = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {what}')
+        if self._inert:
+            return
         if self._closed:
             raise RuntimeError(
                 f"the trace into {self.path} is closed: attach again, with resume=True, to go on with it"

@@ -219,15 +219,8 @@ def rows_dropped(path: Place) -> int:
     Raises:
         LogError: a closed mark cannot be read.
     """
-    told = (
-        _scan_one(path, "events", "all")
-        .select(
-            "rank",
-            "attempt",
-            pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows").alias("losses"),
-        )
-        .collect()
-    )
+    losses_told = pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows")
+    told = with_rows(path, "events", lambda rows: rows.select("rank", "attempt", losses_told).collect(), "all")
     events: dict[int, dict[int, int]] = {}
     for rank, attempt, losses in told.iter_rows():
         counts = events.setdefault(rank, {})
