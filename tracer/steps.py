@@ -7,6 +7,7 @@ A loop without a torch optimizer ends its steps itself, with ``end_step``; from 
 end steps.
 """
 
+import json
 import threading
 import time
 import weakref
@@ -112,6 +113,8 @@ class Recorder:
         # Tensors that were first seen in this step, after their gradient may have arrived.
         self._joined: set[Tap] = set()
         self._unended: _Unended | None = _Unended()
+        # The parameters whose gradients arrived in the first measured step, in that order; None once it was emitted.
+        self._order: dict[str, None] | None = {}
         self._paused = False
         self._warned = False
         # The engine has a thread for each device, so that two gradients can arrive at once; this is held at the border
@@ -155,6 +158,8 @@ class Recorder:
             if self._pauses():
                 return
             self._at_border(lambda: self._first_gradient(tap))
+            if self._order is not None and self._measuring and not tap.failed:
+                self._order[self._hooks.parameters[tap.index].name] = None
         if not self._measuring or tap.failed:
             return
         try:
@@ -253,7 +258,8 @@ class Recorder:
             self._unended = None
             warn(_UNENDED)
         self._backward = running_backward()
-        self._alert = self._unended is not None
+        # Once the order is known, too, a hook may write by itself.
+        self._alert = self._unended is not None or self._order is not None
         if not self._begun or (self._loss_scale is not None and self._loss_scale.updated):
             self._begin()
         # With a loss scale each backward has to be looked at, for histograms each tensor.
@@ -427,6 +433,9 @@ class Recorder:
             self.measured += 1
             self._sweep()
             self._emit(self._buffer.take(self._step, time_ns, scale))
+            if self._order:
+                names, self._order = list(self._order), None
+                self._emit(event(self._step, "order", json.dumps(names)))
         if self._histogramming:
             self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False

@@ -39,10 +39,12 @@ and infinity are recorded as they are.
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
 and ``detail``, what happened to the trace itself: ``attached``, ``resumed`` (at this step, after the last one),
 ``restored`` (a checkpoint of this step), ``closed``; of a parameter ``joined``, ``replaced``, ``frozen``, ``unfrozen``,
-``removed``; and ``stride``, ``paused``, ``dropped``, ``failed``. ``histograms`` adds ``param``, ``of`` ("value" or
-"grad"), ``low`` and ``high`` (the extremes) and ``counts`` (list<int64>): in bins of equal width from low to high, or,
-where these are equal, from low - 0.5 to high + 0.5; null where no finite distance is between them. ``activations`` adds
-``module``, ``training`` (the module's mode), and the ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
+``removed``; ``stride``, ``paused``, ``dropped``, ``failed``; and ``order``, one a rank and attempt, at its first
+measured step: its detail is a JSON list of the parameters' names, in the order in which their gradients first arrived.
+``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low`` and ``high`` (the extremes) and ``counts``
+(list<int64>): in bins of equal width from low to high, or, where these are equal, from low - 0.5 to high + 0.5; null
+where no finite distance is between them. ``activations`` adds ``module``, ``training`` (the module's mode), and the
+``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
 A row of several steps holds the minimum of their minima, the mean of their means, and the maximum of everything else.
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
