@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is 
 What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
 """
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ What people need:
     viewer runs/a --view layers              every parameter at a glance
     viewer runs/a --web                      in the browser; over ssh: --text
     viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
+    viewer diff runs/a runs/b                where two runs part; more: viewer diff --help
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
@@ -207,17 +209,26 @@ def _say(words: str) -> None:
     print(f"viewer: {plain(words)}", flush=True)
 
 
+# What else the first argument may say: the module of that command. A folder of that name is ./diff.
+_COMMANDS = {"diff": "viewer.diff"}
+
+
 def main() -> None:
     """Run the command; every error becomes one line and an exit code."""
+    command = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in _COMMANDS else None
     # A name in a script that matplotlib's font lacks is drawn as boxes; nobody can do anything about it here.
     warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
     try:
-        app(prog_name="viewer")
+        if command is None:
+            app(prog_name="viewer")
+        else:
+            importlib.import_module(_COMMANDS[command]).app(sys.argv[2:], prog_name=f"viewer {command}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         print(f"viewer: {_in_a_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        # Of these commands 1 and 2 say what was found.
+        sys.exit(1 if command is None else 3)
 
 
 def _in_a_line(error: Exception) -> str:

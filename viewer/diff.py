@@ -1,0 +1,472 @@
+"""``viewer diff A B``: where two runs part, and how the gap between them spreads.
+
+A row holds a parameter's values before its step's update, and its gradients in that step. So of what parts at the same
+step values come first: an update before it changed them, and gradients follow. Where gradients part and no value does,
+the cause lies within the step, and they stand in the order in which the backward came by.
+
+Exit codes: 0 alike within the tolerance, 1 not, 2 the command line is wrong, 3 a run cannot be read or there is nothing
+to compare, 130 ended with Ctrl-C.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import polars as pl
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tracer.log.parts import with_listing
+from tracer.log.read import BadPartWarning, scan
+from tracer.log.run import LogError, open_run, state
+from tracer.log.store import Place, at
+from viewer.look import matching
+from viewer.status import plain
+
+# Sums in another order change a float32 by about 1e-6 of its size; what is really different soon grows beyond this.
+RTOL = 1e-5
+# So many rows of each run are in memory at a time.
+_ROWS = 500_000
+_LINES = 10
+_QUANTITIES = ("value", "grad", "applied")
+# The names under which wrappers keep what they wrap.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What tracing costs differs from run to run, and says nothing of the training.
+_OWN_METRICS = ("tracer_cost",)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared of a run.
+
+    Attributes:
+        extremes: Its rows, as ``tracer.scan`` gives them.
+        metrics: Likewise.
+        fold: How many steps a row of the extremes covers.
+        order: Its parameters, in the order in which a backward comes by.
+    """
+
+    extremes: pl.LazyFrame
+    metrics: pl.LazyFrame
+    fold: int = 1
+    order: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Numbers are alike where they differ by at most ``absolute + relative * (the larger magnitude)``."""
+
+    relative: float = RTOL
+    absolute: float = 0.0
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a parameter, or a metric, is no longer alike.
+
+    Attributes:
+        name: Its name in the first run.
+        step: The step; the last one, where a row covers several.
+        span: How many steps the row covers.
+        statistic: The first statistic of the row that differs.
+        a: Its number in the first run.
+        b: Its number in the second run.
+    """
+
+    name: str
+    step: int
+    span: int
+    statistic: str
+    a: float | None
+    b: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One table of two runs, side by side.
+
+    Attributes:
+        names: How many parameters, or metrics, both have.
+        only: The names that only the first run has, and only the second.
+        ends: The last step of each run that all of its ranks have reached; None without a row.
+        steps: How many steps were compared. When everything has parted, no further ones are.
+        alike_until: The last step compared before the first one that differs; None where there is none.
+        partings: Where each parameter or metric parts, in order; what stays alike is not in it.
+    """
+
+    names: int
+    only: tuple[Sequence[str], Sequence[str]]
+    ends: tuple[int | None, int | None]
+    steps: int
+    alike_until: int | None
+    partings: Sequence[Parting]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is different between two runs."""
+
+    params: Compared
+    metrics: Compared
+
+    @property
+    def alike(self) -> bool:
+        """Whether both have the same parameters, and no number differs at a step that both have."""
+        return not (self.params.partings or self.metrics.partings or any(self.params.only))
+
+
+def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: str = "") -> Difference:
+    """Compare two runs, at the steps that both have.
+
+    Args:
+        a: The first run.
+        b: The second run.
+        tolerance: How far numbers may be apart.
+        without: A regular expression (Rust's syntax): parameters and metrics in whose name it is found are left out.
+    """
+    allowed = tolerance or Tolerance()
+    extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
+    metrics = _table(_as_rows(a.metrics), "name", without), _table(_as_rows(b.metrics), "name", without)
+    fold = max(a.fold, b.fold)
+    return Difference(_compared(*extremes, allowed, fold, a.order), _compared(*metrics, allowed))
+
+
+def _as_rows(metrics: pl.LazyFrame) -> pl.LazyFrame:
+    """Metrics in the form of extremes: what is logged several times in a step has a minimum and a maximum, too."""
+    value = pl.col("value")
+    rows = metrics.filter(~pl.col("name").cast(pl.String).is_in(_OWN_METRICS))
+    return rows.select("step", "rank", "name", span=pl.lit(1), value_min=value, value_max=value)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A run's rows of one table, named by its column ``key``; first and last step are those that all ranks have."""
+
+    rows: pl.LazyFrame
+    key: str
+    names: list[str]
+    ranks: int
+    count: int
+    first: int | None
+    last: int | None
+
+    @property
+    def density(self) -> float:
+        """About how many rows there are for a step."""
+        return self.count / max(1, (self.last or 0) - (self.first or 0) + 1)
+
+
+def _table(rows: pl.LazyFrame, key: str, without: str) -> _Table:
+    step = pl.col("step")
+    ranks = rows.group_by("rank").agg(pl.len(), first=step.min(), last=step.max()).collect(engine="streaming")
+    names = rows.select(pl.col(key).unique().cast(pl.String)).collect(engine="streaming")[key].to_list()
+    left_out = set(matching(names, without)) if without else set()
+    kept = sorted(set(names) - left_out)
+    first, last, count = ranks.select(pl.col("first").max(), pl.col("last").min(), pl.col("len").sum()).row(0)
+    return _Table(rows, key, kept, ranks.height, count, first, last)
+
+
+def _matched(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
+    """For each name that stands in both runs the first one's, by the second one's; wrappers' names count for nothing.
+
+    Only where a name has no equal: "module" is also what people call a module of theirs.
+    """
+    left = {_unwrapped(name): name for name in sorted(set(a) - set(b))}
+    right = {_unwrapped(name): name for name in sorted(set(b) - set(a))}
+    alike = {name: name for name in set(a) & set(b)}
+    return alike | {right[bare]: left[bare] for bare in left.keys() & right.keys()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: Sequence[str] = ()) -> Compared:
+    matched = _matched(a.names, b.names)
+    common = sorted(matched.values())
+    there = set(b.rows.collect_schema().names())
+    columns = [name for name in a.rows.collect_schema().names() if name in there]
+    statistics = [name for quantity in _QUANTITIES for name in columns if name.startswith(f"{quantity}_")]
+    found: dict[str, Parting] = {}
+    steps, alike_until = 0, None
+    for first, last in _windows(a, b, fold):
+        if len(found) == len(common):
+            break
+        both = _side_by_side(
+            _reduced(a, {}, common, statistics, first, last, fold),
+            _reduced(b, matched, common, statistics, first, last, fold),
+            a.key,
+        )
+        here = both["step"].unique().sort()
+        new = _parted(both.filter(~pl.col(a.key).is_in(list(found))), a.key, statistics, tolerance)
+        steps += len(here)
+        if not found:
+            before = here if new.is_empty() else here.filter(here < new["step"].min())
+            alike_until = before[-1] if len(before) else alike_until
+        for row in new.iter_rows(named=True):
+            statistic = row["statistic"]
+            numbers = row[statistic], row[f"{statistic}_b"]
+            found[row[a.key]] = Parting(row[a.key], row["step"], row["span"], statistic, *numbers)
+    place = {name: index for index, name in enumerate(order)}
+
+    def in_order(parting: Parting) -> tuple[int, int, int, str]:
+        quantity = _QUANTITIES.index(parting.statistic.partition("_")[0])
+        return parting.step, quantity, place.get(parting.name, len(place)), parting.name
+
+    only = sorted(set(a.names) - set(common)), sorted(set(b.names) - set(matched))
+    return Compared(len(common), only, (a.last, b.last), steps, alike_until, sorted(found.values(), key=in_order))
+
+
+def _windows(a: _Table, b: _Table, fold: int) -> Iterator[tuple[int, int]]:
+    """The first and the last step of each stretch that is compared at once, of those that both runs have."""
+    if a.first is None or a.last is None or b.first is None or b.last is None:
+        return
+    width = max(1, int(_ROWS / max(a.density, b.density)) // fold) * fold
+    last = min(a.last, b.last)
+    for first in range(max(a.first, b.first) // fold * fold, last + 1, width):
+        yield first, min(first + width - 1, last)
+
+
+def _reduced(
+    table: _Table,
+    renamed: Mapping[str, str],
+    names: Sequence[str],
+    statistics: Sequence[str],
+    first: int,
+    last: int,
+    fold: int,
+) -> pl.LazyFrame:
+    """A run's rows of these steps and names, one a step and name: ranks as one, and so many steps as one."""
+    step, key = pl.col("step"), pl.col(table.key)
+    rows = (
+        table.rows.filter(step.is_between(first, last))
+        .with_columns(key.cast(pl.String).replace(renamed).cast(pl.Enum(names), strict=False))
+        .filter(key.is_not_null())
+    )
+    if fold == table.ranks == 1 and table.key == "param":
+        return rows.select("step", key, "span", *statistics)
+    covered = pl.col("span").max() if fold == 1 else pl.col("span").sum() // pl.col("rank").n_unique()
+    end = pl.min_horizontal(step - step % fold + fold - 1, pl.lit(last))
+    return rows.group_by(end, key).agg(covered, *map(_merged, statistics))
+
+
+def _merged(statistic: str) -> pl.Expr:
+    # polars' min and max would skip a NaN.
+    column = pl.col(statistic)
+    if statistic.endswith("_min"):
+        return column.nan_min()
+    return column.mean() if statistic.endswith("_mean") else column.nan_max()
+
+
+def _side_by_side(a: pl.LazyFrame, b: pl.LazyFrame, key: str) -> pl.DataFrame:
+    """The rows of the steps that both runs have; one that only one of them has stands beside nulls."""
+    left, right = pl.collect_all([a, b], engine="streaming")
+    # What somebody logs at some steps only is compared at those of them that both have.
+    how: Literal["full", "inner"] = "full" if key == "param" else "inner"
+    both = left.join(right, on=["step", key], how=how, coalesce=True, suffix="_b")
+    # A row of three steps says nothing of a row of ten.
+    both = both.filter((pl.col("span") == pl.col("span_b")).fill_null(value=True))
+    shared = both.filter(pl.col("span").is_not_null() & pl.col("span_b").is_not_null()).select("step").unique()
+    return both.join(shared, on="step", how="semi").with_columns(pl.coalesce("span", "span_b"))
+
+
+def _parted(both: pl.DataFrame, key: str, statistics: Sequence[str], tolerance: Tolerance) -> pl.DataFrame:
+    """Of each name the first row that differs, and the first of its statistics that does."""
+    differs = {name: ~_alike(pl.col(name), pl.col(f"{name}_b"), tolerance) for name in statistics}
+    first = [pl.when(differs[name]).then(pl.lit(name)) for name in statistics]
+    return (
+        both.filter(pl.any_horizontal(differs.values()))
+        .sort("step")
+        .unique(key, keep="first")
+        .with_columns(pl.coalesce(first).alias("statistic"), pl.col(key).cast(pl.String))
+    )
+
+
+def _alike(a: pl.Expr, b: pl.Expr, tolerance: Tolerance) -> pl.Expr:
+    allowed = tolerance.absolute + tolerance.relative * pl.max_horizontal(a.abs(), b.abs())
+    near = a.is_finite() & b.is_finite() & ((a - b).abs() <= allowed)
+    # As polars has it, NaN equals NaN.
+    return a.eq_missing(b) | near.fill_null(value=False)
+
+
+def side(path: Place) -> Side:
+    """What is compared of the run in a folder.
+
+    Raises:
+        LogError: it cannot be read, or has no row yet.
+    """
+    info = open_run(path).info
+    fold = info["settings"].get("fold") or 1
+    return Side(scan(path), scan(path, "metrics"), fold, _order(path, [param["name"] for param in info["params"]]))
+
+
+def _order(path: Place, params: Sequence[str]) -> list[str]:
+    """The parameters in the order in which their gradients arrived; where that is not known, from the last on."""
+    events = scan(path, "events").filter(pl.col("kind") == "order").sort("rank", -pl.col("attempt")).head(1)
+    details = events.select("detail").collect()["detail"].to_list()
+    arrived = json.loads(details[0]) if details else []
+    return list(dict.fromkeys([*arrived, *reversed(params)]))
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+_EPILOG = """
+Exit codes: 0 alike within the tolerance, 1 not, 2 the command line is wrong, 3 a run cannot be read or there is nothing
+to compare, 130 ended with Ctrl-C.
+"""
+
+
+@app.command(epilog=_EPILOG)
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run's folder or URI.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The run to compare it with.")],
+    rtol: Annotated[float, typer.Option(min=0, help="Alike is what differs by this share of its size.")] = RTOL,
+    atol: Annotated[float, typer.Option(min=0, help="Alike is, too, what differs by this much.")] = 0.0,
+    without: Annotated[str, typer.Option(metavar="REGEX", help="Leave out parameters and metrics that match.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything, and all parameters.")] = False,
+) -> None:
+    """Say where two runs part, and how the gap then spreads: the first step, parameter and statistic that differ.
+
+    Steps that both runs have are compared. Parameters match without the prefixes of wrappers (module., _orig_mod.).
+    """
+    try:
+        matching([], without)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if not (math.isfinite(rtol) and math.isfinite(atol)):
+        raise typer.BadParameter("--rtol and --atol are finite numbers")
+    paths = at(a), at(b)
+    names = [open_run(path).name for path in paths]
+    if names[0] == names[1]:
+        names = [a, b]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BadPartWarning)
+        # Parts that are merged meanwhile are listed again.
+        found = with_listing(
+            paths[0], "extremes", lambda _: difference(side(paths[0]), side(paths[1]), Tolerance(rtol, atol), without)
+        )
+    if found.params.steps == 0 and (found.params.names or not any(found.params.only)):
+        raise LogError(f"there is nothing to compare: {_ends(names, found.params)}, and no row is of the same steps")
+    notes = _notes(names, found)
+    notes += [f"{name} is still running" for name, path in zip(names, paths, strict=True) if state(path) == "running"]
+    notes += dict.fromkeys(str(warning.message) for warning in caught)
+    if as_json:
+        print(
+            json.dumps(_plain_json({"a": a, "b": b, "alike": found.alike, **asdict(found), "notes": notes}), indent=1)
+        )
+    else:
+        _print(names, found, notes)
+    raise typer.Exit(0 if found.alike else 1)
+
+
+def _plain_json(value: Any) -> Any:
+    """What is not finite as a word, since JSON has no number for it."""
+    if isinstance(value, Mapping):
+        return {name: _plain_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_json(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print(names: Sequence[str], found: Difference, notes: Sequence[str]) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in _sentences(names, found):
+        console.print(plain(line))
+    partings = found.params.partings
+    if len(partings) > 1:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("step", "parameter", "statistic", *names):
+            table.add_column(Text(plain(heading)), overflow="fold")
+        for parting in partings[:_LINES]:
+            words = str(parting.step), parting.name, parting.statistic, *_digits(parting.a, parting.b)
+            table.add_row(*(Text(plain(word)) for word in words))
+        console.print(table)
+        stay = f"{found.params.names - len(partings)} of {found.params.names} parameters stay alike"
+        console.print(f"{len(partings) - _LINES} more parted too; {stay}" if len(partings) > _LINES else stay)
+    for note in notes:
+        console.print(plain(note))
+
+
+def _sentences(names: Sequence[str], found: Difference) -> list[str]:
+    """What is different, in words: where parameters part, why that may be, and where metrics do."""
+    a, b = names
+    params = found.params
+    said = []
+    if params.partings:
+        first = params.partings[0]
+        since = (
+            "differ from their first common step on"
+            if params.alike_until is None
+            else f"are alike until step {params.alike_until}"
+        )
+        said.append(f"{a} and {b} {since}; {_where(first)} {_gap(f'{first.statistic} of {first.name}', names, first)}.")
+        said.append(_why(params))
+    elif params.names:
+        said.append(f"{a} and {b} are alike in all {params.steps} steps that both have, in {params.names} parameters.")
+    else:
+        said.append(f"{a} and {b} have no parameter in common.")
+    return said + [f"{_gap(each.name, names, each)}, {_where(each)}." for each in found.metrics.partings]
+
+
+def _where(parting: Parting) -> str:
+    return f"at step {parting.step}" if parting.span == 1 else f"in the {parting.span} steps up to {parting.step}"
+
+
+def _gap(what: str, names: Sequence[str], parting: Parting) -> str:
+    numbers = _digits(parting.a, parting.b)
+    return f"{what} is {numbers[0]} in {names[0]} and {numbers[1]} in {names[1]}"
+
+
+def _digits(a: float | None, b: float | None) -> tuple[str, str]:
+    """Two numbers with as many digits as it takes to tell them apart."""
+    texts = "", ""
+    for digits in range(3, 18):
+        texts = _text(a, digits), _text(b, digits)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _text(number: float | None, digits: int) -> str:
+    return "null" if number is None else f"{number:.{digits}g}"
+
+
+def _why(params: Compared) -> str:
+    """Where to look for the cause."""
+    first = params.partings[0]
+    if first.span > 1:
+        return "Each row covers several steps, so what came first within them is not known."
+    if not first.statistic.startswith("value"):
+        of = "their gradients" if first.statistic.startswith("grad") else "what became of the gradients"
+        return f"All values were alike in that step, so look at {of}: its data, dropout, or how it was computed."
+    if params.alike_until is None:
+        before = "the initialisation" if first.step == 0 else "the initialisation, or an update"
+        return f"Values stand as they are before the step's update, so look at what came before it: {before}."
+    return (
+        "Values stand as they are before the step's update, so look at what changed them from step "
+        f"{params.alike_until} on: the optimizer and its learning rate, or gradients between the extremes."
+    )
+
+
+def _notes(names: Sequence[str], found: Difference) -> list[str]:
+    """What was not compared, a line each."""
+    notes = []
+    for what, table in (("parameter", found.params), ("metric", found.metrics)):
+        for name, only in zip(names, table.only, strict=True):
+            if only:
+                more = f" and {len(only) - _LINES} more" if len(only) > _LINES else ""
+                plural = "s" if len(only) > 1 else ""
+                notes.append(f"only {name} has the {what}{plural} {', '.join(only[:_LINES])}{more}")
+    if found.params.ends[0] != found.params.ends[1]:
+        notes.append(f"{_ends(names, found.params)}: compared up to the earlier one")
+    return notes
+
+
+def _ends(names: Sequence[str], compared: Compared) -> str:
+    ends = ["has no row" if end is None else f"ends at step {end}" for end in compared.ends]
+    return ", ".join(f"{name} {end}" for name, end in zip(names, ends, strict=True))
