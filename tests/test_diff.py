@@ -145,9 +145,9 @@ def test_the_tolerance_is_a_share_of_the_larger_magnitude(
     a: float | None, b: float | None, tolerance: Tolerance, alike: bool
 ) -> None:
     """What is not finite, and what is null, is alike to itself alone, however large the tolerance."""
-    sides = [a_side(extremes([0], values={"grad_max": [number]})) for number in (a, b)]
-    assert difference(*sides, tolerance=tolerance).alike is alike
-    assert difference(*reversed(sides), tolerance=tolerance).alike is alike
+    one, other = (a_side(extremes([0], values={"grad_max": [number]})) for number in (a, b))
+    assert difference(one, other, tolerance).alike is alike
+    assert difference(other, one, tolerance).alike is alike
 
 
 def changed(steps: Sequence[int], where: Mapping[tuple[int, str, str], float]) -> pa.Table:
@@ -182,8 +182,7 @@ def test_names_match_without_what_wrappers_add() -> None:
         ["net.0.weight", "net.1.weight"],
         ["module._orig_mod.net.0.weight", "net._fsdp_wrapped_module.1.weight"],
     )
-    values = {"grad_max": [1.0, 2.0]}
-    other = {"grad_max": [1.0, 3.0]}
+    values, other = {"grad_max": [1.0, 2.0]}, {"grad_max": [1.0, 3.0]}
     found = partings(a_side(extremes([0], plain, values)), a_side(extremes([0], wrapped, other)))
     assert [(parting.name, parting.b) for parting in found] == [("net.1.weight", 3.0)]
     found = partings(a_side(extremes([0], wrapped, values)), a_side(extremes([0], plain, other)))
@@ -296,6 +295,30 @@ def test_metrics_are_compared_where_both_were_logged() -> None:
     assert difference(a, b, without="loss").alike
 
 
+def test_metrics_of_ranks_are_compared_as_far_as_all_ranks_are(tmp_path: Path) -> None:
+    """What one rank logs once, and the other at each step, is compared at each; what a rank has still to log is not."""
+    rows = pa.concat_tables([extremes(range(6)), extremes(range(9), rank=1)])
+    once = metrics([0], [5.0], "begun", rank=1)
+    a, b = (
+        Side(frame(rows), frame(pa.concat_tables([once, metrics(range(9), [*range(4), *last])])))
+        for last in ([4.0, 5.0, 6.0, 7.0, 8.0], [4.0, 9.0, 9.0, 9.0, 9.0])
+    )
+    found = difference(a, b).metrics
+    assert [(each.name, each.step) for each in found.partings] == [("loss", 5)]
+    beyond = Side(frame(rows), frame(pa.concat_tables([once, metrics(range(9), [0, 1, 2, 3, 4, 5, 9, 9, 9])])))
+    assert difference(a, beyond).alike
+
+
+def test_what_is_logged_twice_in_a_step_is_compared_by_its_extremes() -> None:
+    """Validation logged for two data sets under one name is alike only if both are."""
+    a, b = (
+        Side(frame(extremes([0])), frame(pa.concat_tables([metrics([0], [1.0]), metrics([0], [number])])))
+        for number in (2.0, 3.0)
+    )
+    (parting,) = difference(a, b).metrics.partings
+    assert (parting.a, parting.b) == (2.0, 3.0)
+
+
 def train(
     path: Path,
     steps: int = 8,
@@ -337,7 +360,7 @@ def test_the_same_training_twice_is_alike(tmp_path: Path) -> None:
         train(tmp_path / name)
     code, said, complained = view(tmp_path, "diff", "a", "b", "--rtol", "0")
     assert (code, complained) == (0, "")
-    assert said == "a and b are alike in all 8 steps that both have, in 4 parameters.\n"
+    assert said == "a and b are alike: 4 parameters, 8 steps.\n"
 
 
 def test_another_learning_rate_shows_in_the_next_steps_values(tmp_path: Path) -> None:
@@ -403,8 +426,21 @@ def test_a_log_without_the_order_is_read_from_the_last_parameter_on(tmp_path: Pa
     run = new_run(tmp_path / "a", _PARAMS)
     publish_next(run, "extremes", extremes([0], _PARAMS))
     assert side(run).order == ["c.bias", "b.weight", "a.weight"]
-    publish_next(run, "events", events([0], "order", None, '["b.weight", "c.bias"]'))
-    assert side(run).order == ["b.weight", "c.bias", "a.weight"]
+    publish_next(run, "events", events([0], "order", None, "no list of the tracer's"))
+    assert side(run).order == ["c.bias", "b.weight", "a.weight"]
+    other = new_run(tmp_path / "b", _PARAMS)
+    publish_next(other, "extremes", extremes([0], _PARAMS))
+    known = [
+        (0, 0, '["a.weight"]'),
+        (0, 1, '["b.weight", "c.bias"]'),
+        (1, 2, '["a.weight", "b.weight"]'),
+    ]
+    for rank, attempt, detail in known:
+        rows = events([0], "order", None, detail)
+        for column, number in ((2, rank), (3, attempt)):
+            rows = rows.set_column(column, rows.schema.field(column), pa.array([number], pa.int32()))
+        publish_next(other, "events", rows, rank)
+    assert side(other).order == ["b.weight", "c.bias", "a.weight"]
 
 
 def test_of_a_resumed_run_the_latest_attempt_counts(tmp_path: Path) -> None:
@@ -421,9 +457,7 @@ def planted(folder: Path, number: float | None = math.nan, count: int = 15) -> N
     names = [f"layer{index:02}.weight" for index in range(count)]
     for name in ("a", "b"):
         run = new_run(folder / name, names)
-        values: list[float | None] = [1.0] * count * 8
-        if name == "b":
-            values[5 * count : 6 * count] = [number] * count
+        values = [number if name == "b" and step == 5 else 1.0 for step in range(8) for _ in names]
         publish_next(run, "extremes", extremes(range(8), names, {"grad_max": values}))
         close_run(run, 7)
 
@@ -472,9 +506,9 @@ def test_what_limits_the_comparison_is_said(tmp_path: Path) -> None:
     close_run(b, 5)
     code, said, complained = view(tmp_path, "diff", "a", "b")
     assert (code, complained) == (1, "")
-    assert "a and b are alike in all 5 steps that both have, in 1 parameters." in said
-    assert "only b has the parameter y" in said
-    assert "only b has the metric loss" in said
+    assert "a and b are alike: 1 parameter, 5 steps." in said
+    assert "only b has 1 parameter: y" in said
+    assert "only b has 1 metric: loss" in said
     assert "a ends at step 8, b ends at step 4: compared up to the earlier one" in said
     assert "a is still running" in said
     assert "b is still running" not in said
@@ -542,7 +576,7 @@ def test_parts_that_are_merged_meanwhile_are_read_where_they_are(
 
     monkeypatch.setattr(viewer.diff, "difference", merging)
     assert viewer.diff.app([str(tmp_path / "a"), str(tmp_path / "b")], standalone_mode=False) == 0
-    assert "alike in all 4 steps" in capsys.readouterr().out
+    assert "1 parameter, 4 steps" in capsys.readouterr().out
 
 
 def test_help_names_the_command() -> None:

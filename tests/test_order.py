@@ -102,7 +102,7 @@ def test_a_compiled_model_has_the_order_of_its_own_backward(tmp_path: Path) -> N
     """What the compiler makes of a model may have another order, and that one is noted, under the plain names."""
     model = mlp()
     heard = arrivals(model)
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled: Any = torch.compile(model, backend="aot_eager")
     train(compiled, tmp_path / "run", steps=1)
     assert orders(tmp_path / "run") == [(0, heard)]
 

@@ -131,16 +131,29 @@ def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: st
     """
     allowed = tolerance or Tolerance()
     extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
-    metrics = _table(_as_rows(a.metrics), "name", without), _table(_as_rows(b.metrics), "name", without)
+    metrics = [
+        # Where one rank is behind, what the others have logged since then is not all there is of a step.
+        _table(_as_rows(run.metrics, table.last if table.ranks > 1 else None), "name", without)
+        for run, table in zip((a, b), extremes, strict=True)
+    ]
     fold = max(a.fold, b.fold)
-    return Difference(_compared(*extremes, allowed, fold, a.order), _compared(*metrics, allowed))
+    return Difference(
+        _compared(extremes[0], extremes[1], allowed, fold, a.order), _compared(metrics[0], metrics[1], allowed)
+    )
 
 
-def _as_rows(metrics: pl.LazyFrame) -> pl.LazyFrame:
-    """Metrics in the form of extremes: what is logged several times in a step has a minimum and a maximum, too."""
+def _as_rows(metrics: pl.LazyFrame, last: int | None) -> pl.LazyFrame:
+    """Metrics in the form of extremes: what is logged several times in a step has a minimum and a maximum, too.
+
+    Args:
+        metrics: Whoever logged them, all of them count as one rank's: not every rank logs at every step.
+        last: The last step that counts, if there is one.
+    """
     value = pl.col("value")
     rows = metrics.filter(~pl.col("name").cast(pl.String).is_in(_OWN_METRICS))
-    return rows.select("step", "rank", "name", span=pl.lit(1), value_min=value, value_max=value)
+    if last is not None:
+        rows = rows.filter(pl.col("step") <= last)
+    return rows.select("step", "name", rank=pl.lit(0), span=pl.lit(1), value_min=value, value_max=value)
 
 
 @dataclass(frozen=True)
@@ -312,8 +325,11 @@ def side(path: Place) -> Side:
 def _order(path: Place, params: Sequence[str]) -> list[str]:
     """The parameters in the order in which their gradients arrived; where that is not known, from the last on."""
     events = scan(path, "events").filter(pl.col("kind") == "order").sort("rank", -pl.col("attempt")).head(1)
-    details = events.select("detail").collect()["detail"].to_list()
-    arrived = json.loads(details[0]) if details else []
+    try:
+        arrived = list(map(str, json.loads(events.select("detail").collect().item())))
+    except (ValueError, TypeError):
+        # There is none, or it is not one of the tracer's.
+        arrived = []
     return list(dict.fromkeys([*arrived, *reversed(params)]))
 
 
@@ -347,7 +363,7 @@ def diff(
     paths = at(a), at(b)
     names = [open_run(path).name for path in paths]
     if names[0] == names[1]:
-        names = [a, b]
+        names = [str(path) for path in paths]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BadPartWarning)
         # Parts that are merged meanwhile are listed again.
@@ -362,7 +378,10 @@ def diff(
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     if as_json:
         print(
-            json.dumps(_plain_json({"a": a, "b": b, "alike": found.alike, **asdict(found), "notes": notes}), indent=1)
+            json.dumps(
+                _plain_json({"a": names[0], "b": names[1], "alike": found.alike, **asdict(found), "notes": notes}),
+                indent=1,
+            )
         )
     else:
         _print(names, found, notes)
@@ -392,7 +411,10 @@ def _print(names: Sequence[str], found: Difference, notes: Sequence[str]) -> Non
             table.add_row(*(Text(plain(word)) for word in words))
         console.print(table)
         more = f"and {len(partings) - _LINES} more; " if len(partings) > _LINES else ""
-        console.print(f"{more}{found.params.names - len(partings)} of {found.params.names} parameters stay alike")
+        stay = found.params.names - len(partings)
+        console.print(
+            f"{more}{stay:,} of {_some(found.params.names, 'parameter')} {'stays' if stay == 1 else 'stay'} alike"
+        )
     for note in notes:
         console.print(plain(note))
 
@@ -404,22 +426,23 @@ def _sentences(names: Sequence[str], found: Difference) -> list[str]:
     said = []
     if params.partings:
         first = params.partings[0]
-        since = (
-            "differ from their first common step on"
-            if params.alike_until is None
-            else f"are alike until step {params.alike_until}"
-        )
+        until = params.alike_until
+        since = "differ from the first step that both have" if until is None else f"are alike until step {until:,}"
         said.append(f"{a} and {b} {since}; {_where(first)} {_gap(f'{first.statistic} of {first.name}', names, first)}.")
         said.append(_why(params))
     elif params.names:
-        said.append(f"{a} and {b} are alike in all {params.steps} steps that both have, in {params.names} parameters.")
+        said.append(f"{a} and {b} are alike: {_some(params.names, 'parameter')}, {_some(params.steps, 'step')}.")
     else:
         said.append(f"{a} and {b} have no parameter in common.")
-    return said + [f"{_gap(each.name, names, each)}, {_where(each)}." for each in found.metrics.partings]
+    return said + [f"{_gap(each.name, names, each)}, {_where(each)}." for each in found.metrics.partings[:_LINES]]
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _where(parting: Parting) -> str:
-    return f"at step {parting.step}" if parting.span == 1 else f"in the {parting.span} steps up to {parting.step}"
+    return f"at step {parting.step:,}" if parting.span == 1 else f"in the {parting.span:,} steps up to {parting.step:,}"
 
 
 def _gap(what: str, names: Sequence[str], parting: Parting) -> str:
@@ -455,15 +478,15 @@ def _why(params: Compared) -> str:
         return f"Values stand as they are before the step's update, so look at what came before it: {before}."
     return (
         f"Values stand as they are before the step's update, so look at {_updates(params.alike_until, first.step)}: "
-        "the optimizer, its learning rate, or gradients that differ between their extremes."
+        "the optimizer, its learning rate, or gradients whose extremes do not show it."
     )
 
 
 def _updates(alike_until: int, step: int) -> str:
     """The updates that may have changed a value of a step."""
     if step - alike_until == 1:
-        return f"the update of step {alike_until}"
-    return f"the updates of the steps {alike_until} to {step - 1}"
+        return f"the update of step {alike_until:,}"
+    return f"the updates of the steps {alike_until:,} to {step - 1:,}"
 
 
 def _notes(names: Sequence[str], found: Difference) -> list[str]:
@@ -473,13 +496,12 @@ def _notes(names: Sequence[str], found: Difference) -> list[str]:
         for name, only in zip(names, table.only, strict=True):
             if only:
                 more = f" and {len(only) - _LINES} more" if len(only) > _LINES else ""
-                plural = "s" if len(only) > 1 else ""
-                notes.append(f"only {name} has the {what}{plural} {', '.join(only[:_LINES])}{more}")
+                notes.append(f"only {name} has {_some(len(only), what)}: {', '.join(only[:_LINES])}{more}")
     if found.params.ends[0] != found.params.ends[1]:
         notes.append(f"{_ends(names, found.params)}: compared up to the earlier one")
     return notes
 
 
 def _ends(names: Sequence[str], compared: Compared) -> str:
-    ends = ["has no row" if end is None else f"ends at step {end}" for end in compared.ends]
+    ends = ["has no row" if end is None else f"ends at step {end:,}" for end in compared.ends]
     return ", ".join(f"{name} {end}" for name, end in zip(names, ends, strict=True))
