@@ -202,6 +202,7 @@ def _unwrapped(name: str) -> str:
 def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: Sequence[str] = ()) -> Compared:
     matched = _matched(a.names, b.names)
     common = sorted(matched.values())
+    renamed = {name: other for name, other in matched.items() if name != other}
     there = set(b.rows.collect_schema().names())
     columns = [name for name in a.rows.collect_schema().names() if name in there]
     statistics = [name for quantity in _QUANTITIES for name in columns if name.startswith(f"{quantity}_")]
@@ -212,7 +213,7 @@ def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: 
             break
         both = _side_by_side(
             _reduced(a, {}, common, statistics, first, last, fold),
-            _reduced(b, matched, common, statistics, first, last, fold),
+            _reduced(b, renamed, common, statistics, first, last, fold),
             a.key,
         )
         here = both["step"].unique().sort()
@@ -256,9 +257,10 @@ def _reduced(
 ) -> pl.LazyFrame:
     """A run's rows of these steps and names, one a step and name: ranks as one, and so many steps as one."""
     step, key = pl.col("step"), pl.col(table.key)
+    name = key.cast(pl.String).replace(renamed) if renamed else key
     rows = (
         table.rows.filter(step.is_between(first, last))
-        .with_columns(key.cast(pl.String).replace(renamed).cast(pl.Enum(names), strict=False))
+        .with_columns(name.cast(pl.Enum(names), strict=False))
         .filter(key.is_not_null())
     )
     if fold == table.ranks == 1 and table.key == "param":
