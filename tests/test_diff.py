@@ -160,20 +160,27 @@ def changed(steps: Sequence[int], where: Mapping[tuple[int, str, str], float]) -
 def test_the_gap_is_followed_from_values_to_gradients_in_backward_order() -> None:
     """By step; within one, values before gradients, and these in the order in which the backward came by."""
     where = {
-        (3, "a.weight", "grad_max"): 2.0,
-        (3, "b.weight", "grad_min"): 3.0,
-        (3, "c.bias", "value_max"): 4.0,
-        (2, "a.weight", "grad_min"): 1.0,
-        (3, "c.bias", "grad_min"): 9.0,
+        (3, "b.weight", "grad_min"): 2.0,
+        (3, "c.bias", "grad_max"): 3.0,
+        (3, "a.weight", "grad_min"): 4.0,
+        (3, "a.weight", "value_max"): 5.0,
     }
-    a, b = a_side(changed(range(5), {}), order=["c.bias", "b.weight", "a.weight"]), a_side(changed(range(5), where))
-    assert partings(a, b) == [
-        Parting("c.bias", 3, 1, "value_max", 1.0, 4.0),
-        Parting("b.weight", 3, 1, "grad_min", 1.0, 3.0),
-        Parting("a.weight", 3, 1, "grad_max", 1.0, 2.0),
+    a = a_side(changed(range(5), {}), order=["c.bias", "b.weight", "a.weight"])
+    assert partings(a, a_side(changed(range(5), where))) == [
+        Parting("a.weight", 3, 1, "value_max", 1.0, 5.0),
+        Parting("c.bias", 3, 1, "grad_max", 1.0, 3.0),
+        Parting("b.weight", 3, 1, "grad_min", 1.0, 2.0),
     ]
-    later = {(4, "c.bias", "grad_max"): 5.0, (1, "a.weight", "grad_max"): 6.0}
-    assert [parting.name for parting in partings(a, a_side(changed(range(5), later)))] == ["a.weight", "c.bias"]
+
+
+@given(st.integers(0, 99))
+def test_of_a_parameter_the_first_step_that_differs_counts(seed: int) -> None:
+    """Whatever the order of rows in either log."""
+    where = {(4, "c.bias", "grad_max"): 5.0, (3, "a.weight", "grad_max"): 7.0, (1, "a.weight", "grad_max"): 6.0}
+    a, b = (a_side(shuffled(changed(range(5), numbers), seed)) for numbers in ({}, where))
+    assert [(each.name, each.step) for each in partings(a, b)] == [("a.weight", 1), ("c.bias", 4)]
+    a, b = a_side(shuffled(changed(range(5), {}), seed)), a_side(shuffled(changed(range(5), where), seed + 1))
+    assert [(each.name, each.step) for each in partings(a, b)] == [("a.weight", 1), ("c.bias", 4)]
 
 
 def test_names_match_without_what_wrappers_add() -> None:

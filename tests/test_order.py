@@ -97,6 +97,21 @@ def test_it_is_that_of_the_first_step_that_is_measured(tmp_path: Path) -> None:
     assert sorted({step for step, _ in recorded(tmp_path / "run")}) == [0, 3, 6, 9]
 
 
+def test_what_arrived_before_the_first_measured_step_is_not_in_it(tmp_path: Path) -> None:
+    """Where a run goes on between two measured steps, the gradients until the next one say nothing of its order."""
+    model = mlp()
+    train(model, tmp_path / "run", steps=4, every=3)
+    heard = arrivals(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", every=3, resume=True):
+        for parts in (model[:1], model[:1], model):
+            heard.clear()
+            loss_of(parts).backward()
+            optimizer.step()
+    assert orders(tmp_path / "run")[1:] == [(6, heard)]
+    assert heard[0].startswith("2.")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_has_the_order_of_its_own_backward(tmp_path: Path) -> None:
     """What the compiler makes of a model may have another order, and that one is noted, under the plain names."""
