@@ -267,13 +267,14 @@ def merged_by_hand(statistic: str, number: float | None) -> float | None:
     return min(number, 0.0) if statistic.endswith("_min") else max(number, 0.0)
 
 
-def test_steps_that_a_rank_has_not_reached_are_not_compared() -> None:
+def test_steps_that_not_every_rank_has_are_not_compared() -> None:
     """While two ranks write, one is ahead of the other: what only one has said of a step is not the step's."""
-    ahead, behind = extremes(range(10), values={"grad_max": [1.0] * 10}), extremes(range(6), rank=1)
-    a = a_side(pa.concat_tables([ahead, behind]))
-    found = difference(a, a_side(pa.concat_tables([extremes(range(10)), extremes(range(10), rank=1)])))
+    a = a_side(pa.concat_tables([extremes(range(10)), extremes(range(2, 6), rank=1)]))
+    larger = {"grad_max": [3.0 if step in (0, 1, 6, 7) else 2.0 for step in range(10)]}
+    b = a_side(pa.concat_tables([extremes(range(10)), extremes(range(10), values=larger, rank=1)]))
+    found = difference(a, b)
     assert found.alike
-    assert (found.params.steps, found.params.ends) == (6, (5, 9))
+    assert (found.params.steps, found.params.ends) == (4, (5, 9))
 
 
 def test_statistics_that_both_recorded_are_compared() -> None:
@@ -426,6 +427,20 @@ def test_a_wrapped_model_is_compared_with_the_plain_one(tmp_path: Path, wrap: Ca
     train(tmp_path / "b", wrap=wrap)
     found = difference(side(tmp_path / "a"), side(tmp_path / "b"))
     assert (found.alike, found.params.names, found.params.steps) == (True, 4, 8)
+
+
+def test_a_folded_run_is_compared_with_one_of_single_steps(tmp_path: Path) -> None:
+    """The same training is alike whatever was folded, means and norms too; a difference is found within its row."""
+    recorded_too = ("mean", "norm", "zeros")
+    train(tmp_path / "a", stats=recorded_too)
+    train(tmp_path / "b", stats=recorded_too, fold=4)
+    train(tmp_path / "c", stats=recorded_too, fold=4, change=spoiled_at_5)
+    a, b, c = (side(tmp_path / name) for name in "abc")
+    assert (difference(a, b).alike, difference(b, a).params.steps) == (True, 2)
+    assert {(each.step, each.span) for each in difference(a, c).params.partings} == {(7, 4)}
+    said = view(tmp_path, "diff", "a", "c")[1]
+    assert "a and c are alike until step 3; in the 4 steps up to 7 " in said
+    assert "Each row covers several steps" in said
 
 
 def test_a_log_without_the_order_is_read_from_the_last_parameter_on(tmp_path: Path) -> None:
