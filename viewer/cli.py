@@ -31,7 +31,7 @@ What people need:
     viewer runs/a --view layers              every parameter at a glance
     viewer runs/a --web                      in the browser; over ssh: --text
     viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
-    viewer diff runs/a runs/b                where two runs part; more: viewer diff --help
+    viewer diff runs/a runs/b                where two runs part
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
