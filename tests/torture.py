@@ -13,7 +13,7 @@ SEEN: dict[tuple[str, str], Counter[str]] = {}
 
 def often(quick: int, torture: int) -> int:
     """How often to do something: so often in `make test`, and so often in `make torture`, where the factor is 10."""
-    return torture * FACTOR // 10 if FACTOR else quick
+    return max(1, torture * FACTOR // 10) if FACTOR else quick
 
 
 def table() -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from torch import nn
 
 import tracer
 from tests.logs import age_heartbeat, extremes, new_run, publish_next
@@ -37,14 +38,15 @@ import tracer
 from tracer import trace
 
 path, world, claims, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), int(sys.argv[4])
-go = time.monotonic() + 0.5
+waits, go = os.pipe()
 
 
 def train(rank):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    time.sleep(max(0.0, go - time.monotonic()))
+    os.close(go)
+    os.read(waits, 1)
     try:
         trace = tracer.attach(model, path)
     except tracer.LogError as error:
@@ -71,6 +73,7 @@ for rank in claims:
             code = 0
         finally:
             os._exit(code)
+os.close(go)
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
 """
 
@@ -95,6 +98,18 @@ def test_eight_ranks_write_into_one_run(tmp_path: Path, figures: Callable[..., N
     assert {path.name[:6] for path in (run / "extremes").iterdir()} == {f"r{rank:05d}" for rank in range(WORLD)}
     assert not list((run / "staging").iterdir())
     figures(PROMISE, ranks_at_once=WORLD)
+
+
+def test_a_rank_is_claimed_once_by_those_who_looked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who both saw that a rank had not begun, the second to claim it is told that it has."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr("tracer.trace._has_begun", lambda path, rank: False)
+    run_folder.prepare_folders(tmp_path / "run")
+    run_folder.claim_rank(tmp_path / "run", 3)
+    with pytest.raises(tracer.LogError, match="already holds a run"):
+        tracer.attach(nn.Linear(2, 1), tmp_path / "run")
+    assert not list((tmp_path / "run" / "staging").iterdir())
 
 
 @pytest.mark.parametrize("rank", [0, 3])
