@@ -361,8 +361,9 @@ def test_a_run_that_was_restored_shows_nothing_of_what_it_abandoned(live: Live) 
     assert live.refresh() is None
 
 
-def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live) -> None:
-    """Where the events are damaged, rows of a later attempt still take the place of the earlier ones."""
+def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the events are damaged, rows of a later attempt take the place of earlier ones, which are read before."""
+    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
     run = new_run(live.path)
     publish_next(run, "extremes", extremes(range(5)))
     shown(live)

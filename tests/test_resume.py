@@ -263,6 +263,29 @@ def test_steps_that_are_not_measured_are_restored_as_well(tmp_path: Path, every:
     assert [row[1:] for row in seen(tmp_path / "run")] == rows
 
 
+def test_a_step_that_is_left_leaves_nothing_in_later_rows(tmp_path: Path) -> None:
+    """Restored in the middle of a measured step to one that is not: no later row holds a gradient of either."""
+    model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in "ab"})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def backward(gradient: float, *names: str) -> None:
+        optimizer.zero_grad()
+        torch.stack([model[name](torch.tensor([gradient])) for name in names]).sum().backward()
+
+    with tracer.attach(model, tmp_path / "run", every=2) as trace:
+        for _ in range(2):
+            backward(1.0, "a", "b")
+            optimizer.step()
+        backward(99.0, "a", "b")
+        trace.load_state_dict({"step": 1})
+        backward(98.0, "a", "b")
+        optimizer.step()
+        backward(2.0, "b")
+        optimizer.step()
+    rows = tracer.scan(tmp_path / "run").filter(pl.col("step") == 2).sort("param").select("attempt", "grad_max")
+    assert rows.collect().rows() == [(1, None), (1, 2.0)]
+
+
 @pytest.mark.parametrize("what", ["nothing", "log", "gradient", "activations"])
 def test_an_attempt_ends_where_it_has_recorded_the_step_already(tmp_path: Path, what: str) -> None:
     """Whatever was recorded of the step, it is not mixed with what comes; where nothing was, the attempt goes on."""

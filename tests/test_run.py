@@ -414,15 +414,32 @@ def test_a_rank_is_not_reopened_while_another_machine_writes_it(
     assert f"is {run} still being written on node-7?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("end", [lambda run: None, close_run, lambda run: (run / "heartbeat-r00000").unlink()])
+@pytest.mark.parametrize("end", [lambda run: None, lambda run: (run / "heartbeat-r00000").unlink()])
 def test_a_rank_is_reopened_once_another_machine_is_silent(
     tmp_path: Path, looks: list[Callable[[], object]], end: Callable[[Path], object]
 ) -> None:
-    """Where a heartbeat of another machine is not renewed for as long as one counts, or its rank closes, it is over."""
+    """Where a heartbeat of another machine is not renewed for as long as one counts, its process is taken for dead."""
     run = moved(tmp_path / "run")
     looks.append(lambda: end(run))
     reopen_rank(run, 0)
     assert ranks(run) == []
+
+
+def test_a_rank_is_reopened_as_soon_as_another_machine_has_closed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is given a moment to end, and closes, is waited for no longer than that."""
+    run = moved(tmp_path / "run")
+    looked: list[float] = []
+
+    def close(seconds: float) -> None:
+        assert not looked, "waited on"
+        looked.append(seconds)
+        close_run(run)
+
+    monkeypatch.setattr(time, "sleep", close)
+    reopen_rank(run, 0)
+    assert (ranks(run), len(looked)) == ([], 1)
 
 
 def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
