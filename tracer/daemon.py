@@ -174,6 +174,8 @@ class Daemon:
         # The mark says that nothing more will come; a merge moves what is there, and may take longer than there is.
         self._insist(lambda: self._outside(self._mark_closed))
         self._outside(self._merge)
+        # It knows the model, which who keeps a closed trace is not to keep.
+        self._lost = None
         self._ended.set()
 
     def _insist(self, action: Callable[[], bool]) -> None:

@@ -347,7 +347,7 @@ class Trace:
         self._end(reason)
         self._daemon.wait()
         # Who keeps a closed trace does not keep the model.
-        del self._hooks, self._recorder, self._activations, self._daemon
+        del self._hooks, self._recorder, self._activations
 
     def _end(self, reason: str) -> None:
         """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""

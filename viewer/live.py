@@ -138,8 +138,8 @@ class Live:
         """
         try:
             run = open_run(self.path)
-        except LogError:
-            if not holds_run(self.path):
+        except LogError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
                 return self._missed()
             raise
         if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):
