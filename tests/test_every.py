@@ -38,6 +38,7 @@ class Loop:
             for parameter in self.parts["b"].parameters():
                 optimizer = torch.optim.SGD([parameter], lr=0.1)
                 parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+        self.known = set(self.parts.parameters())
         self.logged = 0
 
     def backward(self, which: str) -> torch.Tensor:
@@ -81,8 +82,10 @@ class Loop:
                 weight = self.parts["b"].weight
                 weight.requires_grad_(not weight.requires_grad)
             case "by hand":
+                # One that has come in since is left out: whether its gradient arrived before it was first seen, or was
+                # set by hand, nobody can tell, and when it is first seen depends on which steps are measured.
                 for parameter in self.parts.parameters():
-                    if parameter.grad is None:
+                    if parameter.grad is None and parameter in self.known:
                         parameter.grad = torch.randn(parameter.shape)
         trace.log(at=self.logged)
         self.logged += 1

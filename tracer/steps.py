@@ -378,6 +378,7 @@ class Recorder:
                 self._next_step()
         finally:
             self._step = step
+            self._taken = False
             self._histogrammed = -1
             self._choose_what_to_measure()
             # As before the first step: the next gradient has to be looked at, and begins this one.
