@@ -139,7 +139,8 @@ class Live:
         try:
             run = open_run(self.path)
         except LogError as error:
-            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            # It may have been deleted at this moment, and be there again by now.
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) or not holds_run(self.path):
                 return self._missed()
             raise
         if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):

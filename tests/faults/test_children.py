@@ -104,7 +104,7 @@ def test_children_leave_the_log_alone(tmp_path: Path, method: str, path: str, fi
     assert metrics["name"].cast(pl.String).to_list() == ["loss"] * STEPS
     assert [problem(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
     assert [summary["last_step"] for summary in run_folder.closed_summaries(run)] == [STEPS - 1]
-    assert tracer.scan(run, "events").collect()["kind"].to_list() == ["attached", "closed"]
+    assert tracer.scan(run, "events").collect()["kind"].to_list() == ["attached", "order", "closed"]
     assert not list((run / "staging").iterdir())
     # Once a process: the server that children are forked from may have run the script for them.
     assert said.count("nothing is traced there") in ((0,) if method == "fork" else (1, 2)), said

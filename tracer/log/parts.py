@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import json
-import os
 import re
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -137,8 +137,8 @@ def publish(run: Place, table: str, rank: int, number: int, rows: pa.Table) -> P
 
 
 def _publish(run: Place, table: str, rank: int, first: int, last: int, write: Callable[[Staged], None]) -> Part:
-    # Somebody may run `tracer merge` while the rank itself merges.
-    with store.stage(run, f"{table}-{os.getpid()}-{part_name(rank, first, last, 0)}") as staged:
+    # Somebody may run `tracer merge` while the rank itself merges, on this machine or another.
+    with store.stage(run, f"{table}-{uuid.uuid4().hex}-{part_name(rank, first, last, 0)}") as staged:
         write(staged)
         part = Part(rank, first, last, staged.crc32, run / table / part_name(rank, first, last, staged.crc32))
         staged.publish(part.path)
