@@ -313,6 +313,15 @@ def _state_of_each(path: Place) -> dict[int, State]:
     return found
 
 
+def silent_ranks(path: Place) -> list[int]:
+    """The ranks that neither closed nor have a fresh heartbeat, ascending."""
+    return [
+        rank
+        for rank in ranks(path)
+        if not _closed(path, rank) and _age_seconds(_heartbeat(path, rank)) >= HEARTBEAT_STALE_SECONDS
+    ]
+
+
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
 
 

@@ -1,0 +1,283 @@
+"""What is known of a run when its findings are asked for: reduced, bounded in memory, and kept up to date."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracer.log.run import Run, State, closed_summaries, holds_run, open_run, published_counts, silent_ranks, state
+from tracer.log.store import Place
+from viewer.follow import Follower
+from viewer.history import Curve, History
+from viewer.tracks import Courses, Integers, Tracks
+
+# A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
+_VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
+# Of each kind of event so many are kept.
+_EVENTS = 1000
+
+
+def is_validation(name: str) -> bool:
+    """Whether a metric's name says that it is of validation."""
+    return _VALIDATION.search(name) is not None
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter as ``run.json`` describes it; one that joined later has no shape."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the table ``events``."""
+
+    step: int
+    rank: int
+    kind: str
+    param: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run at one moment, for the rules. Immutable.
+
+    Attributes:
+        name: The run's name.
+        state: Whether it goes on.
+        courses: Every parameter's course; None before the first row.
+        curves: The metrics.
+        events: What happened to the trace.
+        described: The parameters as ``run.json`` describes them, by name.
+        settings: What ``attach`` was told.
+        dropped: How many rows could not be written, as known once the run has closed.
+        reasons: The exceptions that ended ranks.
+        silent: The ranks that neither closed nor live.
+        problems: What could not be read.
+        complete: False while a closed run's last rows are still to arrive.
+    """
+
+    name: str = ""
+    state: State = "running"
+    courses: Courses | None = None
+    curves: tuple[Curve, ...] = ()
+    events: tuple[Event, ...] = ()
+    described: Mapping[str, Param] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+    reasons: tuple[str, ...] = ()
+    silent: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+    complete: bool = True
+
+    @property
+    def last_step(self) -> int:
+        """The last step of any row; 0 before the first."""
+        steps = [curve.step[-1] for curve in self.curves if len(curve.step)]
+        if self.courses is not None:
+            steps.append(int(self.courses.ends.max()))
+        return max(steps, default=0)
+
+    @property
+    def params(self) -> list[Param]:
+        """The parameters in the order of the courses."""
+        names = () if self.courses is None else self.courses.params
+        return [self.described.get(name, Param(name)) for name in names]
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.bool_]:
+        """Which of the parameters are weights of layers: of two dimensions at least, and trained."""
+        return np.array([param.trainable and len(param.shape) > 1 for param in self.params], np.bool_)
+
+    @cached_property
+    def backward(self) -> Integers:
+        """The parameters' numbers in the order in which their gradients arrive: against the model's, unless recorded."""
+        names = [param.name for param in self.params]
+        recorded = next((event.detail for event in self.events if event.kind == "order"), "[]")
+        place = {name: at for at, name in enumerate(_listed(recorded))}
+        order = sorted(range(len(names)), key=lambda number: (place.get(names[number], len(place)), -number))
+        return np.array(order, np.int64)
+
+    @property
+    def losses(self) -> list[Curve]:
+        """The metrics that are a training's loss."""
+        return [curve for curve in self._of("loss") if not is_validation(curve.name)]
+
+    @property
+    def validation_losses(self) -> list[Curve]:
+        """The metrics that are a validation's loss."""
+        return [curve for curve in self._of("loss") if is_validation(curve.name)]
+
+    @property
+    def accuracies(self) -> list[Curve]:
+        """The metrics that are an accuracy, of training or validation."""
+        return self._of("acc")
+
+    def _of(self, word: str) -> list[Curve]:
+        return [curve for curve in self.curves if word in curve.name.lower()]
+
+    def curve(self, name: str) -> Curve | None:
+        """The metric of this name."""
+        return next((curve for curve in self.curves if curve.name == name), None)
+
+
+def _listed(text: str) -> list[str]:
+    """The names in a JSON list; none where a log holds something else."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+class _ResumedError(Exception):
+    """What was read holds rows that a resumed run has made again."""
+
+
+class Record:
+    """What the rules need of a run, bounded in memory.
+
+    Args:
+        run: The run.
+
+    Attributes:
+        tables: The tables that it takes rows of, in this order: what events say decides which rows count.
+    """
+
+    tables = ("events", "metrics", "extremes")
+
+    def __init__(self, run: Run, resumed: Sequence[tuple[int, int, int]] = ()) -> None:
+        self.resumed = tuple(resumed)
+        self._described = {
+            each["name"]: Param(
+                each["name"],
+                tuple(each.get("shape") or ()),
+                str(each.get("dtype", "float32")),
+                bool(each.get("trainable", True)),
+            )
+            for each in run.info["params"]
+        }
+        settings = run.info["settings"]
+        self._settings = settings
+        stride = max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._tracks = Tracks(list(self._described), width=stride)
+        self._metrics = History()
+        self._events: list[Event] = []
+        self._counts: Counter[str] = Counter()
+
+    def absorb(self, table: str, rows: pl.LazyFrame) -> None:
+        """Take in rows of one of the tables.
+
+        Raises:
+            _ResumedError: the run was resumed before the end of what was read: ``resumed`` says what counts now.
+        """
+        if table == "events":
+            self._absorb_events(rows)
+            return
+        for rank, attempt, step in self.resumed:
+            again = (pl.col("rank") == rank) & (pl.col("attempt") < attempt) & (pl.col("step") >= step)
+            rows = rows.filter(~again)
+        if table == "metrics":
+            self._metrics.absorb("metrics", rows)
+        else:
+            self._tracks.absorb(rows)
+
+    def _absorb_events(self, rows: pl.LazyFrame) -> None:
+        frame = rows.collect()
+        resumed = frame.filter(pl.col("kind") == "resumed").select("rank", "attempt", "step").rows()
+        if set(resumed) - set(self.resumed):
+            self.resumed = tuple({*self.resumed, *resumed})
+            raise _ResumedError
+        for row in frame.select("step", "rank", "kind", "param", "detail").iter_rows():
+            event = Event(*row)
+            self._counts[event.kind] += 1
+            if self._counts[event.kind] <= _EVENTS:
+                self._events.append(event)
+
+    def evidence(self, **how: Any) -> Evidence:
+        """What is known now.
+
+        Args:
+            **how: How the run is, as the attributes of ``Evidence``.
+        """
+        courses = self._tracks.courses()
+        return Evidence(
+            courses=courses if len(courses.ends) else None,
+            curves=tuple(self._metrics.curves()),
+            events=tuple(self._events),
+            described=self._described,
+            settings=self._settings,
+            **how,
+        )
+
+
+class Witness:
+    """Follows one run for its evidence.
+
+    Args:
+        path: The run's folder.
+    """
+
+    def __init__(self, path: Place) -> None:
+        self.path = path
+        self._run: Run | None = None
+        self._seen: object = None
+
+    def _begin(self, run: Run, resumed: Sequence[tuple[int, int, int]] = ()) -> None:
+        self._run = run
+        self._record = Record(run, resumed)
+        self._followers = {table: Follower(self.path, table) for table in Record.tables}
+
+    def refresh(self) -> Evidence | None:
+        """Read what is new; what is known now, or None where nothing has changed or there is no run yet.
+
+        Raises:
+            LogError: the run cannot be read.
+        """
+        if not holds_run(self.path):
+            return None
+        run = open_run(self.path)
+        if self._run is None or run.info["run_id"] != self._run.info["run_id"]:
+            self._begin(run)
+        # The state first: rows that are published before a run closes are then read before it shows as closed.
+        now, silent = state(self.path), tuple(silent_ranks(self.path))
+        try:
+            new = [follower.give(partial(self._record.absorb, table)) for table, follower in self._followers.items()]
+        except _ResumedError:
+            self._begin(run, self._record.resumed)
+            return self.refresh()
+        except FileNotFoundError:
+            # A network disk may go on listing a part that was merged away: the next refresh finds what replaced it.
+            self._seen = None
+            return None
+        problems = tuple(
+            f"{path.name} {what}" for follower in self._followers.values() for path, what in follower.problems.items()
+        )
+        complete = now != "closed" or all(
+            follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
+        )
+        if not any(new) and self._seen == (now, silent, problems, complete):
+            return None
+        self._seen = now, silent, problems, complete
+        summaries = closed_summaries(self.path)
+        return self._record.evidence(
+            name=run.name,
+            state=now,
+            dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in summaries),
+            reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),
+            silent=silent,
+            problems=problems,
+            complete=complete,
+        )

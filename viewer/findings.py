@@ -1,0 +1,43 @@
+"""What is wrong with a run: every rule's findings, the worst first."""
+
+from viewer import rules_gradients, rules_log, rules_metrics, rules_values
+from viewer.evidence import Evidence
+from viewer.rule import LIMITS, Finding, Limits, Rule, Severity, with_limits
+
+__all__ = ["LIMITS", "RULES", "Finding", "Limits", "Severity", "findings", "with_limits"]
+
+RULES: tuple[Rule, ...] = (
+    rules_gradients.nonfinite,
+    rules_gradients.exploding,
+    rules_gradients.vanishing,
+    rules_gradients.dead,
+    rules_gradients.unused,
+    rules_gradients.spike,
+    rules_values.exploding_weight,
+    rules_values.drifting,
+    rules_values.unchanged,
+    rules_values.constant_init,
+    rules_values.scaled_init,
+    rules_values.output_bias,
+    rules_values.oscillating,
+    rules_values.update_size,
+    rules_values.headroom,
+    rules_metrics.loss_nonfinite,
+    rules_metrics.loss_flat,
+    rules_metrics.loss_diverging,
+    rules_metrics.overfitting,
+    rules_metrics.at_chance,
+    rules_metrics.skipping,
+    rules_log.lost,
+    rules_log.silent,
+    rules_log.stride,
+    rules_log.failed,
+    rules_log.ended,
+)
+
+
+def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
+    """What every rule found, the worst first, and of these the earliest."""
+    found = [finding for rule in RULES for finding in rule(evidence, limits)]
+    severities = list(Severity)
+    return sorted(found, key=lambda finding: (severities.index(finding.severity), finding.first_step))

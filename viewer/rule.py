@@ -1,0 +1,171 @@
+"""What rules have in common: what a finding is, the thresholds, and the question how long something lasted.
+
+A rule is a function ``(evidence, limits) -> list[Finding]``: it reads nothing else, changes nothing, and costs the same
+however long the run is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from viewer.evidence import Evidence
+from viewer.tracks import Floats, Integers
+
+Limits = Mapping[str, float]
+Number = float | int | str | bool
+
+# Every threshold, and where it comes from. "Measured" means: between the trainings with and without the illness in
+# tests/test_illnesses.py, far from both. Where a number of rows is needed, one of each rank counts as one.
+LIMITS: Limits = {
+    # SageMaker Debugger's ExplodingTensor only knows NaN; its LossNotDecreasing and others compare with a running mean.
+    # Healthy gradients stay within two decades of their own median (measured).
+    "exploding.factor": 1e3,
+    # Beyond this Adam's square of a gradient comes near what bfloat16 and float32 resolve beside its eps; gradients
+    # are clipped to about 1 where anybody clips them (Pascanu et al. 2013).
+    "exploding.largest": 1e6,
+    "exploding.rows": 3,
+    # Each sigmoid passes on a quarter at most (Glorot & Bengio 2010): eight of them less than this.
+    "vanishing.threshold": 1e-5,
+    "vanishing.layers": 6,
+    "vanishing.rows": 20,
+    # The dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps.
+    "dead.rows": 100,
+    "unused.rows": 20,
+    # Outside the band means: so many times what it is before and after it.
+    "spike.factor": 100,
+    # Initial weights are at most about 1 in every initialisation of torch.nn.init; trained ones seldom beyond 10.
+    "exploding_weight.largest": 100,
+    "drifting.rows": 1000,
+    "drifting.growth": 2,
+    "drifting.largest": 10,
+    "unchanged.rows": 100,
+    # Against the bounds of Xavier (2010) and He (2015): embeddings, of 1 instead of a fan's share, are ten times larger.
+    "badly_scaled.factor": 10,
+    "badly_scaled.small": 100,
+    # Of classes in balance, trained biases lie within a few tenths around 0 (measured).
+    "output_bias.factor": 4,
+    "output_bias.least": 0.5,
+    # Of two extremes that move at random, a quarter of the rows turn both.
+    "oscillating.share": 0.8,
+    "oscillating.rows": 50,
+    "oscillating.update": 1e-2,
+    # cs231n's rule of thumb is about 1e-3 for the size of an update against that of the weights.
+    "update.large": 1e-1,
+    "update.small": 1e-7,
+    "update.rows": 50,
+    # After so many logged numbers a training that learns shows it.
+    "flat.numbers": 200,
+    "flat.share": 0.98,
+    "diverging.factor": 2,
+    "diverging.numbers": 20,
+    # Validation's least loss is noisy where a validation set is small.
+    "overfitting.factor": 1.3,
+    "overfitting.numbers": 5,
+    "chance.factor": 1.3,
+    "chance.numbers": 200,
+    # A power of two for each step of the exponent: three are a factor of eight, which gradients vary by anyway.
+    "headroom.bits": 3,
+    "headroom.rows": 20,
+    # A scale that is searched for skips a few steps at first, and then one in 2,000 (torch.amp.GradScaler).
+    "skipping.rows": 20,
+}
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong that the viewer noticed.
+
+    Attributes:
+        kind: Which illness, in one word.
+        severity: How bad it is.
+        param: The parameter, or the first of several; None where it is none's.
+        first_step: Where it began.
+        last_step: Where it was seen last.
+        sentence: What it is.
+        advice: What people usually try.
+        numbers: Those that decided.
+        params: All parameters that have it.
+    """
+
+    kind: str
+    severity: Severity
+    param: str | None
+    first_step: int
+    last_step: int
+    sentence: str
+    advice: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    params: tuple[str, ...] = ()
+
+
+Rule = Callable[[Evidence, Limits], list[Finding]]
+
+
+def with_limits(given: Sequence[str]) -> Limits:
+    """The thresholds with those that a user gave, each as ``vanishing.threshold=1e-8``.
+
+    Raises:
+        ValueError: there is no such threshold, or its value is no number.
+    """
+    limits = dict(LIMITS)
+    for each in given:
+        name, _, number = (part.strip() for part in each.partition("="))
+        if name not in limits:
+            raise ValueError(f"there is no threshold {name!r}: there are {', '.join(sorted(limits))}")
+        try:
+            limits[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{each!r} gives no number: write {name}={limits[name]:g}") from None
+    return limits
+
+
+def named(names: Sequence[str]) -> str:
+    """Parameters in words: the only one's name, or how many and which is the first."""
+    return names[0] if len(names) == 1 else f"{len(names)} parameters, first {names[0]}"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Of each parameter the longest stretch of bins in which something held.
+
+    Attributes:
+        first: The number of its first bin.
+        last: That of its last one.
+        rows: How many rows it has, those of all ranks at a step as one; 0 where it never held.
+    """
+
+    first: Integers
+    last: Integers
+    rows: Floats
+
+
+def longest(holds: npt.NDArray[np.bool_], rows: Floats, ranks: int = 1) -> Stretch:
+    """The longest stretch in which something held, bins without a row passed over.
+
+    Args:
+        holds: Of shape (bins, parameters).
+        rows: How many rows count in each cell.
+        ranks: How many rows a step has.
+    """
+    count = rows.shape[1]
+    first, best_first, best_last = (np.zeros(count, np.int64) for _ in range(3))
+    best = np.zeros(count)
+    run = np.zeros(count)
+    for place, (held, weight) in enumerate(zip(holds, rows, strict=True)):
+        first = np.where(held & (run == 0), place, first)
+        run = np.where(held, run + weight, np.where(weight > 0, 0, run))
+        longer = run > best
+        best_first, best_last = np.where(longer, first, best_first), np.where(longer, place, best_last)
+        best = np.where(longer, run, best)
+    return Stretch(best_first, best_last, best / max(1, ranks))

@@ -1,0 +1,107 @@
+"""Rules on the log itself: what it lacks, so that silence elsewhere is not taken for health."""
+
+from viewer.evidence import Event, Evidence
+from viewer.rule import Finding, Limits, Severity
+
+
+def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """Rows that could not be written, or cannot be read."""
+    found = []
+    dropped = [event for event in evidence.events if event.kind == "dropped"]
+    if dropped or evidence.dropped:
+        first = min((event.step for event in dropped), default=0)
+        last = max((event.step for event in dropped), default=evidence.last_step)
+        many = f"{evidence.dropped:,} rows" if evidence.dropped else dropped[-1].detail
+        found.append(
+            Finding(
+                "dropped",
+                Severity.WARNING,
+                None,
+                first,
+                last,
+                f"Rows were dropped, which could not be written: {many}. What they held is not in these findings.",
+                "See whether the disk was full or too slow; every=, fold= or budget= write less.",
+                {"rows": evidence.dropped, "times": len(dropped)},
+            )
+        )
+    if evidence.problems:
+        found.append(
+            Finding(
+                "damaged",
+                Severity.WARNING,
+                None,
+                0,
+                evidence.last_step,
+                f"{len(evidence.problems)} parts of the log cannot be read and are left out, first {evidence.problems[0]}.",
+                "`tracer verify` lists every damaged part; copy them anew from where the log was written.",
+                {"parts": len(evidence.problems)},
+            )
+        )
+    return found
+
+
+def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """Ranks that went away without closing."""
+    if not evidence.silent:
+        return []
+    those = ", ".join(map(str, evidence.silent))
+    return [
+        Finding(
+            "silent",
+            Severity.WARNING,
+            None,
+            evidence.last_step,
+            evidence.last_step,
+            f"Rank {those} is silent: it neither closed its log nor lives. It was killed, or its machine is gone.",
+            "Look for the out-of-memory killer, a time limit, or a rank that waits for another (NCCL timeout).",
+            {"ranks": len(evidence.silent)},
+        )
+    ]
+
+
+def stride(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """Steps were measured more or less often, as a budget asked for: what happened between them is not known."""
+    return _noted(
+        evidence, "stride", "Other steps are measured than before ({detail}): what lies between is not known."
+    )
+
+
+def failed(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """A part of the trace that failed, and goes on without."""
+    return _noted(evidence, "failed", "The trace goes on without a part of it: {detail}.")
+
+
+def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """An exception ended the training."""
+    return [
+        Finding(
+            "ended",
+            Severity.NOTE,
+            None,
+            evidence.last_step,
+            evidence.last_step,
+            f"The training ended with an exception: {reason}.",
+            "Its traceback is where the training printed it.",
+        )
+        for reason in dict.fromkeys(evidence.reasons)
+    ]
+
+
+def _noted(evidence: Evidence, kind: str, words: str) -> list[Finding]:
+    events: list[Event] = [event for event in evidence.events if event.kind == kind]
+    if not events:
+        return []
+    names = tuple(dict.fromkeys(event.param for event in events if event.param))
+    return [
+        Finding(
+            kind,
+            Severity.NOTE,
+            names[0] if names else None,
+            events[0].step,
+            events[-1].step,
+            words.format(detail=events[-1].detail),
+            "",
+            {"times": len(events)},
+            names,
+        )
+    ]
