@@ -1,29 +1,33 @@
 """The command ``viewer check``: the findings of runs, as a table or as JSON, and as an exit code for scripts.
 
-Exit codes: 0 nothing to worry about, 1 warnings, with ``--strict``, 2 errors, 3 a run cannot be read, 64 the command
-line is wrong, 130 ended with Ctrl-C.
+Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 nothing could be checked: a run cannot be read, or the
+command line is wrong; 130 ended with Ctrl-C.
 """
 
 import dataclasses
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
-    from tracer.log.store import Place
     from viewer.evidence import Evidence, Witness
     from viewer.findings import Finding, Limits
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    Checked = Mapping[str, tuple[Evidence, Sequence[Finding]]]
 
-WARNINGS, ERRORS, UNREADABLE, MISUSED = 1, 2, 3, 64
+_WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
+# Covers file systems that give no events, and notices that a run has ended.
+_RESCAN_SECONDS = 2.0
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
 _EPILOG = """
 What people need:
 
@@ -33,16 +37,26 @@ What people need:
     viewer check runs/a --rule vanishing.threshold=1e-8
     viewer check runs/a --follow || scancel $ID      stays with a live run, ends at the first error
 
-Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, 64 the command line is wrong, 130
-ended with Ctrl-C.
+Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 nothing could be checked: a run cannot be read, or the
+command line is wrong; 130 ended with Ctrl-C.
 """
-# Covers file systems that give no events, and notices that a run ended.
-_RESCAN_SECONDS = 2.0
-# A network disk may show the last rows of a closed run so late.
-_LATE_SECONDS = 60.0
 
 
-@app.command(epilog=_EPILOG)
+class _Command(TyperCommand):
+    """A command whose wrong use ends with another code than what it finds."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+        except typer.BadParameter.__base__ as error:  # type: ignore[misc]
+            error.show()
+            sys.exit(_UNCHECKED)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+@app.command(epilog=_EPILOG, cls=_Command)
 def check(
     runs: Annotated[
         list[str] | None,
@@ -55,10 +69,10 @@ def check(
         typer.Option(metavar="NAME=NUMBER", help="Another threshold, as vanishing.threshold=1e-8; may be repeated."),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Stay with live runs; end at the first error, or once all have closed.")
+        bool, typer.Option("--follow", help="Stay with live runs: until the first error, or until all have ended.")
     ] = False,
 ) -> None:
-    """Say what went wrong in runs, where it began, and since when: exploding or vanishing gradients, NaN, dead layers, …
+    """Say what went wrong in runs, where it began, and since when: NaN, exploding or vanishing gradients, and so on.
 
     It ends with code 2 where there are errors, so that CI can fail a training.
     """
@@ -69,16 +83,126 @@ def check(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     witnesses = _witnesses(runs or ())
-    if follow:
-        found = _followed(witnesses, limits)
+    found = _followed(witnesses, limits, quiet=as_json) if follow else _checked(witnesses, limits)
+    if as_json:
+        print(json.dumps([_plain(name, *each) for name, each in found.items()], indent=1))
     else:
-        found = {}
-        for witness in witnesses:
-            evidence = _read(witness)
-            found[evidence.name] = evidence, _judged(evidence, limits)
-    _print_json(found) if as_json else _print_tables(found)
+        _print(found)
     severities = {finding.severity for _, those in found.values() for finding in those}
     if Severity.ERROR in severities:
-        raise typer.Exit(ERRORS)
+        raise typer.Exit(_ERRORS)
     if strict and Severity.WARNING in severities:
-        raise typer.Exit(WARNINGS)
+        raise typer.Exit(_WARNINGS)
+
+
+def _witnesses(runs: Sequence[str]) -> dict[str, "Witness"]:
+    """A witness of each run that is meant, by its name."""
+    from tracer.log.run import LogError, holds_run, newest_run, runs_in
+    from tracer.log.store import at
+    from viewer.evidence import Witness
+
+    given = [at(run) for run in runs] or [path for path in [newest_run(Path("runs"))] if path is not None]
+    if not given:
+        raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
+    paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
+    return {str(path): Witness(path) for path in paths}
+
+
+def _checked(witnesses: Mapping[str, "Witness"], limits: "Limits") -> "Checked":
+    from tracer.log.run import open_run
+    from viewer.findings import findings
+
+    found = {}
+    for name, witness in witnesses.items():
+        open_run(witness.path)
+        # None where a part was merged away at this moment.
+        while (evidence := witness.refresh()) is None:
+            pass
+        found[name] = evidence, findings(evidence, limits)
+    return found
+
+
+def _followed(witnesses: Mapping[str, "Witness"], limits: "Limits", quiet: bool) -> "Checked":
+    """Watch runs until one has an error, or all have ended; new findings are said as they come."""
+    from viewer.findings import Severity, findings
+    from viewer.follow import Waker
+
+    waker = Waker()
+    found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
+    said = set()
+    try:
+        while True:
+            for name, witness in witnesses.items():
+                # Before reading: what is published in between is not missed.
+                waker.watch(witness.folders)
+                evidence = witness.refresh()
+                if evidence is None:
+                    continue
+                found[name] = evidence, findings(evidence, limits)
+                for finding in found[name][1]:
+                    if not quiet and (name, finding.kind) not in said:
+                        print(_line(name, finding), flush=True)
+                    said.add((name, finding.kind))
+            over = len(found) == len(witnesses) and all(evidence.over for evidence, _ in found.values())
+            if over or any(finding.severity is Severity.ERROR for _, those in found.values() for finding in those):
+                return found
+            waker.wait(_RESCAN_SECONDS)
+    finally:
+        waker.close()
+
+
+def _line(name: str, finding: "Finding") -> str:
+    from viewer.status import plain
+
+    return plain(f"{name}: {finding.severity} at step {finding.first_step:,}: {finding.sentence}")
+
+
+def _plain(name: str, evidence: "Evidence", those: Sequence["Finding"]) -> dict[str, Any]:
+    """A run's findings in what JSON knows."""
+    findings = []
+    for finding in those:
+        numbers = {key: _number(number) for key, number in finding.numbers.items()}
+        findings.append(dataclasses.asdict(finding) | {"numbers": numbers})
+    return {
+        "run": name,
+        "state": evidence.state,
+        "last_step": evidence.last_step,
+        "complete": evidence.complete,
+        "findings": findings,
+    }
+
+
+def _number(number: object) -> object:
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def _print(found: "Checked") -> None:
+    from rich.console import Console
+
+    # Where the locale knows no lines and dots, question marks are better than an end.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console(highlight=False)
+    for each in _tables(found):
+        console.print(each)
+
+
+def _tables(found: "Checked") -> Iterator["RenderableType"]:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tracer.log.run import STATE_WORDS
+    from viewer.status import plain
+
+    for name, (evidence, those) in found.items():
+        late = "" if evidence.complete else "; its last rows are still to arrive"
+        how = f"{plain(name)}: {STATE_WORDS[evidence.state]} at step {evidence.last_step:,}{late}"
+        if not those:
+            yield Text(f"{how}; nothing found")
+            continue
+        table = Table("", "finding", "since step", "until", "what", title=Text(how), title_justify="left", show_lines=True)
+        for finding in those:
+            style = _STYLES[finding.severity]
+            what = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")
+            steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
+            table.add_row(Text(finding.severity, style), finding.kind, *steps, what)
+        yield table

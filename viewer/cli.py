@@ -32,6 +32,7 @@ What people need:
     viewer runs/a --web                      in the browser; over ssh: --text
     viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
     viewer diff runs/a runs/b                where two runs part
+    viewer check runs/a                      what went wrong; more: viewer check --help
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """
@@ -209,8 +210,8 @@ def _say(words: str) -> None:
     print(f"viewer: {plain(words)}", flush=True)
 
 
-# What else the first argument may say: the module of that command. A folder of that name is ./diff.
-_COMMANDS = {"diff": "viewer.diff"}
+# What else the first argument may say: the module of that command. A folder of that name is ./check.
+_COMMANDS = {"check": "viewer.check", "diff": "viewer.diff"}
 
 
 def main() -> None:

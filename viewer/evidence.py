@@ -91,6 +91,11 @@ class Evidence:
         return max(steps, default=0)
 
     @property
+    def over(self) -> bool:
+        """Whether nothing more is to be expected: it has closed, or was killed."""
+        return self.complete if self.state == "closed" else self.state == "stopped" and bool(self.silent)
+
+    @property
     def params(self) -> list[Param]:
         """The parameters in the order of the courses."""
         names = () if self.courses is None else self.courses.params
@@ -228,10 +233,14 @@ class Witness:
 
     Args:
         path: The run's folder.
+
+    Attributes:
+        folders: Those that have to be watched while the run goes on.
     """
 
     def __init__(self, path: Place) -> None:
         self.path = path
+        self.folders = [path, *(path / table for table in Record.tables)]
         self._run: Run | None = None
         self._seen: object = None
 

@@ -253,7 +253,7 @@ def spike(evidence: Evidence, limits: Limits) -> list[Finding]:
     if courses is None or len(courses.ends) < 3:
         return []
     begun = np.nanmax(courses.grad_high[: max(1, len(courses.ends) // 10)], initial=0.0)
-    band = np.fmax(courses.grad_mean[:-2], courses.grad_mean[2:])
+    band = np.maximum(courses.grad_mean[:-2], courses.grad_mean[2:])
     with np.errstate(invalid="ignore"):
         factor = courses.grad_high[1:-1] / band
         # What is below the gradients that the model began with is no news: a converged run's band is narrow.
