@@ -40,7 +40,7 @@ def batches(inputs: torch.Tensor, labels: torch.Tensor, steps: int, size: int = 
 def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers with an activation between each two."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -88,7 +88,7 @@ def dead(path: Path) -> None:
     """ReLUs behind a large negative bias."""
     model = mlp(64, 32, 32, 10)
     with torch.no_grad():
-        model[2].bias.fill_(-100)  # type: ignore[union-attr, operator]
+        model[2].bias.fill_(-100)  # type: ignore[operator]
     with tracer.attach(model, path) as trace:
         classify(model, torch.optim.Adam(model.parameters(), lr=1e-3), batches(*digits(), 300), trace)
 
@@ -106,7 +106,7 @@ def class_missing(path: Path) -> None:
     """A class whose output has a bias, as for one that is very rare, and so is never recalled."""
     model = mlp(64, 64, 10)
     with torch.no_grad():
-        model[2].bias[3] = -20  # type: ignore[union-attr, operator, index]
+        model[2].bias[3] = -20  # type: ignore[operator]
     with tracer.attach(model, path) as trace:
         classify(model, torch.optim.Adam(model.parameters(), lr=1e-3), batches(*digits(), 200), trace)
 

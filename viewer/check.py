@@ -1,7 +1,7 @@
 """The command ``viewer check``: the findings of runs, as a table or as JSON, and as an exit code for scripts.
 
-Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 nothing could be checked: a run cannot be read, or the
-command line is wrong; 130 ended with Ctrl-C.
+Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 nothing could be checked: a run cannot be read, or
+the command line is wrong; 130 ended with Ctrl-C.
 """
 
 import dataclasses
@@ -199,7 +199,9 @@ def _tables(found: "Checked") -> Iterator["RenderableType"]:
         if not those:
             yield Text(f"{how}; nothing found")
             continue
-        table = Table("", "finding", "since step", "until", "what", title=Text(how), title_justify="left", show_lines=True)
+        table = Table(
+            "", "finding", "since step", "until", "what", title=Text(how), title_justify="left", show_lines=True
+        )
         for finding in those:
             style = _STYLES[finding.severity]
             what = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")

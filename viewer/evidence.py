@@ -108,7 +108,7 @@ class Evidence:
 
     @cached_property
     def backward(self) -> Integers:
-        """The parameters' numbers in the order in which their gradients arrive: against the model's, unless recorded."""
+        """The parameters' numbers in the order in which gradients arrive: the model's turned round, unless recorded."""
         names = [param.name for param in self.params]
         recorded = next((event.detail for event in self.events if event.kind == "order"), "[]")
         place = {name: at for at, name in enumerate(_listed(recorded))}

@@ -4,6 +4,7 @@ A rule is a function ``(evidence, limits) -> list[Finding]``: it reads nothing e
 however long the run is.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,11 +21,10 @@ Number = float | int | str | bool
 # Every threshold, and where it comes from. "Measured" means: between the trainings with and without the illness in
 # tests/test_illnesses.py, far from both. Where a number of rows is needed, one of each rank counts as one.
 LIMITS: Limits = {
-    # SageMaker Debugger's ExplodingTensor only knows NaN; its LossNotDecreasing and others compare with a running mean.
     # Healthy gradients stay within two decades of their own median (measured).
     "exploding.factor": 1e3,
-    # Beyond this Adam's square of a gradient comes near what bfloat16 and float32 resolve beside its eps; gradients
-    # are clipped to about 1 where anybody clips them (Pascanu et al. 2013).
+    # Where anybody clips gradients, it is to about 1 (Pascanu et al. 2013); what is left of a target of some thousands,
+    # squared, stays below this.
     "exploding.largest": 1e6,
     "exploding.rows": 3,
     # Each sigmoid passes on a quarter at most (Glorot & Bengio 2010): eight of them less than this.
@@ -42,7 +42,8 @@ LIMITS: Limits = {
     "drifting.growth": 2,
     "drifting.largest": 10,
     "unchanged.rows": 100,
-    # Against the bounds of Xavier (2010) and He (2015): embeddings, of 1 instead of a fan's share, are ten times larger.
+    # Against the bounds of He et al. (2015), to which those of Glorot & Bengio (2010) are close; defaults of torch.nn
+    # are within a factor of four.
     "badly_scaled.factor": 10,
     "badly_scaled.small": 100,
     # Of classes in balance, trained biases lie within a few tenths around 0 (measured).
@@ -122,7 +123,8 @@ def with_limits(given: Sequence[str]) -> Limits:
     for each in given:
         name, _, number = (part.strip() for part in each.partition("="))
         if name not in limits:
-            raise ValueError(f"there is no threshold {name!r}: there are {', '.join(sorted(limits))}")
+            near = difflib.get_close_matches(name, limits, n=3, cutoff=0.5) or sorted(limits)
+            raise ValueError(f"there is no threshold {name!r}: try {', '.join(near)}")
         try:
             limits[name] = float(number)
         except ValueError:

@@ -103,8 +103,8 @@ def exploding(evidence: Evidence, limits: Limits) -> list[Finding]:
             int(courses.begins[found[first][0]]),
             int(courses.ends[last]),
             f"Gradients explode ({named(names)}): that of {names[0]} reached {own:.3g}{against}.",
-            "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale of "
-            "inputs and targets.",
+            "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale "
+            "of inputs and targets.",
             {"largest": largest, "factor": factor if factor > 0 else 0.0, "parameters": len(names)},
             tuple(names),
         )
@@ -211,7 +211,7 @@ def dead(evidence: Evidence, limits: Limits) -> list[Finding]:
             f"Dead: the gradient of {named(names)} has been exactly 0 for {stretch.rows[numbers].max():,.0f} measured "
             f"steps, and {going_on}: nothing is learnt there.",
             "Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
-            "GELU), for weights that are all zero behind it, for a detach(), for a loss that this output has no part in.",
+            "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
             {"rows": float(stretch.rows[numbers].max()), "parameters": len(names)},
             tuple(names),
         )

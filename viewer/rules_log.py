@@ -32,7 +32,8 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
                 None,
                 0,
                 evidence.last_step,
-                f"{len(evidence.problems)} parts of the log cannot be read and are left out, first {evidence.problems[0]}.",
+                f"{len(evidence.problems)} parts of the log cannot be read and are left out; first "
+                f"{evidence.problems[0]}.",
                 "`tracer verify` lists every damaged part; copy them anew from where the log was written.",
                 {"parts": len(evidence.problems)},
             )
@@ -62,7 +63,7 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
 def stride(evidence: Evidence, limits: Limits) -> list[Finding]:
     """Steps were measured more or less often, as a budget asked for: what happened between them is not known."""
     return _noted(
-        evidence, "stride", "Other steps are measured than before ({detail}): what lies between is not known."
+        evidence, "stride", "Steps are measured more or less often ({detail}); between them nothing is known."
     )
 
 

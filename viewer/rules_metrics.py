@@ -49,8 +49,8 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
             curve,
             int(curve.step[0]),
             f"{curve.name} does not fall: {begun:.4g} at the beginning, {now:.4g} lately.",
-            "Try to learn ten examples by heart first; see whether gradients vanish or are dead; change the learning rate "
-            "by factors of ten.",
+            "Try to learn ten examples by heart first; see whether gradients vanish or are dead; change the learning "
+            "rate by factors of ten.",
             begun=begun,
             now=now,
         )
@@ -111,7 +111,7 @@ def overfitting(evidence: Evidence, limits: Limits) -> list[Finding]:
             Severity.WARNING,
             validation,
             step,
-            f"Overfitting since about step {step:,}: {validation.name} was {means[best]:.4g} there and is {now:.4g} now, "
+            f"Overfitting since about step {step:,}: {validation.name} was {means[best]:.4g} there, is {now:.4g} now, "
             f"while {train.name} fell from {before:.4g} to {lately:.4g}.",
             "Stop there (early stopping), use more or augmented data, weight decay, dropout, or a smaller model; see "
             "whether labels are right.",
@@ -145,8 +145,8 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
                     int(curve.step[0]),
                     f"{curve.name} is stuck at chance: {later:.3g} lately, and guessing one of {classes} classes gives "
                     f"{chance:.3g}.",
-                    "See whether labels belong to their inputs, whether inputs reach the model as they should, and whether "
-                    "gradients vanish or are dead.",
+                    "See whether labels belong to their inputs, whether inputs reach the model as they should, and "
+                    "whether gradients vanish or are dead.",
                     lately=later,
                     chance=chance,
                 )

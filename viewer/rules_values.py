@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from viewer.evidence import Evidence, Param
 from viewer.rule import Finding, Limits, Severity, Stretch, longest, named
-from viewer.tracks import Courses
+from viewer.tracks import Courses, Floats, Integers
 
 # Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.
 _ENDS = {
@@ -148,8 +149,8 @@ def constant_init(evidence: Evidence, limits: Limits) -> list[Finding]:
             0,
             0,
             f"All elements of {named(names)} begin as {word}: the neurons of such a layer all learn the same.",
-            "Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of "
-            "a residual branch, may begin as 0.",
+            "Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer "
+            "of a residual branch, may begin as 0.",
             {"parameters": len(names), "weights": int(evidence.weights.sum())},
             tuple(names),
         )
@@ -222,9 +223,9 @@ def output_bias(evidence: Evidence, limits: Limits) -> list[Finding]:
             name,
             int(courses.begins[first]),
             int(courses.ends[-1]),
-            f"The output's bias {name} has an element of {(low if lowest else high)[-1]:.3g}, where all others are "
-            f"{'at most' if lowest else 'at least'} {(high if lowest else low)[-1]:.3g}… one class is "
-            f"{'hardly ever' if lowest else 'nearly always'} the answer.",
+            f"An element of the output's bias, {name}, is at {(low if lowest else high)[-1]:.3g}, its other end at "
+            f"{(high if lowest else low)[-1]:.3g}: that class is {'hardly ever' if lowest else 'nearly always'} the "
+            "answer.",
             "Count the classes in the training data: is one missing, rare, or mislabelled? Weight the loss or sample "
             "them evenly.",
             {"low": float(low[-1]), "high": float(high[-1])},
@@ -307,8 +308,7 @@ def headroom(evidence: Evidence, limits: Limits) -> list[Finding]:
         courses,
         over,
         np.flatnonzero(over.rows > 0),
-        "Close to overflow ({names}): within "
-        + f"{limits['headroom.bits']:g} bits of the largest number of its dtype.",
+        f"Close to overflow ({{names}}): within {limits['headroom.bits']:g} bits of the largest number of its dtype.",
         "Use a GradScaler, bfloat16 instead of float16, clip gradients, scale inputs and loss down.",
     ) + _since(
         "underflow",
@@ -327,7 +327,7 @@ def _since(
     severity: Severity,
     courses: Courses,
     stretch: Stretch,
-    numbers: np.ndarray,
+    numbers: Integers,
     words: str,
     advice: str,
 ) -> list[Finding]:
@@ -352,7 +352,7 @@ def _since(
     ]
 
 
-def _first_size(courses: Courses) -> np.ndarray:
+def _first_size(courses: Courses) -> Floats:
     return np.maximum(np.abs(courses.first_low), np.abs(courses.first_high))
 
 
@@ -361,9 +361,9 @@ def _from_the_start(courses: Courses) -> bool:
     return int(courses.begins[0]) == 0 and bool((courses.first_step[courses.first_step >= 0] <= courses.ends[0]).all())
 
 
-def _elements(params: Iterable[Param]) -> np.ndarray:
+def _elements(params: Iterable[Param]) -> Floats:
     return np.array([prod(param.shape) for param in params])
 
 
-def _last(courses: Courses, holds: np.ndarray) -> int:
+def _last(courses: Courses, holds: npt.NDArray[np.bool_]) -> int:
     return int(courses.ends[np.flatnonzero(holds.any(axis=1))[-1]])

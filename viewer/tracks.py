@@ -193,7 +193,8 @@ class Tracks:
         codes = names.to_physical().to_numpy()
         number_of_code = np.zeros(int(codes.max()) + 1, np.int64)
         number_of_code[codes] = [self._number_of[name] for name in names.cast(pl.String)]
-        return number_of_code[params.to_physical().to_numpy()]
+        numbers: Integers = number_of_code[params.to_physical().to_numpy()]
+        return numbers
 
     def _counted(self, rows: _Rows) -> dict[str, npt.NDArray[Any]]:
         """What a cell holds of each row alone."""
@@ -237,9 +238,9 @@ class Tracks:
         size = np.maximum(np.abs(value[0]), np.abs(value[1]))
         distance = np.maximum(np.abs(change[0]), np.abs(change[1]))
         moved = (distance > 0) & (size > 0)
-        share = np.divide(distance, size * apart, where=moved, out=np.ones(len(moved)))
+        share = np.divide(distance, size, where=moved, out=np.ones(len(moved)))
         # Between subnormal and huge numbers even a share overflows.
-        share = share.clip(_TINY, _HUGE)
+        share = share.clip(_TINY, _HUGE) / np.where(moved, apart, 1)
         return {
             "followed": ~np.isnan(distance),
             "moved": distance > 0,
@@ -368,7 +369,8 @@ def _sorted(frame: pl.DataFrame, params: Integers) -> _Rows:
 
 
 def _numbers(column: pl.Series) -> Floats:
-    return column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    numbers: Floats = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return numbers
 
 
 def _present(column: pl.Series) -> npt.NDArray[np.bool_]:
@@ -380,7 +382,8 @@ def _known(numbers: Floats) -> Floats:
 
 
 def _geometric_mean(logs: Floats, count: Floats) -> Floats:
-    return np.exp(np.divide(logs, count, where=count > 0, out=np.full(logs.shape, np.nan)))
+    mean: Floats = np.exp(np.divide(logs, count, where=count > 0, out=np.full(logs.shape, np.nan)))
+    return mean
 
 
 def _there(steps: Integers) -> Integers:

@@ -1,0 +1,502 @@
+"""Every rule on both sides of its threshold: a made-up run that trips it, and one that just does not."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.logs import extremes
+from viewer.evidence import Event, Evidence, Param
+from viewer.findings import LIMITS, RULES, Finding, Severity, findings, with_limits
+from viewer.history import Curve
+from viewer.tracks import Tracks
+
+NAN, INF = math.nan, math.inf
+Row = tuple[float, float, float | None, float | None]
+
+
+def weight(step: int) -> float:
+    """A value that moves a little at each step, one way."""
+    return 0.1 + 1e-4 * step
+
+
+def row(step: int, grad: float | None = 0.1, value: float | None = None) -> Row:
+    """A row whose extremes are as large at both ends."""
+    size = weight(step) if value is None else value
+    return -size, size, None if grad is None else -grad, grad
+
+
+def made(
+    rows: Mapping[str, Callable[[int], Row]],
+    steps: Sequence[int] = range(200),
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    metrics: Mapping[str, Sequence[float]] | None = None,
+    **given: Any,
+) -> Evidence:
+    """A run of parameters with these rows and shapes, (8, 8) where none is given, and these metrics."""
+    tracks = Tracks(list(rows))
+    names = ("value_min", "value_max", "grad_min", "grad_max")
+    each = [rows[name](step) for step in steps for name in rows]
+    columns = dict(zip(names, map(list, zip(*each, strict=True)), strict=True))
+    tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, list(rows), columns))).lazy())
+    described = {name: Param(name, (shapes or {}).get(name, (8, 8))) for name in rows}
+    curves = tuple(curve(name, numbers) for name, numbers in (metrics or {}).items())
+    return Evidence(**{"courses": tracks.courses(), "described": described, "curves": curves, **given})
+
+
+def curve(name: str, numbers: Sequence[float], every: int = 1) -> Curve:
+    """A metric that was logged so often."""
+    steps = range(0, len(numbers) * every, every)
+    bad = [step for step, number in zip(steps, numbers, strict=True) if not math.isfinite(number)]
+    return Curve(name, steps, numbers, numbers, numbers, bad)
+
+
+def healthy(**changed: Callable[[int], Row]) -> dict[str, Callable[[int], Row]]:
+    """Eight layers in which all is well, but for those that are given by other rows."""
+    return {f"layer{number}": row for number in range(8)} | changed
+
+
+def said(evidence: Evidence, kind: str, **limits: float) -> list[Finding]:
+    """What is found of a kind."""
+    given = LIMITS | {name.replace("__", "."): number for name, number in limits.items()}
+    return [finding for finding in findings(evidence, given) if finding.kind == kind]
+
+
+def only(evidence: Evidence, kind: str) -> Finding:
+    """The one finding of a kind."""
+    (found,) = said(evidence, kind)
+    return found
+
+
+def test_a_healthy_run_has_no_findings() -> None:
+    """Where all is well nothing is said."""
+    loss = [2 / (1 + step / 10) for step in range(400)]
+    accuracy = [min(0.9, 0.1 + step / 200) for step in range(400)]
+    assert findings(made(healthy(), range(400), metrics={"loss": loss, "accuracy": accuracy})) == []
+
+
+@pytest.mark.parametrize("steps", [[], range(1), range(3)], ids=len)
+def test_a_run_that_has_hardly_begun_has_no_findings(steps: Sequence[int]) -> None:
+    """With no row, or a few, no rule fails or says anything."""
+    assert findings(Evidence()) == []
+    if steps:
+        assert findings(made(healthy(), steps, metrics={"loss": [2.0] * len(steps), "accuracy": [0.1]})) == []
+
+
+def test_the_first_nonfinite_gradient_in_backward_order_is_named() -> None:
+    """Of the gradients that are not finite in the same step, the one that arrived first; and who followed."""
+
+    def bad(first: int) -> Callable[[int], Row]:
+        return lambda step: row(step, NAN if step >= first else 0.1)
+
+    rows = healthy(layer2=bad(7), layer5=bad(7), layer6=bad(9))
+    found = only(made(rows, metrics={"loss": [1.0] * 8 + [NAN] * 192}), "nonfinite")
+    assert (found.severity, found.param, found.first_step) == (Severity.ERROR, "layer5", 7)
+    assert found.numbers["loss_finite"] is True
+    assert (found.numbers["at_once"], found.numbers["reached"]) == (2, 3)
+    assert found.params == ("layer5", "layer2", "layer6")
+    order = Event(0, 0, "order", None, json.dumps(["layer2", "layer5"]))
+    assert only(made(rows, events=(order,)), "nonfinite").param == "layer2"
+    assert only(made(rows, metrics={"loss": [NAN] * 200}), "nonfinite").numbers["loss_finite"] is False
+
+
+@pytest.mark.parametrize("detail", ["", "[", "7", "[7]", "{}"])
+def test_an_order_that_is_none_counts_as_not_recorded(detail: str) -> None:
+    """What a damaged event says costs nothing but the order."""
+    rows = healthy(layer1=lambda step: row(step, INF), layer3=lambda step: row(step, INF))
+    assert only(made(rows, events=(Event(0, 0, "order", None, detail),)), "nonfinite").param == "layer3"
+
+
+def test_a_nonfinite_value_is_the_cause_of_the_gradients_of_its_step() -> None:
+    """Where an update made a value NaN, it is named, and not the first of the gradients that it spoils."""
+    rows = {name: lambda step: row(step, NAN if step > 4 else 0.1) for name in healthy()}
+    rows["layer1"] = lambda step: row(step, NAN if step > 4 else 0.1, NAN if step > 4 else None)
+    found = only(made(rows), "nonfinite")
+    assert (found.param, found.first_step, found.numbers["what"]) == ("layer1", 5, "value")
+
+
+def test_gradients_may_overflow_where_a_scaler_skips_the_step() -> None:
+    """With a scaler, infinite gradients are how the scale is found; a value is never to be infinite."""
+    rows = healthy(layer1=lambda step: row(step, INF if step in (0, 100) else 0.1))
+    skipped = {"skipped": [float(step in (0, 100)) for step in range(200)]}
+    assert said(made(rows, metrics=skipped), "nonfinite") == []
+    assert said(made(rows), "nonfinite") != []
+    spoilt = healthy(layer1=lambda step: row(step, 0.1, INF if step > 150 else None))
+    assert only(made(spoilt, metrics=skipped), "nonfinite").first_step == 151
+
+
+def test_a_scaler_that_skips_every_step_is_an_error() -> None:
+    """When no scale helps any more, nothing is learnt."""
+    rows = healthy()
+    assert said(made(rows, metrics={"skipped": [0.0] * 181 + [1.0] * 19}), "skipping") == []
+    found = only(made(rows, metrics={"skipped": [0.0] * 180 + [1.0] * 20}), "skipping")
+    assert (found.severity, found.first_step) == (Severity.ERROR, 180)
+
+
+def test_what_never_was_finite_and_is_not_trained_is_no_news() -> None:
+    """A mask of minus infinity is a frozen parameter as it was made."""
+    evidence = made(healthy(mask=lambda step: (-INF, 0.0, None, None)))
+    frozen = {**evidence.described, "mask": Param("mask", (8, 8), trainable=False)}
+    assert said(replace(evidence, described=frozen), "nonfinite") == []
+    assert only(evidence, "nonfinite").param == "mask"
+
+
+@pytest.mark.parametrize(("grown", "count"), [(150.0, 1), (90.0, 0)])
+def test_gradients_that_rise_and_stay_explode(grown: float, count: int) -> None:
+    """A thousand times their own median, and for more than a step."""
+    rows = healthy(layer3=lambda step: row(step, 0.1 if step < 100 else grown))
+    found = said(made(rows), "exploding")
+    assert len(found) == count
+    for finding in found:
+        assert (finding.severity, finding.param, finding.first_step) == (Severity.ERROR, "layer3", 100)
+        assert finding.numbers["factor"] == pytest.approx(1500)
+
+
+def test_an_explosion_that_ends_is_a_warning_with_its_steps() -> None:
+    """Once it is over it stays as history."""
+    rows = healthy(layer3=lambda step: row(step, 500.0 if 100 <= step < 110 else 0.1))
+    found = only(made(rows), "exploding")
+    assert (found.severity, found.first_step, found.last_step) == (Severity.WARNING, 100, 109)
+
+
+def test_an_explosion_into_nan_needs_no_more_than_a_step() -> None:
+    """The last finite gradients before a NaN are no spike."""
+    rows = healthy(layer3=lambda step: row(step, NAN if step > 50 else 500.0 if step == 50 else 0.1))
+    assert only(made(rows), "exploding").first_step == 50
+
+
+@pytest.mark.parametrize(("largest", "count"), [(1.1e6, 1), (0.9e6, 0)])
+def test_huge_gradients_are_warned_of_whatever_came_before(largest: float, count: int) -> None:
+    """Where they are huge from the first step on, no median tells."""
+    found = said(made({"layer": lambda step: row(step, largest)}), "exploding")
+    assert [finding.severity for finding in found] == [Severity.WARNING] * count
+
+
+def test_a_layer_that_wakes_up_does_not_explode() -> None:
+    """Behind a branch that begins as zero gradients grow from almost nothing; they stay below all others'."""
+    rows = healthy(layer3=lambda step: row(step, min(0.2, 1e-9 * 2**step)))
+    assert said(made(rows), "exploding") == []
+    assert said(made(rows), "spike") == []
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.18, 1), (0.22, 0)])
+def test_gradients_vanish_over_depth(share: float, count: int) -> None:
+    """From the last layer to the first each passes on a share."""
+    depth = {f"layer{number}": (lambda step, n=number: row(step, share ** (8 - n))) for number in range(9)}
+    found = said(made(depth), "vanishing")
+    assert len(found) == count
+    for finding in found:
+        assert (finding.param, finding.first_step, finding.last_step) == ("layer0", 0, 199)
+        assert finding.numbers["share"] == pytest.approx(share**6)
+
+
+def test_vanishing_is_told_by_the_depth_that_gradients_show() -> None:
+    """A model whose layers are defined in another order than they are used in is judged by the gradients' order."""
+    depth = {f"layer{number}": (lambda step, n=number: row(step, 0.1 ** (n + 1))) for number in range(8)}
+    assert said(made(depth), "vanishing") == []
+    order = Event(0, 0, "order", None, json.dumps([f"layer{number}" for number in range(8)]))
+    assert only(made(depth, events=(order,)), "vanishing").param == "layer7"
+
+
+def test_a_converged_run_does_not_vanish() -> None:
+    """Where all gradients shrink alike, their share stays."""
+    assert said(made({f"l{n}": lambda step: row(step, 0.1 * 0.9**step) for n in range(8)}), "vanishing") == []
+
+
+def test_a_moment_of_vanishing_is_none() -> None:
+    """Less than half of the run is not enough."""
+    depth = {
+        f"layer{number}": (lambda step, n=number: row(step, 0.1 if step < 120 else 0.1 ** (8 - n)))
+        for number in range(8)
+    }
+    assert said(made(depth), "vanishing") == []
+
+
+@pytest.mark.parametrize(("rows", "count"), [(100, 1), (99, 0)])
+def test_a_gradient_of_exactly_zero_for_long_is_dead(rows: int, count: int) -> None:
+    """For a hundred measured steps, and while others are not."""
+    evidence = made(healthy(layer2=lambda step: row(step, 0.0 if 20 <= step < 20 + rows else 0.1)))
+    found = said(evidence, "dead")
+    assert [(each.param, each.first_step, each.last_step) for each in found] == [("layer2", 20, 119)] * count
+    assert all(each.severity is Severity.WARNING for each in found)
+
+
+def test_where_every_gradient_is_zero_nothing_is_dead() -> None:
+    """A loss that has converged to exactly 0 has no gradient anywhere."""
+    rows = {name: lambda step: row(step, 0.0 if step > 50 else 0.1) for name in healthy()}
+    assert said(made(rows), "dead") == []
+
+
+def test_most_layers_dead_is_an_error() -> None:
+    """Then the network as a whole learns nothing."""
+    rows = healthy(**{f"layer{number}": lambda step: row(step, 0.0) for number in range(7)})
+    found = only(made(rows), "dead")
+    assert (found.severity, found.numbers["parameters"]) == (Severity.ERROR, 7)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(20, 1), (19, 0)])
+def test_a_parameter_that_never_had_a_gradient_is_unused(steps: int, count: int) -> None:
+    """Unless it was frozen, from the start or later."""
+    evidence = made(healthy(layer4=lambda step: row(step, None)), range(steps))
+    assert [found.param for found in said(evidence, "unused")] == ["layer4"] * count
+    frozen = {**evidence.described, "layer4": Param("layer4", (8, 8), trainable=False)}
+    assert said(replace(evidence, described=frozen), "unused") == []
+    assert said(replace(evidence, events=(Event(3, 0, "frozen", "layer4", ""),)), "unused") == []
+
+
+@pytest.mark.parametrize(("height", "count"), [(11.0, 1), (9.0, 0)])
+def test_an_isolated_step_is_a_spike(height: float, count: int) -> None:
+    """A hundred times what is around it, once; it is noted, and no more."""
+    evidence = made(healthy(layer1=lambda step: row(step, height if step == 90 else 0.1)))
+    found = said(evidence, "spike")
+    assert [(each.severity, each.param, each.first_step) for each in found] == [(Severity.NOTE, "layer1", 90)] * count
+    assert said(evidence, "exploding") == []
+
+
+@pytest.mark.parametrize(("size", "count"), [(101.0, 1), (99.0, 0)])
+def test_values_run_away(size: float, count: int) -> None:
+    """Beyond what weights are."""
+    rows = healthy(layer1=lambda step: row(step, 0.1, 0.1 + size * step / 199))
+    assert [found.param for found in said(made(rows), "exploding_weight")] == ["layer1"] * count
+
+
+@pytest.mark.parametrize(("rate", "count"), [(1.001, 1), (1.0005, 0)])
+def test_steady_growth_over_many_steps_is_a_drift(rate: float, count: int) -> None:
+    """To twice within half of a run of thousands of steps, and far from the beginning."""
+    rows = healthy(layer1=lambda step: row(step, 0.1, 0.1 * rate**step))
+    assert [found.param for found in said(made(rows, range(0, 5000, 4)), "drifting")] == [] if not count else ["layer1"]
+
+
+@pytest.mark.parametrize(("rows", "count"), [(101, 1), (100, 0)])
+def test_extremes_that_do_not_move_under_a_gradient(rows: int, count: int) -> None:
+    """One matrix alone is noted; a whole module is a warning, and the whole model an error."""
+
+    def still(step: int) -> Row:
+        return row(step, 0.1, 0.5)
+
+    assert [found.severity for found in said(made(healthy(layer1=still), range(rows)), "unchanged")] == [
+        Severity.NOTE
+    ] * count
+    module = healthy(**{"head.weight": still, "head.bias": still})
+    assert [found.severity for found in said(made(module, range(rows)), "unchanged")] == [Severity.WARNING] * count
+    model = dict.fromkeys(healthy(), still)
+    assert [found.severity for found in said(made(model, range(rows)), "unchanged")] == [Severity.ERROR] * count
+
+
+def test_what_has_no_gradient_need_not_move() -> None:
+    """Frozen layers stay as they are."""
+    assert said(made(healthy(layer1=lambda step: row(step, None, 0.5))), "unchanged") == []
+
+
+@pytest.mark.parametrize(("layers", "severity"), [(4, Severity.ERROR), (3, Severity.NOTE)])
+def test_weights_that_begin_all_equal(layers: int, severity: Severity) -> None:
+    """One such layer is what recipes ask for; half of them break no symmetry."""
+
+    def constant(step: int) -> Row:
+        return (0.0, 0.0, -0.1, 0.1) if step == 0 else row(step)
+
+    rows = healthy(**{f"layer{number}": constant for number in range(layers)})
+    found = only(made(rows), "constant_init")
+    assert (found.severity, found.numbers["parameters"]) == (severity, layers)
+    assert said(made(rows, shapes=dict.fromkeys(rows, (8,))), "constant_init") == []
+    assert said(made(rows, range(5, 200)), "constant_init") == []
+
+
+@pytest.mark.parametrize(("size", "count"), [(16.0, 1), (13.0, 0), (0.0135, 1), (0.016, 0)])
+def test_badly_scaled_initialisation(size: float, count: int) -> None:
+    """Beyond ten times, or below a hundredth of what He's initialisation of the shape gives: here 1.44."""
+    rows = {name: lambda step: row(step, 0.1, size + 1e-6 * step) for name in healthy()}
+    found = said(made(rows), "badly_scaled")
+    assert [finding.severity for finding in found] == [Severity.WARNING] * count
+    one = healthy(layer0=rows["layer0"])
+    one |= {name: lambda step: row(step, 0.1, 1 + 1e-6 * step) for name in list(one)[1:]}
+    assert [finding.severity for finding in said(made(one), "badly_scaled")] == [Severity.NOTE] * count
+    assert said(made({"embedding.weight": rows["layer0"]}), "badly_scaled") == []
+
+
+@pytest.mark.parametrize(("low", "count"), [(-0.81, 1), (-0.79, 0)])
+def test_an_output_whose_bias_is_far_from_the_others(low: float, count: int) -> None:
+    """Four times as far from 0 as its other end."""
+    rows = healthy(**{"head.bias": lambda step: (low, 0.2, -0.1, 0.1)})
+    found = said(made(rows, shapes={"head.bias": (10,)}), "output_bias")
+    assert [finding.param for finding in found] == ["head.bias"] * count
+    assert said(made(rows, shapes={"head.bias": (2,)}), "output_bias") == []
+
+
+@pytest.mark.parametrize(("every", "count"), [(11, 1), (4, 0)])
+def test_values_that_turn_back_at_each_step_oscillate(every: int, count: int) -> None:
+    """Nearly all steps have to take back the one before: every so-manyth does not."""
+
+    def swing(step: int) -> Row:
+        place = (step - step // every) % 2
+        return -0.5 - 0.1 * place, 0.5 - 0.1 * place, -0.1, 0.1
+
+    assert [found.param for found in said(made(healthy(layer1=swing)), "oscillating")] == ["layer1"] * count
+    little = healthy(layer1=lambda step: (-0.5 - 1e-4 * (step % 2), 0.5 - 1e-4 * (step % 2), -0.1, 0.1))
+    assert said(made(little), "oscillating") == []
+
+
+@pytest.mark.parametrize(("rate", "count"), [(1.11, 1), (1.09, 0)])
+def test_updates_too_large(rate: float, count: int) -> None:
+    """More than a tenth of a weight's size, step after step."""
+    rows = healthy(layer1=lambda step: row(step, 0.1, 1e-3 * rate ** (step % 30)))
+    assert [found.param for found in said(made(rows), "update_large")] == ["layer1"] * count
+
+
+@pytest.mark.parametrize(("change", "count"), [(0.9e-7, 1), (1.1e-7, 0)])
+def test_updates_too_small(change: float, count: int) -> None:
+    """Never more than a ten-millionth: less than float32 resolves. Small at the end is a schedule's aim."""
+    rows = healthy(layer1=lambda step: row(step, 0.1, 1 + change * step))
+    assert [found.param for found in said(made(rows), "update_small")] == ["layer1"] * count
+    rows = healthy(layer1=lambda step: row(step, 0.1, 1 + 1e-3 * min(step, 9) + 1e-9 * step))
+    assert said(made(rows), "update_small") == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "grad", "kinds"),
+    [
+        ("float16", 8200.0, ["overflow"]),
+        ("float16", 8100.0, []),
+        ("bfloat16", 8200.0, []),
+        ("float8_e4m3fn", 57.0, ["overflow"]),
+        ("float8_e4m3fn", 55.0, []),
+        ("float16", 4.8e-4, ["underflow"]),
+        ("float16", 4.9e-4, []),
+        ("float32", 1e-20, []),
+    ],
+)
+def test_headroom_is_that_of_the_dtype(dtype: str, grad: float, kinds: list[str]) -> None:
+    """Three bits to the largest number, and to the smallest of full precision."""
+    evidence = made({"layer": lambda step: row(step, grad)})
+    evidence = replace(evidence, described={"layer": Param("layer", (8, 8), dtype)})
+    assert [found.kind for found in findings(evidence) if found.kind in ("overflow", "underflow")] == kinds
+
+
+def test_gradients_without_their_scale_say_nothing_of_headroom() -> None:
+    """With a scaler they were computed multiplied by it."""
+    evidence = made({"layer": lambda step: row(step, 1e-6)}, metrics={"amp_scale": [65536.0] * 200})
+    evidence = replace(evidence, described={"layer": Param("layer", (8, 8), "float16")})
+    assert said(evidence, "underflow") == []
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    """Of training it is an error, of validation a warning, each with its first step."""
+    metrics = {"loss": [1.0] * 50 + [NAN] * 10, "val_loss": [1.0] * 5 + [INF], "value": [NAN]}
+    found = said(made(healthy(), metrics=metrics), "loss_nonfinite")
+    assert [(each.severity, each.first_step) for each in found] == [(Severity.ERROR, 50), (Severity.WARNING, 5)]
+
+
+@pytest.mark.parametrize(("last", "steps", "count"), [(1.97, 200, 1), (1.95, 200, 0), (1.97, 199, 0)])
+def test_a_loss_that_does_not_fall(last: float, steps: int, count: int) -> None:
+    """Two hundred steps, and not by two per cent."""
+    loss = [2.0 if step < 50 else last for step in range(steps)]
+    assert len(said(made(healthy(), metrics={"loss": loss}), "loss_flat")) == count
+
+
+def test_of_several_losses_only_the_one_called_so_is_judged() -> None:
+    """The two of a GAN are not meant to fall."""
+    flat = [1.0] * 300
+    assert said(made(healthy(), metrics={"d_loss": flat, "g_loss": flat}), "loss_flat") == []
+    assert only(made(healthy(), metrics={"d_loss": flat, "train/loss": flat}), "loss_flat").numbers["metric"]
+
+
+@pytest.mark.parametrize(("last", "count"), [(4.1, 1), (3.9, 0)])
+def test_a_loss_that_diverges(last: float, count: int) -> None:
+    """It ends at more than twice what it began with."""
+    loss = [2.0 - step / 50 if step < 50 else 1 + (last - 1) * (step - 50) / 49 for step in range(100)] + [last] * 20
+    found = said(made(healthy(), metrics={"loss": loss}), "loss_diverging")
+    assert [finding.severity for finding in found] == [Severity.ERROR] * count
+    assert said(made(healthy(), metrics={"loss": [number - 3 for number in loss]}), "loss_diverging") == []
+
+
+@pytest.mark.parametrize(("last", "count"), [(1.35, 1), (1.25, 0)])
+def test_validation_that_parts_from_training(last: float, count: int) -> None:
+    """A third above its best, while training falls on."""
+    loss = [2 / (1 + step / 20) for step in range(200)]
+    validation = curve("val_loss", [2.0, 1.5, 1.0, 1.1, last, last, last, last], every=25)
+    evidence = made(healthy(), metrics={"loss": loss})
+    found = said(replace(evidence, curves=(*evidence.curves, validation)), "overfitting")
+    assert [(finding.first_step, finding.severity) for finding in found] == [(50, Severity.WARNING)] * count
+    rising = (curve("loss", [1 + step / 100 for step in range(200)]), validation)
+    assert said(replace(evidence, curves=rising), "overfitting") == []
+
+
+@pytest.mark.parametrize(("accuracy", "count"), [(0.125, 1), (0.135, 0), (12.5, 1), (13.5, 0)])
+def test_an_accuracy_stuck_at_chance(accuracy: float, count: int) -> None:
+    """Of ten classes; in shares or per cent."""
+    rows = healthy(**{"head.bias": row})
+    evidence = made(rows, shapes={"head.bias": (10,)}, metrics={"accuracy": [accuracy] * 200})
+    assert len(said(evidence, "at_chance")) == count
+
+
+def test_what_the_log_lacks_is_said() -> None:
+    """Dropped rows, damaged parts, silent ranks, changed strides, failures and the exception that ended it."""
+    events = (
+        Event(5, 0, "dropped", None, "3 rows of extremes"),
+        Event(6, 0, "stride", None, "every 1 -> every 2"),
+        Event(7, 0, "failed", "layer1", "no memory"),
+    )
+    lacking = {"dropped": 3, "silent": (2,), "problems": ("part is damaged",), "reasons": ("ValueError: no",)}
+    found = findings(made(healthy(), events=events, **lacking))
+    assert {(each.kind, each.severity.value, each.first_step) for each in found} == {
+        ("dropped", "warning", 5),
+        ("damaged", "warning", 0),
+        ("silent", "warning", 199),
+        ("stride", "note", 6),
+        ("failed", "note", 7),
+        ("ended", "note", 199),
+    }
+    assert "3 rows" in only(made(healthy(), events=events[:1]), "dropped").sentence
+
+
+def test_the_worst_comes_first_and_of_these_the_earliest() -> None:
+    """Errors, warnings, notes; then the step."""
+    rows = healthy(
+        layer1=lambda step: row(step, None),
+        layer2=lambda step: row(step, 50.0 if step == 30 else 0.1),
+        layer3=lambda step: row(step, NAN if step > 150 else 0.1),
+    )
+    found = findings(made(rows, metrics={"loss": [NAN] * 200}))
+    assert [each.kind for each in found] == ["loss_nonfinite", "nonfinite", "unused", "spike"]
+
+
+def test_every_threshold_can_be_changed() -> None:
+    """By its name; an unknown name, or no number, is told what there is."""
+    evidence = made(healthy(layer2=lambda step: row(step, 0.0 if step < 50 else 0.1)))
+    assert findings(evidence) == []
+    assert [each.kind for each in findings(evidence, with_limits(["dead.rows=40"]))] == ["dead"]
+    with pytest.raises(ValueError, match=r"no threshold 'vanishing\.treshold': try vanishing\.threshold"):
+        with_limits(["vanishing.treshold=1"])
+    with pytest.raises(ValueError, match=r"write dead\.rows=100"):
+        with_limits(["dead.rows=many"])
+
+
+def test_strides_and_folds_leave_rules_as_they_are() -> None:
+    """Rows that are steps apart are counted as rows, and their updates by the steps between."""
+    steps = range(0, 2000, 10)
+    rows = healthy(layer2=lambda step: row(step, 0.0))
+    assert [(found.kind, found.numbers["rows"]) for found in findings(made(rows, steps))] == [("dead", 200)]
+    assert (
+        findings(made(healthy(layer1=lambda step: row(step, 0.1, 0.1 * 1.02 ** (step / 10))), range(0, 300, 10))) == []
+    )
+
+
+def test_several_ranks_count_as_one() -> None:
+    """A hundred steps of two ranks are a hundred steps."""
+    tracks = Tracks(["a", "b"])
+    for rank in (0, 1):
+        columns = {"grad_min": [0.0, -0.1] * 60, "grad_max": [0.0, 0.1] * 60}
+        table = extremes(range(60), ["a", "b"], columns, rank)
+        tracks.absorb(pl.DataFrame(pl.from_arrow(table)).lazy())
+    evidence = Evidence(courses=tracks.courses(), described={name: Param(name, (8, 8)) for name in "ab"})
+    assert said(evidence, "dead") == []
+    assert only(evidence, "unchanged").numbers["rows"] == 59 if said(evidence, "unchanged") else True
+
+
+def test_every_rule_is_in_the_list() -> None:
+    """A rule that nobody asks finds nothing."""
+    assert len(RULES) == len(set(RULES)) == 26
