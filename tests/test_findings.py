@@ -183,7 +183,7 @@ def test_a_layer_that_wakes_up_does_not_explode() -> None:
     assert said(made(rows), "spike") == []
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.18, 1), (0.22, 0)])
+@pytest.mark.parametrize(("share", "count"), [(0.14, 1), (0.15, 0)])
 def test_gradients_vanish_over_depth(share: float, count: int) -> None:
     """From the last layer to the first each passes on a share."""
     depth = {f"layer{number}": (lambda step, n=number: row(step, share ** (8 - n))) for number in range(9)}
@@ -264,11 +264,11 @@ def test_values_run_away(size: float, count: int) -> None:
     assert [found.param for found in said(made(rows), "exploding_weight")] == ["layer1"] * count
 
 
-@pytest.mark.parametrize(("rate", "count"), [(1.001, 1), (1.0005, 0)])
+@pytest.mark.parametrize(("rate", "count"), [(1.001, 1), (1.0004, 0)])
 def test_steady_growth_over_many_steps_is_a_drift(rate: float, count: int) -> None:
     """To twice within half of a run of thousands of steps, and far from the beginning."""
     rows = healthy(layer1=lambda step: row(step, 0.1, 0.1 * rate**step))
-    assert [found.param for found in said(made(rows, range(0, 5000, 4)), "drifting")] == [] if not count else ["layer1"]
+    assert [found.param for found in said(made(rows, range(0, 5000, 4)), "drifting")] == ["layer1"] * count
 
 
 @pytest.mark.parametrize(("rows", "count"), [(101, 1), (100, 0)])
@@ -407,7 +407,7 @@ def test_of_several_losses_only_the_one_called_so_is_judged() -> None:
 @pytest.mark.parametrize(("last", "count"), [(4.1, 1), (3.9, 0)])
 def test_a_loss_that_diverges(last: float, count: int) -> None:
     """It ends at more than twice what it began with."""
-    loss = [2.0 - step / 50 if step < 50 else 1 + (last - 1) * (step - 50) / 49 for step in range(100)] + [last] * 20
+    loss = [2.0 if step < 50 else 1 + (last - 1) * (step - 50) / 49 for step in range(100)] + [last] * 20
     found = said(made(healthy(), metrics={"loss": loss}), "loss_diverging")
     assert [finding.severity for finding in found] == [Severity.ERROR] * count
     assert said(made(healthy(), metrics={"loss": [number - 3 for number in loss]}), "loss_diverging") == []

@@ -240,9 +240,9 @@ def oscillating(evidence: Evidence, limits: Limits) -> list[Finding]:
     if courses is None:
         return []
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = courses.turned / courses.followed
+        share = _around(courses.turned) / _around(courses.followed)
     holds = (share >= limits["oscillating.share"]) & (courses.update >= limits["oscillating.update"])
-    stretch = longest(holds, courses.followed, courses.ranks)
+    stretch = longest(holds, courses.moved, courses.ranks)
     numbers = np.flatnonzero(stretch.rows >= limits["oscillating.rows"])
     return _since(
         "oscillating",
@@ -350,6 +350,14 @@ def _since(
             tuple(names),
         )
     ]
+
+
+def _around(counts: Floats) -> Floats:
+    """Each bin's count together with those of the bins beside it: of single steps a share would be 0 or 1."""
+    sums = np.concatenate([np.zeros((1, counts.shape[1])), np.cumsum(counts, axis=0)])
+    places = np.arange(len(counts))
+    found: Floats = sums[np.minimum(places + 10, len(counts))] - sums[np.maximum(places - 10, 0)]
+    return found
 
 
 def _first_size(courses: Courses) -> Floats:

@@ -166,7 +166,7 @@ class Tracks:
         """Take in rows."""
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
         for offset in range(0, rows.select(pl.len()).collect().item(), _PIECE_ROWS):
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 self._absorb(wanted.slice(offset, _PIECE_ROWS).collect())
 
     def _absorb(self, frame: pl.DataFrame) -> None:

@@ -1,0 +1,218 @@
+"""The command ``viewer check`` as users run it: its words, its JSON and its exit codes, in a process of its own."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.viewing import view, viewing
+from tracer.log.run import beat
+from tracer.log.store import Place
+from viewer.evidence import Witness
+from viewer.findings import findings
+
+PARAMS = ("conv.weight", "fc.weight")
+
+
+def rows(steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, attempt: int = 0) -> object:
+    """Extremes of two parameters whose values move: NaN in these steps, the second's gradient missing."""
+    values: dict[str, list[float | None]] = {name: [] for name in ("value_min", "value_max", "grad_min", "grad_max")}
+    for step in steps:
+        for param in PARAMS:
+            size = 0.5 + 1e-4 * step
+            grad = math.nan if step in bad else None if unused and param == "fc.weight" else 0.1
+            for name, number in zip(values, (-size, size, grad and -grad, grad), strict=True):
+                values[name].append(number)
+    return extremes(steps, PARAMS, values, attempt=attempt)
+
+
+def written(path: Path, bad: Sequence[int] = (), unused: bool = False) -> Path:
+    """A run of thirty steps that has closed."""
+    run = new_run(path, PARAMS)
+    publish_next(run, "extremes", rows(range(30), bad, unused))
+    publish_next(run, "metrics", metrics(range(30), [1 / (step + 1) for step in range(30)]))
+    close_run(run, 29)
+    return run
+
+
+def kinds(run: Place) -> list[str]:
+    """The kinds of a run's findings."""
+    evidence = Witness(run).refresh()
+    assert evidence is not None
+    return [finding.kind for finding in findings(evidence)]
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "code"),
+    [
+        ({}, "", 0),
+        ({}, "--strict", 0),
+        ({"unused": True}, "", 0),
+        ({"unused": True}, "--strict", 1),
+        ({"unused": True}, "--strict --rule unused.rows=31", 0),
+        ({"bad": [7]}, "", 2),
+        ({"bad": [7]}, "--strict", 2),
+    ],
+)
+def test_the_exit_code_says_how_bad_it_is(tmp_path: Path, given: dict[str, object], arguments: str, code: int) -> None:
+    """0 without errors, 1 for warnings with --strict, 2 for errors."""
+    written(tmp_path / "run", **given)  # type: ignore[arg-type]
+    found, said, complained = view(tmp_path, "check", "run", *arguments.split())
+    assert (found, complained) == (code, "")
+    assert "run: closed at step 29" in said
+    assert ("unused" in said) == ("unused" in given and "--rule" not in arguments)
+    assert ("became NaN or infinite at step 7" in " ".join(said.split())) == ("bad" in given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("nowhere", "nowhere holds no run"),
+        ("run nowhere", "nowhere holds no run"),
+        ("newer", "upgrade"),
+        ("run newer --json", "upgrade"),
+        ("", "no run under runs/ yet"),
+        ("run --rule dead.row=3", "try dead.rows"),
+        ("run --rule dead.rows=x", "gives no number"),
+        ("run --sideways", "--sideways"),
+    ],
+)
+def test_what_cannot_be_checked_has_a_code_of_its_own(tmp_path: Path, arguments: str, words: str) -> None:
+    """A run that cannot be read, and a wrong command line, end with 3: no answer is neither health nor illness."""
+    written(tmp_path / "run")
+    info = json.loads((new_run(tmp_path / "newer") / "run.json").read_text())
+    (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
+    code, said, complained = view(tmp_path, "check", *arguments.split())
+    assert (code, said, words in complained) == (3, "", True), complained
+
+
+def test_json_holds_what_the_table_shows(tmp_path: Path) -> None:
+    """Of several runs one list, each finding with its numbers and parameters; what JSON lacks is null."""
+    written(tmp_path / "runs" / "good")
+    written(tmp_path / "runs" / "ill", bad=[3, 4])
+    code, said, _ = view(tmp_path, "check", "runs", "--json")
+    good, ill = json.loads(said)
+    assert (code, good["run"], good["findings"]) == (2, "runs/good", [])
+    assert (ill["run"], ill["state"], ill["last_step"], ill["complete"]) == ("runs/ill", "closed", 29, True)
+    (found,) = [finding for finding in ill["findings"] if finding["kind"] == "nonfinite"]
+    assert (found["severity"], found["param"], found["first_step"], found["last_step"]) == ("error", "fc.weight", 3, 29)
+    assert found["params"] == ["fc.weight", "conv.weight"]
+    assert found["numbers"]["loss_finite"] is True
+    assert found["sentence"]
+    assert found["advice"]
+
+
+def test_a_folder_named_as_the_command_is_a_run(tmp_path: Path) -> None:
+    """``viewer ./check`` still names a folder."""
+    written(tmp_path / "check")
+    assert view(tmp_path, "./check", "--text")[0] == 0
+    assert "check: closed at step 29; nothing found" in view(tmp_path, "check", "check")[1]
+
+
+def test_names_in_a_log_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    """What a terminal would obey, or rich would read as markup, is not printed as such."""
+    run = new_run(tmp_path / "run", ["[red]\x1b[31mevil"])
+    publish_next(run, "extremes", extremes([0], ["[red]\x1b[31mevil"], {"grad_max": [math.nan]}))
+    code, said, _ = view(tmp_path, "check", "run")
+    assert (code, "\x1b" in said) == (2, False)
+    assert "[red]" in said
+
+
+def test_following_ends_at_the_first_error(tmp_path: Path) -> None:
+    """It waits for a run, says a warning as it comes, goes on, and ends with 2 once there is an error."""
+    with viewing(tmp_path, "check", "run", "--follow") as viewer:
+        run = new_run(tmp_path / "run", PARAMS)
+        publish_next(run, "extremes", rows(range(30), unused=True))
+        viewer.wait_for("run: warning at step 0: Never a gradient")
+        assert viewer.process.poll() is None
+        publish_next(run, "extremes", rows(range(30, 40), bad=[33]))
+        assert viewer.wait() == 2
+        assert "run: error at step 33: " in viewer.said()
+        assert viewer.said().count("warning at step 0") == 1
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_following_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
+    """Without an error it ends with 0 once the run has closed, or was killed; which is said."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    with viewing(tmp_path, "check", "run", "--follow", "--json") as viewer:
+        publish_next(run, "extremes", rows(range(30, 40)))
+        if killed:
+            age_heartbeat(run, 3600)
+        else:
+            publish_next(run, "events", events([39], "closed"))
+            close_run(run, 39)
+        assert viewer.wait() == 0
+        (found,) = json.loads(viewer.said())
+    assert (found["last_step"], [each["kind"] for each in found["findings"]]) == (39, ["silent"] if killed else [])
+
+
+def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
+    """Part by part, the findings are those of the whole; where nothing is new, nothing is said."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witness = Witness(run)
+    assert Witness(tmp_path / "nowhere").refresh() is None
+    for begin in range(0, 30, 5):
+        publish_next(run, "extremes", rows(range(begin, begin + 5), bad=[12], unused=True))
+        followed = witness.refresh()
+        assert followed is not None
+        assert witness.refresh() is None
+        at_once = Witness(run).refresh()
+        assert at_once is not None
+        assert findings(followed) == findings(at_once)
+
+
+def test_steps_that_a_resumed_run_made_again_count_once(tmp_path: Path) -> None:
+    """Where the latest attempt is healthy, the NaN of the one before is no finding, whenever that is noticed."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witness = Witness(run)
+    publish_next(run, "extremes", rows(range(30), bad=[20]))
+    evidence = witness.refresh()
+    assert evidence is not None
+    assert [finding.kind for finding in findings(evidence)] == ["nonfinite"]
+    resumed = events([15], "resumed")
+    resumed = resumed.set_column(3, resumed.schema.field("attempt"), pa.array([1], pa.int32()))
+    publish_next(run, "events", resumed)
+    publish_next(run, "extremes", rows(range(15, 30), attempt=1))
+    evidence = witness.refresh()
+    assert evidence is not None
+    assert findings(evidence) == []
+    assert kinds(run) == []
+
+
+def test_a_damaged_part_and_a_silent_rank_are_findings(tmp_path: Path) -> None:
+    """What cannot be known is said, as warnings."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    flip_bit(publish_next(run, "extremes", rows(range(30, 40))).path)
+    beat(run, 1)
+    age_heartbeat(run, 3600, rank=1)
+    assert set(kinds(run)) == {"damaged", "silent"}
+
+
+def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
+    """Without a run named, the newest under runs/ is checked."""
+    for age, name in ((200, "old"), (100, "new")):
+        then = written(tmp_path / "runs" / name).stat().st_mtime - age
+        os.utime(tmp_path / "runs" / name / "run.json", (then, then))
+    assert "runs/new: closed" in view(tmp_path, "check")[1]
+
+
+def test_a_disk_that_lists_a_part_late_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is gone when it is read was merged: the next look finds what replaced it."""
+    run = written(tmp_path / "run")
+    witness = Witness(run)
+
+    def gone(self: object, *given: object) -> bool:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("viewer.follow.Follower.give", gone)
+        assert witness.refresh() is None
+    assert witness.refresh() is not None

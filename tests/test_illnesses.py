@@ -1,0 +1,112 @@
+"""Real trainings, traced: what is ill is found, what is healthy is left alone, and the first NaN is the very first.
+
+``GRADWATCH_TORTURE=1`` lets the healthy ones train with five seeds each.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tracer
+from tests import illnesses
+from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
+from viewer.evidence import Witness
+from viewer.findings import Severity, findings
+
+SEEDS = range(5 if os.environ.get("GRADWATCH_TORTURE") else 1)
+
+
+@pytest.mark.parametrize("illness", ILL, ids=lambda illness: illness.train.__name__)
+def test_an_ill_training_is_told_what_it_has(illness: Illness, tmp_path: Path) -> None:
+    """Each illness has its finding, which is an error or a warning."""
+    _, found = judged(illness.train, tmp_path / "run")
+    severities = {finding.kind: finding.severity for finding in found}
+    assert set(illness.kinds) <= severities.keys()
+    assert Severity.NOTE not in {severities[kind] for kind in illness.kinds}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("train", HEALTHY, ids=lambda train: train.__name__)
+def test_a_healthy_training_is_left_alone(train: Callable[[Path], None], seed: int, tmp_path: Path) -> None:
+    """No errors, and at most one warning: more would teach people to look away."""
+    _, found = judged(train, tmp_path / "run", seed)
+    alarms = [finding for finding in found if finding.severity is not Severity.NOTE]
+    assert not [finding for finding in alarms if finding.severity is Severity.ERROR], alarms
+    assert len(alarms) <= 1, alarms
+
+
+def test_a_frozen_layer_is_no_finding_at_all(tmp_path: Path) -> None:
+    """Who freezes a layer need not be told."""
+    assert judged(illnesses.frozen, tmp_path / "run")[1] == []
+
+
+class Root(nn.Module):
+    """The root of what comes in: of exactly 0 its gradient is infinite, though its value is not."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The root of the positive part."""
+        return inputs.relu().sqrt()
+
+
+def exploding() -> nn.Sequential:
+    """Regressions with a learning rate that is too large for them."""
+    return mlp(64, 32, 32, 1, activation=nn.LeakyReLU)
+
+
+def root() -> nn.Sequential:
+    """A layer whose gradient is infinite once its input falls below 0, while the loss stays finite."""
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4), Root(), nn.Linear(4, 1))
+
+
+def half() -> nn.Sequential:
+    """Half precision."""
+    return mlp(64, 32, 32, 1).half()
+
+
+@pytest.mark.parametrize(("make", "rate"), [(exploding, 0.2), (root, 1e-3), (half, 1e-3)])
+def test_the_first_nan_is_that_of_a_check_by_hand(
+    make: Callable[[], nn.Sequential], rate: float, tmp_path: Path
+) -> None:
+    """A loop over all values and gradients after each backward, as gradients arrived, finds the same step and name."""
+    model = make()
+    if make is root:
+        with torch.no_grad():
+            model[2].bias.fill_(3.0)
+    dtype = next(model.parameters()).dtype
+    arrived: list[str] = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))  # type: ignore[misc]
+    by_name = dict(model.named_parameters())
+    by_hand: tuple[int, str, str] | None = None
+    finite_loss = True
+    inputs, labels = digits()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for step, (batch, targets) in enumerate(batches(inputs.to(dtype), labels, 60)):
+            optimizer.zero_grad()
+            arrived.clear()
+            loss = (model(batch).squeeze(1) - targets.to(dtype)).square().mean() * (1 + step if make is half else 1)
+            loss.backward()
+            trace.log(loss=loss)
+            checks = itertools.chain(
+                (("value", name, parameter.detach()) for name, parameter in by_name.items()),
+                (("gradient", name, by_name[name].grad) for name in arrived),
+            )
+            bad = [(step, of, name) for of, name, tensor in checks if not bool(tensor.isfinite().all())]
+            if bad and by_hand is None:
+                by_hand, finite_loss = bad[0], bool(loss.isfinite())
+            if make is root and step == 20:
+                with torch.no_grad():
+                    model[2].bias[1] = -100.0
+            optimizer.step()
+    assert by_hand is not None
+    evidence = Witness(tmp_path / "run").refresh()
+    assert evidence is not None
+    (found,) = [finding for finding in findings(evidence) if finding.kind == "nonfinite"]
+    assert (found.first_step, found.numbers["what"], found.param) == by_hand
+    assert found.numbers["loss_finite"] == finite_loss
