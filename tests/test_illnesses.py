@@ -50,7 +50,7 @@ class Root(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The root of the positive part."""
-        return inputs.relu().sqrt()
+        return (inputs * (inputs > 0)).sqrt()
 
 
 def exploding() -> nn.Sequential:
@@ -74,14 +74,14 @@ def test_the_first_nan_is_that_of_a_check_by_hand(
 ) -> None:
     """A loop over all values and gradients after each backward, as gradients arrived, finds the same step and name."""
     model = make()
+    by_name = dict(model.named_parameters())
     if make is root:
         with torch.no_grad():
-            model[2].bias.fill_(3.0)
+            by_name["2.bias"].fill_(3.0)
     dtype = next(model.parameters()).dtype
     arrived: list[str] = []
-    for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))  # type: ignore[misc]
-    by_name = dict(model.named_parameters())
+    for name, parameter in by_name.items():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
     by_hand: tuple[int, str, str] | None = None
     finite_loss = True
     inputs, labels = digits()
@@ -90,19 +90,21 @@ def test_the_first_nan_is_that_of_a_check_by_hand(
         for step, (batch, targets) in enumerate(batches(inputs.to(dtype), labels, 60)):
             optimizer.zero_grad()
             arrived.clear()
-            loss = (model(batch).squeeze(1) - targets.to(dtype)).square().mean() * (1 + step if make is half else 1)
+            loss = (model(batch).squeeze(1) - targets.to(dtype)).square().mean() * (2.0**step if make is half else 1)
             loss.backward()
             trace.log(loss=loss)
             checks = itertools.chain(
                 (("value", name, parameter.detach()) for name, parameter in by_name.items()),
                 (("gradient", name, by_name[name].grad) for name in arrived),
             )
-            bad = [(step, of, name) for of, name, tensor in checks if not bool(tensor.isfinite().all())]
+            bad = [
+                (step, of, name) for of, name, each in checks if each is not None and not bool(each.isfinite().all())
+            ]
             if bad and by_hand is None:
                 by_hand, finite_loss = bad[0], bool(loss.isfinite())
             if make is root and step == 20:
                 with torch.no_grad():
-                    model[2].bias[1] = -100.0
+                    by_name["2.bias"][1] = -100.0
             optimizer.step()
     assert by_hand is not None
     evidence = Witness(tmp_path / "run").refresh()
