@@ -174,6 +174,7 @@ def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
     rows = pl.DataFrame(pl.from_arrow(extremes(range(50), ["a", "b"]))).lazy()
     whole, pieces = Tracks(["a", "b"], 16), Tracks(["a", "b"], 16)
     whole.absorb(rows)
+    monkeypatch.setattr("viewer.tracks._READ_ROWS", 33)
     monkeypatch.setattr("viewer.tracks._PIECE_ROWS", 7)
     pieces.absorb(rows)
     for name in (*COUNTS, *OTHERS):

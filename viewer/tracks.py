@@ -18,8 +18,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _CELLS, _COLUMNS = 600_000, 512
-# So many rows are held in memory at once.
-_PIECE_ROWS = 500_000
+# So many rows are held in memory at once, and so many are worked on, which fit into a processor's cache.
+_READ_ROWS, _PIECE_ROWS = 2_500_000, 100_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 
@@ -165,9 +165,11 @@ class Tracks:
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows."""
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
-        for offset in range(0, rows.select(pl.len()).collect().item(), _PIECE_ROWS):
+        for offset in range(0, rows.select(pl.len()).collect().item(), _READ_ROWS):
+            frame = wanted.slice(offset, _READ_ROWS).collect()
             with np.errstate(over="ignore", invalid="ignore"):
-                self._absorb(wanted.slice(offset, _PIECE_ROWS).collect())
+                for piece in frame.iter_slices(_PIECE_ROWS):
+                    self._absorb(piece)
 
     def _absorb(self, frame: pl.DataFrame) -> None:
         params = self._numbered(frame["param"])
