@@ -321,8 +321,12 @@ def test_badly_scaled_initialisation(size: float, count: int) -> None:
 def test_an_output_whose_bias_is_far_from_the_others(low: float, count: int) -> None:
     """Four times as far from 0 as its other end."""
     rows = healthy(**{"head.bias": lambda step: (low, 0.2, -0.1, 0.1)})
-    found = said(made(rows, shapes={"head.bias": (10,)}), "output_bias")
-    assert [finding.param for finding in found] == ["head.bias"] * count
+    evidence = made(rows, shapes={"head.bias": (10,)}, metrics={"accuracy": [0.8] * 200})
+    assert [(each.param, each.severity) for each in said(evidence, "output_bias")] == [
+        ("head.bias", Severity.WARNING)
+    ] * count
+    regression = replace(evidence, curves=())
+    assert [each.severity for each in said(regression, "output_bias")] == [Severity.NOTE] * count
     assert said(made(rows, shapes={"head.bias": (2,)}), "output_bias") == []
 
 

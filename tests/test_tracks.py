@@ -179,3 +179,15 @@ def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
     pieces.absorb(rows)
     for name in (*COUNTS, *OTHERS):
         np.testing.assert_allclose(getattr(pieces.courses(), name), getattr(whole.courses(), name))
+
+
+def test_a_row_that_comes_late_is_compared_with_none() -> None:
+    """As from a network disk that lists parts in another order: it counts, and later rows follow the latest."""
+    tracks = Tracks(["weight"], 64)
+    for step, high in ((10, 1.0), (5, 7.0), (11, 1.5)):
+        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], values={"value_max": [high]}))).lazy())
+    courses = tracks.courses()
+    assert courses.ends.tolist() == [5, 10, 11]
+    assert courses.followed.ravel().tolist() == [0, 0, 1]
+    assert courses.update[2, 0] == pytest.approx(0.5)
+    assert courses.first_high.tolist() == [7.0]
