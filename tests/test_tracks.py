@@ -184,10 +184,20 @@ def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
 def test_a_row_that_comes_late_is_compared_with_none() -> None:
     """As from a network disk that lists parts in another order: it counts, and later rows follow the latest."""
     tracks = Tracks(["weight"], 64)
-    for step, high in ((10, 1.0), (5, 7.0), (11, 1.5)):
+    for step, high in ((10, 8.0), (5, 7.0), (11, 10.0)):
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], values={"value_max": [high]}))).lazy())
     courses = tracks.courses()
     assert courses.ends.tolist() == [5, 10, 11]
     assert courses.followed.ravel().tolist() == [0, 0, 1]
-    assert courses.update[2, 0] == pytest.approx(0.5)
+    assert courses.update[2, 0] == pytest.approx(0.25)
     assert courses.first_high.tolist() == [7.0]
+
+
+def test_rows_of_one_part_may_stand_in_any_order() -> None:
+    """They are compared in the order of their steps."""
+    tracks = Tracks(["weight"], 64)
+    rows = extremes([11, 5, 10], values={"value_max": [10.0, 4.0, 8.0]})
+    tracks.absorb(pl.DataFrame(pl.from_arrow(rows)).lazy())
+    courses = tracks.courses()
+    assert courses.followed.ravel().tolist() == [0, 1, 1]
+    assert courses.update.ravel().tolist() == pytest.approx([math.nan, 1 / 5, 1 / 4], nan_ok=True)
