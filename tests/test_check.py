@@ -130,7 +130,7 @@ def test_following_ends_at_the_first_error(tmp_path: Path) -> None:
         publish_next(run, "extremes", rows(range(30), unused=True))
         viewer.wait_for("run: warning at step 0: Never a gradient")
         assert viewer.process.poll() is None
-        publish_next(run, "extremes", rows(range(30, 40), bad=[33]))
+        publish_next(run, "extremes", rows(range(30, 40), bad=[33], unused=True))
         assert viewer.wait() == 2
         assert "run: error at step 33: " in viewer.said()
         assert viewer.said().count("warning at step 0") == 1

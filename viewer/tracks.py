@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 
 _CELLS, _COLUMNS = 600_000, 512
 # So many rows are held in memory at once, and so many are worked on, which fit into a processor's cache.
-_READ_ROWS, _PIECE_ROWS = 2_500_000, 100_000
+_READ_ROWS, _PIECE_ROWS = 2_500_000, 20_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 
@@ -291,13 +291,14 @@ class Tracks:
             return
         # Room for what comes next, so that a run that is followed is not laid out at every step.
         bins = min(self._capacity, bins + bins // 4 + 1)
-        places = (self._first_bin + np.arange(known)) * self._width // width - first_bin
+        used = np.flatnonzero(self._ends >= 0)
+        places = (self._first_bin + used) * self._width // width - first_bin
         for name, (reduce, nothing) in _FIELDS.items():
             cells = np.full((bins, count), nothing)
-            reduce.at(cells[:, :params], places, self._cells[name])
+            reduce.at(cells[:, :params], places, self._cells[name][used])
             self._cells[name] = cells
         ends = np.full(bins, -1)
-        np.maximum.at(ends, places, self._ends)
+        np.maximum.at(ends, places, self._ends[used])
         self._width, self._first_bin, self._ends = width, first_bin, ends
         more = count - params
         self._first_bad = np.hstack([self._first_bad, np.full((2, more), _NEVER)])
