@@ -25,7 +25,7 @@ def rows(steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, at
     for step in steps:
         for param in PARAMS:
             size = 0.5 + 1e-4 * step
-            grad = math.nan if step in bad else None if unused and param == "fc.weight" else 0.1
+            grad = None if unused and param == "fc.weight" else math.nan if step in bad else 0.1
             for name, number in zip(values, (-size, size, grad and -grad, grad), strict=True):
                 values[name].append(number)
     return extremes(steps, PARAMS, values, attempt=attempt)
