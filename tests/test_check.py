@@ -134,6 +134,7 @@ def test_following_ends_at_the_first_error(tmp_path: Path) -> None:
         assert viewer.wait() == 2
         assert "run: error at step 33: " in viewer.said()
         assert viewer.said().count("warning at step 0") == 1
+        assert "silent" not in viewer.said()
 
 
 @pytest.mark.parametrize("killed", [False, True])
