@@ -145,7 +145,7 @@ def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
 
     with pytest.warns(tracer.TracerWarning, match="No space left on device") as caught:
         daemon = start(tmp_path / "run")
-        monkeypatch.setattr("tracer.log.parts.os.replace", replace_or_fail)
+        monkeypatch.setattr("tracer.log.store.os.replace", replace_or_fail)
         daemon.put("metrics", 0)
         assert failed.wait(60)
         daemon.put("metrics", 1)
