@@ -157,8 +157,8 @@ def trainings() -> Iterator[Trainings]:
         made.process.kill()
 
 
-def assert_whole(found: Killed, seconds: float) -> int:
-    """Every part is readable, without gap or repeat, and holds what the promise says; how many steps were lost."""
+def assert_whole(found: Killed, seconds: float, figures: Callable[..., None]) -> None:
+    """Every part is readable, without gap or repeat, and holds what the promise says."""
     run = found.run
     assert _examined(run, decode=True)[1] == []
     extremes = tracer.scan(run).filter(pl.col("param") == "weight").collect()["step"].to_list()
@@ -168,8 +168,9 @@ def assert_whole(found: Killed, seconds: float) -> int:
     lost = [step for step in found.moments if step >= min(len(extremes), len(metrics))]
     # The last step is recorded with the first gradient of the next.
     too_old = [step for step in lost if found.died - found.moments[step] > seconds and step + 1 in found.moments]
+    counts = {"steps_lost": len(lost), "steps_lost_beyond_the_promise": len(too_old)}
+    figures(PROMISE, kills=1, **counts)
     assert too_old == []
-    return len(lost)
 
 
 def goes_on(run: Path) -> None:
@@ -208,17 +209,15 @@ def test_a_training_may_be_killed_at_any_moment(
     for run in alive:
         wait_until(lambda run=run: begins(run))  # type: ignore[misc]
     begun = time.monotonic()
-    lost = 0
     # About a second, when parts are published, is the moment to be looked at.
     moments = sorted(chance.choice((0.0, 0.3, 0.8, 1.0, 1.1, 2.1, 5.0, 6.0)) + chance.random() / 5 for _ in alive)
     for (run, pid), moment in zip(alive.items(), moments, strict=True):
         time.sleep(max(0.0, begun + moment - time.monotonic()))
         os.kill(pid, signal.SIGKILL)
         found = trainings.ended(run, pid)
-        lost += assert_whole(found, 1.0 + _PUBLISH_SECONDS)
+        assert_whole(found, 1.0 + _PUBLISH_SECONDS, figures)
     for run in alive:
         goes_on(run)
-    figures(PROMISE, kills_survived=len(alive), steps_within_the_cadence_lost=lost, rows_lost_beyond_the_promise=0)
 
 
 # The N-th call of a name with this word among its arguments; True is after the call.
@@ -254,7 +253,7 @@ def test_a_training_may_be_killed_at_any_call(
     further = round_ % 2 if count > 1 else 0
     run = tmp_path / "run"
     found = trainings.ended(run, trainings.begin(run, (name, word, count + further, after)))
-    lost = assert_whole(found, 0.1 + _PUBLISH_SECONDS)
+    assert_whole(found, 0.1 + _PUBLISH_SECONDS, figures)
     before = tracer.scan(found.run).collect()
     for table in schema.TABLES:
         merge(run, table, 0)
@@ -262,7 +261,6 @@ def test_a_training_may_be_killed_at_any_call(
     assert all(len(all_parts(found.run, table)) <= 1 for table in schema.TABLES)
     assert run_folder.clear_staging(found.run, 0) == []
     goes_on(found.run)
-    figures(PROMISE, kills_survived=1, steps_within_the_cadence_lost=lost, rows_lost_beyond_the_promise=0)
 
 
 def test_what_a_dead_writer_left_in_staging_is_cleared_once_it_is_dead(tmp_path: Path, trainings: Trainings) -> None:
