@@ -267,6 +267,14 @@ def test_a_folder_without_runs_has_no_newest(tmp_path: Path) -> None:
     assert newest_run(tmp_path / "nowhere") is None
 
 
+def test_a_heartbeat_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """Who puts a link in a heartbeat's place has nothing written where it leads to."""
+    run = Path(create_run(tmp_path / "run", INFO).path)
+    (run / "heartbeat-r00000").symlink_to(tmp_path / "elsewhere")
+    beat(run, 0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_heartbeat_tells_who_writes_and_renews_its_time(tmp_path: Path) -> None:
     """A heartbeat holds the host and process that began it; each beat renews its time and nothing else."""
     run = create_run(tmp_path / "run", INFO).path

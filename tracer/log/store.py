@@ -193,9 +193,9 @@ def touch(file: Place, content: bytes) -> None:
         file.write(content)
         return
     try:
-        os.utime(file)
+        os.utime(file, follow_symlinks=False)
     except FileNotFoundError:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             os.write(descriptor, content)
         finally:
