@@ -22,7 +22,8 @@ from tests.logs import (
 )
 from tests.viewing import shown
 from tests.waiting import wait_until
-from tracer.log.parts import list_parts, merge
+from tracer.log import store
+from tracer.log.parts import merge
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
 from viewer.live import Live, Snapshot
 from viewer.look import Look, View
@@ -204,8 +205,11 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
     publish_next(run, "extremes", extremes([7]))
     gone = publish_next(run, "metrics", metrics([8], [1.0]))
     gone.file().unlink()
+    inner_names = store.inner_names
     with monkeypatch.context() as patch:
-        patch.setattr("tracer.log.parts.list_parts", lambda run, table: list_parts(run, table) or [gone])
+        patch.setattr(
+            store, "inner_names", lambda run, table: {gone.path.name} if table == "metrics" else inner_names(run, table)
+        )
         assert live.refresh() is None
     assert shown(live).last_step == 7
 

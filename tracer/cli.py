@@ -121,7 +121,8 @@ def info(run: RunArgument) -> None:
     sizes = [store.sizes_bytes(path / name, (part.path.name for part in found)) for name, found in parts.items()]
     size_bytes = sum(sum(found.values()) for found in sizes)
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
-    state, ranks, stopped = run_folder.state(path), run_folder.ranks(path), run_folder.stopped_ranks(path)
+    ranks = run_folder.rank_states(path)
+    state, stopped = run_folder.overall(ranks), run_folder.stopped(ranks)
     _, problems = _examined(path)
     facts = {
         "status": run_folder.STATE_WORDS[state],

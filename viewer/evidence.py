@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.run import Run, State, closed_summaries, holds_run, open_run, published_counts, silent_ranks, state
+from tracer.log.run import (
+    Run,
+    State,
+    closed_summaries,
+    holds_run,
+    open_run,
+    overall,
+    published_counts,
+    rank_states,
+    stopped,
+)
 from tracer.log.store import Place
 from viewer.follow import Follower
 from viewer.history import Curve, History
@@ -261,7 +271,8 @@ class Witness:
         if self._run is None or run.info["run_id"] != self._run.info["run_id"]:
             self._begin(run)
         # The state first: rows that are published before a run closes are then read before it shows as closed.
-        now, silent = state(self.path), tuple(silent_ranks(self.path))
+        states = rank_states(self.path)
+        now, silent = overall(states), tuple(stopped(states))
         try:
             new = [follower.give(partial(self._record.absorb, table)) for table, follower in self._followers.items()]
         except _ResumedError:

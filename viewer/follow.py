@@ -138,7 +138,7 @@ class Follower:
         # The publish numbers that were given out, by rank.
         self._seen: dict[int, Ranges] = {}
         self._given: set[Place] = set()
-        self._listed: set[str] = set()
+        self._listed: set[str] | None = None
         self.problems: dict[Place, str] = {}
 
     def give(self, take: Callable[[pl.LazyFrame], None], progress: Callable[[int, int], None] | None = None) -> bool:
@@ -153,7 +153,7 @@ class Follower:
         """
         # A day's run has thousands of parts, and mostly none is new: their names tell that sooner than the parts do.
         listed = store.inner_names(self._run, self._table)
-        if listed and listed == self._listed and not self.problems:
+        if listed == self._listed and not self.problems:
             return False
         before = dict(self._seen)
         with_listing(self._run, self._table, lambda parts: self._give(parts, take, progress))

@@ -26,11 +26,11 @@ from tracer.log.run import (
     closed_summaries,
     holds_run,
     open_run,
+    overall,
     published_counts,
-    ranks,
+    rank_states,
     runs_in,
-    state,
-    stopped_ranks,
+    stopped,
 )
 from tracer.log.store import Place
 from viewer.follow import Follower, Waker
@@ -147,9 +147,10 @@ class Live:
             self._run = run
             self._begin()
         # The state first: rows that are published before a run closes are then read before it shows as closed.
-        now = state(self.path)
+        states = rank_states(self.path)
+        now = overall(states)
         # Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
-        ended = now == "closed" or (now == "stopped" and bool(ranks(self.path)))
+        ended = now == "closed" or (now == "stopped" and bool(states))
         (self._waker.forget if ended else self._waker.watch)(self.folders)
         try:
             new = self._read(progress)
@@ -163,12 +164,11 @@ class Live:
         complete = now != "closed" or all(
             follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
         )
-        stopped = tuple(stopped_ranks(self.path))
         shown = self._shown
         seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone, shown.stopped_ranks)
-        if not new and seen == (now, problems, complete, False, stopped):
+        if not new and seen == (now, problems, complete, False, tuple(stopped(states))):
             return None
-        self._shown = self._snapshot(run, now, problems, complete, stopped)
+        self._shown = self._snapshot(run, states, problems, complete)
         return self._shown
 
     def _read(self, progress: Progress | None) -> bool:
@@ -201,11 +201,10 @@ class Live:
         self._shown = replace(self._shown or Snapshot(self._name, "stopped", None), problems=problems)
         return self._shown
 
-    def _snapshot(
-        self, run: Run, now: State, problems: tuple[str, ...], complete: bool, stopped: tuple[int, ...]
-    ) -> Snapshot:
+    def _snapshot(self, run: Run, states: Mapping[int, State], problems: tuple[str, ...], complete: bool) -> Snapshot:
         history = self._history
         there, shown = self._params
+        now = overall(states)
         closed = closed_summaries(self.path) if now == "closed" else []
         return Snapshot(
             name=self._name or run.name,
@@ -222,8 +221,8 @@ class Live:
             steps_per_second=history.steps_per_second(),
             total_steps=run.info["settings"].get("total_steps"),
             dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in closed),
-            ranks=tuple(ranks(self.path)),
-            stopped_ranks=stopped,
+            ranks=tuple(states),
+            stopped_ranks=tuple(stopped(states)),
             params=shown,
             params_there=there,
             statistics=_statistics(run.info["settings"]),

@@ -139,7 +139,7 @@ def test_a_rank_that_dies_is_named_while_the_others_go_on(tmp_path: Path) -> Non
             wait_until(lambda: not Path(f"/proc/{pids['1']}/task").exists() or zombie(pids["1"]))
             age_heartbeat(run, 60, rank=1)
             assert run_folder.state(run) == "running"
-            assert run_folder.stopped_ranks(run) == [1]
+            assert run_folder.stopped(run_folder.rank_states(run)) == [1]
             live = Live(run)
             snapshot = live.refresh()
             live.close()

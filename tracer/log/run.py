@@ -287,18 +287,24 @@ def state(path: Place) -> State:
 
     A run is closed when every rank has closed, and running while any rank that has not closed has a fresh heartbeat.
     """
-    found = set(_state_of_each(path).values())
+    return overall(rank_states(path))
+
+
+def overall(states: Mapping[int, State]) -> State:
+    """The state of a run of whose ranks these are the states."""
+    found = set(states.values())
     if found == {"closed"}:
         return "closed"
     return "running" if "running" in found else "stopped"
 
 
-def stopped_ranks(path: Place) -> list[int]:
+def stopped(states: Mapping[int, State]) -> list[int]:
     """The ranks that have stopped without closing, ascending."""
-    return [rank for rank, found in _state_of_each(path).items() if found == "stopped"]
+    return [rank for rank, found in states.items() if found == "stopped"]
 
 
-def _state_of_each(path: Place) -> dict[int, State]:
+def rank_states(path: Place) -> dict[int, State]:
+    """How each rank is that has written into a run, by rank, ascending."""
     # One look at the folder: each further one is a request, where it is far away.
     written = store.written(path)
     found: dict[int, State] = {}
@@ -311,15 +317,6 @@ def _state_of_each(path: Place) -> dict[int, State]:
         else:
             found[rank] = "stopped"
     return found
-
-
-def silent_ranks(path: Place) -> list[int]:
-    """The ranks that neither closed nor have a fresh heartbeat, ascending."""
-    return [
-        rank
-        for rank in ranks(path)
-        if not _closed(path, rank) and _age_seconds(_heartbeat(path, rank)) >= HEARTBEAT_STALE_SECONDS
-    ]
 
 
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
