@@ -377,7 +377,9 @@ class Trace:
         table = _TABLES[type(item)]
         if table != "events":
             self._recorded = max(self._recorded, item.step)
-        self._daemon.put(table, item._replace(attempt=self._attempt), *rows_and_bytes(item))
+        # Most runs have one attempt, and items are made with its number.
+        stamped = item._replace(attempt=self._attempt) if self._attempt else item
+        self._daemon.put(table, stamped, *rows_and_bytes(item))
 
 
 def _reason(error: BaseException | None) -> str:
