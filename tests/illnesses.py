@@ -15,8 +15,9 @@ from torch import nn
 
 import tracer
 from tracer.demo import Images, evaluate, load
-from viewer.evidence import Evidence, Witness
+from viewer.evidence import Evidence
 from viewer.findings import Finding, Severity, findings
+from viewer.witness import Witness
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 

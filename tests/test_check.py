@@ -13,8 +13,8 @@ from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, met
 from tests.viewing import view, viewing
 from tracer.log.run import beat
 from tracer.log.store import Place
-from viewer.evidence import Witness
 from viewer.findings import findings
+from viewer.witness import Witness
 
 PARAMS = ("conv.weight", "fc.weight")
 
@@ -169,7 +169,8 @@ def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
         assert findings(followed) == findings(at_once)
 
 
-def test_steps_that_a_resumed_run_made_again_count_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["resumed", "restored"])
+def test_steps_that_were_made_again_count_once(tmp_path: Path, how: str) -> None:
     """Where the latest attempt is healthy, the NaN of the one before is no finding, whenever that is noticed."""
     run = new_run(tmp_path / "run", PARAMS)
     witness = Witness(run)
@@ -177,13 +178,13 @@ def test_steps_that_a_resumed_run_made_again_count_once(tmp_path: Path) -> None:
     evidence = witness.refresh()
     assert evidence is not None
     assert [finding.kind for finding in findings(evidence)] == ["nonfinite"]
-    resumed = events([15], "resumed")
+    resumed = events([15], how)
     resumed = resumed.set_column(3, resumed.schema.field("attempt"), pa.array([1], pa.int32()))
     publish_next(run, "events", resumed)
     publish_next(run, "extremes", rows(range(15, 30), attempt=1))
     evidence = witness.refresh()
     assert evidence is not None
-    assert findings(evidence) == []
+    assert (findings(evidence), witness.findings) == ([], ())
     assert kinds(run) == []
 
 

@@ -15,8 +15,8 @@ from torch import nn
 import tracer
 from tests import illnesses
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
-from viewer.evidence import Witness
 from viewer.findings import Severity, findings
+from viewer.witness import Witness
 
 SEEDS = range(5 if os.environ.get("GRADWATCH_TORTURE") else 1)
 

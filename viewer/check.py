@@ -18,8 +18,9 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from viewer.evidence import Evidence, Witness
+    from viewer.evidence import Evidence
     from viewer.findings import Finding, Limits
+    from viewer.witness import Witness
 
     Checked = Mapping[str, tuple[Evidence, Sequence[Finding]]]
 
@@ -82,8 +83,8 @@ def check(
         limits = with_limits(rule or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    witnesses = _witnesses(runs or ())
-    found = _followed(witnesses, limits, quiet=as_json) if follow else _checked(witnesses, limits)
+    witnesses = _witnesses(runs or (), limits)
+    found = _followed(witnesses, quiet=as_json) if follow else _checked(witnesses)
     if as_json:
         print(json.dumps([_plain(name, *each) for name, each in found.items()], indent=1))
     else:
@@ -95,22 +96,21 @@ def check(
         raise typer.Exit(_WARNINGS)
 
 
-def _witnesses(runs: Sequence[str]) -> dict[str, "Witness"]:
+def _witnesses(runs: Sequence[str], limits: "Limits") -> dict[str, "Witness"]:
     """A witness of each run that is meant, by its name."""
     from tracer.log.run import LogError, holds_run, newest_run, runs_in
     from tracer.log.store import at
-    from viewer.evidence import Witness
+    from viewer.witness import Witness
 
     given = [at(run) for run in runs] or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not given:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
-    return {str(path): Witness(path) for path in paths}
+    return {str(path): Witness(path, limits) for path in paths}
 
 
-def _checked(witnesses: Mapping[str, "Witness"], limits: "Limits") -> "Checked":
+def _checked(witnesses: Mapping[str, "Witness"]) -> "Checked":
     from tracer.log.run import open_run
-    from viewer.findings import findings
 
     found = {}
     for name, witness in witnesses.items():
@@ -118,13 +118,13 @@ def _checked(witnesses: Mapping[str, "Witness"], limits: "Limits") -> "Checked":
         # None where a part was merged away at this moment.
         while (evidence := witness.refresh()) is None:
             pass
-        found[name] = evidence, findings(evidence, limits)
+        found[name] = evidence, witness.findings
     return found
 
 
-def _followed(witnesses: Mapping[str, "Witness"], limits: "Limits", quiet: bool) -> "Checked":
+def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     """Watch runs until one has an error, or all have ended; new findings are said as they come."""
-    from viewer.findings import Severity, findings
+    from viewer.findings import Severity
     from viewer.follow import Waker
 
     waker = Waker()
@@ -138,7 +138,7 @@ def _followed(witnesses: Mapping[str, "Witness"], limits: "Limits", quiet: bool)
                 evidence = witness.refresh()
                 if evidence is None:
                     continue
-                found[name] = evidence, findings(evidence, limits)
+                found[name] = evidence, witness.findings
                 for finding in found[name][1]:
                     if not quiet and (name, finding.kind) not in said:
                         print(_line(name, finding), flush=True)

@@ -3,28 +3,16 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.run import (
-    Run,
-    State,
-    closed_summaries,
-    holds_run,
-    open_run,
-    overall,
-    published_counts,
-    rank_states,
-    stopped,
-)
-from tracer.log.store import Place
-from viewer.follow import Follower
+from tracer.log.run import Run, State
 from viewer.history import Curve, History
 from viewer.tracks import Courses, Integers, Tracks
 
@@ -157,10 +145,6 @@ def _listed(text: str) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-class _ResumedError(Exception):
-    """What was read holds rows that a resumed run has made again."""
-
-
 class Record:
     """What the rules need of a run, bounded in memory.
 
@@ -168,13 +152,12 @@ class Record:
         run: The run.
 
     Attributes:
-        tables: The tables that it takes rows of, in this order: what events say decides which rows count.
+        tables: The tables that it takes rows of.
     """
 
-    tables = ("events", "metrics", "extremes")
+    tables: tuple[str, ...] = ("events", "metrics", "extremes")
 
-    def __init__(self, run: Run, resumed: Sequence[tuple[int, int, int]] = ()) -> None:
-        self.resumed = tuple(resumed)
+    def __init__(self, run: Run) -> None:
         self._described = {
             each["name"]: Param(
                 each["name"],
@@ -193,29 +176,16 @@ class Record:
         self._counts: Counter[str] = Counter()
 
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
-        """Take in rows of one of the tables.
-
-        Raises:
-            _ResumedError: the run was resumed before the end of what was read: ``resumed`` says what counts now.
-        """
+        """Take in rows of one of the tables."""
         if table == "events":
             self._absorb_events(rows)
-            return
-        for rank, attempt, step in self.resumed:
-            again = (pl.col("rank") == rank) & (pl.col("attempt") < attempt) & (pl.col("step") >= step)
-            rows = rows.filter(~again)
-        if table == "metrics":
+        elif table == "metrics":
             self._metrics.absorb("metrics", rows)
         else:
             self._tracks.absorb(rows)
 
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
-        frame = rows.collect()
-        resumed = frame.filter(pl.col("kind") == "resumed").select("rank", "attempt", "step").rows()
-        if set(resumed) - set(self.resumed):
-            self.resumed = tuple({*self.resumed, *resumed})
-            raise _ResumedError
-        for row in frame.select("step", "rank", "kind", "param", "detail").iter_rows():
+        for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
             event = Event(*row)
             self._counts[event.kind] += 1
             if self._counts[event.kind] <= _EVENTS:
@@ -235,69 +205,4 @@ class Record:
             described=self._described,
             settings=self._settings,
             **how,
-        )
-
-
-class Witness:
-    """Follows one run for its evidence.
-
-    Args:
-        path: The run's folder.
-
-    Attributes:
-        folders: Those that have to be watched while the run goes on.
-    """
-
-    def __init__(self, path: Place) -> None:
-        self.path = path
-        self.folders = [path, *(path / table for table in Record.tables)]
-        self._run: Run | None = None
-        self._seen: object = None
-
-    def _begin(self, run: Run, resumed: Sequence[tuple[int, int, int]] = ()) -> None:
-        self._run = run
-        self._record = Record(run, resumed)
-        self._followers = {table: Follower(self.path, table) for table in Record.tables}
-
-    def refresh(self) -> Evidence | None:
-        """Read what is new; what is known now, or None where nothing has changed or there is no run yet.
-
-        Raises:
-            LogError: the run cannot be read.
-        """
-        if not holds_run(self.path):
-            return None
-        run = open_run(self.path)
-        if self._run is None or run.info["run_id"] != self._run.info["run_id"]:
-            self._begin(run)
-        # The state first: rows that are published before a run closes are then read before it shows as closed.
-        states = rank_states(self.path)
-        now, silent = overall(states), tuple(stopped(states))
-        try:
-            new = [follower.give(partial(self._record.absorb, table)) for table, follower in self._followers.items()]
-        except _ResumedError:
-            self._begin(run, self._record.resumed)
-            return self.refresh()
-        except FileNotFoundError:
-            # A network disk may go on listing a part that was merged away: the next refresh finds what replaced it.
-            self._seen = None
-            return None
-        problems = tuple(
-            f"{path.name} {what}" for follower in self._followers.values() for path, what in follower.problems.items()
-        )
-        complete = now != "closed" or all(
-            follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
-        )
-        if not any(new) and self._seen == (now, silent, problems, complete):
-            return None
-        self._seen = now, silent, problems, complete
-        summaries = closed_summaries(self.path)
-        return self._record.evidence(
-            name=run.name,
-            state=now,
-            dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in summaries),
-            reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),
-            silent=silent,
-            problems=problems,
-            complete=complete,
         )

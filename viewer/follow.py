@@ -5,7 +5,9 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import polars as pl
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
@@ -14,11 +16,15 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log import store
 from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
-from tracer.log.read import UNREADABLE, scan_parts, undecodable
+from tracer.log.read import UNREADABLE, Attempts, scan_parts, undecodable
+from tracer.log.run import State, published_counts
 from tracer.log.store import Place
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
+
+# Called while a long run is read, with the bytes that were read and those there are.
+Progress = Callable[[int, int], None]
 
 _BATCH_BYTES = 32_000_000
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
@@ -141,7 +147,7 @@ class Follower:
         self._listed: set[str] | None = None
         self.problems: dict[Place, str] = {}
 
-    def give(self, take: Callable[[pl.LazyFrame], None], progress: Callable[[int, int], None] | None = None) -> bool:
+    def give(self, take: Callable[[pl.LazyFrame], None], progress: Progress | None = None) -> bool:
         """Give the rows that are new to ``take``, if there are any; some parts at a time where they are large.
 
         Args:
@@ -164,7 +170,7 @@ class Follower:
         self,
         listed: list[Part],
         take: Callable[[pl.LazyFrame], None],
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> None:
         # Looked at anew each time: what could not be read may be readable now.
         self.problems = {}
@@ -238,3 +244,72 @@ class Follower:
         ends = [0, *itertools.accumulate(rows_by_number(part))]
         places = [(ends[first - part.first], ends[last - part.first + 1]) for first, last in new]
         return [frame.slice(start, end - start) for start, end in places]
+
+
+class Keeper(Protocol):
+    """Who takes in rows and keeps something of them: the names of the tables, and what takes their rows."""
+
+    tables: tuple[str, ...]
+
+    def absorb(self, table: str, rows: pl.LazyFrame) -> None:
+        """Take in rows of one of the tables."""
+
+
+Kept = TypeVar("Kept", bound=Keeper)
+
+
+class Rows(Generic[Kept]):
+    """The rows of a run that count, each given once to who keeps something of them: those of its latest attempt.
+
+    Args:
+        run: The run's folder.
+        begin: Makes who keeps. Called again where rows that were given out count no longer: it begins anew then.
+
+    Attributes:
+        kept: Who keeps now.
+    """
+
+    def __init__(self, run: Place, begin: Callable[[], Kept]) -> None:
+        self._run = run
+        self._make = begin
+        self._begin(Attempts())
+
+    def _begin(self, attempts: Attempts) -> None:
+        self.kept = self._make()
+        self._attempts = attempts
+        # Events first, which say what of the rest counts.
+        tables = dict.fromkeys(("events", *self.kept.tables))
+        self._followers = {table: Follower(self._run, table) for table in tables}
+
+    def read(self, progress: Progress | None = None) -> bool:
+        """Give what is new; whether there was anything.
+
+        Raises:
+            FileNotFoundError: a part was merged away, as a network disk's listing can hide: it is there next time.
+        """
+        new = [follower.give(partial(self._take, table), progress) for table, follower in self._followers.items()]
+        if self._attempts.overtaken:
+            # The run was restored at an earlier step: what of the later ones is kept cannot be taken out.
+            self._begin(Attempts(self._attempts.begins))
+            return self.read(progress)
+        return any(new)
+
+    def _take(self, table: str, rows: pl.LazyFrame) -> None:
+        if table == "events":
+            self._attempts.note(rows)
+        else:
+            rows = self._attempts.latest(rows)
+        if table in self.kept.tables:
+            self.kept.absorb(table, rows)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be read, in words."""
+        each = (follower.problems.items() for follower in self._followers.values())
+        return tuple(f"{path.name} {what}" for path, what in itertools.chain.from_iterable(each))
+
+    def complete(self, state: State) -> bool:
+        """Whether nothing is known to be there that was not given out: False while a closed run's last rows arrive."""
+        return state != "closed" or all(
+            follower.complete(published_counts(self._run, table)) for table, follower in self._followers.items()
+        )

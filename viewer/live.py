@@ -8,7 +8,7 @@ import difflib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,6 @@ from typing import Any
 
 import polars as pl
 
-from tracer.log.read import Attempts
 from tracer.log.run import (
     LogError,
     Run,
@@ -27,13 +26,12 @@ from tracer.log.run import (
     holds_run,
     open_run,
     overall,
-    published_counts,
     rank_states,
     runs_in,
     stopped,
 )
 from tracer.log.store import Place
-from viewer.follow import Follower, Waker
+from viewer.follow import Progress, Rows, Waker
 from viewer.grid import Layers
 from viewer.history import Curve, Extremes, Histogram, History
 from viewer.look import Look, View, matching
@@ -42,9 +40,6 @@ from viewer.look import Look, View, matching
 RESCAN_SECONDS = 2.0
 # A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s.
 _LATE_SECONDS = 60.0
-
-# Called while a long run is opened, with the bytes that were read and those there are.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -121,14 +116,8 @@ class Live:
         names = [param["name"] for param in info["params"]]
         self._params = tuple(names), tuple(matching(names, self._look.params))
         settings = info["settings"]
-        self._stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
-        self._read_anew(Attempts())
-
-    def _read_anew(self, attempts: Attempts) -> None:
-        self._attempts = attempts
-        self._history = History(self._look, self._params[0], stride=self._stride)
-        # Events first, which say what of the rest counts.
-        self._followers = {table: Follower(self.path, table) for table in ("events", *self._history.tables)}
+        stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._rows = Rows(self.path, partial(History, self._look, names, stride=stride))
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
         """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
@@ -153,38 +142,18 @@ class Live:
         ended = now == "closed" or (now == "stopped" and bool(states))
         (self._waker.forget if ended else self._waker.watch)(self.folders)
         try:
-            new = self._read(progress)
+            new = self._rows.read(progress)
         except FileNotFoundError:
-            # A network disk may go on listing a part that was merged away. What was read meanwhile is shown later.
+            # What was read meanwhile is shown later.
             self._shown = None
             return None
-        problems = tuple(
-            f"{path.name} {what}" for follower in self._followers.values() for path, what in follower.problems.items()
-        )
-        complete = now != "closed" or all(
-            follower.complete(published_counts(self.path, table)) for table, follower in self._followers.items()
-        )
+        problems, complete = self._rows.problems, self._rows.complete(now)
         shown = self._shown
         seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone, shown.stopped_ranks)
         if not new and seen == (now, problems, complete, False, tuple(stopped(states))):
             return None
         self._shown = self._snapshot(run, states, problems, complete)
         return self._shown
-
-    def _read(self, progress: Progress | None) -> bool:
-        """Read what is new; whether there was anything."""
-        new = [follower.give(partial(self._take, table), progress) for table, follower in self._followers.items()]
-        if self._attempts.overtaken:
-            # The run was restored at an earlier step: what of the later ones is in the history cannot be taken out.
-            self._read_anew(Attempts(self._attempts.begins))
-            return self._read(progress)
-        return any(new)
-
-    def _take(self, table: str, rows: pl.LazyFrame) -> None:
-        if table == "events":
-            self._attempts.note(rows)
-        else:
-            self._history.absorb(table, self._attempts.latest(rows))
 
     def _missed(self) -> Snapshot | None:
         """What was seen of a run whose folder is gone, once."""
@@ -202,7 +171,7 @@ class Live:
         return self._shown
 
     def _snapshot(self, run: Run, states: Mapping[int, State], problems: tuple[str, ...], complete: bool) -> Snapshot:
-        history = self._history
+        history = self._rows.kept
         there, shown = self._params
         now = overall(states)
         closed = closed_summaries(self.path) if now == "closed" else []

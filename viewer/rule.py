@@ -97,6 +97,7 @@ class Finding:
         advice: What people usually try.
         numbers: Those that decided.
         params: All parameters that have it.
+        over: Whether it was seen and is no longer there.
     """
 
     kind: str
@@ -108,6 +109,7 @@ class Finding:
     advice: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
     params: tuple[str, ...] = ()
+    over: bool = False
 
 
 Rule = Callable[[Evidence, Limits], list[Finding]]
