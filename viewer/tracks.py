@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 
 _CELLS, _COLUMNS = 600_000, 512
 # So many rows are held in memory at once, and so many are worked on, which fit into a processor's cache.
-_READ_ROWS, _PIECE_ROWS = 2_500_000, 20_000
+_READ_ROWS, _PIECE_ROWS = 1_000_000, 20_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 
