@@ -501,6 +501,20 @@ def test_several_ranks_count_as_one() -> None:
     assert found.numbers["rows"] == 60
 
 
+def test_a_title_is_short_and_names_what_has_it() -> None:
+    """It is for a mark on a figure: the illness and the parameter, or the metric, and no numbers that change."""
+    rows = healthy(layer2=lambda step: row(step, NAN if step > 150 else 0.1), layer4=lambda step: row(step, None))
+    metrics = {"loss": [1.0] * 99 + [NAN]}
+    found = {each.kind: each.title for each in findings(made(rows, metrics=metrics))}
+    assert found == {
+        "nonfinite": "NaN or infinity in the gradient of layer2",
+        "loss_nonfinite": "loss is NaN or infinite",
+        "unused": "Never a gradient: layer4",
+    }
+    rows["layer5"] = rows["layer4"]
+    assert only(made(rows), "unused").title == "Never a gradient: layer4 and others"
+
+
 def test_every_rule_is_in_the_list() -> None:
     """A rule that nobody asks finds nothing."""
     assert len(RULES) == len(set(RULES)) == 26

@@ -89,6 +89,7 @@ class Finding:
 
     Attributes:
         kind: Which illness, in one word.
+        title: What it is in a few words that stay while it goes on, for where a sentence has no room.
         severity: How bad it is.
         param: The parameter, or the first of several; None where it is none's.
         first_step: Where it began.
@@ -101,6 +102,7 @@ class Finding:
     """
 
     kind: str
+    title: str
     severity: Severity
     param: str | None
     first_step: int
@@ -137,6 +139,11 @@ def with_limits(given: Sequence[str]) -> Limits:
 def named(names: Sequence[str]) -> str:
     """Parameters in words: the only one's name, or how many and which is the first."""
     return names[0] if len(names) == 1 else f"{len(names)} parameters, first {names[0]}"
+
+
+def titled(what: str, names: Sequence[str]) -> str:
+    """A title for what some parameters have."""
+    return f"{what}: {names[0]}{' and others' if len(names) > 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from viewer.evidence import Evidence
-from viewer.rule import Finding, Limits, Severity, longest, named
+from viewer.rule import Finding, Limits, Severity, longest, named, titled
 from viewer.tracks import Courses, Floats
 
 
@@ -46,6 +46,7 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "nonfinite",
+            f"NaN or infinity in the {what} of {first}",
             Severity.ERROR,
             first,
             step,
@@ -98,6 +99,7 @@ def exploding(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "exploding",
+            titled("Gradients explode", names),
             Severity.ERROR if lasting and factor > 0 else Severity.WARNING,
             names[0],
             int(courses.begins[found[first][0]]),
@@ -161,6 +163,7 @@ def vanishing(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "vanishing",
+            titled("Gradients vanish", names),
             Severity.WARNING,
             names[0],
             int(courses.begins[first]),
@@ -204,6 +207,7 @@ def dead(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "dead",
+            titled("Dead", names),
             Severity.ERROR if most else Severity.WARNING,
             names[0],
             int(courses.begins[first]),
@@ -235,6 +239,7 @@ def unused(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "unused",
+            titled("Never a gradient", names),
             Severity.WARNING,
             names[0],
             int(courses.begins[0]),
@@ -268,6 +273,7 @@ def spike(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "spike",
+            f"Gradient spikes: {name}",
             Severity.NOTE,
             name,
             int(courses.begins[bins[0] + 1]),

@@ -15,6 +15,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
         found.append(
             Finding(
                 "dropped",
+                "Rows dropped",
                 Severity.WARNING,
                 None,
                 first,
@@ -28,6 +29,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
         found.append(
             Finding(
                 "damaged",
+                "Parts of the log unreadable",
                 Severity.WARNING,
                 None,
                 0,
@@ -49,6 +51,7 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "silent",
+            "Rank silent",
             Severity.WARNING,
             None,
             evidence.last_step,
@@ -63,13 +66,16 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
 def stride(evidence: Evidence, limits: Limits) -> list[Finding]:
     """Steps were measured more or less often, as a budget asked for: what happened between them is not known."""
     return _noted(
-        evidence, "stride", "Steps are measured more or less often ({detail}); between them nothing is known."
+        evidence,
+        "stride",
+        "Measured more or less often",
+        "Steps are measured more or less often ({detail}); between them nothing is known.",
     )
 
 
 def failed(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A part of the trace that failed, and goes on without."""
-    return _noted(evidence, "failed", "The trace goes on without a part of it: {detail}.")
+    return _noted(evidence, "failed", "A part of the trace failed", "The trace goes on without a part of it: {detail}.")
 
 
 def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
@@ -77,6 +83,7 @@ def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "ended",
+            "Ended with an exception",
             Severity.NOTE,
             None,
             evidence.last_step,
@@ -88,7 +95,7 @@ def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
     ]
 
 
-def _noted(evidence: Evidence, kind: str, words: str) -> list[Finding]:
+def _noted(evidence: Evidence, kind: str, title: str, words: str) -> list[Finding]:
     events: list[Event] = [event for event in evidence.events if event.kind == kind]
     if not events:
         return []
@@ -96,6 +103,7 @@ def _noted(evidence: Evidence, kind: str, words: str) -> list[Finding]:
     return [
         Finding(
             kind,
+            title,
             Severity.NOTE,
             names[0] if names else None,
             events[0].step,

@@ -20,6 +20,7 @@ def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
             found.append(
                 _finding(
                     "loss_nonfinite",
+                    f"{curve.name} is NaN or infinite",
                     severity,
                     curve,
                     step,
@@ -45,6 +46,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         _finding(
             "loss_flat",
+            f"{curve.name} does not fall",
             Severity.WARNING,
             curve,
             int(curve.step[0]),
@@ -78,6 +80,7 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         _finding(
             "loss_diverging",
+            f"{curve.name} diverges",
             Severity.ERROR,
             curve,
             first,
@@ -108,6 +111,7 @@ def overfitting(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         _finding(
             "overfitting",
+            f"Overfitting: {validation.name} rises",
             Severity.WARNING,
             validation,
             step,
@@ -140,6 +144,7 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
             found.append(
                 _finding(
                     "at_chance",
+                    f"{curve.name} is stuck at chance",
                     Severity.WARNING,
                     curve,
                     int(curve.step[0]),
@@ -170,6 +175,7 @@ def skipping(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         _finding(
             "skipping",
+            "The scaler skips every step",
             Severity.ERROR,
             curve,
             first,
@@ -182,10 +188,10 @@ def skipping(evidence: Evidence, limits: Limits) -> list[Finding]:
 
 
 def _finding(
-    kind: str, severity: Severity, curve: Curve, first: int, sentence: str, advice: str, **numbers: float
+    kind: str, title: str, severity: Severity, curve: Curve, first: int, sentence: str, advice: str, **numbers: float
 ) -> Finding:
     return Finding(
-        kind, severity, None, first, int(curve.step[-1]), sentence, advice, {"metric": curve.name, **numbers}
+        kind, title, severity, None, first, int(curve.step[-1]), sentence, advice, {"metric": curve.name, **numbers}
     )
 
 

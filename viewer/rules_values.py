@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.evidence import Evidence, Param
-from viewer.rule import Finding, Limits, Severity, Stretch, longest, named
+from viewer.rule import Finding, Limits, Severity, Stretch, longest, named, titled
 from viewer.tracks import Courses, Floats, Integers
 
 # Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.
@@ -39,6 +39,7 @@ def exploding_weight(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "exploding_weight",
+            titled("Values run away", names),
             Severity.WARNING,
             names[0],
             int(courses.begins[begun[numbers[0]]]),
@@ -75,6 +76,7 @@ def drifting(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "drifting",
+            titled("Values drift", names),
             Severity.WARNING,
             names[0],
             int(courses.begins[half]),
@@ -114,6 +116,7 @@ def unchanged(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "unchanged",
+            titled("Values do not move", names),
             Severity.ERROR if whole else Severity.WARNING if in_whole_modules else Severity.NOTE,
             names[0],
             int(courses.begins[stretch.first[numbers].min()]),
@@ -143,6 +146,7 @@ def constant_init(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "constant_init",
+            titled("All elements begin alike", names),
             # A single layer that begins with zeros is what many recipes want, as at the end of a residual block.
             Severity.ERROR if 2 * len(numbers) >= evidence.weights.sum() else Severity.NOTE,
             names[0],
@@ -176,6 +180,7 @@ def scaled_init(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "badly_scaled",
+            titled("Badly scaled at the start", names),
             Severity.WARNING if 2 * len(numbers) >= judged.sum() else Severity.NOTE,
             names[0],
             0,
@@ -219,6 +224,7 @@ def output_bias(evidence: Evidence, limits: Limits) -> list[Finding]:
     return [
         Finding(
             "output_bias",
+            f"Output bias far off: {name}",
             # Without an accuracy it may be a regression, whose targets are what they are.
             Severity.WARNING if evidence.accuracies else Severity.NOTE,
             name,
@@ -247,6 +253,7 @@ def oscillating(evidence: Evidence, limits: Limits) -> list[Finding]:
     numbers = np.flatnonzero(stretch.rows >= limits["oscillating.rows"])
     return _since(
         "oscillating",
+        "Values swing",
         Severity.WARNING,
         courses,
         stretch,
@@ -268,6 +275,7 @@ def update_size(evidence: Evidence, limits: Limits) -> list[Finding]:
     fast, slow = (longest(holds, courses.moved, courses.ranks) for holds in (large, small))
     return _since(
         "update_large",
+        "Updates too large",
         Severity.WARNING,
         courses,
         fast,
@@ -278,6 +286,7 @@ def update_size(evidence: Evidence, limits: Limits) -> list[Finding]:
         "Lower the learning rate, or warm it up.",
     ) + _since(
         "update_small",
+        "Updates tiny",
         Severity.NOTE,
         courses,
         slow,
@@ -305,6 +314,7 @@ def headroom(evidence: Evidence, limits: Limits) -> list[Finding]:
     under = longest(low, courses.grads, courses.ranks)
     return _since(
         "overflow",
+        "Close to overflow",
         Severity.WARNING,
         courses,
         over,
@@ -313,6 +323,7 @@ def headroom(evidence: Evidence, limits: Limits) -> list[Finding]:
         "Use a GradScaler, bfloat16 instead of float16, clip gradients, scale inputs and loss down.",
     ) + _since(
         "underflow",
+        "Close to underflow",
         Severity.NOTE,
         courses,
         under,
@@ -325,6 +336,7 @@ def headroom(evidence: Evidence, limits: Limits) -> list[Finding]:
 
 def _since(
     kind: str,
+    title: str,
     severity: Severity,
     courses: Courses,
     stretch: Stretch,
@@ -341,6 +353,7 @@ def _since(
     return [
         Finding(
             kind,
+            titled(title, names),
             severity,
             names[0],
             int(courses.begins[stretch.first[numbers[0]]]),
