@@ -139,7 +139,8 @@ def check_contrast(figure: Figure) -> None:
     """Every text, tick and spine is told from the ground: 4.5 for what is read, 3 for what is seen."""
     ground = figure.get_facecolor()
     for text in texts(figure):
-        assert contrast(text.get_color(), ground) >= 4.5, text
+        box = text.get_bbox_patch()
+        assert contrast(text.get_color(), ground if box is None else box.get_facecolor()) >= 4.5, text
     for axes in figure.axes:
         if axes.get_label() != "<colorbar>":
             assert mpl.colors.to_rgb(axes.get_facecolor()) == mpl.colors.to_rgb(ground)

@@ -93,6 +93,7 @@ CHOICES: dict[str, list[Any]] = {
     "x": [XAxis.STEP, XAxis.WALL],
     "scale": [Scale.AUTO, Scale.LOG],
     "dark": [False, True],
+    "findings": [True, False],
     "run": ["", "other"],
 }
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, SymmetricalLogLo
 from rich.text import Text
 
 from viewer.look import Look, Scale, XAxis
-from viewer.marks import drawable, linear_threshold, theme
+from viewer.marks import Flag, drawable, linear_threshold, theme
 
 Numbers = npt.NDArray[np.float64]
 
@@ -63,7 +63,7 @@ class _Axis:
         return (found - low) / (high - low) if high > low else np.where(np.isfinite(found), 0.5, np.nan)
 
 
-def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: int) -> Text:
+def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: int, flags: Sequence[Flag] = ()) -> Text:
     """Lines in a chart of so many characters, with the extremes of what falls into the same dot column.
 
     Args:
@@ -72,6 +72,7 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
         auto: The scale where the look leaves it open.
         width: In characters.
         height: In characters.
+        flags: What is marked below the upper edge.
     """
     numbers = [number for line in lines for number in (*line.low, *line.high) if math.isfinite(number)]
     y_axis = _y_axis(drawable(numbers).tolist(), auto if look.scale is Scale.AUTO else look.scale, max(2, height // 3))
@@ -94,6 +95,9 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
         _stamp(figure, x[places], front[places], line.mark, _pixel(line.colour, "bold"))
     alarms = x_axis.places([x for line in lines for x in line.alarms])
     _stamp(figure, alarms, np.ones(len(alarms)), "!", _pixel(theme(look).alarm, "bold"))
+    for each in flags:
+        place = x_axis.places([each.x])
+        _stamp(figure, place, np.array([1 - 1.5 / height]), each.numbers[0], _pixel(each.colour, "bold"))
     return Text.from_ansi(figure.build().string().rstrip("\n"), no_wrap=True, overflow="crop")
 
 

@@ -133,6 +133,8 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     try:
         while True:
             for name, witness in witnesses.items():
+                if name in found and found[name][0].over:
+                    continue
                 # Before reading: what is published in between is not missed.
                 waker.watch(witness.folders)
                 evidence = witness.refresh()

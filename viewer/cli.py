@@ -61,6 +61,7 @@ def watch(
     ] = Scale.AUTO,
     rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    findings: Annotated[bool, typer.Option(help="Say and mark what is wrong with the runs.")] = True,
     web: Annotated[bool, typer.Option("--web", help="A page for the browser, with every control.")] = False,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The page's port, 0 for any free one; implies --web.")
@@ -101,11 +102,13 @@ def watch(
     if wanted is not View.OVERVIEW and len(paths) > 1:
         raise typer.BadParameter(f"--view {wanted} shows one run, and {len(paths)} are given: name one of them")
     try:
-        look = Look(wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark)
+        look = Look(
+            wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark, findings
+        )
         Look(params=only)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    open_runs = partial(Runs, paths, only=only, poll_seconds=poll)
+    open_runs = partial(Runs, paths, only=only, poll_seconds=poll, witnesses={})
     if text:
         _show_text(open_runs(look))
         return
@@ -170,6 +173,7 @@ def _write_once(runs: "Runs", save: Path) -> None:
         while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
             runs.wait()
     check_names(runs.look, snapshots)
+    snapshots = runs.examine() or snapshots
     FigureFile(save, runs.look).write(snapshots)
     _say_written(snapshots, save)
 

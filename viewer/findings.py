@@ -1,12 +1,10 @@
 """What is wrong with a run: every rule's findings, the worst first."""
 
-from collections.abc import Iterable
-
 from viewer import rules_gradients, rules_log, rules_metrics, rules_values
 from viewer.evidence import Evidence
 from viewer.rule import LIMITS, Finding, Limits, Rule, Severity, with_limits
 
-__all__ = ["LIMITS", "RULES", "Finding", "Limits", "Severity", "findings", "with_limits", "worst_first"]
+__all__ = ["LIMITS", "RULES", "Finding", "Limits", "Severity", "findings", "rank", "with_limits"]
 
 RULES: tuple[Rule, ...] = (
     rules_gradients.nonfinite,
@@ -40,10 +38,9 @@ RULES: tuple[Rule, ...] = (
 
 def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
     """What every rule found, the worst first, and of these the earliest."""
-    return worst_first(finding for rule in RULES for finding in rule(evidence, limits))
+    return sorted((finding for rule in RULES for finding in rule(evidence, limits)), key=rank)
 
 
-def worst_first(found: Iterable[Finding]) -> list[Finding]:
-    """What goes on before what is over, the worst first, and of these the earliest."""
-    severities = list(Severity)
-    return sorted(found, key=lambda each: (each.over, severities.index(each.severity), each.first_step))
+def rank(finding: Finding) -> tuple[bool, int, int]:
+    """Where a finding stands among others: what goes on before what is over, the worst first, then the earliest."""
+    return finding.over, list(Severity).index(finding.severity), finding.first_step

@@ -35,6 +35,8 @@ from viewer.follow import Progress, Rows, Waker
 from viewer.grid import Layers
 from viewer.history import Curve, Extremes, Histogram, History
 from viewer.look import Look, View, matching
+from viewer.rule import Finding
+from viewer.witness import Witness
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
@@ -62,6 +64,7 @@ class Snapshot:
         stopped_ranks: Those that stopped without closing.
         params: The parameters in model order that are to be shown, of ``params_there``.
         statistics: What the layers can show.
+        findings: What is wrong with the run, the worst first, as far as it is known yet.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Snapshot:
     params: tuple[str, ...] = ()
     params_there: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 class Live:
@@ -224,21 +228,30 @@ class Runs:
         look: What is to be seen of them. Only the overview shows several: other views show the one begun last.
         only: A regular expression: only those runs in whose folder's name it is found.
         poll_seconds: Look so often instead of waiting for events of the file system.
+        witnesses: Those who know runs' findings, by folder, where several share them.
 
     Attributes:
         names: All that there are, whether they are shown or not.
     """
 
     def __init__(
-        self, paths: Sequence[Place], look: Look | None = None, only: str = "", poll_seconds: float | None = None
+        self,
+        paths: Sequence[Place],
+        look: Look | None = None,
+        only: str = "",
+        poll_seconds: float | None = None,
+        witnesses: dict[Place, Witness] | None = None,
     ) -> None:
         self.paths = tuple(paths)
         self.look = look or Look()
         self._only = only
         self._poll_seconds = poll_seconds
+        self._witnesses = {} if witnesses is None else witnesses
         self._waker = Waker(events=poll_seconds is None)
         self._lives: dict[tuple[str, Place], Live] = {}
         self._shown: dict[tuple[str, Place], Snapshot] = {}
+        # Those of which something is new since their findings were looked for.
+        self._unexamined: set[tuple[str, Place]] = set()
         self._found: list[tuple[str, Place]] = []
         self.names: tuple[str, ...] = ()
 
@@ -274,11 +287,41 @@ class Runs:
                     raise
                 snapshot = live.troubled(error)
             if snapshot is not None:
-                self._shown[key] = snapshot
+                self._shown[key] = replace(snapshot, findings=self._known(key))
+                self._unexamined.add(key)
                 changed = True
         self._waker.watch(path for path in self.paths if isinstance(path, Path) and not holds_run(path))
         # In the order of the runs, so that each keeps its colour, whichever was there first.
-        return tuple(self._shown[key] for key in wanted if key in self._shown) if changed and self._shown else None
+        self._shown = {key: self._shown[key] for key in wanted if key in self._shown}
+        return tuple(self._shown.values()) if changed and self._shown else None
+
+    def examine(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
+        """Look for findings in what ``refresh`` found to be new; the runs with them, or None where none has changed.
+
+        It comes after: a figure need not wait for them.
+        """
+        changed = False
+        for key in self._unexamined & self._shown.keys() if self.look.findings else ():
+            witness = self._witnesses.setdefault(key[1], Witness(key[1]))
+            # Who holds it reads the same, which is there next time.
+            if witness.lock.acquire(blocking=False):
+                try:
+                    witness.refresh(progress)
+                except (LogError, OSError, pl.exceptions.PolarsError):
+                    # The snapshot says what is wrong.
+                    continue
+                finally:
+                    witness.lock.release()
+                if witness.current:
+                    self._unexamined.discard(key)
+            if witness.findings != self._shown[key].findings:
+                self._shown[key] = replace(self._shown[key], findings=witness.findings)
+                changed = True
+        return tuple(self._shown.values()) if changed else None
+
+    def _known(self, key: tuple[str, Place]) -> tuple[Finding, ...]:
+        witness = self._witnesses.get(key[1]) if self.look.findings else None
+        return () if witness is None else witness.findings
 
     @property
     def awaited(self) -> bool:
@@ -320,6 +363,7 @@ def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple
         # Asked before reading: a run that begins in between is not missed.
         awaited = runs.awaited
         shown = runs.refresh(progress) or shown
+        shown = runs.examine(progress) or shown
         yield shown
         if awaited or not shown or any(snapshot.state != "closed" for snapshot in shown):
             give_up = None
@@ -386,9 +430,10 @@ class Reader(threading.Thread):
         """Called by ``start``."""
         try:
             while not self._stop_asked.is_set():
-                snapshots = self.runs.refresh(self._progress)
-                if snapshots is not None:
-                    self.latest = snapshots
+                snapshots = self.runs.refresh(self._progress) or self.latest
+                # The first picture does not wait for findings; later ones come with them.
+                self.latest = self.latest or snapshots
+                self.latest = self.runs.examine(self._progress) or snapshots
                 self.runs.wait()
         except _StoppedError:
             pass

@@ -52,6 +52,7 @@ class Look:
         x: The x axis of curves.
         scale: The y axes of curves.
         dark: Light on dark.
+        findings: Whether it is said, and marked, what is wrong with the runs.
 
     Raises:
         TypeError: one of them has the wrong type.
@@ -69,6 +70,7 @@ class Look:
     x: XAxis = XAxis.STEP
     scale: Scale = Scale.AUTO
     dark: bool = False
+    findings: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):

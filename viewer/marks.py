@@ -20,9 +20,11 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
+from viewer.evidence import is_validation
 from viewer.live import Snapshot
 from viewer.look import Look, Scale, XAxis
-from viewer.status import notices, shortened, title
+from viewer.rule import Finding, Severity
+from viewer.status import finding_words, first_of, noticed, notices, shortened, title
 
 SIZE_INCHES = (10.0, 8.0)
 # A name, or red, green, blue and opacity.
@@ -42,35 +44,36 @@ class Theme:
     pale: str
     faint: str
     alarm: str
+    caution: str
     palette: tuple[str, ...]
     rainbow: tuple[float, float]
 
 
 # Okabe and Ito's palette, and the same hues for a dark ground.
 LIGHT = Theme(
-    "#ffffff", "#ffffff", "#333333", "#dddddd", "#707070", "#c00000",
+    "#ffffff", "#ffffff", "#333333", "#dddddd", "#707070", "#c00000", "#8a5a00",
     ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), (0.0, 1.0),
 )  # fmt: skip
 DARK = Theme(
-    "#14171c", "#3a3f47", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060",
+    "#14171c", "#3a3f47", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060", "#e0a030",
     ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"), (0.1, 0.9),
 )  # fmt: skip
 
 # With these, so many more curves can be told apart.
 STYLES = ("-", ":", "-.")
-# A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
-_VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
 # Below 8 decades under the largest number, symlog shows a straight line through zero.
 _SYMLOG_DECADES = 8
 _LARGEST = 1e306
-# Marks a curve as logged, which stands in no legend, behind the smoothed one, which does.
-RAW = "as logged"
+# Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
+RAW, _FLAG = "as logged", "finding"
 # Up to so many points, each gets a marker, and none is smoothed.
 FEW_POINTS = 30
 # More entries than have room would press the panel itself together.
 _LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
 _NARROW_INCHES = 6.0
-_TITLE_LINES, _NOTICE_LENGTH = 3, 140
+_TITLE_LINES, _NOTICE_LENGTH, _FINDING_LENGTH = 3, 140, 100
+# Flags that would cover each other are one: nearer than such a share of the run.
+_FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.02, 3, 0.94
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
@@ -136,10 +139,10 @@ def entitle(figure: Figure, look: Look, words: str) -> None:
 
 def heading(look: Look, snapshots: Sequence[Snapshot], now: float) -> str:
     """How the runs are, and what has to be known of them, as far as a figure has room for it."""
-    said = notices(snapshots)
-    if len(said) >= _TITLE_LINES:
-        said[_TITLE_LINES - 2 :] = [f"… and {len(said) - _TITLE_LINES + 2} more: see `tracer verify`"]
-    return "\n".join([title(snapshots, now, look), *(shortened(line, _NOTICE_LENGTH) for line in said)])
+    said = first_of(notices(snapshots), _TITLE_LINES - 1, "tracer verify")
+    found = first_of(finding_words(snapshots, look), _TITLE_LINES, "viewer check")
+    lines = [*(shortened(line, _NOTICE_LENGTH) for line in said), *(shortened(line, _FINDING_LENGTH) for line in found)]
+    return "\n".join([title(snapshots, now, look), *lines])
 
 
 def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
@@ -234,7 +237,7 @@ def linear_threshold(numbers: Sequence[float]) -> float:
 
 def style_of(name: str, index: int) -> str:
     """A metric's line style: dashed for validation, so that colour alone tells nothing apart."""
-    return "--" if _VALIDATION.search(name) else STYLES[index % len(STYLES)]
+    return "--" if is_validation(name) else STYLES[index % len(STYLES)]
 
 
 def draw_line(
@@ -333,12 +336,102 @@ def draw_nonfinite(axes: Axes, look: Look, found: NonFinite) -> list[Artist]:
     )
 
 
+def colour_of(look: Look, finding: Finding) -> str:
+    """A finding's colour."""
+    colours = theme(look)
+    return {Severity.ERROR: colours.alarm, Severity.WARNING: colours.caution, Severity.NOTE: colours.faint}[
+        finding.severity
+    ]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The numbers of findings that began at about the same step, and how the worst of them looks."""
+
+    x: float
+    numbers: str
+    colour: str
+
+
+def flags(look: Look, found: Sequence[tuple[int, Finding, float]], length: float) -> list[Flag]:
+    """Where to put the numbers of findings that begin at these places: those that would cover each other in one.
+
+    Args:
+        look: How they are shown.
+        found: Their numbers, the findings, and where they began.
+        length: From where to where the x axis goes.
+    """
+    groups: list[list[tuple[int, Finding, float]]] = []
+    for each in sorted(found, key=lambda each: each[2]):
+        if groups and each[2] - groups[-1][0][2] <= _FLAG_SHARE * length:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    made = []
+    for group in groups:
+        group.sort(key=lambda each: each[0])
+        numbers = [str(number) for number, _, _ in group]
+        words = ",".join([*numbers[:_FLAG_NUMBERS], *(["…"] if len(numbers) > _FLAG_NUMBERS else [])])
+        made.append(Flag(group[0][2], words, colour_of(look, group[0][1])))
+    return made
+
+
+def draw_flag(axes: Axes, look: Look, found: Flag, y: float) -> Text:
+    """A flag at a height; in a panel it does not take part in the layout."""
+    box = {"boxstyle": "round,pad=0.25", "facecolor": found.colour, "edgecolor": "none"}
+    colour = theme(look).ground
+    text = axes.text(found.x, y, found.numbers, ha="center", va="center", fontsize=7, color=colour, bbox=box, zorder=6)
+    text.set_clip_on(True)
+    text.set_in_layout(False)
+    return text
+
+
+def _begun(look: Look, snapshots: Sequence[Snapshot]) -> list[tuple[int, Finding, float]]:
+    """The number of each finding that is noticed, and where on the x axis it began."""
+    numbered = enumerate(noticed(snapshots, look), 1)
+    places = [(number, finding, _place(look, snapshot, finding.first_step)) for number, (snapshot, finding) in numbered]
+    return [(number, finding, x) for number, finding, x in places if x is not None]
+
+
+def flags_of(look: Look, snapshots: Sequence[Snapshot]) -> list[Flag]:
+    """The flags over curves."""
+    steps = ((snapshot, step) for snapshot in snapshots for step in (0, snapshot.last_step or 0))
+    ends = [x for snapshot, step in steps if (x := _place(look, snapshot, step)) is not None]
+    return flags(look, _begun(look, snapshots), max(ends, default=0) - min(ends, default=0))
+
+
+def draw_findings(axes: Axes, look: Look, snapshots: Sequence[Snapshot], numbered: bool) -> list[Artist]:
+    """A line across the panel where each finding began, and on it, if it is asked for, its number."""
+    artists: list[Artist] = []
+    # The worst comes first, and is to be in front.
+    for x, finding in {x: finding for _, finding, x in reversed(_begun(look, snapshots))}.items():
+        line = axes.axvline(x, color=colour_of(look, finding), linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
+        line.set_gid(_FLAG)
+        artists.append(line)
+    for each in flags_of(look, snapshots) if numbered else ():
+        text = draw_flag(axes, look, each, _FLAG_HEIGHT)
+        text.set_transform(axes.get_xaxis_transform())
+        artists.append(text)
+    return artists
+
+
+def _place(look: Look, snapshot: Snapshot, step: float) -> float | None:
+    """Where on the x axis a step of a run stands; None where none is known."""
+    if look.x is XAxis.STEP:
+        return step
+    curve = snapshot.extremes or next(iter(snapshot.curves), None)
+    if curve is None:
+        return None
+    index = min(int(np.searchsorted(curve.step, step)), len(curve.step) - 1)
+    return along(look, snapshot, curve.step, curve.time)[index]
+
+
 def legend(axes: Axes, look: Look, artists: Sequence[Artist], above: bool = False) -> None:
     """The legend of what was drawn, beside the panel; above it where it is asked for, or a phone has no room."""
     previous = axes.get_legend()
     if previous is not None:
         previous.remove()
-    lines = [artist for artist in artists if isinstance(artist, Line2D) and artist.get_gid() != RAW]
+    lines = [artist for artist in artists if isinstance(artist, Line2D) and artist.get_gid() not in (RAW, _FLAG)]
     if not lines:
         return
     figure = axes.get_figure(root=True)
@@ -415,3 +508,7 @@ class Panel:
         self._note.set_visible(empty)
         self._drawn = make(self.axes)
         legend(self.axes, self._look, self._drawn, self._legend_above)
+
+    def add(self, drawn: Sequence[Artist]) -> None:
+        """Keep what was drawn besides until the panel is drawn again."""
+        self._drawn += drawn

@@ -66,6 +66,7 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **look: An
         check_there(runs)
         while (snapshots := runs.refresh()) is None:
             runs.wait()
+        snapshots = runs.examine() or snapshots
     finally:
         runs.close()
     check_names(runs.look, snapshots)

@@ -21,6 +21,7 @@ from viewer.marks import (
     along,
     begin,
     draw_band,
+    draw_findings,
     draw_line,
     draw_nonfinite,
     drawable,
@@ -107,6 +108,8 @@ class Overview:
             for kinds, panel in self._extremes.items():
                 empty = all(snapshot.extremes is None for snapshot in snapshots)
                 panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
+            for index, panel in enumerate((*self._metrics.values(), *self._extremes.values())):
+                panel.add(draw_findings(panel.axes, self._look, snapshots, numbered=index == 0))
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
     def _panel(self, name: str) -> str | None:

@@ -20,6 +20,7 @@ from viewer.marks import (
     along,
     begin,
     draw_band,
+    draw_findings,
     draw_line,
     draw_nonfinite,
     dress_x,
@@ -97,6 +98,8 @@ class Parameter:
             for of, histograms in snapshot.histograms.items():
                 make = partial(self._draw_histograms, snapshot, histograms)
                 self._panels[f"{_WORDS[of]}\nhistogram"].draw(make, empty=False)
+            for name, panel in self._panels.items():
+                panel.add(draw_findings(panel.axes, self._look, snapshots, numbered=name == "value"))
         for axes in self._bottoms:
             axes.tick_params(labelbottom=extremes is not None)
 

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 
 from tracer.log.run import STATE_WORDS
+from viewer.findings import rank
 from viewer.live import Snapshot
 from viewer.look import MERGED, SPREAD, Look, View
+from viewer.rule import Finding
 
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
 _RANKS_NAMED = 8
+# Findings that stand among the notices, or in the run's state.
+_SAID = ("damaged", "silent")
 
 
 def title(snapshots: Sequence[Snapshot], now: float, look: Look | None = None) -> str:
@@ -80,6 +84,52 @@ def notices(snapshots: Sequence[Snapshot]) -> list[str]:
             found.append(f"{of}{snapshot.dropped:,} rows dropped, which could not be written")
         found += [f"{of}left out: {problem}" for problem in snapshot.problems]
     return found
+
+
+def first_of(lines: Sequence[str], limit: int, command: str) -> list[str]:
+    """So many lines at most; where there are more, the last one says which command shows them."""
+    if len(lines) <= limit:
+        return list(lines)
+    return [*lines[: limit - 1], f"… and {len(lines) - limit + 1} more: see `{command}`"]
+
+
+def noticed(snapshots: Sequence[Snapshot], look: Look) -> list[tuple[Snapshot, Finding]]:
+    """What is wrong with these runs and concerns what is shown of them: what goes on first, and of that the worst.
+
+    The first is number 1, wherever it is listed or marked.
+    """
+    found = [
+        (snapshot, finding)
+        for snapshot in snapshots
+        for finding in snapshot.findings
+        if _concerns(finding, snapshot, look)
+    ]
+    return sorted(found, key=lambda each: rank(each[1]))
+
+
+def _concerns(finding: Finding, snapshot: Snapshot, look: Look) -> bool:
+    if finding.kind in _SAID or (finding.kind == "dropped" and snapshot.dropped):
+        return False
+    if look.view is View.PARAM:
+        return look.param in finding.params
+    return not look.params or finding.param is None or not set(finding.params).isdisjoint(snapshot.params)
+
+
+def finding_words(snapshots: Sequence[Snapshot], look: Look) -> list[str]:
+    """A line for each of what was ``noticed``."""
+    return [
+        f"[{number}] {finding.severity}, {span(finding)}: "
+        f"{'' if len(snapshots) == 1 else f'{shortened(snapshot.name)}: '}{finding.title}"
+        for number, (snapshot, finding) in enumerate(noticed(snapshots, look), 1)
+    ]
+
+
+def span(finding: Finding) -> str:
+    """The steps of a finding, in words."""
+    steps = f"step {finding.first_step:,}"
+    if finding.last_step > finding.first_step:
+        steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
+    return f"{steps}, over" if finding.over else steps
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

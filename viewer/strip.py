@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from viewer.grid import Layers
 from viewer.live import Snapshot
 from viewer.look import Look, View
-from viewer.marks import begin, dress, entitle, heading, narrow, theme
-from viewer.status import shortened
+from viewer.marks import begin, draw_flag, dress, entitle, flags, heading, narrow, theme
+from viewer.rule import Finding
+from viewer.status import noticed, shortened
 
 # More rows than this would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300
@@ -46,6 +48,7 @@ class Strip:
         # Of each row the parameters in it, or "module.*" for all of a module.
         self._rows: list[list[str]] = []
         self._magnitudes, self._alarms = np.zeros((0, 1)), np.zeros((0, 1), dtype=np.bool_)
+        self._flags: list[Text] = []
         colours = theme(look)
         begin(figure, look)
         self._axes = figure.subplots()
@@ -132,6 +135,22 @@ class Strip:
         self._alarm.set_data(np.where(alarms, 1.0, np.nan))
         for image in (self._image, self._alarm):
             image.set_extent(extent)
+        self._flag(snapshots)
+
+    def _flag(self, snapshots: Sequence[Snapshot]) -> None:
+        """Mark each finding at its first step, in the row of its first parameter."""
+        while self._flags:
+            self._flags.pop().remove()
+        found: dict[int, list[tuple[int, Finding, float]]] = {}
+        for number, (_, finding) in enumerate(noticed(snapshots, self._look), 1):
+            row = row_of(self._rows, finding.param)
+            if row is not None:
+                found.setdefault(row, []).append((number, finding, finding.first_step))
+        left, right, *_ = self._image.get_extent()
+        for row, each in found.items():
+            self._flags += [
+                draw_flag(self._axes, self._look, one, row) for one in flags(self._look, each, right - left)
+            ]
 
     def picked(self, axes: Axes | None, y: float | None) -> Look | None:
         """What a click on a row leads to: its parameter, or the parameters of its modules."""
@@ -163,6 +182,18 @@ def grouped(
     np.fmax.at(magnitudes, np.ix_(rows, of), layers.magnitudes)
     np.logical_or.at(alarms, np.ix_(rows, of), layers.nonfinite)
     return [list(groups[start : start + together]) for start in range(0, len(groups), together)], magnitudes, alarms
+
+
+def row_of(rows: Sequence[Sequence[str]], param: str | None) -> int | None:
+    """The row, of those that ``grouped`` gives, in which a parameter is."""
+    if param is None:
+        return None
+    inside = (
+        row
+        for row, groups in enumerate(rows)
+        if any(param == name or (name.endswith(".*") and param.startswith(name[:-1])) for name in groups)
+    )
+    return next(inside, None)
 
 
 # The names of ten thousand parameters would take most of a redraw's time.

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.live import Live
 
 from viewer.live import Runs, Snapshot, until_closed
-from viewer.status import notices, plain, title, words
+from viewer.rule import Finding
+from viewer.status import noticed, notices, plain, title, words
 from viewer.text import WORDS, ends, newest, picture
 
 _GATHER_SECONDS = 0.2
@@ -66,12 +67,19 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     for snapshots in until_closed(runs):
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
-        lines += [line for line in notices(snapshots) if line not in said]
-        said.update(notices(snapshots))
+        news = notices(snapshots) + [_finding(*each) for each in noticed(snapshots, runs.look)]
+        lines += [line for line in news if line not in said]
+        said.update(news)
         for line in lines:
             print(plain(line), flush=True)
         shown = snapshots
     return shown
+
+
+def _finding(snapshot: Snapshot, finding: Finding) -> str:
+    """A finding in words that stay while it goes on, so that it is said once."""
+    over = " is over" if finding.over else ""
+    return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{over}"
 
 
 def _news(snapshot: Snapshot) -> str:

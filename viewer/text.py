@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from viewer.chart import Line, chart
+from viewer.grid import Layers
 from viewer.history import Curve, smoothed
 from viewer.live import Snapshot
 from viewer.look import Look, Scale, View
-from viewer.marks import FEW_POINTS, along, numbers_of, theme
+from viewer.marks import FEW_POINTS, along, colour_of, flags_of, numbers_of, theme
 from viewer.overview import panel
-from viewer.status import notices, plain, shortened, title
-from viewer.strip import grouped
+from viewer.status import finding_words, first_of, noticed, notices, plain, shortened, title
+from viewer.strip import grouped, row_of
 
 WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 # Of the curves of one run; several runs have a letter each, small for the first of a chart's curves.
@@ -32,7 +33,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 # The darkest colours would not be seen on a dark terminal.
 _RAMP = [to_hex(matplotlib.colormaps["cividis"](place)) for place in np.linspace(0.25, 1, len(_BLOCKS))]
 _ALARM, _NONFINITE = "bold red", "NaN/inf"
-_NOTICES = 2
+_NOTICES, _FINDINGS = 2, 4
 _NAME, _SHORTEST, _NUMBER = 24, 6, 9
 # In fewer columns, a table of four numbers would have no room for names.
 _NARROW = 42
@@ -48,11 +49,10 @@ def picture(snapshots: Sequence[Snapshot], look: Look, now: float, width: int, h
         width: In characters.
         height: In lines.
     """
-    said = notices(snapshots)
-    if len(said) > _NOTICES:
-        said[_NOTICES - 1 :] = [f"… and {len(said) - _NOTICES + 1} more: see `tracer verify`"]
+    said = first_of(notices(snapshots), _NOTICES, "tracer verify")
+    found = first_of(finding_words(snapshots, look), max(1, min(_FINDINGS, height // 10)), "viewer check")
     of = f"{shortened(look.param, width // 2)}  in  " if look.view is View.PARAM else ""
-    top = [_words(of + title(snapshots, now, look), "bold"), *(_words(line, "yellow") for line in said)]
+    top = [_words(of + title(snapshots, now, look), "bold"), *(_words(line, "yellow") for line in (*said, *found))]
     draw = {View.OVERVIEW: _overview, View.LAYERS: _layers, View.PARAM: _parameter}[look.view]
     return Group(*top, *draw(snapshots, look, width, max(6, height - len(top))))
 
@@ -147,7 +147,8 @@ def _chart(
     width, height = size
     header.truncate(width - 1, overflow="ellipsis")
     hint = f": trace.log({name}=…)" if name in ("loss", "accuracy") else ""
-    below = chart(lines, look, auto, width - 1, height - 1) if lines else _words(f"nothing yet{hint}", "dim")
+    flags = flags_of(look, [snapshot for snapshot, _ in shown])
+    below = chart(lines, look, auto, width - 1, height - 1, flags) if lines else _words(f"nothing yet{hint}", "dim")
     return Group(header, below)
 
 
@@ -273,22 +274,49 @@ def _layers(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) 
     first, last = f"step {layers.first_step:,}", f"{snapshots[0].last_step:,}"
     table = _table(common.strip("."), first + last.rjust(room - len(first)), f"{'newest':>{_NUMBER}}")
     table.columns[0].max_width = wide
-    for name, size, alarm in zip(names, sizes, alarms, strict=True):
+    marks = _marks_of_rows(snapshots, look, layers, rows)
+    for row, (name, size, alarm) in enumerate(zip(names, sizes, alarms, strict=True)):
         there = np.flatnonzero(~np.isnan(size) | alarm)[-1:].tolist()
         text = "–" if not there else _NONFINITE if alarm[there[0]] else f"{size[there[0]]:.3g}"
-        table.add_row(Text(name), _blocks(size, alarm, room, scale), Text(text, _ALARM if text == _NONFINITE else ""))
+        blocks = _blocks(size, alarm, room, scale, marks.get(row, {}))
+        table.add_row(Text(name), blocks, Text(text, _ALARM if text == _NONFINITE else ""))
     legend = _words(f"{look.statistic}: {scale[0]:.2g} ")
     legend.append_text(
-        _blocks(np.geomspace(*scale, len(_BLOCKS)), np.zeros(len(_BLOCKS), dtype=np.bool_), len(_BLOCKS), scale)
+        _blocks(np.geomspace(*scale, len(_BLOCKS)), np.zeros(len(_BLOCKS), dtype=np.bool_), len(_BLOCKS), scale, {})
     )
     legend.append(f" {scale[1]:.2g} · 0 zero · ! NaN or inf")
     return [table, legend]
 
 
+def _marks_of_rows(
+    snapshots: Sequence[Snapshot], look: Look, layers: Layers, rows: Sequence[Sequence[str]]
+) -> dict[int, dict[int, tuple[str, str]]]:
+    """Of each row the columns in which findings began, with the number of the worst and how it looks."""
+    found: dict[int, dict[int, tuple[str, str]]] = {}
+    for number, (_, finding) in enumerate(noticed(snapshots, look), 1):
+        row = row_of(rows, finding.param)
+        if row is not None and number < 10:
+            column = (finding.first_step - layers.first_step) // layers.width
+            found.setdefault(row, {}).setdefault(column, (str(number), f"bold reverse {colour_of(look, finding)}"))
+    return found
+
+
 def _blocks(
-    sizes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_], room: int, scale: tuple[float, float]
+    sizes: npt.NDArray[np.float64],
+    alarms: npt.NDArray[np.bool_],
+    room: int,
+    scale: tuple[float, float],
+    marks: dict[int, tuple[str, str]],
 ) -> Text:
-    """A character a column, for the largest magnitude and any alarm in it; height and colour say the same."""
+    """A character a column, for the largest magnitude and any alarm in it; height and colour say the same.
+
+    Args:
+        sizes: The magnitudes.
+        alarms: Where there is a NaN or an infinity.
+        room: How many characters there may be.
+        scale: The smallest and the largest magnitude.
+        marks: What stands in columns instead: a character and its style.
+    """
     # Where a column of the strip is wider than a character, it is repeated.
     starts = np.arange(room) * len(sizes) // room
     sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
@@ -301,6 +329,9 @@ def _blocks(
         place = (np.log(size) - low) / length if length else 1.0
         level = min(int(place * len(_BLOCKS)), len(_BLOCKS) - 1)
         cells.append((_BLOCKS[level], _RAMP[level]))
+    for column, mark in reversed(marks.items()):
+        start = starts[np.searchsorted(starts, column, side="right") - 1]
+        cells[int(np.searchsorted(starts, start))] = mark
     return Text.assemble(
         *[("".join(c for c, _ in same), style) for style, same in itertools.groupby(cells, itemgetter(1))]
     )

@@ -15,7 +15,8 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -33,11 +34,13 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
-from viewer.live import Runs
+from viewer.live import Runs, Snapshot
 from viewer.look import Look, View, look_of, words_of
 from viewer.marks import SIZE_INCHES
 from viewer.overview import panel
+from viewer.rule import Finding, Severity
 from viewer.screen import Screen
+from viewer.status import noticed, span
 
 # Who comes with a wrong address is told so; the terminal is for those who started this.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
@@ -47,8 +50,8 @@ _TICK_MILLISECONDS = 200
 # What is read within it replaces the previous picture at once, without an empty one between.
 _PATIENCE_SECONDS = 1.0
 _PING_SECONDS = 30
-# So many parameters stand in the page's list: more are found by filtering.
-_LISTED = 200
+# So many parameters stand in the page's list: more are found by filtering; and so many findings.
+_LISTED, _FINDINGS = 200, 30
 _LARGEST_MESSAGE = 1 << 16
 # A page has sensible sizes; what else comes is no page, and is to cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
@@ -304,7 +307,8 @@ class Visitor(_Guarded, WebSocketHandler):
     def _tell(self, failure: str, params: list[str]) -> None:
         """Send the page what has changed of what it shows."""
         screen, look = self.screen, self.screen.look
-        status, *findings = (failure or screen.said()).splitlines()
+        status, *notices = (failure or screen.said()).splitlines()
+        found = noticed(screen.snapshots, look)
         refused = dict(self._refused)
         if not screen.snapshots and look.run and screen.names and look.run not in screen.names:
             refused["run"] = f"there is no run {look.run!r}"
@@ -315,7 +319,8 @@ class Visitor(_Guarded, WebSocketHandler):
         state: dict[str, object] = {
             "visitor": self._name,
             "status": {"words": status, "failed": bool(failure)},
-            "findings": findings,
+            "notices": notices,
+            "findings": _listed(found, several=len(screen.snapshots) > 1),
             "choices": {
                 "run": ["", *_unique([*screen.names, *filter(None, [look.run])])],
                 "rank": _unique(["merged", "spread", *(str(r) for s in screen.snapshots for r in s.ranks), look.rank]),
@@ -351,6 +356,22 @@ class Visitor(_Guarded, WebSocketHandler):
             self._ticks.stop()
             self._manager.remove_web_socket(self)
             asyncio.get_running_loop().run_in_executor(None, self.screen.close)
+
+
+def _listed(found: Sequence[tuple[Snapshot, Finding]], several: bool) -> dict[str, object]:
+    """Findings in words, and how many there are of each severity."""
+    counts = Counter(finding.severity for _, finding in found)
+    listed = [
+        {
+            "severity": finding.severity,
+            "where": f"{snapshot.name}, {span(finding)}" if several else span(finding),
+            "sentence": finding.sentence,
+            "advice": finding.advice,
+        }
+        for snapshot, finding in found[:_FINDINGS]
+    ]
+    words = ", ".join(f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in Severity if counts[each])
+    return {"words": words, "listed": listed}
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -284,7 +284,7 @@ def test_names_of_a_log_are_text(tmp_path: Path, browser: Chrome) -> None:
         page = Page(browser, f"{address_of(viewer)}?view=param&run=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", name)
         assert page.parameters() == [script]
         assert name in page.text("[name=run]")
-        assert damaged.name in page.text("#findings")
+        assert damaged.name in page.text("#notices")
         page.wait_for_address(view="param", run=name, param=script)
         page.open_view("overview")
         page.wait_for(script, "#metrics")

@@ -7,7 +7,7 @@ const controls = form.elements;
 const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 document.documentElement.dataset.theme = (new URLSearchParams(location.search).get("dark") ?? `${dark}`) === "true" ? "dark" : "light";
-if (innerWidth < 760) byId("controls").open = false;
+if (innerWidth < 760) byId("controls").open = byId("found").open = false;
 
 function element(tag, text, properties = {}) {
   return Object.assign(document.createElement(tag), { textContent: text }, properties);
@@ -59,7 +59,16 @@ const show = {
     byId("status").classList.toggle("refused", failed);
     describe();
   },
-  findings: (lines) => byId("findings").replaceChildren(...(lines.length ? lines : ["none"]).map((line) => element("li", line))),
+  notices: (lines) => byId("notices").replaceChildren(...(lines.length ? lines : ["none"]).map((line) => element("li", line))),
+  findings({ words, listed }) {
+    byId("found").hidden = !listed.length;
+    byId("found-words").textContent = `Findings: ${words}`;
+    byId("findings").replaceChildren(...listed.map(({ severity, where, sentence, advice }) => {
+      const item = element("li", "");
+      item.append(element("strong", severity, { className: severity }), ` ${where}: ${sentence} `, element("span", advice));
+      return item;
+    }));
+  },
   choices(choices) {
     for (const name of ["run", "rank", "statistic"]) {
       const select = controls[name];

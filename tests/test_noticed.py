@@ -1,0 +1,342 @@
+"""What is wrong with a run, while it is watched: said and marked on every surface as it arises, and kept once over."""
+
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.figures import canvas, check_contrast, check_texts, entries
+from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.test_check import PARAMS, rows, written
+from tests.viewing import all_shown, view, viewing
+from tests.waiting import wait_until
+from tracer.log.store import Place
+from viewer.live import Runs, Snapshot, until_closed
+from viewer.look import Look, View, XAxis
+from viewer.marks import heading
+from viewer.overview import Overview
+from viewer.parameter import Parameter
+from viewer.rule import Finding, Severity
+from viewer.status import finding_words, noticed
+from viewer.strip import Strip
+from viewer.text import picture
+from viewer.witness import Witness
+
+NOW = 1e9
+
+
+def finding(kind: str = "dead", first: int = 12, severity: Severity = Severity.WARNING, **others: object) -> Finding:
+    """Something wrong with the parameter b.weight since a step."""
+    given = {"param": "b.weight", "params": ("b.weight",), **others}
+    return Finding(kind, f"{kind} title", severity, first_step=first, last_step=30, sentence="", advice="", **given)  # type: ignore[arg-type]
+
+
+def snapshot(*findings: Finding, name: str = "run", **fields: object) -> Snapshot:
+    """A run of which this is known to be wrong."""
+    params = ("a.weight", "b.weight")
+    return Snapshot(name, "running", 30, params=params, params_there=params, findings=findings, **fields)  # type: ignore[arg-type]
+
+
+def watched(run: Path, look: Look) -> Snapshot:
+    """A run as it is known once its findings are."""
+    runs = Runs([run], look)
+    try:
+        (found,) = all_shown(runs)
+        (found,) = runs.examine() or (found,)
+        return found
+    finally:
+        runs.close()
+
+
+def titles(snapshots: Sequence[Snapshot] | None) -> list[list[str]]:
+    """The kinds of the findings of each run."""
+    return [[finding.kind for finding in snapshot.findings] for snapshot in snapshots or ()]
+
+
+# Findings of live runs.
+
+
+def test_a_figure_does_not_wait_for_findings(tmp_path: Path) -> None:
+    """Curves come first, findings after them, and both again where something is new."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(10)))
+    runs = Runs([run])
+    assert (titles(all_shown(runs)), runs.examine()) == ([[]], None)
+    publish_next(run, "extremes", rows(range(10, 20), bad=[15]))
+    assert titles(all_shown(runs)) == [[]]
+    assert titles(runs.examine()) == [["nonfinite"]]
+    assert runs.examine() is None
+    publish_next(run, "extremes", rows(range(20, 30)))
+    assert titles(all_shown(runs)) == [["nonfinite"]]
+    (known,) = runs.examine() or ()
+    assert known.findings[0].last_step == 29
+    runs.close()
+
+
+def test_what_is_over_stays_as_history(tmp_path: Path) -> None:
+    """A parameter without a gradient that gets one is no finding any more, but was one."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witness = Witness(run)
+    publish_next(run, "extremes", rows(range(30), unused=True))
+    witness.refresh()
+    assert [(each.kind, each.over, each.last_step) for each in witness.findings] == [("unused", False, 29)]
+    publish_next(run, "extremes", rows(range(30, 60), bad=[50]))
+    witness.refresh()
+    assert [(each.kind, each.over) for each in witness.findings] == [("nonfinite", False), ("unused", True)]
+    assert finding_words([snapshot(*witness.findings)], Look())[1].startswith("[2] warning, steps 0 to 29, over: ")
+
+
+def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
+    """Whoever opens another view has the findings at once; while another reads, nobody waits for it."""
+    run = written(tmp_path / "run", bad=[7])
+    witnesses: dict[Place, Witness] = {}
+    first, second = (Runs([run], Look(view), witnesses=witnesses) for view in (View.OVERVIEW, View.LAYERS))
+    all_shown(first)
+    witnesses[run] = Witness(run)
+    with witnesses[run].lock:
+        assert first.examine() is None
+    assert titles(first.examine()) == [["nonfinite"]]
+    assert titles(all_shown(second)) == [["nonfinite"]]
+    first.close()
+    second.close()
+
+
+def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> None:
+    """What a closed run no longer needs in memory comes back with it."""
+    run = written(tmp_path / "run", unused=True)
+    runs = Runs([run])
+    all_shown(runs)
+    assert titles(runs.examine()) == [["unused"]]
+    (run / "closed-r00000.json").unlink()
+    publish_next(run, "events", events([30], "resumed", attempt=1))
+    publish_next(run, "extremes", rows(range(30, 40), bad=[35], attempt=1))
+    all_shown(runs)
+    assert titles(runs.examine()) == [["nonfinite", "unused"]]
+    runs.close()
+
+
+def test_who_wants_none_gets_none(tmp_path: Path) -> None:
+    """With ``findings=False`` nothing is read for them, said or marked."""
+    run = written(tmp_path / "run", bad=[7])
+    assert watched(run, Look(findings=False)).findings == ()
+    said = view(tmp_path, "run", "--text", "--no-findings")[1]
+    assert ("NaN or inf from step 7" in said, "error" in said) == (True, False)
+
+
+def test_a_run_that_is_unreadable_for_a_moment_is_examined_later(tmp_path: Path) -> None:
+    """Its findings come with the first refresh that can read it again."""
+    run = written(tmp_path / "run", bad=[7])
+    runs = Runs([run])
+    all_shown(runs)
+    content = (run / "run.json").read_text()
+    (run / "run.json").write_text("{")
+    assert runs.examine() is None
+    (run / "run.json").write_text(content)
+    assert titles(runs.examine()) == [["nonfinite"]]
+    runs.close()
+
+
+def test_following_yields_runs_with_their_findings(tmp_path: Path) -> None:
+    """Files, terminals and notebooks draw what comes from here."""
+    runs = Runs([written(tmp_path / "run", bad=[7])])
+    assert [titles(snapshots) for snapshots in until_closed(runs)] == [[["nonfinite"]]]
+    runs.close()
+
+
+# Which of them are said, and how.
+
+
+def test_findings_are_numbered_the_worst_first() -> None:
+    """What goes on comes before what is over, errors before warnings before notes, then the earliest, of all runs."""
+    late, early = finding("late", 20, Severity.ERROR), finding("early", 3)
+    gone, note = finding("gone", 1, Severity.ERROR, over=True), finding("note", 0, Severity.NOTE)
+    runs = [snapshot(note, gone, name="a"), snapshot(late, early, name="b")]
+    assert [(run.name, each.kind) for run, each in noticed(runs, Look())] == [
+        ("b", "late"), ("b", "early"), ("a", "note"), ("a", "gone")
+    ]  # fmt: skip
+    assert finding_words(runs, Look())[:2] == [
+        "[1] error, steps 20 to 30: b: late title",
+        "[2] warning, steps 3 to 30: b: early title",
+    ]
+    alone = finding_words([snapshot(dataclasses.replace(early, last_step=3))], Look())
+    assert alone == ["[1] warning, step 3: early title"]
+
+
+@pytest.mark.parametrize(
+    ("look", "kinds"),
+    [
+        (Look(), ["of a", "of b", "of both", "of none"]),
+        (Look(params="a"), ["of a", "of both", "of none"]),
+        (Look(View.PARAM, param="b.weight"), ["of b", "of both"]),
+        (Look(View.LAYERS), ["of a", "of b", "of both", "of none"]),
+    ],
+)
+def test_a_choice_of_parameters_is_one_of_findings(look: Look, kinds: list[str]) -> None:
+    """What concerns no parameter that is shown is not said; what concerns the run is, but beside a parameter."""
+    a, b = ("a.weight",), ("b.weight",)
+    found = (finding("of a", params=a), finding("of b", params=b), finding("of both", params=(*a, *b)))
+    run = dataclasses.replace(snapshot(*found, finding("of none", param=None, params=())))
+    if look.params:
+        run = dataclasses.replace(run, params=a)
+    assert sorted(each.kind for _, each in noticed([run], look)) == kinds
+
+
+def test_what_the_notices_say_is_not_said_twice(tmp_path: Path) -> None:
+    """A damaged part is named above the figure, and so it is not among the findings there."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30), bad=[7]))
+    flip_bit(publish_next(run, "extremes", rows(range(30, 40))).path)
+    found = watched(run, Look())
+    assert {"damaged", "nonfinite"} <= {each.kind for each in found.findings}
+    assert [each.kind for _, each in noticed([found], Look())] == ["nonfinite"]
+    assert heading(Look(), [found], NOW).count("left out") == 1
+
+
+def test_a_figure_has_room_for_some_and_says_where_the_others_are() -> None:
+    """Above a figure stand three lines at most of findings."""
+    found = [finding(f"kind{number}", number) for number in range(5)]
+    lines = heading(Look(), [snapshot(*found)], NOW).splitlines()
+    assert lines[-1] == "… and 3 more: see `viewer check`"
+    assert len(lines) == 4
+    assert len(heading(Look(), [snapshot(*found[:3])], NOW).splitlines()) == 4
+
+
+# Marks.
+
+
+def flags(axes: object) -> dict[str, tuple[float, float]]:
+    """What is written on flags, and where."""
+    boxed = [text for text in axes.texts if text.get_bbox_patch() is not None]  # type: ignore[attr-defined]
+    return {text.get_text(): text.get_position() for text in boxed}
+
+
+def lines(axes: object) -> list[float]:
+    """Where a finding's line stands."""
+    return [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "finding"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_curves_are_marked_where_a_finding_began(tmp_path: Path, dark: bool) -> None:
+    """A line crosses every panel at its first step, with its number in the highest, and stands in no legend."""
+    found = watched(written(tmp_path / "run", bad=[7]), Look(dark=dark))
+    shown = Overview(canvas(), Look(dark=dark))
+    for _ in range(2):
+        shown.update([found], NOW)
+    shown.figure.canvas.draw()
+    assert [lines(axes) for axes in shown.figure.axes] == [[7]] * 3
+    assert [flags(axes) for axes in shown.figure.axes] == [{"1": (7, 0.94)}, {}, {}]
+    assert not [entry for axes in shown.figure.axes for entry in entries(axes) if "child" in entry]
+    check_texts(shown.figure)
+    check_contrast(shown.figure)
+    shown.update([dataclasses.replace(found, findings=())], NOW)
+    assert [lines(axes) for axes in shown.figure.axes] == [[]] * 3
+
+
+@pytest.mark.parametrize("x", [XAxis.WALL, XAxis.RELATIVE])
+def test_marks_stand_where_time_has_their_step(tmp_path: Path, x: XAxis) -> None:
+    """On an axis of time, a finding began when its first step was made."""
+    look = Look(x=x)
+    found = watched(written(tmp_path / "run", bad=[7]), look)
+    shown = Overview(canvas(), look)
+    shown.update([found], NOW)
+    assert found.extremes is not None
+    seconds = found.extremes.time[7]
+    (place,) = lines(shown.figure.axes[0])
+    assert place == pytest.approx(seconds / 86_400 if x is XAxis.WALL else seconds - found.started)
+    shown.update([snapshot(finding())], NOW)
+    assert lines(shown.figure.axes[0]) == []
+
+
+def test_findings_of_about_the_same_step_have_one_flag() -> None:
+    """Flags that would cover each other are one, with the numbers of the first, in the colour of the worst."""
+    near = [finding("a", 12), finding("b", 12), finding("c", 12), finding("d", 12), finding("e", 28, Severity.ERROR)]
+    shown = Overview(canvas(), Look())
+    shown.update([snapshot(*near)], NOW)
+    assert flags(shown.figure.axes[0]) == {"2,3,4,…": (12, 0.94), "1": (28, 0.94)}
+    assert sorted(lines(shown.figure.axes[0])) == [12, 28]
+
+
+def test_a_parameter_is_marked_with_its_own(tmp_path: Path) -> None:
+    """In the view of one parameter, what it has no part in is not marked."""
+    run = written(tmp_path / "run", unused=True)
+    for param, places in (("fc.weight", [0]), ("conv.weight", [])):
+        look = Look(View.PARAM, param=param)
+        shown = Parameter(canvas(), look)
+        shown.update([watched(run, look)], NOW)
+        assert [lines(axes) for axes in shown.figure.axes] == [places] * 2
+
+
+def test_the_strip_is_marked_in_the_row_of_the_parameter(tmp_path: Path) -> None:
+    """A flag stands at the first step, in its parameter's row, or in that of its module."""
+    look = Look(View.LAYERS)
+    found = watched(written(tmp_path / "run", bad=[7], unused=True), look)
+    strip = Strip(canvas(), look)
+    for _ in range(2):
+        strip.update([found], NOW)
+    # The gradient of conv.weight is NaN, fc.weight has none.
+    assert flags(strip._axes) == {"1": (7, 0), "2": (0, 1)}
+    check_texts(strip.figure)
+    names = [f"block{number // 40}.weight{number}" for number in range(400)]
+    many = new_run(tmp_path / "many", names)
+    values = {end: [math.nan if name == names[300] else 1.0 for name in names] for end in ("grad_min", "grad_max")}
+    publish_next(many, "extremes", extremes([5], names, values))
+    strip.update([watched(many, look)], NOW)
+    assert (5, 7) in flags(strip._axes).values()
+
+
+# Surfaces without a figure.
+
+
+def text(run: Path, look: Look, height: int = 40) -> str:
+    """What a terminal shows."""
+    console = Console(width=100, height=height, record=True, file=io.StringIO())
+    console.print(picture([watched(run, look)], look, time.time(), 100, height))
+    return console.export_text()
+
+
+def test_a_terminal_says_and_marks_them(tmp_path: Path) -> None:
+    """Below the title stand the findings, and in charts and rows the number where each began."""
+    run = written(tmp_path / "run", bad=[7])
+    overview = text(run, Look())
+    assert "[1] error, steps 7 to 29: NaN or infinity in the gradient of fc.weight" in overview
+    assert any(" 1 " in line for line in overview.splitlines()[2:12])
+    layers = text(run, Look(View.LAYERS))
+    assert "[1] error" in layers
+    (row,) = [line for line in layers.splitlines() if line.startswith("fc.weight")]
+    assert "█1!" in row
+
+
+def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
+    """As it arises a line says what, and another one that it is over, however long it goes on."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30), unused=True))
+    with viewing(tmp_path, "run", "--text") as viewer:
+        viewer.wait_for("run warning at step 0: Never a gradient: fc.weight")
+        publish_next(run, "extremes", rows(range(30, 40), unused=True))
+        viewer.wait_for("step 39")
+        publish_next(run, "extremes", rows(range(40, 50), bad=[45]))
+        viewer.wait_for("run error at step 45: NaN or infinity in the gradient of fc.weight")
+        viewer.wait_for("run warning at step 0: Never a gradient: fc.weight is over")
+        close_run(run, 49)
+        assert viewer.wait() == 0
+        said = viewer.said().splitlines()
+    assert [sum(word in line for line in said) for word in ("Never a gradient", "is over", "error")] == [2, 1, 1]
+
+
+def test_a_file_is_drawn_again_for_a_finding_alone(tmp_path: Path) -> None:
+    """What is found after the curves were drawn comes into the picture, with the title in it."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(10)))
+    publish_next(run, "metrics", metrics(range(10), range(10)))
+    with viewing(tmp_path, "run", "--save", "a.svg", "--follow") as viewer:
+        wait_until((tmp_path / "a.svg").exists)
+        publish_next(run, "extremes", rows(range(10, 20), bad=[15]))
+        close_run(run, 19)
+        assert viewer.wait() == 0
+    marked = (tmp_path / "a.svg").read_text()
+    assert "[1] error, steps 15 to 19" in marked
