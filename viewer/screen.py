@@ -52,7 +52,7 @@ class Screen:
 
     def look_at(self, look: Look) -> None:
         """Show something else, or in another way; what is read already is not read again."""
-        if self._reader is None or (look.reads, look.run) != (self.look.reads, self.look.run):
+        if self._reader is None or _opens(look) != _opens(self.look):
             self._stop()
             self._reader = Reader(self._open_runs(look))
             self._reader.start()
@@ -145,3 +145,8 @@ class Screen:
         if self._reader is not None:
             self._reader.stop()
             self._reader = None
+
+
+def _opens(look: Look) -> tuple[object, ...]:
+    """What runs have to be opened for."""
+    return look.reads, look.run, look.findings

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import math
 import re
 import signal
 from pathlib import Path
@@ -268,6 +269,27 @@ def test_what_an_address_cannot_ask_for_is_answered(tmp_path: Path, browser: Chr
             assert page.text(f"#refused-{name}"), name
         assert page.find("[name=params]").get_attribute("value") == "("
         assert page.find("[value=overview]").is_selected()
+        assert viewer.complained() == ""
+
+
+def test_findings_are_listed_as_they_arise(tmp_path: Path, browser: Chrome) -> None:
+    """Each with its steps and what people try, in the order of the marks' numbers; none where nobody wants them."""
+    run = some_run(tmp_path / "run")
+    with viewing(tmp_path, "run", "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        assert not page.find("#found").is_displayed()
+        values = {name: [-1.0, -1.0, -1.0, math.nan, 1.0, 1.0] for name in ("grad_min", "grad_max")}
+        publish_next(run, "extremes", extremes([10, 11], PARAMS, values))
+        page.wait_for("Findings: 1 error", "#found summary")
+        (item,) = browser.find_elements(By.CSS_SELECTOR, "#findings li")
+        assert item.text.startswith("error step 11: ")
+        assert "a.weight became NaN" in item.text
+        assert "Lower the learning rate" in item.text
+        marked = page.picture()
+        page.choose("findings", "false")
+        page.wait_for_address(findings="false")
+        wait_until(lambda: not page.find("#found").is_displayed(), 20)
+        page.wait_for_another_picture(marked)
         assert viewer.complained() == ""
 
 
