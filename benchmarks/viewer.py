@@ -1,4 +1,4 @@
-"""How long the viewer takes to open runs of up to ten million rows, to take in what is new, and to draw.
+"""How long the viewer takes to open runs of up to ten million rows, to take in what is new, to draw, and to judge.
 
 The runs have 62 parameters, as ResNet-18, or 10,000, and numbers as float32 gives them. Each is opened by a fresh
 process, from ``viewer RUN --save FILE`` to its end; files are in the page cache. A redraw is to cost the same
@@ -57,7 +57,9 @@ from viewer.look import Look, View
 runs = Runs([Path(sys.argv[1])], Look(View(sys.argv[2])))
 begun = time.perf_counter()
 runs.refresh()
-print(time.perf_counter() - begun)
+read = time.perf_counter()
+runs.examine()
+print([read - begun, time.perf_counter() - read])
 runs.close()
 """
 
@@ -129,25 +131,35 @@ def cases(folder: Path, count: int) -> Iterator[Case]:
     yield Case(f"{named}, layers", wide, View.LAYERS, MANY_PARAMS)
 
 
-def opened(run: Path, view: View) -> tuple[float, float]:
-    """Seconds and peak megabytes of a viewer that opens a run and saves its figure."""
+def ended(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak megabytes of a viewer that ends by itself."""
     begun = time.perf_counter()
-    command = [sys.executable, "-c", _OPEN, str(run), "--view", view, "--save", str(run / "figure.png")]
-    output = subprocess.check_output(command, text=True)
+    output = subprocess.run([sys.executable, "-c", _OPEN, *arguments], stdout=subprocess.PIPE, text=True).stdout
     return time.perf_counter() - begun, int(output.split()[-1]) / 1024
 
 
-def read(run: Path, view: View) -> float:
-    """Seconds of the first refresh of a fresh process."""
-    return float(json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(run), view])))
+def judgements(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The commands that go over whole runs."""
+    merged, many, wide = (str(folder / name) for name in ("merged", "many", "wide"))
+    yield "viewer check, the largest run in 1 part", ("check", merged)
+    yield "viewer check, the same in many parts", ("check", many)
+    yield f"viewer check, {MANY_PARAMS:,} params", ("check", wide)
+    yield "viewer diff of the two largest, which are alike", ("diff", merged, many)
 
 
-def followed(case: Case, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds to take in one new part of five steps each, and seconds to redraw the figure's file."""
+def read(run: Path, view: View) -> list[float]:
+    """Seconds of the first refresh of a fresh process, and seconds until the run's findings are known."""
+    found: list[float] = json.loads(subprocess.check_output([sys.executable, "-c", _READ, str(run), view]))
+    return found
+
+
+def followed(case: Case, repeats: int) -> tuple[list[float], list[float], list[float]]:
+    """Seconds to take in a new part of five steps, to judge the run anew, and to redraw the figure's file."""
     run, look = case.run, Look(case.view)
     watched, file = Runs([run], look), FigureFile(run / "figure.png", look)
     watched.refresh()
-    refreshing, drawing = [], []
+    watched.examine()
+    refreshing, judging, drawing = [], [], []
     first = max(part.last for part in all_parts(run, "extremes")) + 1
     for number in range(first, first + repeats):
         publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5, case.params))
@@ -155,11 +167,14 @@ def followed(case: Case, repeats: int) -> tuple[list[float], list[float]]:
         snapshots = watched.refresh()
         read = time.perf_counter()
         assert snapshots is not None, "a part was published"
+        snapshots = watched.examine() or snapshots
+        judged = time.perf_counter()
         file.write(snapshots)
         refreshing.append(read - begun)
-        drawing.append(time.perf_counter() - read)
+        judging.append(judged - read)
+        drawing.append(time.perf_counter() - judged)
     watched.close()
-    return refreshing, drawing
+    return refreshing, judging, drawing
 
 
 def delays_of_file(run: Path, repeats: int) -> list[float]:
@@ -260,31 +275,40 @@ def main() -> None:
     given = parser.parse_args()
     console = Console(width=120)
     console.print(f"polars {pl.__version__}, pyarrow {pa.__version__}, {os.cpu_count()} cores")
-    opening = Table("run", "MB", "opened to PNG", "from, to", "the reading alone", "from, to", "peak", title="Opening")
+    opening = Table(
+        "run", "MB", "opened to PNG", "from, to", "the curves alone", "from, to", "findings", "peak", title="Opening"
+    )
     living = Table(
-        *("run", "refresh after 5 new steps", "from, to", "redraw into a PNG", "from, to"),
+        *("run", "refresh after 5 new steps", "from, to", "findings", "redraw into a PNG", "from, to"),
         title="Following: a redraw is to cost the same after any number of rows",
     )
+    commands = Table("command", "from start to end", "from, to", "peak", title="Judging")
     delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(Path(folder), given.rows):
             size = sum(part.file().stat().st_size for part in all_parts(case.run, "extremes")) / 1e6
-            seconds, megabytes = zip(*(opened(case.run, case.view) for _ in range(given.repeats)), strict=True)
-            reading = [read(case.run, case.view) for _ in range(given.repeats)]
+            saving = str(case.run), "--view", case.view, "--save", str(case.run / "figure.png")
+            seconds, megabytes = zip(*(ended(*saving) for _ in range(given.repeats)), strict=True)
+            reading = zip(*(read(case.run, case.view) for _ in range(given.repeats)), strict=True)
+            curves, found = (spread(list(each)) for each in reading)
             peak = spread(list(megabytes), "MB")[0]
-            opening.add_row(case.name, f"{size:.3g}", *spread(list(seconds)), *spread(reading), peak)
-            refreshing, drawing = followed(case, given.repeats)
-            living.add_row(case.name, *spread(refreshing, "ms", 1e3), *spread(drawing, "ms", 1e3))
+            opening.add_row(case.name, f"{size:.3g}", *spread(list(seconds)), *curves, found[0], peak)
+            refreshing, judging, drawing = (spread(each, "ms", 1e3) for each in followed(case, given.repeats))
+            living.add_row(case.name, *refreshing, judging[0], *drawing)
+        for name, command in judgements(Path(folder)):
+            seconds, megabytes = zip(*(ended(*command) for _ in range(given.repeats)), strict=True)
+            commands.add_row(name, *spread(list(seconds)), spread(list(megabytes), "MB")[0])
         for name, run in (("1 k rows", Path(folder, "1k")), ("the largest, 1 part", Path(folder, "merged"))):
             beat(run, 0)
-            for surface, found in (
+            for surface, waited in (
                 ("file", delays_of_file(run, given.delays)),
                 ("page", asyncio.run(delays_of_page(run, given.delays))),
             ):
-                slow = f"{1e3 * float(np.quantile(found, 0.95)):.3g} ms"
-                delays.add_row(name, surface, *spread(found, "ms", 1e3), slow)
+                slow = f"{1e3 * float(np.quantile(waited, 0.95)):.3g} ms"
+                delays.add_row(name, surface, *spread(waited, "ms", 1e3), slow)
     console.print(opening)
     console.print(living)
+    console.print(commands)
     console.print(delays)
 
 
