@@ -20,6 +20,7 @@ from viewer.tracks import Courses, Integers, Tracks
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
 # Of each kind of event so many are kept.
 _EVENTS = 1000
+_LARGEST_SIZE = 1 << 48
 
 
 def is_validation(name: str) -> bool:
@@ -145,6 +146,14 @@ def _listed(text: str) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
+def _described(param: Mapping[str, Any]) -> Param:
+    """A parameter as ``run.json`` describes it, whoever wrote that."""
+    shape = param.get("shape")
+    known = isinstance(shape, list) and all(isinstance(size, int) and 0 <= size < _LARGEST_SIZE for size in shape)
+    dtype, trainable = str(param.get("dtype", "float32")), bool(param.get("trainable", True))
+    return Param(param["name"], tuple(shape) if known and shape else (), dtype, trainable)
+
+
 class Record:
     """What the rules need of a run, bounded in memory.
 
@@ -158,15 +167,7 @@ class Record:
     tables: tuple[str, ...] = ("events", "metrics", "extremes")
 
     def __init__(self, run: Run) -> None:
-        self._described = {
-            each["name"]: Param(
-                each["name"],
-                tuple(each.get("shape") or ()),
-                str(each.get("dtype", "float32")),
-                bool(each.get("trainable", True)),
-            )
-            for each in run.info["params"]
-        }
+        self._described = {each["name"]: _described(each) for each in run.info["params"]}
         settings = run.info["settings"]
         self._settings = settings
         stride = max(settings.get(name) or 1 for name in ("every", "fold"))

@@ -28,6 +28,7 @@ from tracer.log.read import BadPartWarning, rows_dropped
 from tracer.log.run import LogError
 from viewer.live import Live
 from viewer.look import Look, View
+from viewer.witness import Witness
 
 FOUND = "Every flipped byte is found"
 SAFE = "No file in a run's folder ends a reader"
@@ -166,6 +167,9 @@ def look_everywhere(run: Path) -> None:
             assert snapshot.last_step == 1
         finally:
             live.close()
+    evidence = Witness(run).refresh()
+    assert evidence is not None
+    assert evidence.last_step == 1
 
 
 @pytest.mark.parametrize("made", HOSTILE, ids=str)
@@ -249,17 +253,17 @@ VALUES: tuple[object, ...] = (
 )
 
 
-@pytest.mark.parametrize("place", ["", "settings"], ids=["top", "settings"])
+@pytest.mark.parametrize("place", ["", "settings", "params"])
 def test_wrong_types_in_run_json_end_no_reader(run: Path, place: str, figures: Callable[..., None]) -> None:
     """Whatever stands in a field of run.json, a reader reads on or refuses the run in a sentence."""
     settings = ("every", "fold", "budget", "stats", "applied", "total_steps", "histogram_every", "bins")
     good = json.loads((run / "run.json").read_text())
-    names = settings if place else tuple(good)
+    names = {"": tuple(good), "settings": settings, "params": ("name", "aliases", "shape", "dtype", "trainable")}[place]
     tried = 0
     for name in names:
         for value in VALUES:
             bad = json.loads(json.dumps(good))
-            (bad[place] if place else bad)[name] = value
+            {"": bad, "settings": bad["settings"], "params": bad["params"][0]}[place][name] = value
             (run / "run.json").write_text(json.dumps(bad))
             tried += 1
             try:
@@ -297,7 +301,8 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figure
     """A part that is wrong under a checksum that is right, as only a stranger writes it, costs a viewer that part."""
     good = parquet(metrics([7], [0.5]), **schema.write_options(schema.SCHEMAS["metrics"]))
     chance = random.Random(1)
-    wrong, undecodable, tries = [], 0, often(60, 3_000)
+    wrong: list[object] = []
+    undecodable, tries = 0, often(60, 3_000)
     for _ in range(tries):
         content = bytearray(good)
         for _ in range(chance.choice((1, 1, 1, 2, 8))):
@@ -310,6 +315,9 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figure
             # A viewer need not decode every column; what it does not believe, verify does not either.
             if snapshot is None or (snapshot.problems and (not problems or snapshot.last_step != 1)):
                 wrong.append((path.name, problems, snapshot))
+            evidence = Witness(run).refresh()
+            if evidence is None or (evidence.problems and (not problems or evidence.last_step != 1)):
+                wrong.append((path.name, problems, evidence))
             undecodable += bool(problems)
         finally:
             live.close()
