@@ -1,12 +1,14 @@
 """What is wrong with a run: every rule's findings, the worst first."""
 
+import numpy as np
+
 from viewer import rules_gradients, rules_log, rules_metrics, rules_values
 from viewer.evidence import Evidence
-from viewer.rule import LIMITS, Finding, Limits, Rule, Severity, with_limits
+from viewer.rule import LIMITS, Finding, Limits, ParamRule, Rule, Severity, with_limits
 
-__all__ = ["LIMITS", "RULES", "Finding", "Limits", "Severity", "findings", "rank", "with_limits"]
+__all__ = ["LIMITS", "ON_PARAMS", "RULES", "Finding", "Limits", "Severity", "findings", "rank", "with_limits"]
 
-RULES: tuple[Rule, ...] = (
+ON_PARAMS: tuple[ParamRule, ...] = (
     rules_gradients.nonfinite,
     rules_gradients.exploding,
     rules_gradients.vanishing,
@@ -20,8 +22,12 @@ RULES: tuple[Rule, ...] = (
     rules_values.scaled_init,
     rules_values.output_bias,
     rules_values.oscillating,
-    rules_values.update_size,
-    rules_values.headroom,
+    rules_values.update_large,
+    rules_values.update_small,
+    rules_values.overflow,
+    rules_values.underflow,
+)
+RULES: tuple[Rule, ...] = (
     rules_metrics.loss_nonfinite,
     rules_metrics.loss_flat,
     rules_metrics.loss_diverging,
@@ -38,7 +44,13 @@ RULES: tuple[Rule, ...] = (
 
 def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
     """What every rule found, the worst first, and of these the earliest."""
-    return sorted((finding for rule in RULES for finding in rule(evidence, limits)), key=rank)
+    found = [finding for rule in RULES for finding in rule(evidence, limits)]
+    courses = evidence.courses
+    if courses is not None:
+        # NaN stands where there is nothing to say, and of that nothing comes.
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            found += [finding for rule in ON_PARAMS for finding in rule(evidence, courses, limits)]
+    return sorted(found, key=rank)
 
 
 def rank(finding: Finding) -> tuple[bool, int, int]:

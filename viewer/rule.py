@@ -1,7 +1,7 @@
 """What rules have in common: what a finding is, the thresholds, and the question how long something lasted.
 
 A rule is a function ``(evidence, limits) -> list[Finding]``: it reads nothing else, changes nothing, and costs the same
-however long the run is.
+however long the run is. A rule on parameters is ``(evidence, courses, limits)``: it is asked once there are rows.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.evidence import Evidence
-from viewer.tracks import Floats, Integers
+from viewer.tracks import Courses, Floats, Integers
 
 Limits = Mapping[str, float]
 Number = float | int | str | bool
@@ -115,6 +115,7 @@ class Finding:
 
 
 Rule = Callable[[Evidence, Limits], list[Finding]]
+ParamRule = Callable[[Evidence, Courses, Limits], list[Finding]]
 
 
 def with_limits(given: Sequence[str]) -> Limits:
@@ -136,47 +137,82 @@ def with_limits(given: Sequence[str]) -> Limits:
     return limits
 
 
-def named(names: Sequence[str]) -> str:
-    """Parameters in words: the only one's name, or how many and which is the first."""
-    return names[0] if len(names) == 1 else f"{len(names)} parameters, first {names[0]}"
-
-
-def titled(what: str, names: Sequence[str]) -> str:
-    """A title for what some parameters have."""
-    return f"{what}: {names[0]}{' and others' if len(names) > 1 else ''}"
-
-
 @dataclass(frozen=True)
 class Stretch:
     """Of each parameter the longest stretch of bins in which something held.
 
     Attributes:
-        first: The number of its first bin.
-        last: That of its last one.
+        steps: Its first step and its last one.
         rows: How many rows it has, those of all ranks at a step as one; 0 where it never held.
     """
 
-    first: Integers
-    last: Integers
+    steps: tuple[Integers, Integers]
     rows: Floats
 
 
-def longest(holds: npt.NDArray[np.bool_], rows: Floats, ranks: int = 1) -> Stretch:
+def longest(courses: Courses, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
     """The longest stretch in which something held, bins without a row passed over.
 
     Args:
+        courses: Whose bins they are.
         holds: Of shape (bins, parameters).
         rows: How many rows count in each cell.
-        ranks: How many rows a step has.
     """
     count = rows.shape[1]
     first, best_first, best_last = (np.zeros(count, np.int64) for _ in range(3))
-    best = np.zeros(count)
-    run = np.zeros(count)
+    run, best = np.zeros(count), np.zeros(count)
     for place, (held, weight) in enumerate(zip(holds, rows, strict=True)):
         first = np.where(held & (run == 0), place, first)
         run = np.where(held, run + weight, np.where(weight > 0, 0, run))
         longer = run > best
         best_first, best_last = np.where(longer, first, best_first), np.where(longer, place, best_last)
         best = np.where(longer, run, best)
-    return Stretch(best_first, best_last, best / max(1, ranks))
+    return Stretch((courses.begins[best_first], courses.ends[best_last]), best / courses.ranks)
+
+
+def on_params(
+    kind: str,
+    title: str,
+    severity: Severity,
+    courses: Courses,
+    numbers: Integers,
+    steps: tuple[npt.ArrayLike, npt.ArrayLike],
+    sentence: str,
+    advice: str,
+    **decided: npt.ArrayLike,
+) -> list[Finding]:
+    """One finding on all parameters that have an illness, the one that had it first in front; none without any.
+
+    Args:
+        kind: Which illness.
+        title: What it is in a few words, without the parameters.
+        severity: How bad it is.
+        courses: The parameters' courses.
+        numbers: The parameters that have it.
+        steps: The first and the last step, of each parameter or of all.
+        sentence: What it is, where ``{names}``, ``{first}`` and the numbers that decided are filled in.
+        advice: What people usually try.
+        **decided: Those numbers, of each parameter or of all; said is that of the parameter in front.
+    """
+    if not len(numbers):
+        return []
+    shape = len(courses.params)
+    begins, ends = (np.broadcast_to(each, shape)[numbers] for each in steps)
+    numbers = numbers[np.argsort(begins, kind="stable")]
+    names = tuple(courses.params[number] for number in numbers)
+    front: dict[str, Number] = {name: np.broadcast_to(each, shape)[numbers[0]].item() for name, each in decided.items()}
+    all_names = names[0] if len(names) == 1 else f"{len(names)} parameters, first {names[0]}"
+    return [
+        Finding(
+            kind,
+            f"{title}: {names[0]}{' and others' if len(names) > 1 else ''}",
+            severity,
+            names[0],
+            int(begins.min()),
+            int(ends.max()),
+            sentence.format(names=all_names, first=names[0], **front),
+            advice,
+            {**front, "parameters": len(names)},
+            names,
+        )
+    ]

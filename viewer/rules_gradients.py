@@ -3,46 +3,38 @@
 import numpy as np
 
 from viewer.evidence import Evidence
-from viewer.rule import Finding, Limits, Severity, longest, named, titled
+from viewer.rule import Finding, Limits, Severity, longest, on_params
 from viewer.tracks import Courses, Floats
 
 
-def nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
+def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """The first NaN or infinity, in whose value or gradient it was, and whom it reached.
 
     Where a scaler skips steps, gradients may overflow: only what reaches a value counts.
     """
-    courses = evidence.courses
-    if courses is None:
-        return []
-    scaled = evidence.curve("skipped") is not None
     # What is not trained and never was finite, as a mask, was made so.
     frozen = np.array([not param.trainable for param in evidence.params], np.bool_)
     values = np.where(frozen & (courses.first_bad_value == courses.first_step), -1, courses.first_bad_value)
+    scaled = evidence.curve("skipped") is not None
     gradients = np.full_like(values, -1) if scaled else courses.first_bad_grad
-    both = np.concatenate([values, gradients])
+    both = np.stack([values, gradients])
     if not (both >= 0).any():
         return []
     step = int(both[both >= 0].min())
+    finite_loss = not any(min(curve.nonfinite, default=step + 1) <= step for curve in evidence.losses)
+    bad_values = np.flatnonzero(values == step)
     # A value that was changed to NaN by the update before makes all gradients NaN: it is the cause.
-    what, place = ("value", np.flatnonzero(values == step))
-    if not len(place):
-        what = "gradient"
-        place = np.array([number for number in evidence.backward if gradients[number] == step])
-    first = evidence.params[place[0]].name
-    reached = np.flatnonzero((values >= 0) | (gradients >= 0))
-    at_once = np.flatnonzero((values == step) | (gradients == step))
-    bad_loss = min((min(curve.nonfinite) for curve in evidence.losses if curve.nonfinite), default=None)
-    finite_loss = bad_loss is None or bad_loss > step
-    others = len(at_once) - 1
-    also = f"{others} other parameters in the same step, " if others else "no other parameter in the same step, "
-    cause = (
-        "before the step's forward, so the update before it made it so"
-        if what == "value"
-        else "the first of its backward"
-        if finite_loss
-        else "and so was the loss already"
-    )
+    if len(bad_values):
+        what, place = "value", bad_values[0]
+        began = step == courses.first_step[place]
+        cause = "its first" if began else "before the step's forward, so the update before it made it so"
+    else:
+        what, place = "gradient", next(number for number in evidence.backward if gradients[number] == step)
+        cause = "the first of its backward" if finite_loss else "and so was the loss already"
+    first = courses.params[place]
+    reached = np.flatnonzero((both >= 0).any(axis=0))
+    at_once = int((both == step).any(axis=0).sum())
+    others = f"of others {at_once - 1} in the same step, {len(reached) - 1} so far"
     return [
         Finding(
             "nonfinite",
@@ -51,131 +43,104 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
             first,
             step,
             evidence.last_step,
-            f"The {what} of {first} became NaN or infinite at step {step:,}, {cause}; {also}"
-            f"{len(reached) - 1} others until the end.",
+            f"The {what} of {first} became NaN or infinite at step {step:,}, {cause}; {others}.",
             "Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
             "parameter; in half precision use a GradScaler or bfloat16.",
             {
                 "what": what,
                 "loss_finite": finite_loss,
-                "at_once": len(at_once),
+                "at_once": at_once,
                 "reached": len(reached),
                 "parameters": len(courses.params),
             },
-            tuple(courses.params[number] for number in [place[0], *(n for n in reached if n != place[0])]),
+            (first, *(courses.params[number] for number in reached if number != place)),
         )
     ]
 
 
-def exploding(evidence: Evidence, limits: Limits) -> list[Finding]:
+def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Gradients that rise far above their own running median and stay there, or are huge."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    found: dict[int, tuple[int, int, float]] = {}
+    high = courses.grad_high
+    huge = high > limits["exploding.largest"]
+    first, last, factor = huge.argmax(axis=0), len(high) - 1 - huge[::-1].argmax(axis=0), np.zeros(high.shape[1])
     # What is below the gradients that the model began with harms nobody.
-    begun = np.nanmax(courses.grad_high[: max(1, len(courses.ends) // 10)], initial=0.0)
-    with np.errstate(invalid="ignore"):
-        lowest = np.fmin.accumulate(courses.grad_mean, axis=0)
-        risen = courses.grad_high[1:] > np.maximum(limits["exploding.factor"] * lowest[:-1], 10 * begun)
+    least = 10 * _begun(courses)
+    lowest = np.fmin.accumulate(courses.grad_mean, axis=0)
+    risen = high[1:] > np.maximum(limits["exploding.factor"] * lowest[:-1], least)
     for number in np.flatnonzero(risen.any(axis=0)).tolist():
-        rise = _rise(courses, number, limits, 10 * begun)
+        rise = _rise(courses, number, limits, least)
         if rise is not None:
-            found[number] = rise
-    huge = np.nanmax(courses.grad_high, axis=0, initial=0.0) > limits["exploding.largest"]
-    for number in set(np.flatnonzero(huge).tolist()) - found.keys():
-        over = np.flatnonzero(courses.grad_high[:, number] > limits["exploding.largest"])
-        found[number] = int(over[0]), int(over[-1]), float("nan")
-    if not found:
+            first[number], last[number], factor[number] = rise
+    numbers = np.flatnonzero(huge.any(axis=0) | (factor > 0))
+    if not len(numbers):
         return []
-    numbers = sorted(found, key=lambda number: (found[number][0], number))
-    first, names = numbers[0], [courses.params[number] for number in numbers]
-    last = max(found[number][1] for number in numbers)
-    largest = float(np.nanmax(courses.grad_high[:, numbers]))
-    factor = found[first][2]
-    lasting = last == len(courses.ends) - 1 or courses.bad_grads[last + 1 :].any() or courses.bad_values.any()
-    against = f", {factor:,.0f} times its median until then" if factor > 0 else ""
-    own = float(np.nanmax(courses.grad_high[:, first]))
-    return [
-        Finding(
-            "exploding",
-            titled("Gradients explode", names),
-            Severity.ERROR if lasting and factor > 0 else Severity.WARNING,
-            names[0],
-            int(courses.begins[found[first][0]]),
-            int(courses.ends[last]),
-            f"Gradients explode ({named(names)}): that of {names[0]} reached {own:.3g}{against}.",
-            "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale "
-            "of inputs and targets.",
-            {"largest": largest, "factor": factor if factor > 0 else 0.0, "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+    end = last[numbers].max()
+    lasting = end == len(high) - 1 or courses.bad_grads[end + 1 :].any() or courses.bad_values.any()
+    rose = factor[numbers[first[numbers].argmin()]] > 0
+    return on_params(
+        "exploding",
+        "Gradients explode",
+        Severity.ERROR if lasting and rose else Severity.WARNING,
+        courses,
+        numbers,
+        (courses.begins[first], courses.ends[last]),
+        "Gradients explode ({names}): that of {first} reached {largest:.3g}"
+        f"{', {factor:,.0f} times its median until then' if rose else ''}.",
+        "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale of "
+        "inputs and targets.",
+        largest=np.nanmax(high, axis=0, initial=0.0),
+        factor=factor,
+    )
 
 
 def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[int, int, float] | None:
     """The first and last bin in which a gradient stayed above its median before, and how far."""
     high, mean = courses.grad_high[:, number], courses.grad_mean[:, number]
-    rows = courses.grads[:, number] / max(1, courses.ranks)
     there = np.flatnonzero(mean > 0)
-    for at, place in enumerate(there):
-        if at < 2:
-            continue
+    for at, place in enumerate(there[2:], 2):
         before = float(np.median(mean[there[:at]]))
-        if not high[place] > max(limits["exploding.factor"] * before, least):
+        down = there[at:][mean[there[at:]] <= limits["exploding.factor"] / 10 * before]
+        if not high[place] > max(limits["exploding.factor"] * before, least) or place in down[:1]:
             continue
-        above = there[at:][mean[there[at:]] > limits["exploding.factor"] / 10 * before]
-        # Up to the first bin in which it was down again.
-        until = next((i for i, (a, b) in enumerate(zip(there[at:], above, strict=False)) if a != b), len(above))
-        if not until:
-            continue
-        last = int(above[until - 1])
+        last = int(there[np.searchsorted(there, down[0]) - 1] if len(down) else there[-1])
         spoilt = courses.bad_grads[place:, number].any() or courses.bad_values[place:, number].any()
-        if rows[place : last + 1].sum() >= limits["exploding.rows"] or spoilt:
+        if spoilt or courses.grads[place : last + 1, number].sum() >= limits["exploding.rows"] * courses.ranks:
             return int(place), last, float(np.nanmax(high[place : last + 1]) / before)
     return None
 
 
-def vanishing(evidence: Evidence, limits: Limits) -> list[Finding]:
+def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """The gradients of the layers nearest to the input are a tiny share of those nearest to the loss, for long.
 
     It is their share that counts: where a loss has converged, all gradients are small.
     """
-    courses = evidence.courses
-    if courses is None:
-        return []
-    trained = evidence.weights & (np.nan_to_num(courses.grad_mean).max(axis=0) > 0)
+    trained = evidence.weights & (courses.grad_mean > 0).any(axis=0)
     depth = np.array([number for number in evidence.backward[::-1] if trained[number]], np.int64)
     if len(depth) < limits["vanishing.layers"]:
         return []
     third = len(depth) // 3
     early, late = (_typical(courses.grad_mean[:, part]) for part in (depth[:third], depth[-third:]))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = early / late
+    share = early / late
     rows = courses.grads[:, depth].max(axis=1, keepdims=True)
-    stretch = longest((share < limits["vanishing.threshold"])[:, None], rows, courses.ranks)
-    lasted, all_rows = stretch.rows[0], rows.sum() / max(1, courses.ranks)
-    if lasted < limits["vanishing.rows"] or lasted < all_rows / 2:
+    stretch = longest(courses, (share < limits["vanishing.threshold"])[:, None], rows)
+    if stretch.rows[0] < max(limits["vanishing.rows"], rows.sum() / courses.ranks / 2):
         return []
-    first, last = int(stretch.first[0]), int(stretch.last[0])
-    typical = float(np.exp(np.nanmean(np.log(share[first : last + 1]))))
-    names = [courses.params[number] for number in depth[:third]]
-    return [
-        Finding(
-            "vanishing",
-            titled("Gradients vanish", names),
-            Severity.WARNING,
-            names[0],
-            int(courses.begins[first]),
-            int(courses.ends[last]),
-            f"Gradients vanish towards the input: those of the first {third} of {len(depth)} layers ({names[0]} …) are "
-            f"{typical:.1g} times those of the last {third}, so that the first hardly learn.",
-            "Use ReLU or GELU instead of sigmoid or tanh, residual connections, normalisation layers, He or Xavier "
-            "initialisation.",
-            {"share": typical, "layers": len(depth), "rows": float(lasted)},
-            tuple(names),
-        )
-    ]
+    within = (courses.begins >= stretch.steps[0]) & (courses.ends <= stretch.steps[1])
+    return on_params(
+        "vanishing",
+        "Gradients vanish",
+        Severity.WARNING,
+        courses,
+        depth[:third],
+        stretch.steps,
+        f"Gradients vanish towards the input: those of the first {third} of {len(depth)} layers ({{first}} …) are "
+        f"{{share:.1g}} times those of the last {third}, so that the first hardly learn.",
+        "Use ReLU or GELU instead of sigmoid or tanh, residual connections, normalisation layers, He or Xavier "
+        "initialisation.",
+        share=np.exp(np.nanmean(np.log(share[within]))),
+        layers=len(depth),
+        rows=stretch.rows[0],
+    )
 
 
 def _typical(means: Floats) -> Floats:
@@ -186,107 +151,81 @@ def _typical(means: Floats) -> Floats:
     return found
 
 
-def dead(evidence: Evidence, limits: Limits) -> list[Finding]:
+def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Gradients that are exactly zero for long, while those of other parameters are not."""
-    courses = evidence.courses
-    if courses is None:
-        return []
     # Where all are zero, the loss is flat: nothing can be said of one.
     alive = (courses.grad_high > 0).any(axis=1, keepdims=True)
-    silent = (courses.zeros == courses.grads) & (courses.grads > 0) & alive
-    stretch = longest(silent, courses.grads, courses.ranks)
+    stretch = longest(courses, (courses.zeros == courses.grads) & (courses.grads > 0) & alive, courses.grads)
     numbers = np.flatnonzero(stretch.rows >= limits["dead.rows"])
-    if not len(numbers):
-        return []
-    numbers = numbers[np.argsort(stretch.first[numbers], kind="stable")]
-    names = [courses.params[number] for number in numbers]
-    first, last = int(stretch.first[numbers].min()), int(stretch.last[numbers].max())
-    weights = evidence.weights
-    most = 2 * weights[numbers].sum() >= max(1, weights.sum())
-    going_on = "still is" if last == len(courses.ends) - 1 else f"was until step {courses.ends[last]:,}"
-    return [
-        Finding(
-            "dead",
-            titled("Dead", names),
-            Severity.ERROR if most else Severity.WARNING,
-            names[0],
-            int(courses.begins[first]),
-            int(courses.ends[last]),
-            f"Dead: the gradient of {named(names)} has been exactly 0 for {stretch.rows[numbers].max():,.0f} measured "
-            f"steps, and {going_on}: nothing is learnt there.",
-            "Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
-            "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
-            {"rows": float(stretch.rows[numbers].max()), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+    most = 2 * evidence.weights[numbers].sum() >= max(1, evidence.weights.sum())
+    last = stretch.steps[1][numbers].max(initial=0)
+    return on_params(
+        "dead",
+        "Dead",
+        Severity.ERROR if most else Severity.WARNING,
+        courses,
+        numbers,
+        stretch.steps,
+        "Dead: the gradient of {names} has been exactly 0 for {rows:,.0f} measured steps, and "
+        f"{'still is' if last == courses.ends[-1] else f'was until step {last:,}'}: nothing is learnt there.",
+        "Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
+        "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
+        rows=stretch.rows,
+    )
 
 
-def unused(evidence: Evidence, limits: Limits) -> list[Finding]:
+def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Parameters that are to be trained and never had a gradient, while others did."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    frozen = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
-    measured = courses.grads.max(axis=1).sum() / max(1, courses.ranks)
-    names = [
-        param.name
-        for param, grads in zip(evidence.params, courses.grads.sum(axis=0), strict=True)
-        if grads == 0 and param.trainable and 0 not in param.shape and param.name not in frozen
-    ]
-    if not names or measured < limits["unused.rows"]:
-        return []
-    return [
-        Finding(
-            "unused",
-            titled("Never a gradient", names),
-            Severity.WARNING,
-            names[0],
-            int(courses.begins[0]),
-            evidence.last_step,
-            f"Never a gradient in {measured:,.0f} measured steps: {named(names)}. The loss does not depend on it.",
-            "Use its module in forward, leave it out of the model, or freeze it with requires_grad_(False).",
-            {"rows": float(measured), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+    named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
+    wanted = np.array([each.trainable and 0 not in each.shape and each.name not in named for each in evidence.params])
+    # Since a parameter joined, so often others had a gradient.
+    since = courses.rows.cumsum(axis=0) > 0
+    measured = (courses.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / courses.ranks
+    holds = wanted & ~courses.grads.any(axis=0) & (measured >= limits["unused.rows"])
+    return on_params(
+        "unused",
+        "Never a gradient",
+        Severity.WARNING,
+        courses,
+        np.flatnonzero(holds),
+        (courses.begins[0], evidence.last_step),
+        "Never a gradient in {rows:,.0f} measured steps: {names}. The loss does not depend on it.",
+        "Use its module in forward, leave it out of the model, or freeze it with requires_grad_(False).",
+        rows=measured,
+    )
 
 
-def spike(evidence: Evidence, limits: Limits) -> list[Finding]:
+def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Isolated steps whose gradient is far outside of what it is around them."""
-    courses = evidence.courses
-    if courses is None or len(courses.ends) < 3:
+    if len(courses.ends) < 3:
         return []
-    begun = np.nanmax(courses.grad_high[: max(1, len(courses.ends) // 10)], initial=0.0)
-    band = np.maximum(courses.grad_mean[:-2], courses.grad_mean[2:])
-    with np.errstate(invalid="ignore"):
-        factor = courses.grad_high[1:-1] / band
-        # What is below the gradients that the model began with is no news: a converged run's band is narrow.
-        far = (factor > limits["spike.factor"]) & (courses.grad_high[1:-1] > begun)
+    factor = courses.grad_high[1:-1] / np.maximum(courses.grad_mean[:-2], courses.grad_mean[2:])
+    # What is below the gradients that the model began with is no news: a converged run's band is narrow.
+    far = (factor > limits["spike.factor"]) & (courses.grad_high[1:-1] > _begun(courses))
     if not far.any():
         return []
-    bins = np.flatnonzero(far.any(axis=1))
-    at, number = np.unravel_index(np.nanargmax(np.where(far, factor, np.nan)), far.shape)
-    numbers = np.flatnonzero(far.any(axis=0))
+    bins = np.flatnonzero(far.any(axis=1)) + 1
+    at, number = np.unravel_index(np.where(far, factor, 0).argmax(), far.shape)
     name, worst = courses.params[number], float(factor[at, number])
-    where = _within(courses, int(at) + 1)
+    begin, end = courses.begins[at + 1], courses.ends[at + 1]
+    where = f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"
+    params = tuple(courses.params[number] for number in np.flatnonzero(far.any(axis=0)))
     return [
         Finding(
             "spike",
             f"Gradient spikes: {name}",
             Severity.NOTE,
             name,
-            int(courses.begins[bins[0] + 1]),
-            int(courses.ends[bins[-1] + 1]),
-            f"The gradient spikes {len(bins)} times; most in {name} {where}: {worst:,.0f} times what it is around it.",
+            int(courses.begins[bins[0]]),
+            int(courses.ends[bins[-1]]),
+            f"Gradients spike ({len(bins)} times); most in {name} {where}: {worst:,.0f} times what it is around it.",
             "Look at the batch of that step for an outlier or a broken example; clip gradients.",
-            {"times": len(bins), "factor": worst, "step": int(courses.ends[at + 1]), "parameters": len(numbers)},
-            tuple(courses.params[n] for n in numbers),
+            {"times": len(bins), "factor": worst, "step": int(end), "parameters": len(params)},
+            params,
         )
     ]
 
 
-def _within(courses: Courses, place: int) -> str:
-    """Where a bin is, in words."""
-    begin, end = courses.begins[place], courses.ends[place]
-    return f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"
+def _begun(courses: Courses) -> float:
+    """The largest gradient of the run's first tenth."""
+    return float(np.nanmax(courses.grad_high[: max(1, len(courses.ends) // 10)], initial=0.0))

@@ -1,15 +1,14 @@
 """Rules on values: initialisation, how they move, and what their dtype can hold."""
 
 import re
-from collections.abc import Iterable
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from viewer.evidence import Evidence, Param
-from viewer.rule import Finding, Limits, Severity, Stretch, longest, named, titled
-from viewer.tracks import Courses, Floats, Integers
+from viewer.rule import Finding, Limits, Severity, longest, on_params
+from viewer.tracks import Courses, Floats
 
 # Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.
 _ENDS = {
@@ -21,177 +20,125 @@ _ENDS = {
 _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
 
 
-def exploding_weight(evidence: Evidence, limits: Limits) -> list[Finding]:
+def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Values that have left what weights are."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    largest = limits["exploding_weight.largest"]
-    over = courses.size > np.maximum(largest, largest * _first_size(courses))
-    trained = courses.moved.sum(axis=0) > 0
-    numbers = np.flatnonzero(over.any(axis=0) & trained)
-    if not len(numbers):
-        return []
-    begun = over.argmax(axis=0)
-    numbers = numbers[np.argsort(begun[numbers], kind="stable")]
-    names = [courses.params[number] for number in numbers]
-    size = float(np.nanmax(courses.size[:, numbers]))
-    return [
-        Finding(
-            "exploding_weight",
-            titled("Values run away", names),
-            Severity.WARNING,
-            names[0],
-            int(courses.begins[begun[numbers[0]]]),
-            _last(courses, over[:, numbers]),
-            f"Values run away ({named(names)}): they began at {_first_size(courses)[numbers[0]]:.3g} at most, and "
-            f"reached {size:.3g}.",
-            "Lower the learning rate, use weight decay, put a normalisation layer behind it.",
-            {"largest": size, "began": float(_first_size(courses)[numbers[0]]), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+    largest, began = limits["exploding_weight.largest"], _first_size(courses)
+    over = courses.size > np.maximum(largest, largest * began)
+    last = len(over) - 1 - over[::-1].argmax(axis=0)
+    return on_params(
+        "exploding_weight",
+        "Values run away",
+        Severity.WARNING,
+        courses,
+        np.flatnonzero(over.any(axis=0) & courses.moved.any(axis=0)),
+        (courses.begins[over.argmax(axis=0)], courses.ends[last]),
+        "Values run away ({names}): those of {first} began at {began:.3g} at most, and reached {largest:.3g}.",
+        "Lower the learning rate, use weight decay, put a normalisation layer behind it.",
+        largest=np.nanmax(courses.size, axis=0, initial=0.0),
+        began=began,
+    )
 
 
-def drifting(evidence: Evidence, limits: Limits) -> list[Finding]:
+def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Weights that have grown without a break, at a rate that does not end, over many steps."""
-    courses = evidence.courses
-    if courses is None or len(courses.ends) < 16:
+    if len(courses.ends) < 16:
         return []
     half = len(courses.ends) // 2
     later = courses.size[half:]
-    rows = courses.rows[half:].sum(axis=0) / max(1, courses.ranks)
-    with np.errstate(invalid="ignore"):
-        steady = (np.diff(later, axis=0) > 0).mean(axis=0) >= 0.95
-        grown = later[-1] / later[0]
-        far = later[-1] > limits["drifting.largest"] * np.maximum(_first_size(courses), 0.1)
-    numbers = np.flatnonzero(
-        steady & (grown > limits["drifting.growth"]) & far & (rows >= limits["drifting.rows"] / 2) & evidence.weights
+    steady = (np.diff(later, axis=0) > 0).mean(axis=0) >= 0.95
+    grown = later[-1] > limits["drifting.growth"] * later[0]
+    far = later[-1] > limits["drifting.largest"] * np.maximum(_first_size(courses), 0.1)
+    lasted = courses.rows[half:].sum(axis=0) / courses.ranks >= limits["drifting.rows"] / 2
+    return on_params(
+        "drifting",
+        "Values drift",
+        Severity.WARNING,
+        courses,
+        np.flatnonzero(evidence.weights & steady & grown & far & lasted),
+        (courses.begins[half], courses.ends[-1]),
+        "Values drift ({names}): those of {first} have grown from {before:.3g} to {now:.3g} since step "
+        f"{courses.begins[half]:,}, step by step, and go on.",
+        "Use weight decay, lower the learning rate; logits that only grow ask for label smoothing or a z-loss.",
+        before=later[0],
+        now=later[-1],
     )
-    if not len(numbers):
-        return []
-    numbers = numbers[np.argsort(-grown[numbers], kind="stable")]
-    names = [courses.params[number] for number in numbers]
-    first = numbers[0]
-    return [
-        Finding(
-            "drifting",
-            titled("Values drift", names),
-            Severity.WARNING,
-            names[0],
-            int(courses.begins[half]),
-            int(courses.ends[-1]),
-            f"Values drift ({named(names)}): those of {names[0]} have grown from {later[0, first]:.3g} to "
-            f"{later[-1, first]:.3g} since step {courses.begins[half]:,}, step by step, and go on.",
-            "Use weight decay, lower the learning rate; logits that only grow ask for label smoothing or a z-loss.",
-            {"from": float(later[0, first]), "to": float(later[-1, first]), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
 
 
-def unchanged(evidence: Evidence, limits: Limits) -> list[Finding]:
+def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Values whose extremes do not move though there are gradients.
 
     One matrix alone proves little: its largest elements may belong to a token or a pixel that never occurs.
     """
-    courses = evidence.courses
-    if courses is None:
-        return []
     pulled = (courses.grad_high > 0) & (courses.grads > 0)
-    still = (courses.moved == 0) & (courses.followed > 0) & pulled
-    stretch = longest(still, courses.followed, courses.ranks)
+    stretch = longest(courses, (courses.moved == 0) & (courses.followed > 0) & pulled, courses.followed)
     numbers = np.flatnonzero(stretch.rows >= limits["unchanged.rows"])
-    if not len(numbers):
-        return []
-    pulled_ever = pulled.any(axis=0)
-    stuck = set(numbers[courses.moved[:, numbers].sum(axis=0) == 0].tolist())
-    whole = stuck >= set(np.flatnonzero(pulled_ever).tolist())
+    stuck = set(numbers[~courses.moved[:, numbers].any(axis=0)].tolist())
+    trained = set(np.flatnonzero(pulled.any(axis=0)).tolist())
     modules: dict[str, set[int]] = {}
-    for number in np.flatnonzero(pulled_ever).tolist():
+    for number in trained:
         modules.setdefault(courses.params[number].rpartition(".")[0], set()).add(number)
     in_whole_modules = any(len(members) > 1 and members <= stuck for members in modules.values())
-    names = [courses.params[number] for number in numbers]
-    every = "every parameter" if whole else named(names)
-    return [
-        Finding(
-            "unchanged",
-            titled("Values do not move", names),
-            Severity.ERROR if whole else Severity.WARNING if in_whole_modules else Severity.NOTE,
-            names[0],
-            int(courses.begins[stretch.first[numbers].min()]),
-            int(courses.ends[stretch.last[numbers].max()]),
-            f"The extremes of {every} have not moved in {stretch.rows[numbers].max():,.0f} measured steps, though "
-            "there are gradients.",
-            "See whether the optimizer was given these parameters, whether its learning rate is 0, and whether updates "
-            "are lost to rounding in half precision.",
-            {"rows": float(stretch.rows[numbers].max()), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
-
-
-def constant_init(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """Weights that begin with all elements equal: then all neurons of a layer learn the same."""
-    courses = evidence.courses
-    if courses is None or not _from_the_start(courses):
-        return []
-    constant = evidence.weights & (courses.first_low == courses.first_high) & (_elements(evidence.params) > 1)
-    numbers = np.flatnonzero(constant)
-    if not len(numbers):
-        return []
-    names = [courses.params[number] for number in numbers]
-    values = {float(courses.first_low[number]) for number in numbers}
-    word = "0" if values == {0.0} else "one number" if len(values) > 1 else f"{values.pop():g}"
-    return [
-        Finding(
-            "constant_init",
-            titled("All elements begin alike", names),
-            # A single layer that begins with zeros is what many recipes want, as at the end of a residual block.
-            Severity.ERROR if 2 * len(numbers) >= evidence.weights.sum() else Severity.NOTE,
-            names[0],
-            0,
-            0,
-            f"All elements of {named(names)} begin as {word}: the neurons of such a layer all learn the same.",
-            "Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer "
-            "of a residual branch, may begin as 0.",
-            {"parameters": len(names), "weights": int(evidence.weights.sum())},
-            tuple(names),
-        )
-    ]
-
-
-def scaled_init(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """Initial weights far from what the shapes of their layers ask for, after Xavier and He."""
-    courses = evidence.courses
-    if courses is None or not _from_the_start(courses):
-        return []
-    size, params = _first_size(courses), evidence.params
-    share = np.array([extent / _usual(param) for param, extent in zip(params, size, strict=True)])
-    judged = evidence.weights & np.array(
-        [param.shape[:1] > (1,) and not _EMBEDDING.search(param.name) for param in params], np.bool_
+    return on_params(
+        "unchanged",
+        "Values do not move",
+        Severity.ERROR if trained <= stuck else Severity.WARNING if in_whole_modules else Severity.NOTE,
+        courses,
+        numbers,
+        stretch.steps,
+        f"The extremes of {'every parameter' if trained <= stuck else '{names}'} have not moved in {{rows:,.0f}} "
+        "measured steps, though there are gradients.",
+        "See whether the optimizer was given these parameters, whether its learning rate is 0, and whether updates are "
+        "lost to rounding in half precision.",
+        rows=stretch.rows,
     )
-    far = (share > limits["badly_scaled.factor"]) | ((share < 1 / limits["badly_scaled.small"]) & (size > 0))
-    numbers = np.flatnonzero(judged & far)
-    if not len(numbers):
-        return []
-    names = [params[number].name for number in numbers]
-    first = numbers[0]
-    return [
-        Finding(
-            "badly_scaled",
-            titled("Badly scaled at the start", names),
-            Severity.WARNING if 2 * len(numbers) >= judged.sum() else Severity.NOTE,
-            names[0],
-            0,
-            0,
-            f"Badly scaled at the start: {named(names)}; {names[0]} has elements up to {size[first]:.3g}, where its "
-            f"shape {list(params[first].shape)} asks for about {_usual(params[first]):.2g}.",
-            "Initialise after He (torch.nn.init.kaiming_normal_) for ReLU, after Xavier (xavier_uniform_) for tanh.",
-            {"largest": float(size[first]), "usual": _usual(params[first]), "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+
+
+def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Weights that begin with all elements equal: then all neurons of a layer learn the same."""
+    layers = _layers(evidence)
+    holds = layers & (courses.first_low == courses.first_high) & _from_the_start(courses)
+    return on_params(
+        "constant_init",
+        "All elements begin alike",
+        # A single layer that begins with zeros is what many recipes want, as at the end of a residual block.
+        Severity.ERROR if 2 * holds.sum() >= layers.sum() > 1 else Severity.NOTE,
+        courses,
+        np.flatnonzero(holds),
+        (0, 0),
+        "All elements begin alike ({names}): those of {first} as {begun:g}. The neurons of such a layer all learn the "
+        "same.",
+        "Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of a "
+        "residual branch, may begin as 0.",
+        begun=courses.first_low,
+        weights=layers.sum(),
+    )
+
+
+def scaled_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Initial weights far from what the shapes of their layers ask for, after Xavier and He."""
+    size, layers = _first_size(courses), _layers(evidence)
+    usual = np.array([_usual(param) for param in evidence.params])
+    large, small = limits["badly_scaled.factor"] * usual, usual / limits["badly_scaled.small"]
+    holds = layers & ((size > large) | ((size < small) & (size > 0))) & _from_the_start(courses)
+    return on_params(
+        "badly_scaled",
+        "Badly scaled at the start",
+        Severity.WARNING if 2 * holds.sum() >= layers.sum() else Severity.NOTE,
+        courses,
+        np.flatnonzero(holds),
+        (0, 0),
+        "Badly scaled at the start: {names}; {first} has elements up to {largest:.3g}, where its shape asks for about "
+        "{usual:.2g}.",
+        "Initialise after He (torch.nn.init.kaiming_normal_) for ReLU, after Xavier (xavier_uniform_) for tanh.",
+        largest=size,
+        usual=usual,
+    )
+
+
+def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
+    """Which parameters are the weights of layers of several neurons: no table of embeddings, no single vector."""
+    several = [param.shape[:1] > (1,) and not _EMBEDDING.search(param.name) for param in evidence.params]
+    return evidence.weights & np.array(several, np.bool_)
 
 
 def _usual(param: Param) -> float:
@@ -202,12 +149,9 @@ def _usual(param: Param) -> float:
     return float(np.sqrt(2 / fan_in) * np.sqrt(2 * np.log(elements)))
 
 
-def output_bias(evidence: Evidence, limits: Limits) -> list[Finding]:
+def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """One end of the last layer's bias is far from all that other biases are: a class that is never the answer."""
-    courses = evidence.courses
     params = evidence.params
-    if courses is None:
-        return []
     biases = [n for n in evidence.backward if len(params[n].shape) == 1 and params[n].name.endswith("bias")]
     if not biases or params[biases[0]].shape[0] < 3 or not params[biases[0]].trainable:
         return []
@@ -241,129 +185,107 @@ def output_bias(evidence: Evidence, limits: Limits) -> list[Finding]:
     ]
 
 
-def oscillating(evidence: Evidence, limits: Limits) -> list[Finding]:
+def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Values that turn back at nearly every step, by much."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = _around(courses.turned) / _around(courses.followed)
+    share = _around(courses.turned) / _around(courses.followed)
     holds = (share >= limits["oscillating.share"]) & (courses.update >= limits["oscillating.update"])
-    stretch = longest(holds, courses.moved, courses.ranks)
-    numbers = np.flatnonzero(stretch.rows >= limits["oscillating.rows"])
-    return _since(
+    stretch = longest(courses, holds, courses.moved)
+    return on_params(
         "oscillating",
         "Values swing",
         Severity.WARNING,
         courses,
-        stretch,
-        numbers,
+        np.flatnonzero(stretch.rows >= limits["oscillating.rows"]),
+        stretch.steps,
         "Values swing to and fro ({names}): each step takes back the one before, for {rows:,.0f} measured steps.",
         "Lower the learning rate, or the momentum.",
+        rows=stretch.rows,
     )
 
 
-def update_size(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """Weights whose extremes move by far more, or by far less, in a step than the rule of thumb wants."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    with np.errstate(invalid="ignore"):
-        large = (courses.update > limits["update.large"]) & evidence.weights
-        # Small at the end is a schedule's aim, and small throughout is not.
-        small = evidence.weights & ~(courses.update > limits["update.small"]).any(axis=0) & (courses.moved > 0)
-    fast, slow = (longest(holds, courses.moved, courses.ranks) for holds in (large, small))
-    return _since(
+def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Weights whose extremes move by far more in a step than the rule of thumb wants."""
+    stretch = longest(courses, (courses.update > limits["update.large"]) & evidence.weights, courses.moved)
+    return on_params(
         "update_large",
         "Updates too large",
         Severity.WARNING,
         courses,
-        fast,
-        np.flatnonzero(fast.rows >= limits["update.rows"]),
-        "Updates are too large ({names}): the extremes move by more than "
-        f"{limits['update.large']:.0%} of their size in a step, where about 0.1 % is usual; for {{rows:,.0f}} measured "
-        "steps.",
+        np.flatnonzero(stretch.rows >= limits["update.rows"]),
+        stretch.steps,
+        f"Updates are too large ({{names}}): the extremes move by more than {limits['update.large']:.0%} of their size "
+        "in a step, where about 0.1 % is usual; for {rows:,.0f} measured steps.",
         "Lower the learning rate, or warm it up.",
-    ) + _since(
+        rows=stretch.rows,
+    )
+
+
+def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
+    never_more = evidence.weights & ~(courses.update > limits["update.small"]).any(axis=0)
+    stretch = longest(courses, never_more & (courses.moved > 0), courses.moved)
+    return on_params(
         "update_small",
         "Updates tiny",
         Severity.NOTE,
         courses,
-        slow,
-        np.flatnonzero(slow.rows >= limits["update.rows"]),
+        np.flatnonzero(stretch.rows >= limits["update.rows"]),
+        stretch.steps,
         "Updates are tiny ({names}): the extremes never moved by more than "
         f"{limits['update.small']:.0e} of their size in a step, where about 1e-03 is usual.",
         "Raise the learning rate; see whether gradients vanish before they arrive here.",
+        rows=stretch.rows,
     )
 
 
-def headroom(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """Extremes within a few bits of what their dtype can hold."""
-    courses = evidence.courses
-    if courses is None:
-        return []
-    room = 2 ** limits["headroom.bits"]
-    ends = np.array([_ENDS.get(param.dtype, (np.inf, 0.0)) for param in evidence.params]).reshape(-1, 2).T
-    scaled = evidence.curve("amp_scale") is not None
+def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Extremes within a few bits of the largest number that their dtype can hold."""
+    largest = _ends(evidence)[0] / 2 ** limits["headroom.bits"]
     # Gradients are recorded without the scale with which they were computed.
-    grad_high = np.full_like(courses.grad_high, np.nan) if scaled else courses.grad_high
-    with np.errstate(invalid="ignore"):
-        high = np.fmax(courses.size, grad_high) > ends[0] / room
-        low = (courses.grad_mean < ends[1] * room) & (not scaled)
-    over = longest(high, courses.rows, courses.ranks)
-    under = longest(low, courses.grads, courses.ranks)
-    return _since(
+    high = courses.size if _scaled(evidence) else np.fmax(courses.size, courses.grad_high)
+    stretch = longest(courses, high > largest, courses.rows)
+    return on_params(
         "overflow",
         "Close to overflow",
         Severity.WARNING,
         courses,
-        over,
-        np.flatnonzero(over.rows > 0),
+        np.flatnonzero(stretch.rows > 0),
+        stretch.steps,
         f"Close to overflow ({{names}}): within {limits['headroom.bits']:g} bits of the largest number of its dtype.",
         "Use a GradScaler, bfloat16 instead of float16, clip gradients, scale inputs and loss down.",
-    ) + _since(
+        rows=stretch.rows,
+    )
+
+
+def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+    """Gradients within a few bits of the smallest number that their dtype resolves."""
+    if _scaled(evidence):
+        return []
+    smallest = _ends(evidence)[1] * 2 ** limits["headroom.bits"]
+    stretch = longest(courses, courses.grad_mean < smallest, courses.grads)
+    return on_params(
         "underflow",
         "Close to underflow",
         Severity.NOTE,
         courses,
-        under,
-        np.flatnonzero(under.rows >= limits["headroom.rows"]),
+        np.flatnonzero(stretch.rows >= limits["headroom.rows"]),
+        stretch.steps,
         "Close to underflow ({names}): even the largest elements of the gradient are among the smallest numbers that "
         "its dtype resolves, for {rows:,.0f} measured steps.",
         "Use a GradScaler, or keep these parameters in float32 or bfloat16.",
+        rows=stretch.rows,
     )
 
 
-def _since(
-    kind: str,
-    title: str,
-    severity: Severity,
-    courses: Courses,
-    stretch: Stretch,
-    numbers: Integers,
-    words: str,
-    advice: str,
-) -> list[Finding]:
-    """One finding on all parameters of which something held for long, the first of them in front."""
-    if not len(numbers):
-        return []
-    numbers = numbers[np.argsort(stretch.first[numbers], kind="stable")]
-    names = [courses.params[number] for number in numbers]
-    rows = float(stretch.rows[numbers].max())
-    return [
-        Finding(
-            kind,
-            titled(title, names),
-            severity,
-            names[0],
-            int(courses.begins[stretch.first[numbers[0]]]),
-            int(courses.ends[stretch.last[numbers].max()]),
-            words.format(names=named(names), rows=rows),
-            advice,
-            {"rows": rows, "parameters": len(names)},
-            tuple(names),
-        )
-    ]
+def _ends(evidence: Evidence) -> Floats:
+    """The largest and the smallest number of each parameter's dtype; what is not trained comes near neither."""
+    no_ends = (np.inf, 0.0)
+    ends = [_ENDS.get(param.dtype, no_ends) if param.trainable else no_ends for param in evidence.params]
+    return np.array(ends).reshape(-1, 2).T
+
+
+def _scaled(evidence: Evidence) -> bool:
+    return evidence.curve("amp_scale") is not None
 
 
 def _around(counts: Floats) -> Floats:
@@ -378,14 +300,6 @@ def _first_size(courses: Courses) -> Floats:
     return np.maximum(np.abs(courses.first_low), np.abs(courses.first_high))
 
 
-def _from_the_start(courses: Courses) -> bool:
-    """Whether the first row is of the first step: later, values are no longer those of the initialisation."""
-    return int(courses.begins[0]) == 0 and bool((courses.first_step[courses.first_step >= 0] <= courses.ends[0]).all())
-
-
-def _elements(params: Iterable[Param]) -> Floats:
-    return np.array([prod(param.shape) for param in params])
-
-
-def _last(courses: Courses, holds: npt.NDArray[np.bool_]) -> int:
-    return int(courses.ends[np.flatnonzero(holds.any(axis=1))[-1]])
+def _from_the_start(courses: Courses) -> npt.NDArray[np.bool_]:
+    """Of which parameters the first row is of the first step: later, values are no longer those they began with."""
+    return (courses.begins[0] == 0) & (courses.first_step <= courses.ends[0])
