@@ -317,17 +317,39 @@ def test_badly_scaled_initialisation(size: float, count: int) -> None:
     assert said(made({"embedding.weight": rows["layer0"]}), "badly_scaled") == []
 
 
-@pytest.mark.parametrize(("low", "count"), [(-0.81, 1), (-0.79, 0)])
-def test_an_output_whose_bias_is_far_from_the_others(low: float, count: int) -> None:
-    """Four times as far from 0 as its other end."""
-    rows = healthy(**{"head.bias": lambda step: (low, 0.2, -0.1, 0.1)})
-    evidence = made(rows, shapes={"head.bias": (10,)}, metrics={"accuracy": [0.8] * 200})
-    assert [(each.param, each.severity) for each in said(evidence, "output_bias")] == [
-        ("head.bias", Severity.WARNING)
-    ] * count
+def output(low: float, high: float, steps: int = 200) -> dict[str, Callable[[int], Row]]:
+    """A model whose last layer's bias has these ends for the last so many of 200 steps."""
+
+    def bias(step: int) -> Row:
+        return low if step >= 200 - steps else -high, high, -0.1, 0.1
+
+    return healthy(**{"head.weight": row, "head.bias": bias})
+
+
+ACCURATE: dict[str, Any] = {"shapes": {"head.bias": (10,)}, "metrics": {"accuracy": [0.8] * 200}}
+
+
+@pytest.mark.parametrize(("low", "steps", "count"), [(-0.81, 50, 1), (-0.79, 200, 0), (-0.81, 49, 0)])
+def test_an_output_whose_bias_is_far_from_the_others(low: float, steps: int, count: int) -> None:
+    """Four times as far below 0 as its other end is above, for fifty steps; where it may be a regression, a note."""
+    evidence = made(output(low, 0.2, steps), **ACCURATE)
+    said_of = [("head.bias", Severity.WARNING, 200 - steps)] * count
+    assert [(each.param, each.severity, each.first_step) for each in said(evidence, "output_bias")] == said_of
     regression = replace(evidence, curves=())
     assert [each.severity for each in said(regression, "output_bias")] == [Severity.NOTE] * count
-    assert said(made(rows, shapes={"head.bias": (2,)}), "output_bias") == []
+
+
+def test_an_output_bias_may_be_high_or_below_zero_throughout() -> None:
+    """A frequent class is where it should be, and labels that do not exclude each other may all be rare."""
+    assert said(made(output(-0.2, 5.0), **ACCURATE), "output_bias") == []
+    assert said(made(output(-5.0, -0.2), **ACCURATE), "output_bias") == []
+
+
+def test_only_the_bias_of_the_last_layer_is_that_of_classes() -> None:
+    """Not that of a hidden layer or a norm, and not of two classes, where one end says as much as the other."""
+    rows = output(-5.0, 0.2)
+    assert said(made(rows | {"last.weight": row}, **ACCURATE), "output_bias") == []
+    assert said(made(rows, shapes={"head.bias": (2,)}, metrics=ACCURATE["metrics"]), "output_bias") == []
 
 
 @pytest.mark.parametrize(("every", "count"), [(11, 1), (4, 0)])

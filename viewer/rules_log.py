@@ -11,7 +11,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
     if dropped or evidence.dropped:
         first = min((event.step for event in dropped), default=0)
         last = max((event.step for event in dropped), default=evidence.last_step)
-        many = f"{evidence.dropped:,} rows" if evidence.dropped else dropped[-1].detail
+        many = f"{evidence.dropped:,}" if evidence.dropped else dropped[-1].detail
         found.append(
             Finding(
                 "dropped",
@@ -34,7 +34,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
                 None,
                 0,
                 evidence.last_step,
-                f"{len(evidence.problems)} parts of the log cannot be read and are left out; first "
+                f"Parts of the log cannot be read and are left out: {len(evidence.problems)}, first "
                 f"{evidence.problems[0]}.",
                 "`tracer verify` lists every damaged part; copy them anew from where the log was written.",
                 {"parts": len(evidence.problems)},
@@ -56,7 +56,7 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
             None,
             evidence.last_step,
             evidence.last_step,
-            f"Rank {those} is silent: it neither closed its log nor lives. It was killed, or its machine is gone.",
+            f"Nothing is heard of rank {those}, which did not close its log: it was killed, or its machine is gone.",
             "Look for the out-of-memory killer, a time limit, or a rank that waits for another (NCCL timeout).",
             {"ranks": len(evidence.silent)},
         )

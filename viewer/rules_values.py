@@ -150,39 +150,39 @@ def _usual(param: Param) -> float:
 
 
 def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
-    """One end of the last layer's bias is far from all that other biases are: a class that is never the answer."""
+    """The lower end of the last layer's bias is far below all others: a class that is hardly ever the answer.
+
+    The upper end may belong to what most of the data is, a background or a common word. And where all elements are
+    below 0, labels do not exclude each other, and each of them may be rare.
+    """
     params = evidence.params
-    biases = [n for n in evidence.backward if len(params[n].shape) == 1 and params[n].name.endswith("bias")]
-    if not biases or params[biases[0]].shape[0] < 3 or not params[biases[0]].trainable:
+    output = next((params[number].name for number in evidence.backward if evidence.weights[number]), "")
+    name = output.removesuffix("weight") + "bias"
+    if name not in courses.params:
         return []
-    last = biases[0]
-    low, high = courses.low[:, last], courses.high[:, last]
-    with np.errstate(invalid="ignore"):
-        near, far = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
-        apart = (far > limits["output_bias.least"]) & (far > limits["output_bias.factor"] * near)
-    if not apart[-1]:
+    number = courses.params.index(name)
+    if params[number].shape[:1] < (3,) or not params[number].trainable:
         return []
-    first = int(np.flatnonzero(~apart)[-1]) + 1 if not apart.all() else 0
-    lowest = abs(low[-1]) > abs(high[-1])
-    name = params[last].name
-    return [
-        Finding(
-            "output_bias",
-            f"Output bias far off: {name}",
-            # Without an accuracy it may be a regression, whose targets are what they are.
-            Severity.WARNING if evidence.accuracies else Severity.NOTE,
-            name,
-            int(courses.begins[first]),
-            int(courses.ends[-1]),
-            f"An element of the output's bias, {name}, is at {(low if lowest else high)[-1]:.3g}, its other end at "
-            f"{(high if lowest else low)[-1]:.3g}: that class is {'hardly ever' if lowest else 'nearly always'} the "
-            "answer.",
-            "Count the classes in the training data: is one missing, rare, or mislabelled? Weight the loss or sample "
-            "them evenly.",
-            {"low": float(low[-1]), "high": float(high[-1])},
-            (name,),
-        )
-    ]
+    low, high = courses.low, courses.high
+    apart = (-low > limits["output_bias.least"]) & (high > 0) & (-low > limits["output_bias.factor"] * high)
+    stretch = longest(courses, apart, courses.rows)
+    if stretch.rows[number] < limits["output_bias.rows"]:
+        return []
+    return on_params(
+        "output_bias",
+        "Output bias far off",
+        # Without an accuracy it may be a regression, whose targets are what they are.
+        Severity.WARNING if evidence.accuracies else Severity.NOTE,
+        courses,
+        np.array([number]),
+        stretch.steps,
+        "An element of the output's bias, {first}, fell to {low:.3g}, while all others stayed below {high:.3g}: that "
+        "class is hardly ever the answer.",
+        "Count the classes in the training data: is one missing, rare, or mislabelled? Weight the loss or sample them "
+        "evenly.",
+        low=low[apart[:, number], number].min(),
+        high=high[apart[:, number], number].max(),
+    )
 
 
 def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
@@ -302,4 +302,5 @@ def _first_size(courses: Courses) -> Floats:
 
 def _from_the_start(courses: Courses) -> npt.NDArray[np.bool_]:
     """Of which parameters the first row is of the first step: later, values are no longer those they began with."""
-    return (courses.begins[0] == 0) & (courses.first_step <= courses.ends[0])
+    early: npt.NDArray[np.bool_] = (courses.first_step <= courses.ends[0]) & (courses.begins[0] == 0)
+    return early
