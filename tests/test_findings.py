@@ -459,11 +459,12 @@ def test_an_accuracy_stuck_at_chance(accuracy: float, count: int) -> None:
 
 
 def test_what_the_log_lacks_is_said() -> None:
-    """Dropped rows, damaged parts, silent ranks, changed strides, failures and the exception that ended it."""
+    """Dropped rows, damaged parts, silent ranks, changed strides, failures, pauses and the exception that ended it."""
     events = (
         Event(5, 0, "dropped", None, "3 rows of extremes"),
         Event(6, 0, "stride", None, "every 1 -> every 2"),
         Event(7, 0, "failed", "layer1", "no memory"),
+        Event(8, 0, "paused", None, "a CUDA graph is captured"),
     )
     lacking: dict[str, Any] = {"dropped": 3, "silent": (2,), "problems": ("damaged",), "reasons": ("ValueError: no",)}
     found = findings(made(healthy(), events=events, **lacking))
@@ -473,6 +474,7 @@ def test_what_the_log_lacks_is_said() -> None:
         ("silent", "warning", 199),
         ("stride", "note", 6),
         ("failed", "note", 7),
+        ("paused", "note", 8),
         ("ended", "note", 199),
     }
     assert "3 rows" in only(made(healthy(), events=events[:1]), "dropped").sentence
@@ -539,4 +541,4 @@ def test_a_title_is_short_and_names_what_has_it() -> None:
 
 def test_every_rule_is_in_the_list() -> None:
     """A rule that nobody asks finds nothing."""
-    assert len({*ON_PARAMS, *RULES}) == len(ON_PARAMS) + len(RULES) == 28
+    assert len({*ON_PARAMS, *RULES}) == len(ON_PARAMS) + len(RULES) == 27

@@ -36,8 +36,7 @@ RULES: tuple[Rule, ...] = (
     rules_metrics.skipping,
     rules_log.lost,
     rules_log.silent,
-    rules_log.stride,
-    rules_log.failed,
+    rules_log.noted,
     rules_log.ended,
 )
 

@@ -1,7 +1,16 @@
 """Rules on the log itself: what it lacks, so that silence elsewhere is not taken for health."""
 
-from viewer.evidence import Event, Evidence
+from viewer.evidence import Evidence
 from viewer.rule import Finding, Limits, Severity
+
+_NOTED = {
+    "stride": (
+        "Measured more or less often",
+        "Steps are measured more or less often, and between them nothing is known",
+    ),
+    "paused": ("Not all steps measured", "Not all steps are measured"),
+    "failed": ("A part of the trace failed", "The trace goes on without a part of it"),
+}
 
 
 def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
@@ -11,7 +20,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
     if dropped or evidence.dropped:
         first = min((event.step for event in dropped), default=0)
         last = max((event.step for event in dropped), default=evidence.last_step)
-        many = f"{evidence.dropped:,}" if evidence.dropped else dropped[-1].detail
+        many = f"{evidence.dropped:,}" if evidence.dropped else f"lastly {dropped[-1].detail}"
         found.append(
             Finding(
                 "dropped",
@@ -63,19 +72,28 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
     ]
 
 
-def stride(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """Steps were measured more or less often, as a budget asked for: what happened between them is not known."""
-    return _noted(
-        evidence,
-        "stride",
-        "Measured more or less often",
-        "Steps are measured more or less often ({detail}); between them nothing is known.",
-    )
-
-
-def failed(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """A part of the trace that failed, and goes on without."""
-    return _noted(evidence, "failed", "A part of the trace failed", "The trace goes on without a part of it: {detail}.")
+def noted(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """What the trace itself said: that it measures more or less often, does not measure, or goes on without a part."""
+    found = []
+    for kind, (title, words) in _NOTED.items():
+        events = [event for event in evidence.events if event.kind == kind]
+        names = tuple(dict.fromkeys(event.param for event in events if event.param))
+        if events:
+            found.append(
+                Finding(
+                    kind,
+                    title,
+                    Severity.NOTE,
+                    names[0] if names else None,
+                    events[0].step,
+                    events[-1].step,
+                    f"{words}: {events[-1].detail}.",
+                    "",
+                    {"times": len(events)},
+                    names,
+                )
+            )
+    return found
 
 
 def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
@@ -92,25 +110,4 @@ def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
             "Its traceback is where the training printed it.",
         )
         for reason in dict.fromkeys(evidence.reasons)
-    ]
-
-
-def _noted(evidence: Evidence, kind: str, title: str, words: str) -> list[Finding]:
-    events: list[Event] = [event for event in evidence.events if event.kind == kind]
-    if not events:
-        return []
-    names = tuple(dict.fromkeys(event.param for event in events if event.param))
-    return [
-        Finding(
-            kind,
-            title,
-            Severity.NOTE,
-            names[0] if names else None,
-            events[0].step,
-            events[-1].step,
-            words.format(detail=events[-1].detail),
-            "",
-            {"times": len(events)},
-            names,
-        )
     ]

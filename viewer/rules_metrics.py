@@ -1,5 +1,6 @@
 """Rules on what users log: loss and accuracy."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,30 +13,26 @@ from viewer.tracks import Floats
 
 def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that was NaN or infinite."""
-    found = []
-    for curve in (*evidence.losses, *evidence.validation_losses):
-        if curve.nonfinite:
-            step = min(curve.nonfinite)
-            severity = Severity.WARNING if is_validation(curve.name) else Severity.ERROR
-            found.append(
-                _finding(
-                    "loss_nonfinite",
-                    f"{curve.name} is NaN or infinite",
-                    severity,
-                    curve,
-                    step,
-                    f"{curve.name} became NaN or infinite at step {step:,}.",
-                    "Look at the batch of that step, for a log or a division by 0 in the loss, and for gradients that "
-                    "exploded before it.",
-                )
-            )
-    return found
+    return [
+        _finding(
+            "loss_nonfinite",
+            f"{curve.name} is NaN or infinite",
+            Severity.WARNING if is_validation(curve.name) else Severity.ERROR,
+            curve,
+            min(curve.nonfinite),
+            f"{curve.name} became NaN or infinite at step {min(curve.nonfinite):,}.",
+            "Look at the batch of that step, for a log or a division by 0 in the loss, and for gradients that "
+            "exploded before it.",
+        )
+        for curve in (*evidence.losses, *evidence.validation_losses)
+        if curve.nonfinite
+    ]
 
 
 def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that is no lower after many steps than at the beginning."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve, evidence) < limits["flat.numbers"]:
+    if curve is None or _span(curve) < limits["flat.numbers"]:
         return []
     means = _finite(curve.mean)
     if len(means) < 8 or np.ptp(means) == 0 == means[0]:
@@ -62,7 +59,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
 def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that ends far above what it began with."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve, evidence) < limits["diverging.numbers"]:
+    if curve is None or _span(curve) < limits["diverging.numbers"]:
         return []
     means = np.array(curve.mean)
     there = np.flatnonzero(np.isfinite(means))
@@ -99,13 +96,12 @@ def overfitting(evidence: Evidence, limits: Limits) -> list[Finding]:
     train, validation = _main(evidence.losses), _main(evidence.validation_losses)
     if train is None or validation is None or len(validation.step) < limits["overfitting.numbers"]:
         return []
-    means = np.array(validation.mean)
-    if not np.isfinite(means).all() or means.min() <= 0:
+    means, trained = np.array(validation.mean), _finite(train.mean)
+    if not np.isfinite(means).all() or means.min() <= 0 or not len(trained):
         return []
-    best = int(means.argmin())
-    now = float(np.median(means[-3:]))
+    best, now = int(means.argmin()), float(np.median(means[-3:]))
     step = int(validation.step[best])
-    before, lately = _around(train, step), float(np.median(_finite(train.mean)[-max(1, len(train.mean) // 10) :]))
+    before, lately = _around(train, step), float(np.median(trained[-max(1, len(trained) // 10) :]))
     if len(means) - best <= 3 or now <= limits["overfitting.factor"] * means[best] or not lately < before:
         return []
     return [
@@ -132,7 +128,7 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
     classes = _classes(evidence)
     found = []
     for curve in evidence.accuracies:
-        if classes < 2 or is_validation(curve.name) or _span(curve, evidence) < limits["chance.numbers"]:
+        if classes < 2 or is_validation(curve.name) or _span(curve) < limits["chance.numbers"]:
             continue
         means = _finite(curve.mean)
         if len(means) < 8:
@@ -199,15 +195,14 @@ def _main(curves: Sequence[Curve]) -> Curve | None:
     """The loss itself: of several, as in a GAN, the one that is called so; none where no name says which."""
     if len(curves) == 1:
         return curves[0]
-    words = {"train", "training", "val", "valid", "validation", "test", "eval", "total"}
+    words = {"", "train", "training", "val", "valid", "validation", "test", "eval", "total"}
     for curve in curves:
-        parts = curve.name.lower().replace("/", " ").replace("_", " ").replace(".", " ").replace("-", " ").split()
-        if [part for part in parts if part not in words] == ["loss"]:
+        if set(re.split(r"[ /_.-]+", curve.name.lower())) - words == {"loss"}:
             return curve
     return None
 
 
-def _span(curve: Curve, evidence: Evidence) -> int:
+def _span(curve: Curve) -> int:
     """About how many steps a metric has been logged for."""
     return int(curve.step[-1]) - int(curve.step[0]) + 1 if len(curve.step) else 0
 
