@@ -43,11 +43,11 @@ RULES: tuple[Rule, ...] = (
 
 def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
     """What every rule found, the worst first, and of these the earliest."""
-    found = [finding for rule in RULES for finding in rule(evidence, limits)]
     courses = evidence.courses
-    if courses is not None:
-        # NaN stands where there is nothing to say, and of that nothing comes.
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    # NaN stands where there is nothing to say, and of that nothing comes.
+    with np.errstate(all="ignore"):
+        found = [finding for rule in RULES for finding in rule(evidence, limits)]
+        if courses is not None:
             found += [finding for rule in ON_PARAMS for finding in rule(evidence, courses, limits)]
     return sorted(found, key=rank)
 

@@ -178,7 +178,7 @@ def on_params(
     courses: Courses,
     numbers: Integers,
     steps: tuple[npt.ArrayLike, npt.ArrayLike],
-    sentence: str,
+    how: str,
     advice: str,
     **decided: npt.ArrayLike,
 ) -> list[Finding]:
@@ -191,7 +191,7 @@ def on_params(
         courses: The parameters' courses.
         numbers: The parameters that have it.
         steps: The first and the last step, of each parameter or of all.
-        sentence: What it is, where ``{names}``, ``{first}`` and the numbers that decided are filled in.
+        how: The sentence's end, where ``{first}``, the parameter in front, and the numbers that decided are filled in.
         advice: What people usually try.
         **decided: Those numbers, of each parameter or of all; said is that of the parameter in front.
     """
@@ -211,7 +211,7 @@ def on_params(
             names[0],
             int(begins.min()),
             int(ends.max()),
-            sentence.format(names=all_names, first=names[0], **front),
+            f"{title} ({all_names}): {how.format(first=names[0], **front)}",
             advice,
             {**front, "parameters": len(names)},
             names,

@@ -34,7 +34,11 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
     first = courses.params[place]
     reached = np.flatnonzero((both >= 0).any(axis=0))
     at_once = int((both == step).any(axis=0).sum())
-    others = f"of others {at_once - 1} in the same step, {len(reached) - 1} so far"
+    bad_rows = courses.bad_values if scaled else courses.bad_values + courses.bad_grads
+    last = int(courses.ends[bad_rows[:, reached].any(axis=1)].max())
+    others = (
+        f"{at_once - 1} others in the same step, {len(reached) - 1} so far" if len(reached) > 1 else "no other so far"
+    )
     return [
         Finding(
             "nonfinite",
@@ -42,10 +46,10 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
             Severity.ERROR,
             first,
             step,
-            evidence.last_step,
+            last,
             f"The {what} of {first} became NaN or infinite at step {step:,}, {cause}; {others}.",
             "Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
-            "parameter; in half precision use a GradScaler or bfloat16.",
+            "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
             {
                 "what": what,
                 "loss_finite": finite_loss,
@@ -84,8 +88,7 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         courses,
         numbers,
         (courses.begins[first], courses.ends[last]),
-        "Gradients explode ({names}): that of {first} reached {largest:.3g}"
-        f"{', {factor:,.0f} times its median until then' if rose else ''}.",
+        f"that of {{first}} reached {{largest:.3g}}{', {factor:,.0f} times its median until then' if rose else ''}.",
         "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale of "
         "inputs and targets.",
         largest=np.nanmax(high, axis=0, initial=0.0),
@@ -133,8 +136,8 @@ def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         courses,
         depth[:third],
         stretch.steps,
-        f"Gradients vanish towards the input: those of the first {third} of {len(depth)} layers ({{first}} …) are "
-        f"{{share:.1g}} times those of the last {third}, so that the first hardly learn.",
+        f"towards the input, those of the first {third} of {len(depth)} layers are {{share:.1g}} times those of the "
+        f"last {third}, so that the first hardly learn.",
         "Use ReLU or GELU instead of sigmoid or tanh, residual connections, normalisation layers, He or Xavier "
         "initialisation.",
         share=np.exp(np.nanmean(np.log(share[within]))),
@@ -166,7 +169,7 @@ def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
         courses,
         numbers,
         stretch.steps,
-        "Dead: the gradient of {names} has been exactly 0 for {rows:,.0f} measured steps, and "
+        "the gradient has been exactly 0 for {rows:,.0f} measured steps, and "
         f"{'still is' if last == courses.ends[-1] else f'was until step {last:,}'}: nothing is learnt there.",
         "Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
         "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
@@ -189,7 +192,7 @@ def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding
         courses,
         np.flatnonzero(holds),
         (courses.begins[0], evidence.last_step),
-        "Never a gradient in {rows:,.0f} measured steps: {names}. The loss does not depend on it.",
+        "in {rows:,.0f} measured steps there was none, so the loss does not depend on it.",
         "Use its module in forward, leave it out of the model, or freeze it with requires_grad_(False).",
         rows=measured,
     )

@@ -35,7 +35,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
     if curve is None or _span(curve) < limits["flat.numbers"]:
         return []
     means = _finite(curve.mean)
-    if len(means) < 8 or np.ptp(means) == 0 == means[0]:
+    if len(means) < 8 or not means.any():
         return []
     begun, now = float(np.median(means[: max(1, len(means) // 10)])), float(np.median(means[-(len(means) // 4) :]))
     if not (now > limits["flat.share"] * begun > 0 and now <= limits["diverging.factor"] * begun):
@@ -160,7 +160,7 @@ def skipping(evidence: Evidence, limits: Limits) -> list[Finding]:
     curve = evidence.curve("skipped")
     if curve is None or not len(curve.step):
         return []
-    learnt = np.flatnonzero(np.array(curve.mean) < 1)
+    learnt = np.flatnonzero(~(np.array(curve.mean) >= 1))
     begun = int(learnt[-1]) + 1 if len(learnt) else 0
     if begun == len(curve.step):
         return []

@@ -32,7 +32,7 @@ def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> li
         courses,
         np.flatnonzero(over.any(axis=0) & courses.moved.any(axis=0)),
         (courses.begins[over.argmax(axis=0)], courses.ends[last]),
-        "Values run away ({names}): those of {first} began at {began:.3g} at most, and reached {largest:.3g}.",
+        "those of {first} began at {began:.3g} at most, and reached {largest:.3g}.",
         "Lower the learning rate, use weight decay, put a normalisation layer behind it.",
         largest=np.nanmax(courses.size, axis=0, initial=0.0),
         began=began,
@@ -56,7 +56,7 @@ def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Findi
         courses,
         np.flatnonzero(evidence.weights & steady & grown & far & lasted),
         (courses.begins[half], courses.ends[-1]),
-        "Values drift ({names}): those of {first} have grown from {before:.3g} to {now:.3g} since step "
+        "those of {first} have grown from {before:.3g} to {now:.3g} since step "
         f"{courses.begins[half]:,}, step by step, and go on.",
         "Use weight decay, lower the learning rate; logits that only grow ask for label smoothing or a z-loss.",
         before=later[0],
@@ -85,8 +85,7 @@ def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         courses,
         numbers,
         stretch.steps,
-        f"The extremes of {'every parameter' if trained <= stuck else '{names}'} have not moved in {{rows:,.0f}} "
-        "measured steps, though there are gradients.",
+        "the extremes stayed as they are in {rows:,.0f} measured steps, though there are gradients.",
         "See whether the optimizer was given these parameters, whether its learning rate is 0, and whether updates are "
         "lost to rounding in half precision.",
         rows=stretch.rows,
@@ -100,16 +99,15 @@ def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[
     return on_params(
         "constant_init",
         "All elements begin alike",
-        # A single layer that begins with zeros is what many recipes want, as at the end of a residual block.
-        Severity.ERROR if 2 * holds.sum() >= layers.sum() > 1 else Severity.NOTE,
+        # Some recipes want zeros: at the end of a residual block, in the last layer, in one half of LoRA's pairs.
+        Severity.ERROR if 2 * holds.sum() > layers.sum() > 1 else Severity.NOTE,
         courses,
         np.flatnonzero(holds),
         (0, 0),
-        "All elements begin alike ({names}): those of {first} as {begun:g}. The neurons of such a layer all learn the "
-        "same.",
+        "those of {first} as {begun:g}. Neurons that begin alike learn alike, unless what follows tells them apart.",
         "Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of a "
         "residual branch, may begin as 0.",
-        begun=courses.first_low,
+        begun=courses.first_low + 0.0,
         weights=layers.sum(),
     )
 
@@ -127,8 +125,7 @@ def scaled_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Fi
         courses,
         np.flatnonzero(holds),
         (0, 0),
-        "Badly scaled at the start: {names}; {first} has elements up to {largest:.3g}, where its shape asks for about "
-        "{usual:.2g}.",
+        "{first} has elements up to {largest:.3g}, where its shape asks for about {usual:.2g}.",
         "Initialise after He (torch.nn.init.kaiming_normal_) for ReLU, after Xavier (xavier_uniform_) for tanh.",
         largest=size,
         usual=usual,
@@ -176,8 +173,7 @@ def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Fi
         courses,
         np.array([number]),
         stretch.steps,
-        "An element of the output's bias, {first}, fell to {low:.3g}, while all others stayed below {high:.3g}: that "
-        "class is hardly ever the answer.",
+        "an element fell to {low:.3g}, while all others stayed below {high:.3g}: that class is hardly ever the answer.",
         "Count the classes in the training data: is one missing, rare, or mislabelled? Weight the loss or sample them "
         "evenly.",
         low=low[apart[:, number], number].min(),
@@ -197,7 +193,7 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Fi
         courses,
         np.flatnonzero(stretch.rows >= limits["oscillating.rows"]),
         stretch.steps,
-        "Values swing to and fro ({names}): each step takes back the one before, for {rows:,.0f} measured steps.",
+        "each step takes back the one before, for {rows:,.0f} measured steps.",
         "Lower the learning rate, or the momentum.",
         rows=stretch.rows,
     )
@@ -213,7 +209,7 @@ def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[F
         courses,
         np.flatnonzero(stretch.rows >= limits["update.rows"]),
         stretch.steps,
-        f"Updates are too large ({{names}}): the extremes move by more than {limits['update.large']:.0%} of their size "
+        f"the extremes move by more than {limits['update.large']:.0%} of their size "
         "in a step, where about 0.1 % is usual; for {rows:,.0f} measured steps.",
         "Lower the learning rate, or warm it up.",
         rows=stretch.rows,
@@ -231,7 +227,7 @@ def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[F
         courses,
         np.flatnonzero(stretch.rows >= limits["update.rows"]),
         stretch.steps,
-        "Updates are tiny ({names}): the extremes never moved by more than "
+        "the extremes never moved by more than "
         f"{limits['update.small']:.0e} of their size in a step, where about 1e-03 is usual.",
         "Raise the learning rate; see whether gradients vanish before they arrive here.",
         rows=stretch.rows,
@@ -251,7 +247,7 @@ def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Findi
         courses,
         np.flatnonzero(stretch.rows > 0),
         stretch.steps,
-        f"Close to overflow ({{names}}): within {limits['headroom.bits']:g} bits of the largest number of its dtype.",
+        f"within {limits['headroom.bits']:g} bits of the largest number of its dtype.",
         "Use a GradScaler, bfloat16 instead of float16, clip gradients, scale inputs and loss down.",
         rows=stretch.rows,
     )
@@ -270,7 +266,7 @@ def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         courses,
         np.flatnonzero(stretch.rows >= limits["headroom.rows"]),
         stretch.steps,
-        "Close to underflow ({names}): even the largest elements of the gradient are among the smallest numbers that "
+        "even the largest elements of the gradient are among the smallest numbers that "
         "its dtype resolves, for {rows:,.0f} measured steps.",
         "Use a GradScaler, or keep these parameters in float32 or bfloat16.",
         rows=stretch.rows,
