@@ -16,7 +16,7 @@ from viewer.history import Curve
 from viewer.tracks import Tracks
 
 NAN, INF = math.nan, math.inf
-Row = tuple[float, float, float | None, float | None]
+Row = tuple[float | None, float | None, float | None, float | None]
 
 
 def weight(step: int) -> float:
@@ -537,6 +537,76 @@ def test_a_title_is_short_and_names_what_has_it() -> None:
     }
     rows["layer5"] = rows["layer4"]
     assert only(made(rows), "unused").title == "Never a gradient: layer4 and others"
+
+
+def everywhere(cell: Row) -> dict[str, Callable[[int], Row]]:
+    """Eight layers with the same row at every step."""
+    return dict.fromkeys(healthy(), lambda step: cell)
+
+
+def joined(late: Sequence[int], value: float) -> Evidence:
+    """A run of 100 steps in which a second parameter joined, whose value this is, without a gradient."""
+    tracks = Tracks(["first"])
+    for name, steps, size, grad in (("first", range(100), weight, 0.1), ("late", late, lambda step: value, None)):
+        rows = zip(*(row(step, grad, size(step)) for step in steps), strict=True)
+        numbers = dict(zip(("value_min", "value_max", "grad_min", "grad_max"), map(list, rows), strict=True))
+        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, [name], numbers))).lazy())
+    described = {name: Param(name, (8, 8)) for name in ("first", "late")}
+    return Evidence(courses=tracks.courses(), described=described)
+
+
+def metrics_alone(**metrics: Sequence[float]) -> Evidence:
+    """A run in which only metrics were logged, those of validation every 40 steps."""
+    return Evidence(curves=tuple(curve(name, each, 40 if name == "val_loss" else 1) for name, each in metrics.items()))
+
+
+RISING = [1.0, 0.5, 0.6, 0.7, 0.9, 1.0, 1.2]
+ODD: list[tuple[str, Evidence, set[str]]] = [
+    ("all NaN", made(everywhere((NAN, NAN, NAN, NAN))), {"nonfinite"}),
+    ("all NaN, one step", made(everywhere((NAN, NAN, NAN, NAN)), range(1)), {"nonfinite"}),
+    ("all infinite", made(everywhere((-INF, INF, -INF, INF))), {"nonfinite"}),
+    ("NaN without gradients", made(everywhere((NAN, NAN, None, None))), {"nonfinite"}),
+    ("all 0", made(everywhere((0.0, 0.0, 0.0, 0.0))), {"constant_init"}),
+    ("no numbers", made(everywhere((None, None, None, None)), shapes=dict.fromkeys(healthy(), (0, 8))), set()),
+    ("never a backward", made(everywhere((-0.5, 0.5, None, None))), set()),
+    ("one parameter", made({"weight": row}, range(3000)), set()),
+    ("one number", made({"weight": row}, range(300), {"weight": ()}), set()),
+    ("regression from 0", made({"weight": lambda step: row(step, 0.1, 1e-3 * step)}, shapes={"weight": (1, 8)}), set()),
+    ("not described", replace(made(healthy()), described={}), set()),
+    ("of an unknown dtype", replace(made(healthy()), described={"layer1": Param("layer1", (8, 8), "int3")}), set()),
+    ("begun late", made(healthy(), range(10**6, 10**6 + 200)), set()),
+    ("with gaps", made(healthy(), [0, 1, 2, 5000, 5001, 100_000]), set()),
+    ("folded", made(healthy(), range(9, 2000, 10)), set()),
+    ("the least numbers", made(everywhere((-5e-324, 5e-324, -5e-324, 5e-324))), {"unchanged", "badly_scaled"}),
+    ("the largest", made(everywhere((-1e308, 1e308, -1e308, 1e308))), {"unchanged", "badly_scaled", "exploding"}),
+    ("joined lately", joined(range(90, 100), 0.1), set()),
+    ("joined long ago", joined(range(80, 100), 0.1), {"unused"}),
+    ("joined as 0", joined(range(90, 100), 0.0), set()),
+    ("braces", made({"a{0}b{": row, "{x}": lambda step: row(step, None)}), {"unused"}),
+    ("metrics alone", metrics_alone(loss=[2.0] * 300, accuracy=[0.1] * 300), {"loss_flat"}),
+    ("a metric once", metrics_alone(loss=[1.0], val_loss=[1.0], accuracy=[1.0], skipped=[1.0], amp_scale=[1.0]), set()),
+    ("only NaN", metrics_alone(loss=[NAN] * 300, val_loss=RISING, accuracy=[NAN] * 300), {"loss_nonfinite"}),
+    ("the largest losses", metrics_alone(loss=[1e308, -1e308] * 300, val_loss=[1e308] * 10), set()),
+    ("losses of 0", metrics_alone(loss=[0.0] * 300, val_loss=[0.0] * 10), set()),
+    ("events alone", Evidence(events=(Event(7, 0, "stride", None, "every 1 -> every 2"),)), {"stride"}),
+]
+
+
+@pytest.mark.parametrize(("evidence", "kinds"), [case[1:] for case in ODD], ids=[case[0] for case in ODD])
+def test_odd_runs_are_judged_without_nonsense(evidence: Evidence, kinds: set[str]) -> None:
+    """No rule fails, warns, or says what is not so, whatever a run consists of."""
+    found = findings(evidence)
+    assert {each.kind for each in found} == kinds
+    for each in found:
+        assert 0 <= each.first_step <= each.last_step
+        assert not {"nan", "inf"} & set(each.sentence.replace(",", " ").split())
+        assert len(each.title) < 70
+
+
+def test_a_nan_that_is_over_has_a_last_step() -> None:
+    """It stays as history: from its first step to its last one."""
+    found = only(made(healthy(layer1=lambda step: row(step, NAN if 10 <= step < 13 else 0.1))), "nonfinite")
+    assert (found.first_step, found.last_step) == (10, 12)
 
 
 def test_every_rule_is_in_the_list() -> None:
