@@ -525,6 +525,33 @@ def test_several_ranks_count_as_one() -> None:
     assert found.numbers["rows"] == 60
 
 
+def turned_back(step: int) -> float:
+    """A value that swings by a tenth from step 100 on, after it has moved one way."""
+    return weight(step) if step < 100 else 0.1 + 0.02 * (step % 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "steps"),
+    [
+        ("exploding_weight", lambda step: row(step, 0.1, 200.0 if 150 <= step < 160 else None), (150, 159)),
+        ("update_large", lambda step: row(step, 0.1, 0.1 * 1.2 ** max(0, step - 100)), (101, 199)),
+        ("unchanged", lambda step: row(step, 0.1, weight(min(step, 60))), (61, 199)),
+        ("overflow", lambda step: row(step, 9000.0 if 120 <= step < 130 else 0.1), (120, 129)),
+        ("underflow", lambda step: row(step, 1e-5 if 60 <= step < 100 else 0.1), (60, 99)),
+        # Whether something turns back is seen over ten rows.
+        ("oscillating", lambda step: row(step, 0.1, turned_back(step)), (106, 199)),
+    ],
+)
+def test_findings_begin_and_end_with_their_cause(
+    kind: str, changed: Callable[[int], Row], steps: tuple[int, int]
+) -> None:
+    """The steps in which it holds, and no others; a change shows in the row after it."""
+    evidence = made(healthy(layer3=changed))
+    evidence = replace(evidence, described={**evidence.described, "layer3": Param("layer3", (8, 8), "float16")})
+    found = only(evidence, kind)
+    assert (found.param, found.first_step, found.last_step) == ("layer3", *steps)
+
+
 def test_a_title_is_short_and_names_what_has_it() -> None:
     """It is for a mark on a figure: the illness and the parameter, or the metric, and no numbers that change."""
     rows = healthy(layer2=lambda step: row(step, NAN if step > 150 else 0.1), layer4=lambda step: row(step, None))
