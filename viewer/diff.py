@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tracer.log.parts import with_listing
@@ -223,9 +223,8 @@ def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: 
             before = here if new.is_empty() else here.filter(here < new["step"].min())
             alike_until = before[-1] if len(before) else alike_until
         for row in new.iter_rows(named=True):
-            statistic = row["statistic"]
-            numbers = row[statistic], row[f"{statistic}_b"]
-            found[row[a.key]] = Parting(row[a.key], row["step"], row["span"], statistic, *numbers)
+            name, statistic = row[a.key], row["statistic"]
+            found[name] = Parting(name, row["step"], row["span"], statistic, row[statistic], row[f"{statistic}_b"])
     place = {name: index for index, name in enumerate(order)}
 
     def in_order(parting: Parting) -> tuple[int, int, int, str]:
@@ -379,24 +378,18 @@ def diff(
     notes += [f"{name} is still running" for name, path in zip(names, paths, strict=True) if state(path) == "running"]
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     if as_json:
-        print(
-            json.dumps(
-                _plain_json({"a": names[0], "b": names[1], "alike": found.alike, **asdict(found), "notes": notes}),
-                indent=1,
-            )
-        )
+        tables = asdict(found, dict_factory=_plain_json)
+        print(json.dumps({"a": names[0], "b": names[1], "alike": found.alike, **tables, "notes": notes}, indent=1))
     else:
         _print(names, found, notes)
     raise typer.Exit(0 if found.alike else 1)
 
 
-def _plain_json(value: Any) -> Any:
+def _plain_json(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """What is not finite as a word, since JSON has no number for it."""
-    if isinstance(value, Mapping):
-        return {name: _plain_json(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_json(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields
+    }
 
 
 def _print(names: Sequence[str], found: Difference, notes: Sequence[str]) -> None:
@@ -405,9 +398,8 @@ def _print(names: Sequence[str], found: Difference, notes: Sequence[str]) -> Non
         console.print(plain(line))
     partings = found.params.partings
     if len(partings) > 1:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("step", "parameter", "statistic", *names):
-            table.add_column(Text(plain(heading)), overflow="fold")
+        headings = "step", "parameter", "statistic", *names
+        table = Table(*(Column(Text(plain(each)), overflow="fold") for each in headings), box=None, pad_edge=False)
         for parting in partings[:_LINES]:
             words = str(parting.step), parting.name, parting.statistic, *_digits(parting.a, parting.b)
             table.add_row(*(Text(plain(word)) for word in words))
@@ -454,12 +446,8 @@ def _gap(what: str, names: Sequence[str], parting: Parting) -> str:
 
 def _digits(a: float | None, b: float | None) -> tuple[str, str]:
     """Two numbers with as many digits as it takes to tell them apart."""
-    texts = "", ""
-    for digits in range(3, 18):
-        texts = _text(a, digits), _text(b, digits)
-        if texts[0] != texts[1]:
-            break
-    return texts
+    texts = [(_text(a, digits), _text(b, digits)) for digits in range(3, 18)]
+    return next((each for each in texts if each[0] != each[1]), texts[-1])
 
 
 def _text(number: float | None, digits: int) -> str:
@@ -478,17 +466,12 @@ def _why(params: Compared) -> str:
     if params.alike_until is None:
         before = "the initialisation" if first.step == 0 else "the initialisation, or an update"
         return f"Values stand as they are before the step's update, so look at what came before it: {before}."
+    until, last = params.alike_until, first.step - 1
+    updates = f"the update of step {until:,}" if until == last else f"the updates of the steps {until:,} to {last:,}"
     return (
-        f"Values stand as they are before the step's update, so look at {_updates(params.alike_until, first.step)}: "
-        "the optimizer, its learning rate, or gradients whose extremes do not show it."
+        f"Values stand as they are before the step's update, so look at {updates}: the optimizer, its learning rate, "
+        "or gradients whose extremes do not show it."
     )
-
-
-def _updates(alike_until: int, step: int) -> str:
-    """The updates that may have changed a value of a step."""
-    if step - alike_until == 1:
-        return f"the update of step {alike_until:,}"
-    return f"the updates of the steps {alike_until:,} to {step - 1:,}"
 
 
 def _notes(names: Sequence[str], found: Difference) -> list[str]:
