@@ -93,14 +93,17 @@ def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
 
 
 def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
-    """Weights that begin with all elements equal: then all neurons of a layer learn the same."""
+    """Weights that begin with all elements equal: then all neurons of a layer learn the same.
+
+    Not those of a model of one layer, which have nothing but targets behind them.
+    """
     layers = _layers(evidence)
-    holds = layers & (courses.first_low == courses.first_high) & _from_the_start(courses)
+    holds = layers & (courses.first_low == courses.first_high) & _from_the_start(courses) & (layers.sum() > 1)
     return on_params(
         "constant_init",
         "All elements begin alike",
         # Some recipes want zeros: at the end of a residual block, in the last layer, in one half of LoRA's pairs.
-        Severity.ERROR if 2 * holds.sum() > layers.sum() > 1 else Severity.NOTE,
+        Severity.ERROR if 2 * holds.sum() > layers.sum() else Severity.NOTE,
         courses,
         np.flatnonzero(holds),
         (0, 0),
