@@ -491,6 +491,13 @@ def test_the_worst_comes_first_and_of_these_the_earliest() -> None:
     assert [each.kind for each in found] == ["loss_nonfinite", "nonfinite", "unused", "spike"]
 
 
+def test_a_parameters_finding_comes_before_what_it_causes() -> None:
+    """Of the same severity and step: gradients that vanish, and then a loss that does not fall."""
+    depth = {f"layer{number}": (lambda step, n=number: row(step, 0.1 ** (8 - n))) for number in range(9)}
+    found = findings(made(depth, metrics={"loss": [2.0] * 200}))
+    assert [each.kind for each in found] == ["vanishing", "loss_flat"]
+
+
 def test_every_threshold_can_be_changed() -> None:
     """By its name; an unknown name, or no number, is told what there is."""
     evidence = made(healthy(layer2=lambda step: row(step, 0.0 if step < 50 else 0.1)))

@@ -42,13 +42,14 @@ RULES: tuple[Rule, ...] = (
 
 
 def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
-    """What every rule found, the worst first, and of these the earliest."""
+    """What every rule found: the worst first, of these the earliest, and of these a parameter's, the likely cause."""
     courses = evidence.courses
+    found: list[Finding] = []
     # NaN stands where there is nothing to say, and of that nothing comes.
     with np.errstate(all="ignore"):
-        found = [finding for rule in RULES for finding in rule(evidence, limits)]
         if courses is not None:
             found += [finding for rule in ON_PARAMS for finding in rule(evidence, courses, limits)]
+        found += [finding for rule in RULES for finding in rule(evidence, limits)]
     return sorted(found, key=rank)
 
 
