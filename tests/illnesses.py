@@ -239,7 +239,7 @@ ILL = [
     Illness("learning rate too large", exploding, ("exploding", "nonfinite")),
     Illness("ReLUs behind a bias of -100", dead, ("dead",)),
     Illness("all weights begin as 0", zero_init, ("constant_init",)),
-    Illness("a class never recalled", class_missing, ("output_bias",)),
+    Illness("a class that noisy data lacks", class_missing, ("output_bias",)),
     Illness("memorised labels", memorised, ("overfitting",)),
     Illness("float16 overflow", half, ("overflow", "nonfinite")),
 ]
