@@ -155,11 +155,13 @@ def test_gradients_that_rise_and_stay_explode(grown: float, count: int) -> None:
         assert finding.numbers["factor"] == pytest.approx(1500)
 
 
-def test_an_explosion_that_ends_is_a_warning_with_its_steps() -> None:
-    """Once it is over it stays as history."""
-    rows = healthy(layer3=lambda step: row(step, 500.0 if 100 <= step < 110 else 0.1))
-    found = only(made(rows), "exploding")
-    assert (found.severity, found.first_step, found.last_step) == (Severity.WARNING, 100, 109)
+@pytest.mark.parametrize(("rows", "count"), [(3, 1), (2, 0)])
+def test_an_explosion_that_ends_is_a_warning_with_its_steps(rows: int, count: int) -> None:
+    """Once it is over it stays as history; a step or two are none."""
+    found = said(made(healthy(layer3=lambda step: row(step, 500.0 if 100 <= step < 100 + rows else 0.1))), "exploding")
+    assert [(each.severity, each.first_step, each.last_step) for each in found] == [
+        (Severity.WARNING, 100, 99 + rows)
+    ] * count
 
 
 def test_an_explosion_into_nan_needs_no_more_than_a_step() -> None:
