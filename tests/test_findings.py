@@ -195,6 +195,13 @@ def test_gradients_vanish_over_depth(share: float, count: int) -> None:
         assert finding.numbers["share"] == pytest.approx(share**6)
 
 
+@pytest.mark.parametrize(("layers", "steps", "count"), [(6, 20, 1), (5, 20, 0), (6, 19, 0)])
+def test_vanishing_takes_depth_and_time(layers: int, steps: int, count: int) -> None:
+    """Six layers, and twenty measured steps."""
+    depth = {f"layer{number}": (lambda step, n=number: row(step, 0.01 ** (9 - n))) for number in range(layers)}
+    assert len(said(made(depth, range(steps)), "vanishing")) == count
+
+
 def test_vanishing_is_told_by_the_depth_that_gradients_show() -> None:
     """A model whose layers are defined in another order than they are used in is judged by the gradients' order."""
     depth = {f"layer{number}": (lambda step, n=number: row(step, 0.1 ** (n + 1))) for number in range(8)}
