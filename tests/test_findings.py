@@ -233,6 +233,17 @@ def test_a_gradient_of_exactly_zero_for_long_is_dead(rows: int, count: int) -> N
     assert all(each.severity is Severity.WARNING for each in found)
 
 
+def test_of_several_parameters_the_one_that_had_it_first_stands_in_front() -> None:
+    """One finding for all of them, from the first step to the last of any, with the numbers of the one in front."""
+    rows = healthy(
+        layer2=lambda step: row(step, 0.0 if step >= 80 else 0.1),
+        layer5=lambda step: row(step, 0.0 if 20 <= step < 130 else 0.1),
+    )
+    found = only(made(rows), "dead")
+    assert (found.params, found.param, found.title) == (("layer5", "layer2"), "layer5", "Dead: layer5 and others")
+    assert (found.first_step, found.last_step, found.numbers) == (20, 199, {"rows": 110, "parameters": 2})
+
+
 def test_where_every_gradient_is_zero_nothing_is_dead() -> None:
     """A loss that has converged to exactly 0 has no gradient anywhere."""
     rows = {name: lambda step: row(step, 0.0 if step > 50 else 0.1) for name in healthy()}
