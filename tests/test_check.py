@@ -100,7 +100,7 @@ def test_json_holds_what_the_table_shows(tmp_path: Path) -> None:
     assert (code, good["run"], good["findings"]) == (2, "runs/good", [])
     assert (ill["run"], ill["state"], ill["last_step"], ill["complete"]) == ("runs/ill", "closed", 29, True)
     (found,) = [finding for finding in ill["findings"] if finding["kind"] == "nonfinite"]
-    assert (found["severity"], found["param"], found["first_step"], found["last_step"]) == ("error", "fc.weight", 3, 29)
+    assert (found["severity"], found["param"], found["first_step"], found["last_step"]) == ("error", "fc.weight", 3, 4)
     assert found["params"] == ["fc.weight", "conv.weight"]
     assert found["numbers"]["loss_finite"] is True
     assert found["sentence"]
