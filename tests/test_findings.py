@@ -598,6 +598,11 @@ def everywhere(cell: Row) -> dict[str, Callable[[int], Row]]:
     return dict.fromkeys(healthy(), lambda step: cell)
 
 
+def from_0(step: int) -> Row:
+    """A row of a weight that begins as 0."""
+    return row(step, 0.1, 1e-3 * step)
+
+
 def joined(late: Sequence[int], value: float) -> Evidence:
     """A run of 100 steps in which a second parameter joined, whose value this is, without a gradient."""
     tracks = Tracks(["first"])
@@ -625,8 +630,16 @@ ODD: list[tuple[str, Evidence, set[str]]] = [
     ("never a backward", made(everywhere((-0.5, 0.5, None, None))), set()),
     ("one parameter", made({"weight": row}, range(3000)), set()),
     ("one number", made({"weight": row}, range(300), {"weight": ()}), set()),
-    ("one layer from 0", made({"weight": lambda step: row(step, 0.1, 1e-3 * step)}), set()),
-    ("one neuron from 0", made({"one": lambda step: row(step, 0.1, 1e-3 * step)}, shapes={"one": (1, 8)}), set()),
+    ("one layer from 0", made({"weight": from_0}), set()),
+    ("one neuron from 0", made(healthy(one=from_0), shapes={"one": (1, 8)}), set()),
+    (
+        "a mask in half precision",
+        replace(
+            made(healthy(mask=lambda step: (-65504.0, 0.0, None, None))),
+            described={"mask": Param("mask", (8, 8), "float16", trainable=False)},
+        ),
+        set(),
+    ),
     ("not described", replace(made(healthy()), described={}), set()),
     ("of an unknown dtype", replace(made(healthy()), described={"layer1": Param("layer1", (8, 8), "int3")}), set()),
     ("begun late", made(healthy(), range(10**6, 10**6 + 200)), set()),
