@@ -170,6 +170,12 @@ def test_an_explosion_into_nan_needs_no_more_than_a_step() -> None:
     assert only(made(rows), "exploding").first_step == 50
 
 
+def test_a_spike_within_a_bin_is_no_explosion_though_a_nan_comes_later() -> None:
+    """Of a long run a bin covers several steps: one high gradient among low ones is not one that stays."""
+    rows = healthy(layer3=lambda step: row(step, NAN if step > 1900 else 500.0 if step == 1001 else 0.1))
+    assert said(made(rows, range(2000)), "exploding") == []
+
+
 @pytest.mark.parametrize(("largest", "count"), [(1.1e6, 1), (0.9e6, 0)])
 def test_huge_gradients_are_warned_of_whatever_came_before(largest: float, count: int) -> None:
     """Where they are huge from the first step on, no median tells."""
