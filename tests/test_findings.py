@@ -660,6 +660,7 @@ ODD: list[tuple[str, Evidence, set[str]]] = [
     ("metrics alone", metrics_alone(loss=[2.0] * 300, accuracy=[0.1] * 300), {"loss_flat"}),
     ("a metric once", metrics_alone(loss=[1.0], val_loss=[1.0], accuracy=[1.0], skipped=[1.0], amp_scale=[1.0]), set()),
     ("only NaN", metrics_alone(loss=[NAN] * 300, val_loss=RISING, accuracy=[NAN] * 300), {"loss_nonfinite"}),
+    ("NaN for skips", metrics_alone(skipped=[NAN] * 300), set()),
     ("the largest losses", metrics_alone(loss=[1e308, -1e308] * 300, val_loss=[1e308] * 10), set()),
     ("losses of 0", metrics_alone(loss=[0.0] * 300, val_loss=[0.0] * 10), set()),
     ("events alone", Evidence(events=(Event(7, 0, "stride", None, "every 1 -> every 2"),)), {"stride"}),
