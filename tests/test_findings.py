@@ -296,6 +296,16 @@ def test_steady_growth_over_many_steps_is_a_drift(rate: float, count: int) -> No
     assert [found.param for found in said(made(rows, range(0, 5000, 4)), "drifting")] == ["layer1"] * count
 
 
+@pytest.mark.parametrize(("growth", "steps", "count"), [(2.2, 1000, 1), (1.8, 1000, 0), (2.2, 980, 0)])
+def test_a_drift_takes_growth_and_time(growth: float, steps: int, count: int) -> None:
+    """To twice within the second half, and a thousand measured steps."""
+
+    def grown(step: int) -> Row:
+        return row(step, 0.1, 0.1 if step < steps / 2 else 2 * growth ** (2 * step / steps - 1))
+
+    assert len(said(made(healthy(layer1=grown), range(steps)), "drifting")) == count
+
+
 @pytest.mark.parametrize(("rows", "count"), [(101, 1), (100, 0)])
 def test_extremes_that_do_not_move_under_a_gradient(rows: int, count: int) -> None:
     """One matrix alone is noted; a whole module is a warning, and the whole model an error."""
