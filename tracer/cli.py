@@ -137,7 +137,7 @@ def info(run: RunArgument) -> None:
         "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
     }
     if problems:
-        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {run} names them"
+        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {path} names them"
     for name, fact in facts.items():
         table.add_row(name, fact)
     latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()

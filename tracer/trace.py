@@ -160,7 +160,8 @@ def attach(
     try:
         return Trace(model, hooks, path, settings, scaler, outputs, resume)
     except OSError as error:
-        raise LogError(f"{path or 'runs'} cannot be used: {in_short(error)}; is the disk as it should be?") from error
+        place = store.at(path or "runs")
+        raise LogError(f"{place} cannot be used: {in_short(error)}; is the disk as it should be?") from error
 
 
 class Trace:

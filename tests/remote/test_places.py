@@ -157,6 +157,22 @@ def test_a_traced_run_tells_no_secret(s3: Server, capfd: pytest.CaptureFixture[s
     assert "s3cr3t" not in told
 
 
+def test_a_run_that_cannot_be_used_tells_no_secret(s3: Server) -> None:
+    """Where the store fails while a run is resumed, or a part is damaged, what is said names the run, and no secret."""
+    run = new_run(s3.uri(), 1)
+    uri = str(run).replace("s3://", "s3://testing:s3cr3t@") + "?region=us-east-1"
+    s3.fails("error", "GET /bucket.*extremes", status=403)
+    with pytest.raises(LogError, match=f"^{run} cannot be used: ") as refused:
+        tracer.attach(mlp(), uri, resume=True)
+    s3.works()
+    (part,) = list_parts(run, "extremes")
+    assert isinstance(part.path, Remote)
+    part.path.write(b"damaged")
+    told = subprocess.run([sys.executable, "-m", "tracer", "info", uri], capture_output=True, text=True, check=True)
+    assert f"tracer verify {run} names them" in " ".join(told.stdout.split())
+    assert "s3cr3t" not in f"{refused.value} {told.stdout} {told.stderr}"
+
+
 def test_copies_go_with_the_process_and_not_with_its_children(s3: Server, tmp_path: Path) -> None:
     """A forked child's end leaves its parent's copies alone; the parent's own takes them away."""
     uri = str(new_run(s3.uri(), 2))
