@@ -503,9 +503,11 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     run_folder.open_run(path)
     run_folder.prepare_folders(path)
     run_folder.reopen_rank(path, rank)
-    attempt = max(_largest(path, table, "attempt", pl.col("rank") == rank, 0) for table in schema.ALWAYS)
-    # A rank that was killed may have published less than the others, which may be writing their next attempt by now.
-    step = max(_largest(path, table, "step", pl.col("attempt") <= attempt, -1) for table in ("extremes", "metrics"))
+    with store.brief_copies(path):
+        attempt = max(_largest(path, table, "attempt", pl.col("rank") == rank, 0) for table in schema.ALWAYS)
+        # A rank that was killed may have published less than others, which may be writing their next attempt by now.
+        known = pl.col("attempt") <= attempt
+        step = max(_largest(path, table, "step", known, -1) for table in ("extremes", "metrics"))
     return step + 1, attempt + 1
 
 

@@ -16,7 +16,7 @@ from tests.logs import new_run as new_local_run
 from tests.remote.conftest import Server
 from tests.remote.runs import begin, new_run, steps_of
 from tests.training import loss_of, mlp
-from tracer.log import store
+from tracer.log import remote, store
 from tracer.log.parts import all_parts, list_parts, merge, problem, publish
 from tracer.log.remote import Remote
 from tracer.log.run import LogError, runs_in, state
@@ -188,6 +188,42 @@ assert os.listdir({str(tmp_path)!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TMPDIR": str(tmp_path)}, timeout=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_training_reads_of_its_own_run_it_does_not_keep(s3: Server) -> None:
+    """Neither merging nor resuming leaves a copy on this machine while the process goes on."""
+    run = new_run(s3.uri(), 3)
+    close_run(run)
+    kept = sorted(remote._copies().rglob("*"))
+    tracer.attach(mlp(), run, resume=True).close()
+    merge(run, "extremes", 0)
+    assert len(all_parts(run, "extremes")) == 1
+    assert sorted(remote._copies().rglob("*")) == kept
+
+
+def test_what_was_read_in_mid_run_keeps_no_exit_from_merging(s3: Server, tmp_path: Path) -> None:
+    """A script that scanned its own run, and ends without closing it, ends with merged parts and without copies."""
+    code = f"""
+import sys, torch, tracer
+from tests.training import loss_of, mlp
+from tests.waiting import wait_until
+model = mlp()
+trace = tracer.attach(model, {s3.uri()!r})
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    loss_of(model).backward()
+    optimizer.step()
+wait_until(lambda: tracer.scan(trace.path).collect().height > 0)
+loss_of(model).backward()
+print(trace.path)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert "Warning" not in done.stderr
+    assert len(all_parts(store.at(done.stdout.strip()), "extremes")) == 1
+    assert list(tmp_path.glob("gradwatch-*")) == []
 
 
 def test_a_damaged_part_is_named_and_the_rest_is_read(s3: Server) -> None:

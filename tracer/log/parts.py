@@ -306,8 +306,9 @@ def merge(
     def wanted(part: Part) -> bool:
         return part.rank == rank and (numbers is None or (numbers[0] <= part.first and part.last <= numbers[1]))
 
-    # Another process that merges the same parts takes them away.
-    return with_listing(run, table, lambda parts: _merge(run, table, [*filter(wanted, parts)], deadline))
+    with store.brief_copies(run):
+        # Another process that merges the same parts takes them away.
+        return with_listing(run, table, lambda parts: _merge(run, table, [*filter(wanted, parts)], deadline))
 
 
 def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[Part]:

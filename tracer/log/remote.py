@@ -352,19 +352,18 @@ def brief_copies() -> Iterator[None]:
 @functools.lru_cache(maxsize=1)
 def _copies() -> Path:
     """The folder of this process's copies."""
-    folder = Path(tempfile.mkdtemp(prefix="gradwatch-"))
-    owner = os.getpid()
-
-    def remove() -> None:
-        # A forked child ends without taking its parent's copies away.
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
+    return Path(tempfile.mkdtemp(prefix="gradwatch-"))
 
 
+# A forked child makes copies of its own, and ends without taking its parent's away.
 os.register_at_fork(after_in_child=_copies.cache_clear)
+
+
+# Of exit handlers the first registered runs last: traces that are closed at the exit still merge.
+@atexit.register
+def _remove_copies() -> None:
+    if _copies.cache_info().currsize:
+        shutil.rmtree(_copies(), ignore_errors=True)
 
 
 def _split(uri: str) -> tuple[str, str, str, str, str]:
