@@ -17,7 +17,7 @@ from tracer.log.store import Place
 
 State = Literal["running", "closed", "stopped"]
 
-# The daemon renews the heartbeat every second or so; a machine that swaps or a slow network disk may delay it.
+# The daemon renews the heartbeat every five seconds; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
 # How often a heartbeat is looked at whose renewal is waited for.
 _LOOK_SECONDS = 0.5
