@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
 import tracer
-from tests.logs import metrics, new_run
+from tests.logs import events, metrics, new_run
 from tests.training import mlp
 from tests.waiting import wait_until
 from tracer.daemon import Daemon, cadence_seconds
@@ -124,6 +125,62 @@ def test_a_merge_that_fails_leaves_a_closed_run_with_every_row(tmp_path: Path, m
         daemon = start(tmp_path / "run")
         daemon.put("metrics", 0)
         daemon.close({})
+    assert logged(tmp_path / "run") == [0]
+    assert state(tmp_path / "run") == "closed"
+
+
+def test_a_merge_that_fails_keeps_no_other_table_from_being_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each table is merged by itself."""
+
+    def failing(run: Path, table: str, rank: int, **options: Any) -> None:
+        if table == "metrics":
+            raise OSError(28, "No space left on device")
+        parts.merge(run, table, rank, **options)
+
+    monkeypatch.setattr("tracer.daemon.merge", failing)
+    with pytest.warns(tracer.TracerWarning, match="No space left on device"):
+        encoders = {"metrics": encode, "events": lambda items: events(list(items))}
+        daemon = Daemon(new_run(tmp_path / "run"), 0, encoders, lambda item: item, 1 << 20)
+        daemon.put("events", 0)
+        wait_until(lambda: len(parts.all_parts(tmp_path / "run", "events")) == 1)
+        daemon.put("events", 1)
+        daemon.close({})
+    (part,) = parts.all_parts(tmp_path / "run", "events")
+    assert (part.first, part.last) == (0, 1)
+
+
+def test_a_part_that_is_damaged_while_it_is_merged_is_no_trouble_of_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where bytes change between a merge's look at them and their reading, parts stay as they are, without a word."""
+    monkeypatch.setattr("tracer.daemon._GATHERED", 2)
+    monkeypatch.setattr("tracer.log.parts.damage", lambda part: None)
+    run = tmp_path / "run"
+    daemon = start(run)
+    daemon.put("metrics", 0)
+    wait_until(lambda: logged(run) == [0])
+    parts.list_parts(run, "metrics")[0].file().write_bytes(b"damaged")
+    daemon.put("metrics", 1)
+    wait_until(lambda: len(parts.all_parts(run, "metrics")) == 2)
+    daemon.close({})
+    assert len(parts.all_parts(run, "metrics")) == 2
+    assert state(run) == "closed"
+
+
+def test_a_merge_that_takes_long_is_not_taken_for_lost_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the closed mark is written, close says nothing of what it does not wait for."""
+    goes_on = threading.Event()
+    monkeypatch.setattr("tracer.daemon._WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", 0.1)
+    monkeypatch.setattr("tracer.daemon.merge", lambda *_, **__: goes_on.wait(60))
+    daemon = start(tmp_path / "run")
+    daemon.put("metrics", 0)
+    daemon.close({})
+    assert daemon._thread.is_alive()
+    goes_on.set()
+    daemon._thread.join()
     assert logged(tmp_path / "run") == [0]
     assert state(tmp_path / "run") == "closed"
 

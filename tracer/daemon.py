@@ -97,6 +97,7 @@ class Daemon:
         self._give_up = float("inf")
         self._warned: set[str] = set()
         self._summary: dict[str, Any] = {}
+        self._marked = False
         self.rows = dict.fromkeys(encoders, 0)
         self.dropped = dict.fromkeys(encoders, 0)
         self._told = dict.fromkeys(encoders, 0)
@@ -144,7 +145,7 @@ class Daemon:
         _running.discard(self)
         if ended:
             self._thread.join()
-        else:
+        elif not self._marked:
             warn(f"{self._path} does not take the last rows within {_WAIT_SECONDS:.0f} s; they may be lost")
 
     def abandon(self) -> None:
@@ -173,7 +174,9 @@ class Daemon:
             self._drop(table, len(self._waiting[table]), "late", f"{self._path} did not take them in time")
         # The mark says that nothing more will come; a merge moves what is there, and may take longer than there is.
         self._insist(lambda: self._outside(self._mark_closed))
-        self._outside(self._merge)
+        # The small tables first: extremes may need all the time there is.
+        for table in sorted(self._encoders, key=lambda table: self.rows[table]):
+            self._outside(partial(self._merge, table))
         # It knows the model, which who keeps a closed trace is not to keep.
         self._lost = None
         self._ended.set()
@@ -226,9 +229,8 @@ class Daemon:
         """Merge the newest parts of a table once there are enough; what fails is left to the merge at the end."""
         end = self._numbers[table]
         if end % _GATHERED == 0:
-            seconds = min(_GATHERING_SECONDS, self._give_up - time.monotonic())
-            with contextlib.suppress(MergeTimeoutError, OSError):
-                merge(self._path, table, self._rank, seconds=seconds, numbers=(end - _GATHERED, end - 1))
+            with contextlib.suppress(OSError):
+                self._merge(table, _GATHERING_SECONDS, (end - _GATHERED, end - 1))
 
     def _encode(self, table: str, everything: bool) -> tuple[int, pa.Table] | None:
         """The rows to publish now, and of how many items they are; None where there are none."""
@@ -260,15 +262,16 @@ class Daemon:
         self._gone_bytes += sum(size_bytes for _, _, size_bytes in self._waiting[table][:count])
         del self._waiting[table][:count]
 
-    def _merge(self) -> None:
-        # The small tables first: extremes may need all the time there is.
-        for table in sorted(self._encoders, key=lambda table: self.rows[table]):
-            with contextlib.suppress(MergeTimeoutError):
-                merge(self._path, table, self._rank, seconds=self._give_up - time.monotonic())
+    def _merge(self, table: str, seconds: float = float("inf"), numbers: tuple[int, int] | None = None) -> None:
+        """Merge a table's parts, if there is time; those that cannot be decoded stay as they are."""
+        seconds = min(seconds, self._give_up - time.monotonic())
+        with contextlib.suppress(MergeTimeoutError, pa.ArrowException):
+            merge(self._path, table, self._rank, seconds=seconds, numbers=numbers)
 
     def _mark_closed(self) -> None:
         counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self._numbers}
         run_folder.close_rank(self._path, self._rank, {**self._summary, **counts})
+        self._marked = True
 
     def _outside(self, action: Callable[[], None]) -> bool:
         """Do something that may fail outside; one warning, then go on: what waits is tried again later."""
