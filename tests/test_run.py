@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.logs import age_heartbeat, close_run, largest_file, new_run
-from tracer.log import schema
+from tracer.log import schema, store
 from tracer.log.run import (
     HEARTBEAT_STALE_SECONDS,
     LogError,
@@ -28,6 +28,7 @@ from tracer.log.run import (
     reopen_rank,
     state,
 )
+from tracer.log.store import Place
 
 ROOT = Path(__file__).parents[1]
 INFO = {"model": "ResNet", "params": [], "settings": {"every": 1}, "versions": {}}
@@ -46,6 +47,16 @@ def another_process() -> Iterator[int]:
 def written_by(run: Path, host: str, pid: int, rank: int = 0) -> None:
     """Let a rank's heartbeat be that of a process."""
     (run / f"heartbeat-r{rank:05d}").write_text(f"{host} {pid}\n")
+
+
+def writer_of(run: Path) -> str:
+    """Whose heartbeat rank 0's is."""
+    return (run / "heartbeat-r00000").read_text().strip()
+
+
+def is_ours(run: Path) -> bool:
+    """Whether this process is the one that writes as rank 0."""
+    return writer_of(run) == f"{socket.gethostname()} {os.getpid()}" and state(run) == "running"
 
 
 def test_a_new_run_has_the_documented_files(tmp_path: Path) -> None:
@@ -367,15 +378,16 @@ def test_a_damaged_closed_mark_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_rank_that_goes_on_is_no_longer_closed(tmp_path: Path) -> None:
-    """Reopening takes back the closed mark and the heartbeat of this rank alone."""
+    """Reopening takes back the closed mark of this rank alone, and it runs from that moment on."""
     run = new_run(tmp_path / "run")
     close_run(run)
     beat(run, 1)
     close_rank(run, 1, {})
     reopen_rank(run, 0)
-    assert sorted(path.name for path in run.glob("*-r*")) == ["closed-r00001.json", "heartbeat-r00001"]
-    beat(run, 0)
+    left = ["closed-r00001.json", "heartbeat-r00000", "heartbeat-r00001"]
+    assert sorted(path.name for path in run.glob("*-r*")) == left
     assert state(run) == "running"
+    assert list((run / "staging").iterdir()) == []
 
 
 def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) -> None:
@@ -386,10 +398,10 @@ def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) 
         with pytest.raises(LogError, match=f"is being written by '{socket.gethostname()} {pid}'"):
             reopen_rank(run, 0)
         reopen_rank(run, 1)
-        assert (run / "heartbeat-r00000").exists()
+        assert writer_of(run) == f"{socket.gethostname()} {pid}"
     assert state(run) == "running"
     reopen_rank(run, 0)
-    assert not (run / "heartbeat-r00000").exists()
+    assert is_ours(run)
 
 
 @pytest.fixture
@@ -418,7 +430,7 @@ def test_a_rank_is_not_reopened_while_another_machine_writes_it(
     looks += [lambda: None, lambda: age_heartbeat(run, -3605)]
     with pytest.raises(LogError, match="is being written by 'node-7 4711'"):
         reopen_rank(run, 0)
-    assert (run / "heartbeat-r00000").exists()
+    assert writer_of(run) == "node-7 4711"
     assert f"is {run} still being written on node-7?" in capsys.readouterr().err
 
 
@@ -430,7 +442,7 @@ def test_a_rank_is_reopened_once_another_machine_is_silent(
     run = moved(tmp_path / "run")
     looks.append(lambda: end(run))
     reopen_rank(run, 0)
-    assert ranks(run) == []
+    assert is_ours(run)
 
 
 def test_a_rank_is_reopened_as_soon_as_another_machine_has_closed_it(
@@ -447,7 +459,7 @@ def test_a_rank_is_reopened_as_soon_as_another_machine_has_closed_it(
 
     monkeypatch.setattr(time, "sleep", close)
     reopen_rank(run, 0)
-    assert (ranks(run), len(looked)) == ([], 1)
+    assert (is_ours(run), len(looked)) == (True, 1)
 
 
 def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
@@ -457,7 +469,7 @@ def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
     run = moved(tmp_path / "run")
     age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
     reopen_rank(run, 0)
-    assert (ranks(run), capsys.readouterr().err) == ([], "")
+    assert (is_ours(run), capsys.readouterr().err) == (True, "")
 
 
 def test_a_closed_run_of_another_machine_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -465,7 +477,7 @@ def test_a_closed_run_of_another_machine_is_not_waited_for(tmp_path: Path, capsy
     run = moved(tmp_path / "run")
     close_run(run)
     reopen_rank(run, 0)
-    assert (ranks(run), capsys.readouterr().err) == ([], "")
+    assert (is_ours(run), capsys.readouterr().err) == (True, "")
 
 
 @pytest.mark.parametrize("why", ["closed", "silent", "own", "unreadable"])
@@ -481,4 +493,116 @@ def test_a_rank_is_reopened_where_nobody_writes_it(tmp_path: Path, why: str) -> 
         elif why == "unreadable":
             (run / "heartbeat-r00000").write_text("")
         reopen_rank(run, 0)
-    assert ranks(run) == []
+    assert is_ours(run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b" ", b"\0", b"\xff\xfe 1", b"%s", b"%s 0", b"%s -1", b"%s \xff", b"%s \xc2\xb2"),
+        *(b"%s 1" + b"0" * zeros for zeros in (20, 5000)),
+    ],
+    ids=lambda content: repr(content[:30]) + str(len(content)),
+)
+def test_a_heartbeat_that_names_no_process_is_nobodys(tmp_path: Path, content: bytes) -> None:
+    """Whatever a stranger writes into a heartbeat, resuming is no error, and goes on."""
+    run = new_run(tmp_path / "run")
+    (run / "heartbeat-r00000").write_bytes(content.replace(b"%s", socket.gethostname().encode()))
+    reopen_rank(run, 0)
+    assert is_ours(run)
+
+
+def test_a_heartbeat_that_is_a_link_is_nobodys(tmp_path: Path) -> None:
+    """A link in a heartbeat's place is not followed, and gives way to a heartbeat."""
+    run = Path(create_run(tmp_path / "run", INFO).path)
+    (tmp_path / "elsewhere").write_text("node-7 4711\n")
+    (run / "heartbeat-r00000").symlink_to(tmp_path / "elsewhere")
+    reopen_rank(run, 0)
+    assert is_ours(run)
+    assert (tmp_path / "elsewhere").read_text() == "node-7 4711\n"
+
+
+# Forks processes that reopen rank 0 of a run, all in one moment, and live until standard input ends.
+REOPENS = """
+import os
+import sys
+
+from tracer.log import store
+from tracer.log.run import LogError, reopen_rank
+
+waits, go = os.pipe()
+lives, end = os.pipe()
+children = []
+for _ in range(int(sys.argv[2])):
+    children.append(os.fork())
+    if not children[-1]:
+        os.close(go)
+        os.close(end)
+        os.read(waits, 1)
+        try:
+            reopen_rank(store.at(sys.argv[1]), 0)
+            said = f"{os.getpid()} goes on"
+        except LogError as error:
+            said = f"refused: {error}"
+        except BaseException as error:
+            said = repr(error)
+        os.write(1, f"{said}\\n".encode())
+        os.read(lives, 1)
+        os._exit(0)
+os.close(go)
+sys.stdin.read()
+os.close(end)
+for child in children:
+    os.waitpid(child, 0)
+"""
+
+
+def reopened_together(run: Place, count: int) -> list[str]:
+    """What so many processes say that reopen a run at the same moment."""
+    command = [sys.executable, "-c", REOPENS, str(run), str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        return [process.stdout.readline().strip() for _ in range(count)]
+
+
+def assert_one_goes_on(run: Place, said: Sequence[str]) -> None:
+    """Of those who reopened a run, one has it, and the others are told who that is."""
+    (winner,) = [words.split()[0] for words in said if words.endswith(" goes on")]
+    refused = f"refused: {run} is being written by '{socket.gethostname()} {winner}' (host, pid): end that first"
+    assert sorted(said) == sorted([f"{winner} goes on", *[refused] * (len(said) - 1)])
+    assert store.names(run / "staging") == set()
+
+
+@pytest.mark.parametrize("was", ["closed", "stopped", "killed"])
+def test_of_those_who_reopen_a_rank_one_has_it(tmp_path: Path, was: str) -> None:
+    """Of processes that resume one rank in one moment, one goes on, and the others are told who writes."""
+    run = new_run(tmp_path / "run")
+    with another_process() as pid:
+        written_by(run, socket.gethostname(), pid)
+    for _ in range(5):
+        if was == "closed":
+            close_run(run)
+        elif was == "stopped":
+            age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
+        assert_one_goes_on(run, reopened_together(run, 6))
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_who_died_while_it_reopened_a_rank_is_not_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """What a killed process left is no obstacle: at once where it is known to be dead, and else after a while."""
+    run = new_run(tmp_path / "run")
+    close_run(run)
+    left = run / "staging" / "reopening-r00000.lock"
+    with another_process() as pid, monkeypatch.context() as impatient:
+        left.write_text(f"{socket.gethostname()} {pid}\n")
+        if alive:
+            impatient.setattr("tracer.log.run.HEARTBEAT_STALE_SECONDS", 0.2)
+            reopen_rank(run, 0)
+    if not alive:
+        began = time.monotonic()
+        reopen_rank(run, 0)
+        assert time.monotonic() - began < HEARTBEAT_STALE_SECONDS
+    assert is_ours(run)
+    assert not left.exists()

@@ -1,5 +1,6 @@
 """A run's folder: creating and opening it, run.json, heartbeat, closed mark, and whether it is still being written."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -19,8 +20,9 @@ State = Literal["running", "closed", "stopped"]
 
 # The daemon renews the heartbeat every five seconds; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
-# How often a heartbeat is looked at whose renewal is waited for.
+# How often a heartbeat is looked at whose renewal is waited for, and whether another process has reopened a rank.
 _LOOK_SECONDS = 0.5
+_TURN_SECONDS = 0.05
 
 HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
 
@@ -211,20 +213,61 @@ def claim_rank(path: Place, rank: int) -> None:
 
 
 def reopen_rank(path: Place, rank: int) -> None:
-    """Take back a rank's closed mark and its heartbeat, since the rank goes on.
+    """Take back a rank's closed mark, and make its heartbeat this process's, since the rank goes on.
 
     Where a process of another machine was alive a moment ago, this waits until it is sure to be dead.
 
     Raises:
-        LogError: another live process is writing as this rank.
+        LogError: another live process is writing as this rank, maybe since this moment.
     """
-    heartbeat = _heartbeat(path, rank)
-    if not _closed(path, rank) and _age_seconds(heartbeat) < HEARTBEAT_STALE_SECONDS and _owner_lives(path, rank):
-        owner = store.read(heartbeat).decode().strip()
-        raise LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
-    store.remove(_closed_mark(path, rank))
-    store.remove(heartbeat)
+    heartbeat, closed = _heartbeat(path, rank), _closed(path, rank)
+    seen = _beat_of(heartbeat)
+    if not closed and time.time() - seen[1] < HEARTBEAT_STALE_SECONDS and _still_written(path, rank, *seen):
+        raise _written_by(path, seen[0])
+    with _turn(path, rank):
+        now = _beat_of(heartbeat)
+        if now[0] and now != seen:
+            raise _written_by(path, now[0])
+        store.remove(heartbeat)
+        beat(path, rank)
+        store.remove(_closed_mark(path, rank))
     clear_staging(path, rank)
+
+
+def _beat_of(file: Place) -> tuple[str, float]:
+    """Who wrote a heartbeat, and when; nobody, before everything else, where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if store.exists(file):
+            return store.read(file).decode(errors="replace").strip(), store.modified(file)
+    return "", float("-inf")
+
+
+def _written_by(path: Place, owner: str) -> LogError:
+    return LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
+
+
+@contextlib.contextmanager
+def _turn(path: Place, rank: int) -> Iterator[None]:
+    """Within the block no other process reopens this rank."""
+    name = f"reopening-r{rank:05d}"
+    lock = path / "staging" / f"{name}.lock"
+    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
+    while True:
+        try:
+            with store.stage(path, f"{name}-{uuid.uuid4().hex}") as staged:
+                staged.write(_owner())
+                staged.claim(lock)
+            break
+        except FileExistsError:
+            # It is held for a moment, but by a process that died in that moment.
+            owner, _ = _beat_of(lock)
+            if time.monotonic() > give_up or (owner and _lives(owner) is False):
+                store.remove(lock)
+            time.sleep(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        store.remove(lock)
 
 
 def clear_staging(path: Place, rank: int) -> list[str]:
@@ -241,29 +284,13 @@ def clear_staging(path: Place, rank: int) -> list[str]:
     return cleared
 
 
-def _owner_lives(path: Place, rank: int) -> bool:
-    host, _, pid = store.read(_heartbeat(path, rank)).decode().strip().rpartition(" ")
-    if not pid.isdigit():
-        return False
-    if host != socket.gethostname():
-        return _is_renewed(path, rank, host)
-    if int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # It is somebody else's, but it lives.
-        pass
-    return True
-
-
-def _is_renewed(path: Place, rank: int, host: str) -> bool:
-    """Whether a heartbeat of another machine is renewed before it is stale: its process cannot be asked for."""
-    seconds = HEARTBEAT_STALE_SECONDS
+def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
+    """Whether a heartbeat's process lives; one of another machine has time to show it until its heartbeat is stale."""
+    lives = _lives(owner)
+    if lives is not None:
+        return lives
+    seconds, host = HEARTBEAT_STALE_SECONDS, owner.rpartition(" ")[0]
     print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
-    beaten = _modified(_heartbeat(path, rank))
     # By this machine's clock alone: the other's may be ahead.
     stale = time.monotonic() + seconds
     while time.monotonic() < stale and not _closed(path, rank):
@@ -271,6 +298,24 @@ def _is_renewed(path: Place, rank: int, host: str) -> bool:
         if _modified(_heartbeat(path, rank)) > beaten:
             return True
     return False
+
+
+def _lives(owner: str) -> bool | None:
+    """Whether this is a living process, and another one than ours; None where it is of another machine."""
+    host, _, pid = owner.rpartition(" ")
+    if not pid.isdecimal():
+        return False
+    if host != socket.gethostname():
+        return None
+    try:
+        number = int(pid)
+        os.kill(number, 0)
+    except PermissionError:
+        # It is somebody else's, but it lives.
+        return True
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    return number not in (0, os.getpid())
 
 
 def ranks(path: Place) -> list[int]:
