@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,42 @@ def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
         daemon.close({})
     assert len(caught) == 1
     assert list((tmp_path / "run" / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize(("folder", "kept"), [("staging", [0, 1]), ("metrics", [1])])
+def test_a_folder_in_the_runs_that_is_deleted_is_made_again(tmp_path: Path, folder: str, kept: list[int]) -> None:
+    """While the run itself is there, what came after the deletion is written, with one warning."""
+    run = tmp_path / "run"
+    daemon = start(run)
+    daemon.put("metrics", 0)
+    wait_until(lambda: logged(run) == [0])
+    with pytest.warns(tracer.TracerWarning, match="No such file or directory") as caught:
+        shutil.rmtree(run / folder)
+        daemon.put("metrics", 1)
+        wait_until(lambda: logged(run) == kept)
+        shutil.rmtree(run / "staging")
+        daemon.close({})
+    assert len(caught) == 1
+    (summary,) = closed_summaries(run)
+    assert (summary["rows"], summary["rows_dropped"]) == ({"metrics": 2}, {"metrics": 0})
+
+
+def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where run.json is gone as well, as on a disk that was unmounted, nothing is made in its place."""
+    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", 1.0)
+    run = tmp_path / "run"
+    with (
+        pytest.warns(tracer.TracerWarning, match="No such file or directory"),
+        pytest.warns(tracer.TracerWarning, match="did not take them in time"),
+    ):
+        daemon = start(run)
+        shutil.rmtree(run)
+        run.mkdir()
+        daemon.put("metrics", 0)
+        daemon.close({})
+    assert not [path for path in run.iterdir() if path.is_dir()]
 
 
 def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,6 +279,9 @@ class Daemon:
             action()
             return True
         except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                with contextlib.suppress(OSError):
+                    run_folder.remake_folders(self._path, self._encoders)
             message = f"{self._path} cannot be written ({error}); what waits is kept in memory and tried again"
             self._warn_once("write", message)
             return False

@@ -109,6 +109,12 @@ def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
         raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from error
 
 
+def remake_folders(path: Place, tables: Iterable[str]) -> None:
+    """Make again what somebody deleted of a run's folders; where the run itself was deleted, none."""
+    if holds_run(path):
+        store.remake_folders(path, (*tables, "staging"))
+
+
 def holds_run(path: Place) -> bool:
     """Whether a folder holds a run, of this or any format version."""
     return store.exists(path / "run.json")

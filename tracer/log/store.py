@@ -187,6 +187,16 @@ def make_folders(run: Place, inner: Iterable[str]) -> None:
             os.makedirs(folder, exist_ok=True)
 
 
+def remake_folders(run: Place, inner: Iterable[str]) -> None:
+    """Make the folders in a run's where they are missing, but not the run's own."""
+    for folder in (run / name for name in inner):
+        if isinstance(folder, Remote):
+            folder.make_folder()
+        else:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.mkdir(folder)
+
+
 def touch(file: Place, content: bytes) -> None:
     """Renew when a file was written, or write it."""
     if isinstance(file, Remote):
