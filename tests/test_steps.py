@@ -37,6 +37,36 @@ def test_an_update_and_a_later_gradient_begin_the_next_step(tmp_path: Path) -> N
     assert_rows(tmp_path / "run", expected)
 
 
+@pytest.mark.parametrize(
+    ("every", "broken"),
+    [(1, "tracer.hooks.Hooks.holds"), (1000, "tracer.hooks.Hooks.holds"), (1, "torch.cuda.is_initialized")],
+)
+def test_whatever_a_hook_asks_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, broken: str
+) -> None:
+    """In a measured step or another, training goes on, with one warning and an event; metrics are all there."""
+
+    def failing(*_: object) -> bool:
+        raise RuntimeError("asked in vain")
+
+    model = mlp()
+    first = next(model.parameters())
+    optimizer = sgd(model)
+    with tracer.attach(model, tmp_path / "run", every=every) as trace, pytest.warns(tracer.TracerWarning) as warned:
+        for number in range(6):
+            if number == 3:
+                monkeypatch.setattr(broken, failing)
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            before = first.detach().clone()
+            optimizer.step()
+            assert not torch.equal(before, first)
+            trace.log(number=number)
+    assert ["asked in vain" in str(warning.message) for warning in warned] == [True]
+    assert events(tmp_path / "run", "failed")
+    assert [value for _, value in metric(tmp_path / "run", "number")] == list(range(6))
+
+
 def test_a_rows_time_is_that_of_its_update(tmp_path: Path) -> None:
     """Rows bear the moment of their step's update, not that of the next gradient, with which they cross to the host."""
     model = mlp()

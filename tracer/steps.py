@@ -181,9 +181,13 @@ class Recorder:
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
-        if (self._idle and self._ends_another(optimizer)) or self._pauses():
-            return
-        self._at_border(lambda: self._after_update(optimizer, closure))
+        try:
+            if self._idle and self._ends_another(optimizer):
+                return
+        except Exception as error:
+            self._stop(self._step, error)
+        if not self._pauses():
+            self._at_border(lambda: self._after_update(optimizer, closure))
 
     def _ends_another(self, optimizer: Optimizer) -> bool:
         """Count a step at once, if nothing is recorded of it or of the next, and it is like the one before.
@@ -224,7 +228,7 @@ class Recorder:
         self._at_border(self._finish)
 
     def _at_border(self, action: Callable[[], None]) -> None:
-        """Do what happens between two steps; where it fails, extremes are no longer recorded, and training goes on."""
+        """Do what happens between two steps; where it fails, training goes on."""
         step = self._step
         try:
             with self._border:
@@ -233,11 +237,15 @@ class Recorder:
                     self._first_gradient(None)
                 action()
         except Exception as error:
-            if not self._stopped:
-                self._stopped, self._measuring, self._buffer.open = True, False, False
-                message = in_short(error)
-                self._emit(event(step, "failed", message))
-                warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
+            self._stop(step, error)
+
+    def _stop(self, step: int, error: Exception) -> None:
+        """Record extremes no longer."""
+        if not self._stopped:
+            self._stopped, self._measuring, self._buffer.open = True, False, False
+            message = in_short(error)
+            self._emit(event(step, "failed", message))
+            warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
     def _first_gradient(self, tap: Tap | None) -> None:
         """Begin the next step, if it is that of this gradient: the first one, as far as it is known, of a backward.
@@ -279,7 +287,12 @@ class Recorder:
 
     def _pauses(self) -> bool:
         """Whether what is called now becomes part of a CUDA graph, as which nothing of the tracer could be replayed."""
-        if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+        try:
+            if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+                return False
+        except Exception as error:
+            # The device has failed, perhaps.
+            self._stop(self._step, error)
             return False
         if not self._paused:
             self._paused = True
