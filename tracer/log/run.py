@@ -70,25 +70,35 @@ def create_run(path: Place, info: Mapping[str, Any]) -> Run:
             be written.
     """
     prepare_folders(path)
-    run_id = uuid.uuid4().hex
     full = {
         "format": schema.FORMAT,
-        "run_id": run_id,
+        "run_id": uuid.uuid4().hex,
         "started": datetime.now(UTC).isoformat(),
         "host": socket.gethostname(),
         **info,
     }
+    _begin(path, path / "run.json", _json(full))
+    return Run(path, full)
+
+
+def _begin(path: Place, file: Place, content: bytes) -> None:
+    """Write the first file of a run, or of a rank's part of it, or raise ``LogError``."""
     try:
-        if holds_run(path):
-            raise FileExistsError(path)
-        with store.stage(path, f"run-{run_id}.json") as staged:
-            staged.write(_json(full))
-            staged.claim(path / "run.json")
+        _claim(path, file, content)
     except FileExistsError as error:
         raise LogError(HOLDS_A_RUN.format(path=path)) from error
     except OSError as error:
         raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from error
-    return Run(path, full)
+
+
+def _claim(path: Place, file: Place, content: bytes) -> None:
+    """Write a file, or raise ``FileExistsError`` where it is there, or another process writes it at this moment."""
+    # Not every disk can tell that when the file gets its name.
+    if store.exists(file):
+        raise FileExistsError(file)
+    with store.stage(path, f"{file.name.partition('.')[0]}-{uuid.uuid4().hex}") as staged:
+        staged.write(content)
+        staged.claim(file)
 
 
 def _reason(error: OSError) -> str:
@@ -208,14 +218,7 @@ def claim_rank(path: Place, rank: int) -> None:
     Raises:
         LogError: the rank has begun, maybe in another process at this moment, or nothing can be written.
     """
-    try:
-        with store.stage(path, f"heartbeat-r{rank:05d}-{uuid.uuid4().hex}") as staged:
-            staged.write(_owner())
-            staged.claim(_heartbeat(path, rank))
-    except FileExistsError as error:
-        raise LogError(HOLDS_A_RUN.format(path=path)) from error
-    except OSError as error:
-        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from error
+    _begin(path, _heartbeat(path, rank), _owner())
 
 
 def reopen_rank(path: Place, rank: int) -> None:
@@ -255,14 +258,11 @@ def _written_by(path: Place, owner: str) -> LogError:
 @contextlib.contextmanager
 def _turn(path: Place, rank: int) -> Iterator[None]:
     """Within the block no other process reopens this rank."""
-    name = f"reopening-r{rank:05d}"
-    lock = path / "staging" / f"{name}.lock"
+    lock = path / "staging" / f"reopening-r{rank:05d}.lock"
     give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
     while True:
         try:
-            with store.stage(path, f"{name}-{uuid.uuid4().hex}") as staged:
-                staged.write(_owner())
-                staged.claim(lock)
+            _claim(path, lock, _owner())
             break
         except FileExistsError:
             # It is held for a moment, but by a process that died in that moment.
