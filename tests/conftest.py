@@ -2,7 +2,6 @@
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -45,18 +44,13 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Counts what the test of a promise did: ``figures("Every flipped byte is found", bytes_flipped=1)``."""
-
-    def count(promise: str, **counts: int) -> None:
-        test = request.node.nodeid.partition("[")[0].removeprefix("tests/")
-        torture.SEEN.setdefault((promise, test), Counter()).update(counts)
-
-    return count
+    """Counts what the test of a promise did, and what it saw: ``figures(bytes_flipped=1, unnoticed=0)``."""
+    return torture.seen(request.path).update
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """After `make torture`, say what was done and seen."""
-    if torture.FACTOR and torture.SEEN:
+    if torture.FACTOR:
         terminalreporter.section("promises")
         for line in torture.table():
             terminalreporter.write_line(line)

@@ -1,10 +1,9 @@
 """Real trainings, traced: what is ill is found, what is healthy is left alone, and the first NaN is the very first.
 
-``GRADWATCH_TORTURE=1`` lets the healthy ones train with five seeds each.
+``make torture`` lets the healthy ones train with five seeds each.
 """
 
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from torch import nn
 import tracer
 from tests import illnesses
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
+from tests.torture import often
 from viewer.findings import Severity, findings
 from viewer.witness import Witness
 
-SEEDS = range(5 if os.environ.get("GRADWATCH_TORTURE") else 1)
+SEEDS = range(often(1, 5))
 
 
 @pytest.mark.parametrize("illness", ILL, ids=lambda illness: illness.train.__name__)

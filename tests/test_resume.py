@@ -28,6 +28,7 @@ import tracer
 import viewer
 from tests.logs import events as events_at
 from tests.logs import extremes, new_run, publish_next
+from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
@@ -826,7 +827,7 @@ ACTIONS: Sequence[Callable[[Story, int], None]] = (
 DEEDS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 4)), max_size=25)
 
 
-@settings(max_examples=25 * int(os.environ.get("GRADWATCH_TORTURE", "1")))
+@settings(max_examples=often(25, 250))
 @given(every=st.integers(1, 2), deeds=DEEDS)
 def test_whatever_happens_readers_show_the_latest_branch(
     every: int, deeds: list[tuple[Callable[[Story, int], None], int]]

@@ -3,12 +3,28 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 # Set by `make torture`; 0 in `make test`.
 FACTOR = int(os.environ.get("GRADWATCH_TORTURE", "0"))
 
-# What was counted, by promise and test.
-SEEN: dict[tuple[str, str], Counter[str]] = {}
+# What the README promises in "Nothing is lost", by the tests that try to break it.
+PROMISES = {
+    "faults/test_untouched.py": "Training is untouched",
+    "faults/test_failing_calls.py": "Nothing raises into training",
+    "faults/test_kills.py": "A killed process loses at most one cadence",
+    "faults/test_ends.py": "Normal ends lose nothing",
+    "faults/test_disks.py": "A full, read-only, slow or vanished disk costs no row",
+    "faults/test_children.py": "Children never write into the parent's log",
+    "faults/test_many_ranks.py": "Ranks never collide",
+    "distributed/test_nodes.py": "Ranks never collide",
+    "faults/test_bytes.py": "Every flipped byte is found",
+    "faults/test_concurrent.py": "Readers are exact",
+    "remote/test_readers.py": "Readers are exact",
+    "faults/test_soak.py": "A run of a million steps",
+    "remote/test_outages.py": "An object store",
+}
+_SEEN: dict[str, Counter[str]] = {promise: Counter() for promise in PROMISES.values()}
 
 
 def often(quick: int, torture: int) -> int:
@@ -16,12 +32,15 @@ def often(quick: int, torture: int) -> int:
     return max(1, torture * FACTOR // 10) if FACTOR else quick
 
 
+def seen(file: Path) -> Counter[str]:
+    """What the tests of a file's promise counted so far."""
+    return _SEEN[PROMISES[file.relative_to(Path(__file__).parent).as_posix()]]
+
+
 def table() -> Iterator[str]:
-    """A line for each test that counted something: its promise, its name, its counts."""
-    rows = [("promise", "test", "figures of this run")]
-    for (promise, test), counts in sorted(SEEN.items()):
+    """A line for each promise: what its tests counted."""
+    width = max(map(len, _SEEN))
+    yield f"{'promise':<{width}}  in this run"
+    for promise, counts in _SEEN.items():
         figures = ", ".join(f"{what.replace('_', ' ')}: {count:,}" for what, count in counts.items())
-        rows.append((promise, test, figures))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for promise, test, figures in rows:
-        yield f"{promise:<{widths[0]}}  {test:<{widths[1]}}  {figures}"
+        yield f"{promise:<{width}}  {figures or 'nothing was counted'}"

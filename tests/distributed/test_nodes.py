@@ -1,5 +1,6 @@
 """Several nodes: each has its own torchrun, and all they share is a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -33,7 +34,7 @@ def steps_of(run: Path, rank: int) -> list[int]:
     return rows.collect()["step"].to_list()
 
 
-def test_nodes_that_share_a_folder_write_one_run(tmp_path: Path) -> None:
+def test_nodes_that_share_a_folder_write_one_run(tmp_path: Path, figures: Callable[..., None]) -> None:
     """Ranks of two nodes need a common path and nothing else: one run, which reads as that of one process."""
     with nodes("worker_nodes", tmp_path, "run") as agents:
         ended = [finish(agent) for agent in agents]
@@ -44,11 +45,13 @@ def test_nodes_that_share_a_folder_write_one_run(tmp_path: Path) -> None:
     assert [summary["rank"] for summary in closed_summaries(run)] == list(range(RANKS))
     assert state(run) == "closed"
     assert [steps_of(run, rank) for rank in range(RANKS)] == [list(range(STEPS))] * RANKS
-    assert merged(run) == of_one_process(tmp_path / "alone")
+    found, alone = merged(run), of_one_process(tmp_path / "alone")
+    figures(ranks=RANKS, rows_lost_or_of_another_rank=sum(found.get(key) != row for key, row in alone.items()))
+    assert found == alone
     cli.verify(str(run))
 
 
-def test_a_node_that_is_lost_takes_no_published_row_with_it(tmp_path: Path) -> None:
+def test_a_node_that_is_lost_takes_no_published_row_with_it(tmp_path: Path, figures: Callable[..., None]) -> None:
     """Where one node loses power, what was published stays, the other rank closes, and the run counts as stopped."""
     run = tmp_path / "run"
     with nodes("worker_nodes", tmp_path, "run", "endless") as agents:
@@ -61,8 +64,10 @@ def test_a_node_that_is_lost_takes_no_published_row_with_it(tmp_path: Path) -> N
     (summary,) = closed_summaries(run)
     assert summary["rank"] != lost
     assert summary["reason"]
+    figures(ranks_killed=1)
     for rank, before in enumerate(published):
         after = steps_of(run, rank)
+        figures(ranks=1, published_steps_lost=len(set(before) - set(after)))
         assert after == list(range(len(after)))
         assert len(after) >= len(before)
     assert steps_of(run, summary["rank"])[-1] == summary["last_step"]

@@ -30,8 +30,6 @@ from viewer.live import Live
 from viewer.look import Look, View
 from viewer.witness import Witness
 
-FOUND = "Every flipped byte is found"
-SAFE = "No file in a run's folder ends a reader"
 ROOT = Path(__file__).parents[2]
 MAKERS = {
     "extremes": extremes,
@@ -74,7 +72,7 @@ def test_every_flipped_byte_is_found(run: Path, table: str, merged: bool, figure
             _, problems = _examined(run)
             if [line for line in problems if line.startswith(str(part.path))] == []:
                 unnoticed.append((offset, bit))
-    figures(FOUND, bytes_flipped=flips, unnoticed=len(unnoticed))
+    figures(bytes_flipped=flips, flips_unnoticed=len(unnoticed))
     assert unnoticed == []
 
 
@@ -182,7 +180,7 @@ def test_what_lies_in_the_folder_ends_no_reader(run: Path, made: str, figures: C
         merge(run, table, 0)
     look_everywhere(run)
     assert peak_bytes() - before < 300 << 20
-    figures(SAFE, hostile_files=1)
+    figures(hostile_files_read=1)
 
 
 def peak_bytes() -> int:
@@ -270,7 +268,7 @@ def test_wrong_types_in_run_json_end_no_reader(run: Path, place: str, figures: C
                 look_everywhere(run)
             except LogError as error:
                 assert "run.json" in str(error) or "format" in str(error)  # noqa: PT017 (most are no error)
-    figures(SAFE, values_tried=tried)
+    figures(hostile_values_read=tried)
 
 
 def test_wrong_types_in_a_closed_mark_end_no_reader(run: Path, figures: Callable[..., None]) -> None:
@@ -294,7 +292,7 @@ def test_wrong_types_in_a_closed_mark_end_no_reader(run: Path, figures: Callable
                 look_everywhere(run)
             except LogError as error:
                 assert "closed-r00000.json cannot be read" in str(error)  # noqa: PT017 (most are no error)
-    figures(SAFE, values_tried=tried)
+    figures(hostile_values_read=tried)
 
 
 def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figures: Callable[..., None]) -> None:
@@ -322,7 +320,7 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figure
         finally:
             live.close()
         path.unlink()
-    figures(SAFE, parts_mutated=tries, parts_refused=undecodable)
+    figures(parts_mutated=tries, parts_wrongly_shown=len(wrong))
     assert undecodable
     assert wrong == []
 

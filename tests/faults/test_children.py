@@ -9,12 +9,11 @@ import polars as pl
 import pytest
 
 import tracer
-from tests.torture import FACTOR
+from tests.torture import FACTOR, often
 from tracer.log import run as run_folder
 from tracer.log import schema
 from tracer.log.parts import list_parts, problem
 
-PROMISE = "Children never write to the parent's log"
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 
@@ -93,14 +92,18 @@ def runs(folder: Path, *arguments: str, script: str = SCRIPT) -> str:
     return done.stderr
 
 
+@pytest.mark.parametrize("round_", range(often(1, 5)))
 @pytest.mark.parametrize(("method", "path"), [("fork", "runs/a"), ("spawn", ""), ("forkserver", "runs/a")])
-def test_children_leave_the_log_alone(tmp_path: Path, method: str, path: str, figures: Callable[..., None]) -> None:
+def test_children_leave_the_log_alone(
+    tmp_path: Path, method: str, path: str, round_: int, figures: Callable[..., None]
+) -> None:
     """There is one run; it holds the parent's steps and nothing else, is whole, and is closed by the parent alone."""
     said = runs(tmp_path, path, method)
     (run,) = (tmp_path / "runs").iterdir()
     rows = tracer.scan(run).filter(pl.col("param") == "weight").collect()
-    assert rows["step"].to_list() == list(range(STEPS))
     metrics = tracer.scan(run, "metrics").collect()
+    figures(children={"fork": 5}.get(method, 2), rows_of_children=rows.height + metrics.height - 2 * STEPS)
+    assert rows["step"].to_list() == list(range(STEPS))
     assert metrics["name"].cast(pl.String).to_list() == ["loss"] * STEPS
     assert [problem(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
     assert [summary["last_step"] for summary in run_folder.closed_summaries(run)] == [STEPS - 1]
@@ -108,7 +111,6 @@ def test_children_leave_the_log_alone(tmp_path: Path, method: str, path: str, fi
     assert not list((run / "staging").iterdir())
     # Once a process: the server that children are forked from may have run the script for them.
     assert said.count("nothing is traced there") in ((0,) if method == "fork" else (1, 2)), said
-    figures(PROMISE, ways_to_make_children={"fork": 5}.get(method, 2))
 
 
 SPAWNED = """

@@ -17,12 +17,21 @@ from torch import nn
 import tracer
 from tests.faults.injection import impatient
 from tests.faults.test_failing_calls import assert_sound
+from tests.torture import often
 from tests.training import events, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
 from tracer.log import store
 from tracer.log.run import closed_summaries, state
 
+Figures = Callable[..., None]
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture(autouse=True, params=range(often(1, 10)))
+def round_(request: pytest.FixtureRequest) -> int:
+    """Every test so often: where a disk breaks, threads meet in another order each time."""
+    number: int = request.param
+    return number
 
 
 class Disk:
@@ -95,8 +104,14 @@ def numbers(path: Path) -> list[float]:
     return [number for _, number in metric(path, "number")]
 
 
-def assert_complete(loop: Loop, path: Path) -> None:
+def rows_lost(loop: Loop, path: Path) -> int:
+    """How many of the rows of a training its log lacks."""
+    return 5 * loop.steps - len(recorded(path)) - len(numbers(path))
+
+
+def assert_complete(loop: Loop, path: Path, figures: Figures) -> None:
     """Each step is in the log, once; nothing was lost, and the run is closed."""
+    figures(disks_broken=1, rows_written=5 * loop.steps, rows_lost_beyond_the_promise=rows_lost(loop, path))
     assert steps(path) == list(range(loop.steps))
     assert len(recorded(path)) == 4 * loop.steps
     assert numbers(path) == list(range(loop.steps))
@@ -105,7 +120,9 @@ def assert_complete(loop: Loop, path: Path) -> None:
     assert_sound(path)
 
 
-def test_a_full_disk_costs_no_row_once_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_no_row_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
+) -> None:
     """On a real disk without a free byte: one warning, no file that is not whole, and all rows when it has space."""
     impatient(monkeypatch)
     with mounted(tmp_path / "disk", "size=1m"):
@@ -126,12 +143,12 @@ def test_a_full_disk_costs_no_row_once_there_is_space(tmp_path: Path, monkeypatc
             loop.train()
             loop.trace.close()
         assert len(caught) == 1
-        assert_complete(loop, run)
+        assert_complete(loop, run, figures)
         assert list((run / "staging").iterdir()) == []
 
 
 def test_a_disk_that_becomes_read_only_costs_no_row_once_it_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """As the system makes a real disk after an error: one warning, and writing goes on once it is repaired."""
     impatient(monkeypatch)
@@ -148,10 +165,10 @@ def test_a_disk_that_becomes_read_only_costs_no_row_once_it_is_not(
             loop.train()
             loop.trace.close()
         assert len(caught) == 1
-        assert_complete(loop, run)
+        assert_complete(loop, run, figures)
 
 
-def test_a_disk_that_is_unmounted_costs_no_row_once_it_is_back(tmp_path: Path, disk: Disk) -> None:
+def test_a_disk_that_is_unmounted_costs_no_row_once_it_is_back(tmp_path: Path, disk: Disk, figures: Figures) -> None:
     """Without it nothing is written in its place; when it is mounted again, writing goes on."""
     run, away = tmp_path / "disk" / "run", tmp_path / "away"
     (tmp_path / "disk").mkdir()
@@ -170,10 +187,10 @@ def test_a_disk_that_is_unmounted_costs_no_row_once_it_is_back(tmp_path: Path, d
         loop.train()
         loop.trace.close()
     assert len(caught) == 1
-    assert_complete(loop, run)
+    assert_complete(loop, run, figures)
 
 
-def test_a_folder_that_is_deleted_is_not_made_again(tmp_path: Path, disk: Disk) -> None:
+def test_a_folder_that_is_deleted_is_not_made_again(tmp_path: Path, disk: Disk, figures: Figures) -> None:
     """Who deletes the folder of a run that goes on has it deleted: the training ends as ever, with two warnings."""
     run = tmp_path / "run"
     loop = Loop(run)
@@ -188,12 +205,13 @@ def test_a_folder_that_is_deleted_is_not_made_again(tmp_path: Path, disk: Disk) 
         loop.train()
         wait_until(lambda: bool(caught))
         loop.trace.close()
+    figures(disks_broken=1)
     assert not run.exists()
 
 
 @pytest.mark.parametrize("call", ["fsync", "write", "open"])
 def test_a_disk_that_hangs_stops_no_step(
-    call: str, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    call: str, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """While a call hangs, steps complete; what waits stays under its limit, and the newest are dropped and counted."""
     monkeypatch.setattr("tracer.trace._WAITING_BYTES", 100_000)
@@ -220,6 +238,13 @@ def test_a_disk_that_hangs_stops_no_step(
         loop.trace.close()
     assert len(caught) == 1
     (summary,) = closed_summaries(run)
+    dropped = sum(summary["rows_dropped"].values())
+    figures(
+        disks_broken=1,
+        rows_written=5 * loop.steps - dropped,
+        rows_dropped_and_counted=dropped,
+        rows_lost_beyond_the_promise=rows_lost(loop, run) - dropped,
+    )
     assert summary["rows_dropped"] == lost
     kept = steps(run)
     # The last one of those before was still under way, and came when the disk answered again.
@@ -230,7 +255,7 @@ def test_a_disk_that_hangs_stops_no_step(
     assert state(run) == "closed"
 
 
-def test_a_file_that_comes_out_short_is_never_published(tmp_path: Path, disk: Disk) -> None:
+def test_a_file_that_comes_out_short_is_never_published(tmp_path: Path, disk: Disk, figures: Figures) -> None:
     """Some network disks take what they have no space for: what is shorter than what was written is written again."""
     run = tmp_path / "run"
     cut: list[int] = []
@@ -248,10 +273,10 @@ def test_a_file_that_comes_out_short_is_never_published(tmp_path: Path, disk: Di
         wait_until(lambda: len(cut) == 3)
         loop.train()
         loop.trace.close()
-    assert_complete(loop, run)
+    assert_complete(loop, run, figures)
 
 
-def test_a_slow_disk_loses_nothing(tmp_path: Path, disk: Disk) -> None:
+def test_a_slow_disk_loses_nothing(tmp_path: Path, disk: Disk, figures: Figures) -> None:
     """While one fsync takes as long as a hundred steps, these wait in memory, and are all written in the end."""
     run = tmp_path / "run"
     loop = Loop(run)
@@ -267,4 +292,4 @@ def test_a_slow_disk_loses_nothing(tmp_path: Path, disk: Disk) -> None:
     trained.set()
     loop.train()
     loop.trace.close()
-    assert_complete(loop, run)
+    assert_complete(loop, run, figures)

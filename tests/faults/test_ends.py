@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,11 +19,12 @@ import torch
 import tracer
 from tests.faults.injection import impatient
 from tests.faults.test_failing_calls import assert_sound
+from tests.torture import often
 from tests.training import by_hand, events, loss_of, metric, mlp, recorded, steps
 from tracer import trace as trace_module
 from tracer.log.run import state
 
-TORTURE = int(os.environ.get("GRADWATCH_TORTURE", "0"))
+Figures = Callable[..., None]
 # What exit may take, and what a busy machine adds.
 LONGEST_SECONDS, MARGIN_SECONDS = 5.0, 6.0
 
@@ -97,9 +99,10 @@ def lines_until(process: subprocess.Popen[str], words: str) -> None:
     raise AssertionError(f"{words!r} was never printed: {process.communicate()[1]}")
 
 
+@pytest.mark.parametrize("round_", range(often(1, 5)))
 @pytest.mark.parametrize("python", ["this", "python3.12", "python3.13"])
 @pytest.mark.parametrize("end", ENDS)
-def test_a_normal_end_loses_nothing(end: str, python: str, tmp_path: Path) -> None:
+def test_a_normal_end_loses_nothing(end: str, python: str, round_: int, tmp_path: Path, figures: Figures) -> None:
     """However a process ends: all steps up to the last are there, once, and the run is closed with the reason."""
     if reason := why_not(python):
         pytest.skip(reason)
@@ -107,17 +110,18 @@ def test_a_normal_end_loses_nothing(end: str, python: str, tmp_path: Path) -> No
     run = tmp_path / "run"
     process = start(script, run, python=python)
     if code in (-signal.SIGINT, 143):
-        lines_until(process, "20")
+        lines_until(process, str(20 + 7 * round_))
         process.send_signal(signal.SIGTERM if code == 143 else signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     told = int(out.split()[-1]) if out.split() else 20
     found = steps(run)
+    numbers = [number for _, number in metric(run, "number")]
+    figures(ends=1, steps_ended=told + 1, steps_lost=max(0, told + 1 - min(len(found), len(numbers))))
     # A step in which the end came may be there, or not.
     assert found == list(range(len(found)))
     assert len(found) >= told + 1
     assert len(recorded(run)) == 4 * len(found)
-    numbers = [number for _, number in metric(run, "number")]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) in (len(found), len(found) - 1)
     assert state(run) == "closed"
@@ -127,7 +131,7 @@ def test_a_normal_end_loses_nothing(end: str, python: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_a_disk_that_hangs_delays_no_end_by_more_than_five_seconds(runs: int, tmp_path: Path) -> None:
+def test_a_disk_that_hangs_delays_no_end_by_more_than_five_seconds(runs: int, tmp_path: Path, figures: Figures) -> None:
     """However many traces are open; the training has gone on meanwhile, and the user is told."""
     script = """
 hung = threading.Event()
@@ -143,12 +147,14 @@ print("end", flush=True)
     lines_until(process, "end")
     began = time.monotonic()
     _, err = process.communicate(timeout=120)
-    assert time.monotonic() - began < LONGEST_SECONDS + MARGIN_SECONDS
+    delayed = time.monotonic() - began >= LONGEST_SECONDS + MARGIN_SECONDS
+    figures(ends=1, ends_delayed_beyond_the_promise=delayed)
+    assert not delayed
     assert process.returncode == 0, err
     assert err.count("does not take the last rows within 5 s; they may be lost") == runs
 
 
-def test_ctrl_c_while_it_closes_loses_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_it_closes_loses_nothing(tmp_path: Path, figures: Figures) -> None:
     """A user who presses Ctrl-C again while close waits for the disk still gets every row and a closed run."""
     script = """
 fsync = os.fsync
@@ -156,7 +162,7 @@ def slow(descriptor):
     if not pressed:
         pressed.append(True)
         os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.2); fsync(descriptor)
+    time.sleep(0.1); fsync(descriptor)
 pressed = [True]
 disk.fsync = slow
 train(*traces)
@@ -170,13 +176,15 @@ print("not interrupted")
     out, err = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT, err
     assert "not interrupted" not in out
-    assert steps(run) == list(range(20))
+    found = steps(run)
+    figures(ends=1, steps_ended=20, steps_lost=20 - len(found))
+    assert found == list(range(20))
     assert metric(run, "last") == [(19, 1.0)]
     assert state(run) == "closed"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this system does not fork")
-def test_a_child_of_multiprocessing_that_returns_loses_nothing(tmp_path: Path) -> None:
+def test_a_child_of_multiprocessing_that_returns_loses_nothing(tmp_path: Path, figures: Figures) -> None:
     """A training in a forked child, which ends without the interpreter's exit handlers, is closed as any other."""
     script = """
 import multiprocessing
@@ -189,7 +197,9 @@ child.start(); child.join(); sys.exit(child.exitcode)
     run = tmp_path / "run"
     environment = {**os.environ, "RUN": str(run)}
     subprocess.run([sys.executable, "-c", _TRAINING + script], check=True, capture_output=True, env=environment)
-    assert steps(run) == list(range(20))
+    found = steps(run)
+    figures(ends=1, steps_ended=20, steps_lost=20 - len(found))
+    assert found == list(range(20))
     assert state(run) == "closed"
 
 
@@ -213,10 +223,10 @@ class _Interrupt:
 
 
 @pytest.mark.parametrize(
-    ("function", "stride"), [("", 1 if TORTURE else 29), ("_next_step", 1), ("_end", 1)], ids=["any", "step", "end"]
+    ("function", "stride"), [("", often(29, 1)), ("_next_step", 1), ("_end", 1)], ids=["any", "step", "end"]
 )
 def test_ctrl_c_at_any_line_leaves_a_true_log(
-    function: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """Wherever in the tracer it strikes, no row is twice or out of its step, no hook is left, and the run is closed."""
     impatient(monkeypatch)
@@ -246,7 +256,9 @@ def test_ctrl_c_at_any_line_leaves_a_true_log(
         note = interrupt.where
         rows = recorded(run)
         # A step whose rows were on their way at that moment may be lost, as a whole.
-        assert len({*range(ended)} - {step for step, _ in rows}) <= 1, note
+        lost = {*range(ended)} - {step for step, _ in rows}
+        figures(ctrl_c_at_lines=bool(note), steps_ended=ended, steps_lost=max(0, len(lost) - 1))
+        assert len(lost) <= 1, note
         assert {step for step, _ in rows} <= {*range(ended + 1)}, note
         for (step, name), row in rows.items():
             # Two of one step that are published at once become one row, which says so.

@@ -1,7 +1,6 @@
 """Nothing raises into training after ``attach`` returned: every call that the tracer makes fails once, one by one."""
 
 import io
-import os
 import threading
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import tracer
 from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, weights
+from tests.torture import FACTOR, often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.log import schema
@@ -28,8 +28,8 @@ from tracer.rows import HostCopy, RowBuffer
 from tracer.trace import _open
 from tracer.warn import warn
 
-TORTURE = int(os.environ.get("GRADWATCH_TORTURE", "0"))
-STEPS = 3 + TORTURE
+Figures = Callable[..., None]
+STEPS = often(3, 5)
 EVERYTHING: dict[str, Any] = {
     "stats": ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "histogram"),
     "histogram_every": 1,
@@ -93,11 +93,13 @@ class Case:
     Args:
         folder: Where its runs go.
         options: What is given to ``attach``.
+        figures: Counts what is done.
     """
 
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any], figures: Figures) -> None:
         self._folder = folder
         self._options = options
+        self._figures = figures
         torch.manual_seed(0)
         self._model = mlp()
         plain = self.model()
@@ -131,7 +133,9 @@ class Case:
                 if trace is not None:
                     trace.close()
             faults.armed = False
-        assert weights(model) == self._weights, faults.failed
+        changed = weights(model) != self._weights
+        self._figures(trainings=1, calls_that_failed=len(faults.failed), trainings_changed=changed)
+        assert not changed, faults.failed
         assert threading.active_count() == before, faults.failed
         assert not _open, faults.failed
         assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()), faults.failed
@@ -195,6 +199,11 @@ def assert_true(found: dict[str, dict[tuple[Any, ...], list[Row]]], truth: Any, 
                 true.remove(like[0])
 
 
+def missing_rows(found: dict[str, dict[tuple[Any, ...], list[Row]]], truth: Any) -> dict[str, int]:
+    """How many rows each table lacks."""
+    return {table: sum(map(len, true.values())) - sum(map(len, found[table].values())) for table, true in truth.items()}
+
+
 def assert_sound(path: Path) -> None:
     """Every part in a log is complete."""
     for table in schema.TABLES:
@@ -216,23 +225,24 @@ def kinds(warned: list[str]) -> Counter[str]:
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
-def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: Path) -> None:
+def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: Path, figures: Figures) -> None:
     """Whichever it is, and whether or not it had done its work: one warning at most, and each row is there once."""
-    case = Case(tmp_path, {})
-    stride = 4 if done and not TORTURE else 1
+    case = Case(tmp_path, {}, figures)
+    stride = 4 if done and not FACTOR else 1
     for outcome in case.one_by_one(lambda first: Faults(first, False, no_space, done), broken_disk(), stride):
-        note = outcome.faults.failed
-        assert rows(outcome.path) == case.truth, note
+        note, found = outcome.faults.failed, rows(outcome.path)
+        figures(rows_lost_beyond_the_promise=sum(missing_rows(found, case.truth).values()))
+        assert found == case.truth, note
         assert set(outcome.dropped.values()) == {0}, note
         assert set(kinds(outcome.warned)) <= {"cannot be written"}, note
         assert len(outcome.warned) <= 1, note
         assert_sound(outcome.path)
 
 
-def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path) -> None:
+def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path, figures: Figures) -> None:
     """From whichever call on: what was published before is there once, and is complete; two warnings at most."""
-    case = Case(tmp_path, {})
-    stride = 1 if TORTURE else 3
+    case = Case(tmp_path, {}, figures)
+    stride = 1 if FACTOR else 3
     for outcome in case.one_by_one(lambda first: Faults(first, True, no_space), broken_disk(), stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)
@@ -243,9 +253,9 @@ def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["extremes", "metrics"])
-def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path) -> None:
+def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path, figures: Figures) -> None:
     """Where a table's folder takes nothing from some call on, mark and events say just how many rows are missing."""
-    case = Case(tmp_path, {})
+    case = Case(tmp_path, {}, figures)
     places = (f"/{table}/", f"/staging/{table}-")
 
     def concerns(args: tuple[Any, ...]) -> bool:
@@ -256,7 +266,10 @@ def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path) -
         note = outcome.faults.failed[0]
         found = rows(outcome.path)
         assert_true(found, case.truth, note)
-        missing = {name: len(case.truth[name]) - len(found[name]) for name in ("extremes", "metrics")}
+        lost = missing_rows(found, case.truth)
+        missing = {name: lost[name] for name in ("extremes", "metrics")}
+        uncounted = sum(missing.values()) - sum(outcome.dropped.values())
+        figures(rows_lost_and_counted=sum(missing.values()) - uncounted, rows_lost_beyond_the_promise=uncounted)
         assert outcome.dropped == {**missing, "events": 0}, note
         told = [detail for _, _, detail in events(outcome.path, "dropped")]
         assert told == [f"{missing[table]} rows of {table}"] * bool(missing[table]), note
@@ -271,11 +284,11 @@ def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path) -
 )
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
 def test_an_operation_that_fails_costs_what_it_was_for(
-    lasting: bool, options: dict[str, Any], stride: int, tmp_path: Path
+    lasting: bool, options: dict[str, Any], stride: int, tmp_path: Path, figures: Figures
 ) -> None:
     """Whichever operation of torch fails, what the log lacks for it, an event names; metrics are all there."""
-    case = Case(tmp_path, options)
-    stride = 1 if TORTURE else 3 * stride if lasting else stride
+    case = Case(tmp_path, options, figures)
+    stride = 1 if FACTOR else 3 * stride if lasting else stride
     for outcome in case.one_by_one(lambda first: Faults(first, lasting, InjectedError), faulty_torch, stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)
@@ -285,9 +298,9 @@ def test_an_operation_that_fails_costs_what_it_was_for(
             range(STEPS)
         )
         failed = events(outcome.path, "failed")
-        for table, true in case.truth.items():
-            missing = sum(map(len, true.values())) - sum(map(len, found[table].values()))
+        for table, missing in missing_rows(found, case.truth).items():
             if not failed or table == "metrics":
+                figures(rows_lost_beyond_the_promise=missing - outcome.dropped.get(table, 0))
                 assert outcome.dropped.get(table, 0) == missing, (note, table)
             assert outcome.dropped.get(table, 0) <= missing, (note, table)
         named = {param for _, param, _ in failed}
@@ -312,15 +325,15 @@ def copies(faults: Faults) -> AbstractContextManager[object]:
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
-def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_path: Path) -> None:
+def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_path: Path, figures: Figures) -> None:
     """Pinned memory that cannot be had: its rows are counted as dropped, in the events as well."""
-    case = Case(tmp_path, EVERYTHING)
+    case = Case(tmp_path, EVERYTHING, figures)
     for outcome in case.one_by_one(lambda first: Faults(first, lasting, InjectedError), copies):
         found, note = rows(outcome.path), outcome.faults.failed
         assert_true(found, case.truth, note)
-        missing = {}
-        for table, true in case.truth.items():
-            missing[table] = sum(map(len, true.values())) - sum(map(len, found[table].values()))
+        missing = missing_rows(found, case.truth)
+        uncounted = sum(missing.values()) - sum(outcome.dropped.values())
+        figures(rows_lost_and_counted=sum(missing.values()) - uncounted, rows_lost_beyond_the_promise=uncounted)
         assert outcome.dropped == {**missing, "events": 0}
         told = Counter(dict.fromkeys(missing, 0))
         for _, _, detail in events(outcome.path, "dropped"):

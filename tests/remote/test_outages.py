@@ -1,11 +1,10 @@
 """What a store that fails costs a run: the training does not notice, and rows arrive late or are counted."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import tracer
 from tests.logs import metrics
 from tests.remote.conftest import Server
 from tests.remote.runs import begin, metric_of, new_run, steps_of
+from tests.torture import often
 from tests.training import by_hand, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.daemon import Daemon
@@ -23,8 +23,7 @@ from tracer.log import store
 from tracer.log.run import LogError, beat, closed_summaries, state
 from tracer.warn import TracerWarning
 
-TORTURE = int(os.environ.get("GRADWATCH_TORTURE", "0"))
-
+Figures = Callable[..., None]
 Extremes = dict[tuple[int, str], dict[str, float | None]]
 
 
@@ -53,13 +52,13 @@ class Training:
         """Wait until the last step is in the log."""
         wait_until(lambda: self._step - 2 in steps_of(self.trace.path))
 
-    def ends(self) -> None:
+    def ends(self, figures: Figures) -> None:
         """End it; the log holds each of its rows once."""
         self.trace.close()
-        assert_rows(self)
+        assert_rows(self, figures)
 
 
-def assert_rows(training: Training) -> None:
+def assert_rows(training: Training, figures: Figures) -> None:
     """Each row of the training is in its log, once."""
     frame = tracer.scan(training.trace.path).collect()
     found = {
@@ -68,6 +67,8 @@ def assert_rows(training: Training) -> None:
         }
         for row in frame.iter_rows(named=True)
     }
+    lost = sum(found.get(key) != row for key, row in training.expected.items())
+    figures(rows_written=len(training.expected), rows_lost=lost, rows_repeated=frame.height - len(found))
     assert found == training.expected
     assert frame.height == len(found)
     steps = len({step for step, _ in found})
@@ -83,12 +84,13 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_rows_of_an_outage_arrive_once_it_is_over(s3: Server, fault: str) -> None:
+def test_rows_of_an_outage_arrive_once_it_is_over(s3: Server, fault: str, figures: Figures) -> None:
     """The training goes on through an outage; afterwards each of its rows is in the log, none of them twice."""
     training = Training(s3.uri())
     training.steps(5)
     with pytest.warns(TracerWarning, match="cannot be written") as warned:
-        for _ in range(1 + TORTURE):
+        for _ in range(often(1, 11)):
+            figures(outages=1)
             s3.fails(**FAULTS[fault])
             training.steps(20)
             s3.asked_for("PUT /bucket")
@@ -97,33 +99,34 @@ def test_rows_of_an_outage_arrive_once_it_is_over(s3: Server, fault: str) -> Non
             s3.works()
             training.arrives()
         training.steps(5)
-        training.ends()
+        training.ends(figures)
     assert len(warned) == 1
     assert state(training.trace.path) == "closed"
 
 
-def test_a_single_error_is_nobodys_business(s3: Server) -> None:
+def test_a_single_error_is_nobodys_business(s3: Server, figures: Figures) -> None:
     """A request that fails once is repeated at once: no warning, and no row is missing or there twice."""
     training = Training(s3.uri())
-    for kind in ("reset", "error", "lost"):
+    for kind in ("reset", "error", "lost") * often(1, 10):
+        figures(requests_that_failed_once=1)
         s3.fails(kind, "PUT /bucket.*/(extremes|metrics)/", 1, status=500)
         training.steps(10)
         training.arrives()
-    training.ends()
+    training.ends(figures)
 
 
-def test_a_store_that_answers_slowly_gets_every_row(s3: Server) -> None:
+def test_a_store_that_answers_slowly_gets_every_row(s3: Server, figures: Figures) -> None:
     """Where each answer takes a while, rows arrive late."""
     training = Training(s3.uri())
     s3.fails("slow", "^PUT", seconds=1.5)
-    for _ in range(2 + TORTURE):
+    for _ in range(often(2, 12)):
         training.steps(20)
         s3.asked_for("PUT /bucket")
     s3.works()
-    training.ends()
+    training.ends(figures)
 
 
-def test_a_training_does_not_wait_for_a_store_that_hangs(s3: Server) -> None:
+def test_a_training_does_not_wait_for_a_store_that_hangs(s3: Server, figures: Figures) -> None:
     """While not one request is answered, thousands of steps go on; afterwards their rows arrive."""
     training = Training(s3.uri())
     training.steps(5)
@@ -131,9 +134,10 @@ def test_a_training_does_not_wait_for_a_store_that_hangs(s3: Server) -> None:
     s3.fails("slow", "^PUT", seconds=2)
     s3.asked_for("PUT /bucket")
     s3.works()
+    figures(outages=1)
     with s3.hangs():
         training.steps(200)
-    training.ends()
+    training.ends(figures)
 
 
 def encode(items: Sequence[int]) -> pa.Table:
@@ -141,7 +145,7 @@ def encode(items: Sequence[int]) -> pa.Table:
     return metrics(list(items), [float(item) for item in items])
 
 
-def test_what_an_outage_leaves_no_room_for_is_counted(s3: Server) -> None:
+def test_what_an_outage_leaves_no_room_for_is_counted(s3: Server, figures: Figures) -> None:
     """What waits is kept up to the limit; what comes then is dropped, and the closed mark says how much it was."""
     run = begin(s3.uri())
     daemon = Daemon(run, 0, {"metrics": encode}, lambda item: item, limit_bytes=1000)
@@ -152,8 +156,11 @@ def test_what_an_outage_leaves_no_room_for_is_counted(s3: Server) -> None:
         s3.asked_for("PUT /bucket")
         s3.works()
         daemon.close({})
-    assert steps_of(run, "metrics") == list(range(10))
+    found = steps_of(run, "metrics")
     (summary,) = closed_summaries(run)
+    dropped = sum(summary["rows_dropped"].values())
+    figures(outages=1, rows_dropped_and_counted=dropped, rows_lost=15 - dropped - len(found))
+    assert found == list(range(10))
     assert summary["rows_dropped"] == {"metrics": 5}
 
 
@@ -167,12 +174,12 @@ def test_attach_says_that_there_is_no_store(s3: Server) -> None:
             assert "\n" not in str(refused.value)
 
 
-def test_a_run_goes_on_where_it_was(s3: Server) -> None:
+def test_a_run_goes_on_where_it_was(s3: Server, figures: Figures) -> None:
     """``resume=True`` takes back the closed mark, and counts on from the last step."""
     uri = s3.uri()
     training = Training(uri)
     training.steps(5)
-    training.ends()
+    training.ends(figures)
     model = mlp()
     with tracer.attach(model, uri, resume=True) as trace:
         assert state(trace.path) == "running"
@@ -223,13 +230,14 @@ print(time.time(), flush=True)
 """
 
 
-@pytest.mark.parametrize("script", [ENDS, *[TRAINING_ENDS] * TORTURE])
-def test_a_store_that_hangs_keeps_no_process_from_its_end(s3: Server, script: str) -> None:
+@pytest.mark.parametrize("script", [ENDS, *[TRAINING_ENDS] * often(0, 5)])
+def test_a_store_that_hangs_keeps_no_process_from_its_end(s3: Server, script: str, figures: Figures) -> None:
     """A script whose store answers nothing any more ends by itself, without an error, before a minute is over."""
     with s3.hangs():
         s3.process.send_signal(signal.SIGCONT)
         command = [sys.executable, "-c", script, s3.uri(), str(s3.process.pid)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        figures(outages=1)
         assert done.returncode == 0, done.stderr
         assert "they may be lost" in done.stderr
         assert time.time() - float(done.stdout) < 60

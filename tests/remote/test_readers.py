@@ -1,12 +1,11 @@
 """Reading a run far away while it changes: each row once, few requests, and nothing left on this machine."""
 
 import itertools
-import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +18,7 @@ import viewer
 from tests.logs import close_run, extremes, metrics, publish_next
 from tests.remote.conftest import SECRET, Server
 from tests.remote.runs import begin, new_run, steps_of
+from tests.torture import often
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log import remote, store
@@ -28,7 +28,8 @@ from tracer.log.store import Place
 from viewer.follow import Follower
 from viewer.live import Runs
 
-TORTURE = int(os.environ.get("GRADWATCH_TORTURE", "0"))
+Figures = Callable[..., None]
+PUBLISHED = often(25, 275)
 
 
 def tracer_says(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -65,7 +66,7 @@ def test_of_many_that_begin_a_run_at_one_place_one_does(s3: Server, slow: str) -
     """However the requests of several processes mix, run.json is that of the only one that was not refused."""
     if slow:
         s3.fails("slow", slow, 2, seconds=0.7)
-    for _ in range(1 if slow else 4 * (1 + TORTURE)):
+    for _ in range(1 if slow else often(4, 44)):
         uri = s3.uri()
         (begun,) = begin_together(uri, 4)
         assert open_run(store.at(uri)).info["run_id"] == begun
@@ -101,8 +102,9 @@ def begun(uri: str) -> bool:
 class Log:
     """A table far away of which each row has a value of its own, and all that a reader was given of it."""
 
-    def __init__(self, run: Place) -> None:
+    def __init__(self, run: Place, figures: Figures) -> None:
         self.run = run
+        self.figures = figures
         self.published: list[float] = []
         self.given: list[float] = []
         self.follower = Follower(run, "metrics")
@@ -132,29 +134,32 @@ class Log:
 
     def scan(self) -> None:
         """A reader sees exactly what was published."""
-        assert tracer.scan(self.run, "metrics", attempts="all").collect()["value"].to_list() == self.published
+        found = tracer.scan(self.run, "metrics", attempts="all").collect()["value"].to_list()
+        self.figures(reads=1, reads_that_missed_or_repeated_a_row=found != self.published)
+        assert found == self.published
 
 
 ACTIONS = ["publish", "publish", "merge", "merge_and_die", "follow", "scan"]
 
 
 @given(st.lists(st.sampled_from(ACTIONS), max_size=12))
-@settings(max_examples=12 * (1 + 10 * TORTURE), suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_happens_in_between_each_row_is_read_once(s3: Server, actions: list[str]) -> None:
+@settings(max_examples=often(12, 500), suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happens_in_between_each_row_is_read_once(s3: Server, figures: Figures, actions: list[str]) -> None:
     """In any order of publishing, merging, dying and reading, readers see what was published, once."""
-    log = Log(begin(s3.uri()))
+    figures(interleavings=1)
+    log = Log(begin(s3.uri()), figures)
     for action in [*actions, "follow", "scan"]:
         getattr(log, action)()
     assert log.given == log.published
 
 
-def test_rows_are_read_once_while_others_publish_and_merge(s3: Server) -> None:
+def test_rows_are_read_once_while_others_publish_and_merge(s3: Server, figures: Figures) -> None:
     """A follower and scans in one thread, a writer and a merger in others: no row is missed or there twice."""
-    log = Log(begin(s3.uri()))
+    log = Log(begin(s3.uri()), figures)
     over = threading.Event()
 
     def write() -> None:
-        for number in range(25 * (1 + TORTURE)):
+        for number in range(PUBLISHED):
             publish(log.run, "metrics", 0, number, metrics([number], [float(number)]))
         over.set()
 
@@ -168,11 +173,12 @@ def test_rows_are_read_once_while_others_publish_and_merge(s3: Server) -> None:
     while not over.is_set():
         log.follow()
         seen = steps_of(log.run, "metrics")
+        figures(reads=1, reads_that_missed_or_repeated_a_row=seen != list(range(len(seen))))
         assert seen == list(range(len(seen)))
     for thread in threads:
         thread.join()
     log.follow()
-    assert log.given == [float(number) for number in range(25 * (1 + TORTURE))]
+    assert log.given == [float(number) for number in range(PUBLISHED)]
 
 
 def test_an_object_that_goes_between_two_requests_is_looked_for_again(s3: Server) -> None:
