@@ -15,7 +15,8 @@ test: $(INSTALLED)
 
 # The tests of faults, for much longer, and a table of what they did and saw.
 torture: $(INSTALLED)
-	GRADWATCH_TORTURE=10 $(BIN)/python -m pytest $(wildcard tests/faults tests/remote)
+	GRADWATCH_TORTURE=10 $(BIN)/python -m pytest tests/faults tests/remote tests/distributed/test_nodes.py \
+		tests/test_resume.py tests/test_illnesses.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

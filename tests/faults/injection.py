@@ -38,7 +38,8 @@ class Faults:
     def __init__(self, first: int, lasting: bool, error: Callable[[], Exception], done: bool = False) -> None:
         self.calls = 0
         self.failed: list[str] = []
-        self._first, self._lasting, self._error, self._done = first, lasting, error, done
+        self.lasting = lasting
+        self._first, self._error, self._done = first, error, done
         self._lock = threading.Lock()
         self.armed = True
 
@@ -48,7 +49,7 @@ class Faults:
             return function(*args, **kwargs)
         with self._lock:
             self.calls += 1
-            fails = self.calls == self._first or (self._lasting and self.calls > self._first)
+            fails = self.calls == self._first or (self.lasting and self.calls > self._first)
             if fails:
                 self.failed.append(name)
         if not fails:
@@ -112,12 +113,12 @@ def faulty_torch(faults: Faults) -> Iterator[None]:
         yield
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, last_tries_seconds: float = 0.05) -> None:
     """Let daemons publish at once and give up soon, so that a fault costs a test no time."""
     monkeypatch.setattr("tracer.daemon.cadence_seconds", lambda age: 0.005)
     monkeypatch.setattr("tracer.daemon._TICK_SECONDS", 0.005)
     monkeypatch.setattr("tracer.daemon._BEAT_SECONDS", 0.005)
-    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", 0.05)
+    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", last_tries_seconds)
     monkeypatch.setattr("tracer.daemon._RETRY_SECONDS", 0.005)
 
 

@@ -18,7 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 
 import tracer
 from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, weights
-from tests.torture import FACTOR, often
+from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.log import schema
@@ -29,7 +29,7 @@ from tracer.trace import _open
 from tracer.warn import warn
 
 Figures = Callable[..., None]
-STEPS = often(3, 5)
+STEPS = 3
 EVERYTHING: dict[str, Any] = {
     "stats": ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "histogram"),
     "histogram_every": 1,
@@ -123,7 +123,8 @@ class Case:
         before = threading.active_count()
         with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
             warnings.simplefilter("always", tracer.TracerWarning)
-            impatient(patch)
+            # What fails once is never to be given up, however slow the machine is.
+            impatient(patch, 0.05 if faults.lasting else 4.0)
             with inject(faults):
                 try:
                     trace = tracer.attach(model, path, **self._options)
@@ -228,7 +229,7 @@ def kinds(warned: list[str]) -> Counter[str]:
 def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: Path, figures: Figures) -> None:
     """Whichever it is, and whether or not it had done its work: one warning at most, and each row is there once."""
     case = Case(tmp_path, {}, figures)
-    stride = 4 if done and not FACTOR else 1
+    stride = often(4, 1) if done else 1
     for outcome in case.one_by_one(lambda first: Faults(first, False, no_space, done), broken_disk(), stride):
         note, found = outcome.faults.failed, rows(outcome.path)
         figures(rows_lost_beyond_the_promise=sum(missing_rows(found, case.truth).values()))
@@ -242,7 +243,7 @@ def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: P
 def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path, figures: Figures) -> None:
     """From whichever call on: what was published before is there once, and is complete; two warnings at most."""
     case = Case(tmp_path, {}, figures)
-    stride = 1 if FACTOR else 3
+    stride = often(3, 1)
     for outcome in case.one_by_one(lambda first: Faults(first, True, no_space), broken_disk(), stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)
@@ -288,7 +289,7 @@ def test_an_operation_that_fails_costs_what_it_was_for(
 ) -> None:
     """Whichever operation of torch fails, what the log lacks for it, an event names; metrics are all there."""
     case = Case(tmp_path, options, figures)
-    stride = 1 if FACTOR else 3 * stride if lasting else stride
+    stride = often(stride, 1) * (3 if lasting else 1)
     for outcome in case.one_by_one(lambda first: Faults(first, lasting, InjectedError), faulty_torch, stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)

@@ -126,7 +126,7 @@ def test_of_those_who_claim_a_rank_one_has_it(tmp_path: Path, round_: int, figur
     with ranks(run, ",".join(map(str, claims)), 5) as process:
         said = process.communicate()[0].splitlines()
     refused = sorted(line for line in said if "refused" in line)
-    figures(claims_of_taken_ranks=6, ranks_with_two_writers=6 - len(refused))
+    figures(claims_of_taken_ranks=6, claims_wrongly_granted=6 - len(refused))
     words = run_folder.HOLDS_A_RUN.format(path=run)
     assert refused == [f"{rank} refused: {words}" for rank in (0, 0, 0, 3, 3, 3)]
     rows = tracer.scan(run).filter(pl.col("param") == "weight").sort("rank", "step").collect()
