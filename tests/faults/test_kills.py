@@ -169,7 +169,7 @@ def assert_whole(found: Killed, seconds: float, figures: Callable[..., None]) ->
     lost = [step for step in found.moments if step >= min(len(extremes), len(metrics))]
     # The last step is recorded with the first gradient of the next.
     too_old = [step for step in lost if found.died - found.moments[step] > seconds and step + 1 in found.moments]
-    figures(kills=1, steps_ended=len(found.moments), steps_lost=len(lost), steps_lost_beyond_the_promise=len(too_old))
+    figures(steps_ended=len(found.moments), steps_lost=len(lost), steps_lost_beyond_the_promise=len(too_old))
     assert too_old == []
 
 
@@ -215,6 +215,7 @@ def test_a_training_may_be_killed_at_any_moment(
         time.sleep(max(0.0, begun + moment - time.monotonic()))
         os.kill(pid, signal.SIGKILL)
         found = trainings.ended(run, pid)
+        figures(kills_at_random=1)
         assert_whole(found, 1.0 + _PUBLISH_SECONDS, figures)
     for run in alive:
         goes_on(run)
@@ -253,6 +254,7 @@ def test_a_training_may_be_killed_at_any_call(
     further = round_ % 2 if count > 1 else 0
     run = tmp_path / "run"
     found = trainings.ended(run, trainings.begin(run, (name, word, count + further, after)))
+    figures(kills_at_a_call=1)
     assert_whole(found, 0.1 + _PUBLISH_SECONDS, figures)
     before = tracer.scan(found.run).collect()
     for table in schema.TABLES:
