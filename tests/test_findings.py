@@ -365,10 +365,13 @@ def output(low: float, high: float, steps: int = 200) -> dict[str, Callable[[int
 ACCURATE: dict[str, Any] = {"shapes": {"head.bias": (10,)}, "metrics": {"accuracy": [0.8] * 200}}
 
 
-@pytest.mark.parametrize(("low", "steps", "count"), [(-0.81, 50, 1), (-0.79, 200, 0), (-0.81, 49, 0)])
-def test_an_output_whose_bias_is_far_from_the_others(low: float, steps: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "steps", "count"),
+    [(-0.81, 0.2, 50, 1), (-0.79, 0.2, 200, 0), (-0.81, 0.2, 49, 0), (-0.51, 0.1, 200, 1), (-0.49, 0.1, 200, 0)],
+)
+def test_an_output_whose_bias_is_far_from_the_others(low: float, high: float, steps: int, count: int) -> None:
     """Four times as far below 0 as its other end is above, for fifty steps; where it may be a regression, a note."""
-    evidence = made(output(low, 0.2, steps), **ACCURATE)
+    evidence = made(output(low, high, steps), **ACCURATE)
     said_of = [("head.bias", Severity.WARNING, 200 - steps)] * count
     assert [(each.param, each.severity, each.first_step) for each in said(evidence, "output_bias")] == said_of
     regression = replace(evidence, curves=())
