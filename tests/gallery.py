@@ -90,7 +90,7 @@ def train_all(runs: Path) -> None:
     statistics: dict[str, Any] = {"stats": ("norm", "histogram"), "histogram_every": 10, "applied": True}
     train(runs / "healthy", network(3, nn.ReLU), 0.02, 600, clip=0.3, **statistics)
     # Sigmoids on sigmoids: each layer passes on a fraction of its gradient, and a high rate saturates the last ones.
-    saturating = network(5, nn.Sigmoid).append(nn.Sigmoid())
+    saturating = network(8, nn.Sigmoid).append(nn.Sigmoid())
     train(runs / "deep sigmoids", saturating, 12.0, 200, loss_of=squared)
     # It learns until the rate is too large for it; 16 bits then soon have no number for it.
     train(runs / "rising rate", network(4, nn.LeakyReLU).half(), 0.05, 260, loss_of=squared, growth=1.02)
