@@ -14,7 +14,7 @@ from tests.faults.injection import bits, weights
 from tests.torture import often
 from tests.training import steps
 
-STEPS = often(6, 300)
+STEPS = often(6, 100)
 Figures = Callable[..., None]
 EVERYTHING = ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "histogram")
 Optimize = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
