@@ -166,11 +166,11 @@ def _examined(path: "Place", decode: bool = False) -> tuple[int, list[str]]:
     """How many parts a run has to read, and a line for each that is damaged, and for each gap between them."""
     from tracer.log import run as run_folder
     from tracer.log import schema
-    from tracer.log.parts import known_problem, missing_numbers, with_listing
-    from tracer.log.read import undecodable
+    from tracer.log.parts import missing_numbers, with_listing
+    from tracer.log.read import footer_problem, undecodable
 
     def trouble(part: "Part") -> str | None:
-        return known_problem(part) or (undecodable(part) if decode else None)
+        return footer_problem(part) or (undecodable(part) if decode else None)
 
     def examine(parts: "list[Part]") -> "tuple[list[Part], list[str]]":
         return parts, [f"{part.path} {found}" for part in parts if (found := trouble(part)) is not None]

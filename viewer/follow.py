@@ -15,8 +15,8 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log import store
-from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
-from tracer.log.read import UNREADABLE, Attempts, scan_parts, undecodable
+from tracer.log.parts import Part, rows_by_number, with_listing
+from tracer.log.read import UNREADABLE, Attempts, footer_problem, scan_parts, undecodable
 from tracer.log.run import State, published_counts
 from tracer.log.store import Place
 
@@ -218,7 +218,7 @@ class Follower:
         frames: list[pl.LazyFrame] = []
         seen = dict(self._seen)
         for part in parts:
-            found = known_problem(part)
+            found = footer_problem(part)
             if found is not None:
                 self.problems[part.path] = found
                 continue

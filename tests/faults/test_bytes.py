@@ -23,8 +23,8 @@ from tests.torture import often
 from tracer.cli import _examined
 from tracer.log import run as run_folder
 from tracer.log import schema
-from tracer.log.parts import list_parts, merge, part_name
-from tracer.log.read import BadPartWarning, rows_dropped
+from tracer.log.parts import Part, known_problem, list_parts, merge, part_name
+from tracer.log.read import BadPartWarning, footer_problem, rows_dropped
 from tracer.log.run import LogError
 from viewer.live import Live
 from viewer.look import Look, View
@@ -293,6 +293,44 @@ def test_wrong_types_in_a_closed_mark_end_no_reader(run: Path, figures: Callable
             except LogError as error:
                 assert "closed-r00000.json cannot be read" in str(error)  # noqa: PT017 (most are no error)
     figures(hostile_values_read=tried)
+
+
+def test_what_two_libraries_take_for_different_things_is_named(run: Path) -> None:
+    """A column's type is told twice in a part; where polars believes the other, the part is left out, not the run."""
+    good = parquet(metrics([7], [0.5]), **schema.write_options(schema.SCHEMAS["metrics"]))
+    begin = good.index(b"ARROW:schema")
+    taken = []
+    for offset in range(begin, len(good), 3):
+        path = put(run, "metrics", good[:offset] + bytes([good[offset] ^ 4]) + good[offset + 1 :], 2, 2)
+        part = Part.parse(path)
+        assert part is not None
+        if known_problem(part) is None and (found := footer_problem(part)) is not None:
+            taken.append(found)
+            look_everywhere(run)
+            live = Live(run)
+            snapshot = live.refresh()
+            live.close()
+            assert snapshot is not None
+            assert snapshot.problems == (f"{path.name} {found}",)
+        path.unlink()
+        if "cannot be decoded: polars would read name as String" in taken:
+            break
+    else:
+        pytest.fail(f"no byte was found that makes polars read another type: {taken}")
+
+
+def test_a_part_at_which_a_library_would_abort_is_named(run: Path) -> None:
+    """A library ends the process where a text column says that it holds booleans: its type is looked at before."""
+    good = parquet(metrics([7], [0.5]), **schema.write_options(schema.SCHEMAS["metrics"]))
+    # In the footer, the type of a column stands before its repetition and its name.
+    place = good.index(b"\x18\x04name") - 3
+    assert good[place] == 2 * 6, "BYTE_ARRAY, in thrift's zigzag"
+    path = put(run, "metrics", good[:place] + b"\0" + good[place + 1 :], 2, 2)
+    live = Live(run)
+    snapshot = live.refresh()
+    live.close()
+    assert snapshot is not None
+    assert [problem.partition(" ")[0] for problem in snapshot.problems] == [path.name]
 
 
 def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figures: Callable[..., None]) -> None:

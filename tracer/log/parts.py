@@ -198,7 +198,7 @@ def damage(part: Part) -> str | None:
         return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
     try:
         footer = pq.read_metadata(path)
-        return _false_claim(part, footer, path.stat().st_size) or _strange_column(part, footer)
+        return _strange_column(part, footer) or _false_claim(part, footer, path.stat().st_size)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:

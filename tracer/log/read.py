@@ -1,5 +1,6 @@
 """Reading a log: ``scan`` gives a polars LazyFrame over one run, or several."""
 
+import functools
 import itertools
 import os
 import warnings
@@ -8,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from tracer.log import schema, store
 from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
@@ -159,7 +159,7 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     repeated = {part: part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)}
 
     def alike_as(part: Part) -> tuple[tuple[str, ...], Part | None]:
-        return tuple(pq.read_schema(part.file()).names), part if repeated[part] else None
+        return tuple(_columns(part)), part if repeated[part] else None
 
     alike = []
     for (columns, overlapping), group in itertools.groupby(parts, alike_as):
@@ -167,11 +167,10 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
         if overlapping is not None:
             frame = frame.slice(sum(rows_by_number(overlapping)[: repeated[overlapping]]))
         alike.append((columns, frame))
-    specified = schema.SCHEMAS[table]
-    if len(alike) == 1 and set(alike[0][0]) >= set(specified.names):
+    specified = _specified(table)
+    if len(alike) == 1 and set(alike[0][0]) >= set(specified):
         return alike[0][1]
-    empty = pl.DataFrame(pl.from_arrow(specified.empty_table())).lazy()
-    return pl.concat([empty, *(frame for _, frame in alike)], how="diagonal")
+    return pl.concat([pl.LazyFrame(schema=specified), *(frame for _, frame in alike)], how="diagonal")
 
 
 def good_parts(parts: Iterable[Part]) -> list[Part]:
@@ -184,7 +183,7 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
     store.fetch(part.path for part in listed)
     good = []
     for part in listed:
-        found = known_problem(part)
+        found = footer_problem(part)
         if found is None:
             good.append(part)
         else:
@@ -194,6 +193,35 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
                 stacklevel=2,
             )
     return good
+
+
+def footer_problem(part: Part) -> str | None:
+    """What is wrong with a part, as far as its bytes' checksum and its footer tell.
+
+    Raises:
+        FileNotFoundError: the part is gone; it may have been merged since it was listed.
+    """
+    return known_problem(part) or _mistaken(part)
+
+
+def _mistaken(part: Part) -> str | None:
+    """What polars takes for something else than pyarrow does, which has looked at it: a part says its types twice."""
+    specified = _specified(part.table)
+    try:
+        found = _columns(part)
+    except UNREADABLE as error:
+        return f"cannot be decoded: {error}"
+    wrong = [f"{name} as {kind}" for name, kind in found.items() if kind != specified.get(name, pl.Float64)]
+    return f"cannot be decoded: polars would read {', '.join(wrong)}" if wrong else None
+
+
+def _columns(part: Part) -> pl.Schema:
+    return pl.scan_parquet(part.file(), glob=False).collect_schema()
+
+
+@functools.cache
+def _specified(table: str) -> pl.Schema:
+    return pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table())).schema
 
 
 def undecodable(part: Part) -> str | None:
