@@ -198,12 +198,12 @@ def test_what_the_notices_say_is_not_said_twice(tmp_path: Path) -> None:
 
 
 def test_a_figure_has_room_for_some_and_says_where_the_others_are() -> None:
-    """Above a figure stand three lines at most of findings."""
+    """Above a figure stand four lines at most of findings."""
     found = [finding(f"kind{number}", number) for number in range(5)]
     lines = heading(Look(), [snapshot(*found)], NOW).splitlines()
-    assert lines[-1] == "… and 3 more: see `viewer check`"
-    assert len(lines) == 4
-    assert len(heading(Look(), [snapshot(*found[:3])], NOW).splitlines()) == 4
+    assert lines[-1] == "… and 2 more: see `viewer check`"
+    assert len(lines) == 5
+    assert len(heading(Look(), [snapshot(*found[:4])], NOW).splitlines()) == 5
 
 
 # Marks.

@@ -71,7 +71,8 @@ FEW_POINTS = 30
 # More entries than have room would press the panel itself together.
 _LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
 _NARROW_INCHES = 6.0
-_TITLE_LINES, _NOTICE_LENGTH, _FINDING_LENGTH = 3, 140, 100
+_NOTICE_LINES, _NOTICE_LENGTH = 2, 140
+_FINDING_LINES, _FINDING_LENGTH = 4, 100
 # Flags that would cover each other are one: nearer than such a share of the run.
 _FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.02, 3, 0.94
 _DECADES_AN_INCH = 7
@@ -139,8 +140,8 @@ def entitle(figure: Figure, look: Look, words: str) -> None:
 
 def heading(look: Look, snapshots: Sequence[Snapshot], now: float) -> str:
     """How the runs are, and what has to be known of them, as far as a figure has room for it."""
-    said = first_of(notices(snapshots), _TITLE_LINES - 1, "tracer verify")
-    found = first_of(finding_words(snapshots, look), _TITLE_LINES, "viewer check")
+    said = first_of(notices(snapshots), _NOTICE_LINES, "tracer verify")
+    found = first_of(finding_words(snapshots, look), _FINDING_LINES, "viewer check")
     lines = [*(shortened(line, _NOTICE_LENGTH) for line in said), *(shortened(line, _FINDING_LENGTH) for line in found)]
     return "\n".join([title(snapshots, now, look), *lines])
 
@@ -376,11 +377,13 @@ def flags(look: Look, found: Sequence[tuple[int, Finding, float]], length: float
     return made
 
 
-def draw_flag(axes: Axes, look: Look, found: Flag, y: float) -> Text:
-    """A flag at a height; in a panel it does not take part in the layout."""
+def draw_flag(
+    axes: Axes, look: Look, found: Flag, y: float, side: Literal["left", "center", "right"] = "center"
+) -> Text:
+    """A flag at a height, with this side of it at its place; in a panel it does not take part in the layout."""
     box = {"boxstyle": "round,pad=0.25", "facecolor": found.colour, "edgecolor": "none"}
     colour = theme(look).ground
-    text = axes.text(found.x, y, found.numbers, ha="center", va="center", fontsize=7, color=colour, bbox=box, zorder=6)
+    text = axes.text(found.x, y, found.numbers, ha=side, va="center", fontsize=7, color=colour, bbox=box, zorder=6)
     text.set_clip_on(True)
     text.set_in_layout(False)
     return text
