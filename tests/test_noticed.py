@@ -280,6 +280,9 @@ def test_the_strip_is_marked_in_the_row_of_the_parameter(tmp_path: Path) -> None
         strip.update([found], NOW)
     # The gradient of conv.weight is NaN, fc.weight has none.
     assert flags(strip._axes) == {"1": (7, 0), "2": (0, 1)}
+    strip.figure.canvas.draw()
+    (begin,) = [text for text in strip._axes.texts if text.get_text() == "2"]
+    assert begin.get_window_extent().x0 >= strip._axes.get_window_extent().x0
     check_texts(strip.figure)
     names = [f"block{number // 40}.weight{number}" for number in range(400)]
     many = new_run(tmp_path / "many", names)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -148,9 +149,10 @@ class Strip:
                 found.setdefault(row, []).append((number, finding, finding.first_step))
         left, right, *_ = self._image.get_extent()
         for row, each in found.items():
-            self._flags += [
-                draw_flag(self._axes, self._look, one, row) for one in flags(self._look, each, right - left)
-            ]
+            for one in flags(self._look, each, right - left):
+                # Whole at both ends of the strip.
+                side: Literal["left", "right"] = "left" if one.x < (left + right) / 2 else "right"
+                self._flags.append(draw_flag(self._axes, self._look, one, row, side))
 
     def picked(self, axes: Axes | None, y: float | None) -> Look | None:
         """What a click on a row leads to: its parameter, or the parameters of its modules."""
