@@ -128,6 +128,15 @@ def test_who_wants_none_gets_none(tmp_path: Path) -> None:
     assert ("NaN or inf from step 7" in said, "error" in said) == (True, False)
 
 
+def test_thresholds_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    """What ``viewer check`` takes as ``--rule``, the viewer takes, too."""
+    written(tmp_path / "run", unused=True)
+    said = [view(tmp_path, "run", "--text", *more)[1] for more in ((), ("--rule", "unused.rows=31"))]
+    assert [("Never a gradient" in each) for each in said] == [True, False]
+    code, _, complained = view(tmp_path, "run", "--rule", "unused.row=31")
+    assert (code, "unused.rows" in complained) == (2, True)
+
+
 def test_a_run_that_is_unreadable_for_a_moment_is_examined_later(tmp_path: Path) -> None:
     """Its findings come with the first refresh that can read it again."""
     run = written(tmp_path / "run", bad=[7])

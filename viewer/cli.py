@@ -62,6 +62,10 @@ def watch(
     rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
     findings: Annotated[bool, typer.Option(help="Say and mark what is wrong with the runs.")] = True,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Another threshold, as vanishing.threshold=1e-8; may be repeated."),
+    ] = None,
     web: Annotated[bool, typer.Option("--web", help="A page for the browser, with every control.")] = False,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The page's port, 0 for any free one; implies --web.")
@@ -85,6 +89,7 @@ def watch(
     from tracer.log.run import LogError, newest_run
     from tracer.log.store import at
     from viewer.live import Runs
+    from viewer.rule import with_limits
 
     paths = [at(run) for run in runs or ()] or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
@@ -106,9 +111,10 @@ def watch(
             wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark, findings
         )
         Look(params=only)
+        limits = with_limits(rule or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    open_runs = partial(Runs, paths, only=only, poll_seconds=poll, witnesses={})
+    open_runs = partial(Runs, paths, only=only, poll_seconds=poll, witnesses={}, limits=limits)
     if text:
         _show_text(open_runs(look))
         return

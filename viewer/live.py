@@ -35,7 +35,7 @@ from viewer.follow import Progress, Rows, Waker
 from viewer.grid import Layers
 from viewer.history import Curve, Extremes, Histogram, History
 from viewer.look import Look, View, matching
-from viewer.rule import Finding
+from viewer.rule import LIMITS, Finding, Limits
 from viewer.witness import Witness
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
@@ -229,6 +229,7 @@ class Runs:
         only: A regular expression: only those runs in whose folder's name it is found.
         poll_seconds: Look so often instead of waiting for events of the file system.
         witnesses: Those who know runs' findings, by folder, where several share them.
+        limits: The thresholds of findings.
 
     Attributes:
         names: All that there are, whether they are shown or not.
@@ -241,12 +242,14 @@ class Runs:
         only: str = "",
         poll_seconds: float | None = None,
         witnesses: dict[Place, Witness] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.paths = tuple(paths)
         self.look = look or Look()
         self._only = only
         self._poll_seconds = poll_seconds
         self._witnesses = {} if witnesses is None else witnesses
+        self._limits = limits
         self._waker = Waker(events=poll_seconds is None)
         self._lives: dict[tuple[str, Place], Live] = {}
         self._shown: dict[tuple[str, Place], Snapshot] = {}
@@ -302,7 +305,7 @@ class Runs:
         """
         changed = False
         for key in self._unexamined & self._shown.keys() if self.look.findings else ():
-            witness = self._witnesses.setdefault(key[1], Witness(key[1]))
+            witness = self._witnesses.setdefault(key[1], Witness(key[1], self._limits))
             # Who holds it reads the same, which is there next time.
             if witness.lock.acquire(blocking=False):
                 try:
