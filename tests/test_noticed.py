@@ -16,6 +16,7 @@ from tests.test_check import PARAMS, rows, written
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.store import Place
+from viewer.history import Curve
 from viewer.live import Runs, Snapshot, until_closed
 from viewer.look import Look, View, XAxis
 from viewer.marks import heading
@@ -321,6 +322,28 @@ def test_a_terminal_says_and_marks_them(tmp_path: Path) -> None:
     assert "[1] error" in layers
     (row,) = [line for line in layers.splitlines() if line.startswith("fc.weight")]
     assert "█1!" in row
+
+
+def numbers_in_chart(first: int, last: int, *found: Finding) -> list[str]:
+    """What a terminal marks in the chart of a loss that was logged from one step to another."""
+    steps = range(first, last + 1)
+    ones = [1.0] * len(steps)
+    loss = Curve("loss", steps, ones, ones, ones, (), [float(step) for step in steps])
+    console = Console(width=100, height=40, record=True, file=io.StringIO())
+    console.print(picture([snapshot(*found, curves=(loss,))], Look(), NOW, 100, 40))
+    lines = console.export_text().splitlines()
+    (top,) = (place for place, line in enumerate(lines) if line.startswith("loss"))
+    return lines[top + 2][:48].strip(" │").split()
+
+
+def test_a_chart_marks_what_lies_in_it_by_its_own_number() -> None:
+    """A loss may be logged once, or long after a finding began; and in one character a tenth has no room."""
+    many = [finding(f"kind{number}", 10 * number) for number in range(12)]
+    assert numbers_in_chart(0, 200, *many) == [*"123456789"]
+    assert numbers_in_chart(5_000, 5_009, finding("early", 0), finding("there", 5_005), finding("late", 9_000)) == ["2"]
+    assert numbers_in_chart(700, 700, finding("early", 0)) == []
+    # plotext would end this process.
+    assert numbers_in_chart(10**9, 10**9 + 1, finding("early", 0)) == []
 
 
 def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
         auto: The scale where the look leaves it open.
         width: In characters.
         height: In characters.
-        flags: What is marked below the upper edge.
+        flags: What is marked below the upper edge, where it lies between the ends of the lines and has one digit.
     """
     numbers = [number for line in lines for number in (*line.low, *line.high) if math.isfinite(number)]
     y_axis = _y_axis(drawable(numbers).tolist(), auto if look.scale is Scale.AUTO else look.scale, max(2, height // 3))
@@ -96,8 +96,11 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
     alarms = x_axis.places([x for line in lines for x in line.alarms])
     _stamp(figure, alarms, np.ones(len(alarms)), "!", _pixel(theme(look).alarm, "bold"))
     for each in flags:
-        place = x_axis.places([each.x])
-        _stamp(figure, place, np.array([1 - 1.5 / height]), each.numbers[0], _pixel(each.colour, "bold"))
+        number = each.numbers.partition(",")[0]
+        # What is far outside of a figure ends plotext, and this process with it.
+        if len(number) == 1 and x_axis.ends[0] <= each.x <= x_axis.ends[1]:
+            place = x_axis.places([each.x])
+            _stamp(figure, place, np.array([1 - 1.5 / height]), number, _pixel(each.colour, "bold"))
     return Text.from_ansi(figure.build().string().rstrip("\n"), no_wrap=True, overflow="crop")
 
 
