@@ -33,8 +33,8 @@ NOW = 1e9
 
 def finding(kind: str = "dead", first: int = 12, severity: Severity = Severity.WARNING, **others: object) -> Finding:
     """Something wrong with the parameter b.weight since a step."""
-    given = {"param": "b.weight", "params": ("b.weight",), **others}
-    return Finding(kind, f"{kind} title", severity, first_step=first, last_step=30, sentence="", advice="", **given)  # type: ignore[arg-type]
+    given = {"param": "b.weight", "params": ("b.weight",), "last_step": 30, **others}
+    return Finding(kind, f"{kind} title", severity, first_step=first, sentence="", advice="", **given)  # type: ignore[arg-type]
 
 
 def snapshot(*findings: Finding, name: str = "run", **fields: object) -> Snapshot:
@@ -119,6 +119,55 @@ def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> No
     all_shown(runs)
     assert titles(runs.examine()) == [["nonfinite", "unused"]]
     runs.close()
+
+
+def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
+    """A run that ended with a NaN and goes on before it has none; what was over by then, was so."""
+    run = written(tmp_path / "run", bad=[20])
+    witness = Witness(run)
+    witness.refresh()
+    assert [each.kind for each in witness.findings] == ["nonfinite"]
+    (run / "closed-r00000.json").unlink()
+    publish_next(run, "events", events([10], "resumed", attempt=1))
+    publish_next(run, "extremes", rows(range(10, 40), unused=True, attempt=1))
+    witness.refresh()
+    assert [each.kind for each in witness.findings] == []
+    for kind in ("before", "after"):
+        witness.findings += (finding(kind, last_step=30 if kind == "before" else 35),)
+    publish_next(run, "events", events([35], "resumed", attempt=2))
+    publish_next(run, "extremes", rows(range(35, 40), attempt=2))
+    witness.refresh()
+    assert [(each.kind, each.over) for each in witness.findings] == [("before", True)]
+
+
+def test_findings_are_looked_for_again_where_reading_was_interrupted(tmp_path: Path) -> None:
+    """As by who looks at something else at this moment: what was read by then is not forgotten."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witness = Witness(run)
+    publish_next(run, "extremes", rows(range(10)))
+    witness.refresh()
+    publish_next(run, "extremes", rows(range(10, 20), bad=[15]))
+    with pytest.raises(InterruptedError):
+        witness.refresh(_interrupt)
+    assert not witness.current
+    witness.refresh()
+    assert [each.kind for each in witness.findings] == ["nonfinite"]
+
+
+def test_a_run_that_has_ended_is_read_once(tmp_path: Path) -> None:
+    """Another look at it, or another page, has its findings at once."""
+    run = written(tmp_path / "run", bad=[7])
+    witness = Witness(run)
+    assert witness.refresh() is not None
+    assert witness.refresh(_interrupt) is None
+    assert witness.current
+    publish_next(run, "extremes", rows(range(30, 40)))
+    with pytest.raises(InterruptedError):
+        witness.refresh(_interrupt)
+
+
+def _interrupt(done: int, there: int) -> None:
+    raise InterruptedError
 
 
 def test_who_wants_none_gets_none(tmp_path: Path) -> None:

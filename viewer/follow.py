@@ -303,6 +303,11 @@ class Rows(Generic[Kept]):
             self.kept.absorb(table, rows)
 
     @property
+    def begins(self) -> pl.DataFrame:
+        """Where each attempt but the first begins: ``rank``, ``attempt``, ``step``."""
+        return self._attempts.begins
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What could not be read, in words."""
         each = (follower.problems.items() for follower in self._followers.values())

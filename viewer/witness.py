@@ -4,10 +4,15 @@ It has followers of its own, so that figures need not wait for it, and need not 
 """
 
 import dataclasses
+import math
 import threading
+from collections.abc import Sequence
 from functools import partial
 
-from tracer.log.run import Run, closed_summaries, holds_run, open_run, overall, rank_states, stopped
+import polars as pl
+
+from tracer.log import store
+from tracer.log.run import Run, State, closed_summaries, holds_run, open_run, overall, rank_states, stopped
 from tracer.log.store import Place
 from viewer.evidence import Evidence, Record
 from viewer.findings import LIMITS, Finding, Limits, findings, rank
@@ -37,7 +42,10 @@ class Witness:
         self.current = False
         self._run: Run | None = None
         self._rows: Rows[Record] | None = None
+        self._begins: pl.DataFrame | None = None
         self._seen: object = None
+        # How a run that has ended was left.
+        self._left: object = None
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
         """Read what is new; what is known now, or None where nothing has changed or there is no run yet.
@@ -50,23 +58,28 @@ class Witness:
             return None
         run = open_run(self.path)
         if self._run is None or run.info["run_id"] != self._run.info["run_id"]:
-            self._run, self._rows, self.findings = run, None, ()
-        if self._rows is None:
-            self._rows, self._seen = Rows(self.path, partial(Record, run)), None
+            self._run, self._rows, self._begins, self._seen, self._left = run, None, None, None, None
+            self.findings = ()
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         states = rank_states(self.path)
         now, silent = overall(states), tuple(stopped(states))
-        record = self._rows.kept
+        if self._rows is None:
+            if self._left is not None and self._left == self._leave(now, silent):
+                self.current = True
+                return None
+            self._rows = Rows(self.path, partial(Record, run))
+        # Where this is interrupted, what was read is not looked at yet.
+        seen, self._seen = self._seen, None
         try:
             new = self._rows.read(progress)
         except FileNotFoundError:
-            self._seen = None
             return None
         self.current = True
         problems, complete = self._rows.problems, self._rows.complete(now)
-        if not new and self._seen == (now, silent, problems, complete):
+        known = now, silent, problems, complete
+        if not new and seen == known:
+            self._seen = known
             return None
-        self._seen = now, silent, problems, complete
         summaries = closed_summaries(self.path)
         evidence = self._rows.kept.evidence(
             name=run.name,
@@ -77,14 +90,24 @@ class Witness:
             problems=problems,
             complete=complete,
         )
-        # What an abandoned attempt had is not this one's past.
-        self._find(evidence, past=self.findings if self._rows.kept is record else ())
+        self._find(evidence, self._past(self._rows.begins))
+        self._seen = known
         if evidence.over:
             # Of hundreds of runs, most have ended. One that is resumed is read again.
-            self._rows = None
+            self._rows, self._seen, self._left = None, None, self._leave(now, silent)
         return evidence
 
-    def _find(self, evidence: Evidence, past: tuple[Finding, ...]) -> None:
+    def _leave(self, now: State, silent: tuple[int, ...]) -> object:
+        return now, silent, [store.inner_names(self.path, table) for table in Record.tables]
+
+    def _past(self, begins: pl.DataFrame) -> list[Finding]:
+        """The findings until now, without those of steps that attempts have abandoned since."""
+        new = begins if self._begins is None else begins.join(self._begins, on=begins.columns, how="anti")
+        self._begins = begins
+        since = min(new["step"], default=math.inf)
+        return [finding for finding in self.findings if finding.last_step < since]
+
+    def _find(self, evidence: Evidence, past: Sequence[Finding]) -> None:
         found = findings(evidence, self._limits)
         kinds = {finding.kind for finding in found}
         over = [dataclasses.replace(finding, over=True) for finding in past if finding.kind not in kinds]
