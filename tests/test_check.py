@@ -1,19 +1,25 @@
 """The command ``viewer check`` as users run it: its words, its JSON and its exit codes, in a process of its own."""
 
+import io
 import json
 import math
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
-from tracer.log.run import beat
+from tracer.log.run import LogError, beat
 from tracer.log.store import Place
+from viewer.check import _followed, _tables
+from viewer.evidence import Evidence
 from viewer.findings import findings
+from viewer.follow import Progress
 from viewer.witness import Witness
 
 PARAMS = ("conv.weight", "fc.weight")
@@ -152,6 +158,60 @@ def test_following_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
         assert viewer.wait() == 0
         (found,) = json.loads(viewer.said())
     assert (found["last_step"], [each["kind"] for each in found["findings"]]) == (39, ["silent"] if killed else [])
+
+
+class Scripted(Witness):
+    """A witness before whose looks things happen, one after the other."""
+
+    def __init__(self, path: Path, *happens: Callable[[], object]) -> None:
+        super().__init__(path)
+        self._happens = iter(happens)
+
+    def refresh(self, progress: Progress | None = None) -> Evidence | None:
+        """Let the next thing happen, and look."""
+        next(self._happens)()
+        return super().refresh(progress)
+
+
+def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
+    """Whoever cancels a training where this fails does not for a run that could be read a moment ago, and can again."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    file = run / "run.json"
+    content = file.read_text()
+    looks = (lambda: None, lambda: file.write_text("{"), lambda: (file.write_text(content), close_run(run, 29)))
+    (found,) = _followed({"run": Scripted(run, *looks)}, quiet=True).values()
+    assert (found[0].state, found[1]) == ("closed", ())
+    file.write_text("{")
+    with pytest.raises(LogError):
+        _followed({"run": Witness(run)}, quiet=True)
+
+
+def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
+    """Each watch is a thread, and most of a folder's runs have ended."""
+    live = new_run(tmp_path / "live", PARAMS)
+    publish_next(live, "extremes", rows(range(30)))
+    watching: list[int] = []
+
+    def count() -> None:
+        watching.append(sum("Emitter" in type(thread).__name__ for thread in threading.enumerate()))
+        close_run(live, 29)
+
+    ended = {name: Witness(written(tmp_path / name)) for name in ("a", "b", "c")}
+    _followed({**ended, "live": Scripted(live, lambda: None, count)}, quiet=True)
+    assert 0 < watching[0] <= len(Witness(live).folders)
+
+
+def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
+    """A log of CI is eighty columns wide, and its reader needs the name."""
+    name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
+    publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
+    found = Witness(tmp_path / "run").refresh()
+    assert found is not None
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*_tables({"run": (found, findings(found))}))
+    cells = [line.split("│")[-2].strip() for line in console.export_text().splitlines() if line.count("│") > 5]
+    assert name in "".join(cells)
 
 
 def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:

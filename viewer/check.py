@@ -114,16 +114,20 @@ def _checked(witnesses: Mapping[str, "Witness"]) -> "Checked":
 
     found = {}
     for name, witness in witnesses.items():
-        open_run(witness.path)
-        # None where a part was merged away at this moment.
-        while (evidence := witness.refresh()) is None:
-            pass
+        evidence = None
+        # None where a part was merged away at this moment, or the run was deleted.
+        while evidence is None:
+            open_run(witness.path)
+            evidence = witness.refresh()
         found[name] = evidence, witness.findings
     return found
 
 
 def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     """Watch runs until one has an error, or all have ended; new findings are said as they come."""
+    import polars as pl
+
+    from tracer.log.run import LogError
     from viewer.findings import Severity
     from viewer.follow import Waker
 
@@ -137,9 +141,18 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                     continue
                 # Before reading: what is published in between is not missed.
                 waker.watch(witness.folders)
-                evidence = witness.refresh()
+                try:
+                    evidence = witness.refresh()
+                except (LogError, OSError, pl.exceptions.PolarsError):
+                    # A disk that was there may come back: a training is not to be cancelled for that.
+                    if name not in found:
+                        raise
+                    continue
                 if evidence is None:
                     continue
+                if evidence.over:
+                    # Each watch is a thread, and a folder may hold hundreds of runs that have ended.
+                    waker.forget(witness.folders)
                 found[name] = evidence, witness.findings
                 for finding in found[name][1]:
                     if not quiet and (name, finding.kind) not in said:
@@ -189,7 +202,7 @@ def _print(found: "Checked") -> None:
 
 
 def _tables(found: "Checked") -> Iterator["RenderableType"]:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from tracer.log.run import STATE_WORDS
@@ -201,12 +214,14 @@ def _tables(found: "Checked") -> Iterator["RenderableType"]:
         if not those:
             yield Text(f"{how}; nothing found")
             continue
+        # In a narrow column a long name goes on in the next line.
+        what = Column("what", overflow="fold")
         table = Table(
-            "", "finding", "since step", "until", "what", title=Text(how), title_justify="left", show_lines=True
+            "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
         )
         for finding in those:
             style = _STYLES[finding.severity]
-            what = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")
+            words = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")
             steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
-            table.add_row(Text(finding.severity, style), finding.kind, *steps, what)
+            table.add_row(Text(finding.severity, style), finding.kind, *steps, words)
         yield table
