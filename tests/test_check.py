@@ -179,7 +179,12 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
     publish_next(run, "extremes", rows(range(30)))
     file = run / "run.json"
     content = file.read_text()
-    looks = (lambda: None, lambda: file.write_text("{"), lambda: (file.write_text(content), close_run(run, 29)))
+
+    def back() -> None:
+        file.write_text(content)
+        close_run(run, 29)
+
+    looks = (lambda: None, lambda: file.write_text("{"), back)
     (found,) = _followed({"run": Scripted(run, *looks)}, quiet=True).values()
     assert (found[0].state, found[1]) == ("closed", ())
     file.write_text("{")

@@ -412,6 +412,24 @@ def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
     assert [sum(word in line for line in said) for word in ("Never a gradient", "is over", "error")] == [2, 1, 1]
 
 
+def test_a_pipe_is_not_told_again_as_bins_grow(tmp_path: Path) -> None:
+    """Of a longer run the first step of a finding is known less exactly, and other parameters may join the first."""
+    run = new_run(tmp_path / "run", PARAMS)
+
+    def publish(begin: int, end: int) -> None:
+        high = [0.0 if param == "fc.weight" and step > 100 else 0.1 for step in range(begin, end) for param in PARAMS]
+        gradients = {"grad_min": [-number for number in high], "grad_max": high}
+        publish_next(run, "extremes", extremes(range(begin, end), PARAMS, gradients))
+
+    publish(0, 300)
+    with viewing(tmp_path, "run", "--text") as viewer:
+        viewer.wait_for("run error at step 101: Dead: fc.weight")
+        publish(300, 3000)
+        close_run(run, 2999)
+        assert viewer.wait() == 0
+        assert (viewer.said().count("Dead"), "closed" in viewer.said()) == (1, True)
+
+
 def test_a_file_is_drawn_again_for_a_finding_alone(tmp_path: Path) -> None:
     """What is found after the curves were drawn comes into the picture, with the title in it."""
     run = new_run(tmp_path / "run", PARAMS)

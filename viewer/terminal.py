@@ -63,12 +63,13 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
 def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     """A line for each run of which there is something new."""
     shown: Sequence[Snapshot] = ()
-    said: set[str] = set()
+    said: set[object] = set()
     for snapshots in until_closed(runs):
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
-        news = notices(snapshots) + [_finding(*each) for each in noticed(snapshots, runs.look)]
-        lines += [line for line in news if line not in said]
+        news: dict[object, str] = {line: line for line in notices(snapshots)}
+        news |= {_told(*each): _finding(*each) for each in noticed(snapshots, runs.look)}
+        lines += [line for key, line in news.items() if key not in said]
         said.update(news)
         for line in lines:
             print(plain(line), flush=True)
@@ -76,8 +77,12 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     return shown
 
 
+def _told(snapshot: Snapshot, finding: Finding) -> object:
+    """What of a finding stays while it goes on: bins of steps become longer, and other parameters join the first."""
+    return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.over
+
+
 def _finding(snapshot: Snapshot, finding: Finding) -> str:
-    """A finding in words that stay while it goes on, so that it is said once."""
     over = " is over" if finding.over else ""
     return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{over}"
 
