@@ -265,6 +265,14 @@ def test_a_figure_has_room_for_some_and_says_where_the_others_are() -> None:
     assert len(heading(Look(), [snapshot(*found[:4])], NOW).splitlines()) == 5
 
 
+def test_a_low_terminal_says_the_worst() -> None:
+    """It is never only told how many there are."""
+    console = Console(width=80, height=12, record=True, file=io.StringIO())
+    console.print(picture([snapshot(*(finding(f"kind{number}") for number in range(3)))], Look(), NOW, 80, 12))
+    said = console.export_text().splitlines()[1:3]
+    assert said == ["[1] warning, steps 12 to 30: kind0 title", "… and 2 more: see `viewer check`"]
+
+
 # Marks.
 
 
@@ -343,12 +351,28 @@ def test_the_strip_is_marked_in_the_row_of_the_parameter(tmp_path: Path) -> None
     (begin,) = [text for text in strip._axes.texts if text.get_text() == "2"]
     assert begin.get_window_extent().x0 >= strip._axes.get_window_extent().x0
     check_texts(strip.figure)
+    strip.update([snapshot()], NOW)
+    assert flags(strip._axes) == {}
     names = [f"block{number // 40}.weight{number}" for number in range(400)]
     many = new_run(tmp_path / "many", names)
     values = {end: [math.nan if name == names[300] else 1.0 for name in names] for end in ("grad_min", "grad_max")}
     publish_next(many, "extremes", extremes([5], names, values))
     strip.update([watched(many, look)], NOW)
     assert (5, 7) in flags(strip._axes).values()
+
+
+def test_a_number_at_an_end_of_the_strip_can_be_read(tmp_path: Path) -> None:
+    """What is wrong from the start, or with the last step, is marked inside of the strip."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(2000), bad=[1999], unused=True))
+    strip = Strip(canvas(), Look(View.LAYERS))
+    strip.update([watched(run, Look(View.LAYERS))], NOW)
+    assert flags(strip._axes) == {"1": (1999, 0), "2": (0, 1)}
+    strip.figure.draw_without_rendering()
+    inside = strip._axes.get_window_extent()
+    for flag in strip._flags:
+        assert inside.x0 <= flag.get_window_extent().x0
+        assert flag.get_window_extent().x1 <= inside.x1
 
 
 # Surfaces without a figure.

@@ -117,6 +117,8 @@ class Strip:
         self._note.set_visible(layers is None)
         self._image.set_visible(layers is not None)
         self._alarm.set_visible(layers is not None and bool(layers.nonfinite.any()))
+        while self._flags:
+            self._flags.pop().remove()
         if layers is None:
             return
         width = self.figure.get_figwidth() * self.figure.dpi * _SHARE
@@ -140,8 +142,6 @@ class Strip:
 
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
         """Mark each finding at its first step, in the row of its first parameter."""
-        while self._flags:
-            self._flags.pop().remove()
         found: dict[int, list[tuple[int, Finding, float]]] = {}
         for number, (_, finding) in enumerate(noticed(snapshots, self._look), 1):
             row = row_of(self._rows, finding.param)

@@ -50,7 +50,7 @@ def picture(snapshots: Sequence[Snapshot], look: Look, now: float, width: int, h
         height: In lines.
     """
     said = first_of(notices(snapshots), _NOTICES, "tracer verify")
-    found = first_of(finding_words(snapshots, look), max(1, min(_FINDINGS, height // 10)), "viewer check")
+    found = first_of(finding_words(snapshots, look), max(2, min(_FINDINGS, height // 10)), "viewer check")
     of = f"{shortened(look.param, width // 2)}  in  " if look.view is View.PARAM else ""
     top = [_words(of + title(snapshots, now, look), "bold"), *(_words(line, "yellow") for line in (*said, *found))]
     draw = {View.OVERVIEW: _overview, View.LAYERS: _layers, View.PARAM: _parameter}[look.view]
