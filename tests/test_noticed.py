@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_a_run_that_has_ended_is_read_once(tmp_path: Path) -> None:
 
 def _interrupt(done: int, there: int) -> None:
     raise InterruptedError
+
+
+def test_a_new_run_has_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Where a run was deleted and another begun in its place, the first figure of that one has no findings of it."""
+    run = written(tmp_path / "run", bad=[7])
+    runs = Runs([run])
+    all_shown(runs)
+    assert titles(runs.examine()) == [["nonfinite"]]
+    shutil.rmtree(run)
+    assert titles(all_shown(runs)) == [["nonfinite"]]
+    publish_next(new_run(run, PARAMS), "extremes", rows(range(5)))
+    assert titles(all_shown(runs)) == [[]]
+    runs.close()
 
 
 def test_who_wants_none_gets_none(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ class Live:
         stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
         self._rows = Rows(self.path, partial(History, self._look, names, stride=stride))
 
+    @property
+    def run_id(self) -> str | None:
+        """Which run it is; None before it exists."""
+        return None if self._run is None else self._run.info["run_id"]
+
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
         """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
 
@@ -317,14 +322,14 @@ class Runs:
                     witness.lock.release()
                 if witness.current:
                     self._unexamined.discard(key)
-            if witness.findings != self._shown[key].findings:
-                self._shown[key] = replace(self._shown[key], findings=witness.findings)
+            if self._known(key) != self._shown[key].findings:
+                self._shown[key] = replace(self._shown[key], findings=self._known(key))
                 changed = True
         return tuple(self._shown.values()) if changed else None
 
     def _known(self, key: tuple[str, Place]) -> tuple[Finding, ...]:
         witness = self._witnesses.get(key[1]) if self.look.findings else None
-        return () if witness is None else witness.findings
+        return () if witness is None or witness.run_id != self._lives[key].run_id else witness.findings
 
     @property
     def awaited(self) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 import polars as pl
 
 from tracer.log import store
-from tracer.log.run import Run, State, closed_summaries, holds_run, open_run, overall, rank_states, stopped
+from tracer.log.run import State, closed_summaries, holds_run, open_run, overall, rank_states, stopped
 from tracer.log.store import Place
 from viewer.evidence import Evidence, Record
 from viewer.findings import LIMITS, Finding, Limits, findings, rank
@@ -31,6 +31,7 @@ class Witness:
         findings: What is wrong with it, and what was and is over; the worst first.
         lock: Who shares it holds it for a refresh.
         current: Whether the last refresh read all that there was.
+        run_id: Which run the findings are of: after a deleted one, another may be in the same folder.
     """
 
     def __init__(self, path: Place, limits: Limits = LIMITS) -> None:
@@ -40,7 +41,7 @@ class Witness:
         self._limits = limits
         self.lock = threading.Lock()
         self.current = False
-        self._run: Run | None = None
+        self.run_id: str | None = None
         self._rows: Rows[Record] | None = None
         self._begins: pl.DataFrame | None = None
         self._seen: object = None
@@ -57,9 +58,10 @@ class Witness:
         if not holds_run(self.path):
             return None
         run = open_run(self.path)
-        if self._run is None or run.info["run_id"] != self._run.info["run_id"]:
-            self._run, self._rows, self._begins, self._seen, self._left = run, None, None, None, None
+        if run.info["run_id"] != self.run_id:
+            self._rows, self._begins, self._seen, self._left = None, None, None, None
             self.findings = ()
+            self.run_id = run.info["run_id"]
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         states = rank_states(self.path)
         now, silent = overall(states), tuple(stopped(states))
