@@ -433,6 +433,20 @@ def test_a_chart_marks_what_lies_in_it_by_its_own_number() -> None:
     assert numbers_in_chart(10**9, 10**9 + 1, finding("early", 0)) == []
 
 
+def test_a_row_is_not_marked_beyond_its_ends(tmp_path: Path) -> None:
+    """A rank that came later, or was gone sooner, has no place for what began elsewhere at other steps."""
+    run = written(tmp_path / "run", unused=True)
+    publish_next(run, "extremes", extremes(range(10, 20), PARAMS, rank=1), rank=1)
+    look = Look(View.LAYERS, rank="1")
+    found = watched(run, look)
+    for first, marked in ((0, False), (15, True), (25, False)):
+        one = dataclasses.replace(found, findings=(finding(first=first, param=PARAMS[0], params=PARAMS),))
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(picture([one], look, NOW, 100, 40))
+        (row,) = [line for line in console.export_text().splitlines() if line.startswith(PARAMS[0])]
+        assert ("1" in row) == marked
+
+
 def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
     """As it arises a line says what, and another one that it is over, however long it goes on."""
     run = new_run(tmp_path / "run", PARAMS)

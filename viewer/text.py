@@ -295,8 +295,9 @@ def _marks_of_rows(
     found: dict[int, dict[int, tuple[str, str]]] = {}
     for number, (_, finding) in enumerate(noticed(snapshots, look), 1):
         row = row_of(rows, finding.param)
-        if row is not None and number < 10:
-            column = (finding.first_step - layers.first_step) // layers.width
+        column = (finding.first_step - layers.first_step) // layers.width
+        # Of one rank there may be fewer steps.
+        if row is not None and number < 10 and 0 <= column < layers.magnitudes.shape[1]:
             found.setdefault(row, {}).setdefault(column, (str(number), f"bold reverse {colour_of(look, finding)}"))
     return found
 
