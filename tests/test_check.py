@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
+from tests.waiting import wait_until
 from tracer.log.run import LogError, beat
 from tracer.log.store import Place
 from viewer.check import _followed, _tables
@@ -79,9 +80,7 @@ def test_the_exit_code_says_how_bad_it_is(tmp_path: Path, given: dict[str, objec
     ("arguments", "words"),
     [
         ("nowhere", "nowhere holds no run"),
-        ("run nowhere", "nowhere holds no run"),
         ("newer", "upgrade"),
-        ("run newer --json", "upgrade"),
         ("", "no run under runs/ yet"),
         ("run --rule dead.row=3", "try dead.rows"),
         ("run --rule dead.rows=x", "gives no number"),
@@ -95,6 +94,24 @@ def test_what_cannot_be_checked_has_a_code_of_its_own(tmp_path: Path, arguments:
     (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
     code, said, complained = view(tmp_path, "check", *arguments.split())
     assert (code, said, words in complained) == (3, "", True), complained
+
+
+def test_one_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    """What is found of the others is said, with their code where they have errors; JSON says what is wrong with it."""
+    written(tmp_path / "good")
+    written(tmp_path / "ill", bad=[7])
+    code, said, complained = view(tmp_path, "check", "good", "nowhere")
+    assert (code, "nothing found" in said, "nowhere holds no run" in complained) == (3, True, True)
+    code, said, _ = view(tmp_path, "check", "good", "ill", "nowhere", "--json")
+    good, ill, nowhere = json.loads(said)
+    assert (code, good["findings"], len(ill["findings"])) == (2, [], 1)
+    assert (nowhere["run"], "holds no run" in nowhere["error"]) == ("nowhere", True)
+
+
+def test_following_says_what_it_waits_for(tmp_path: Path) -> None:
+    """A name that is mistyped does not look like a training that is well."""
+    with viewing(tmp_path, "check", "typo", "--follow") as viewer:
+        wait_until(lambda: "typo holds no run yet: waiting for it" in viewer.complained())
 
 
 def test_json_holds_what_the_table_shows(tmp_path: Path) -> None:
@@ -145,7 +162,7 @@ def test_following_ends_at_the_first_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_following_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
-    """Without an error it ends with 0 once the run has closed, or was killed; which is said."""
+    """Without an error it ends with 0 once the run has closed; that a training was killed is an error."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
     with viewing(tmp_path, "check", "run", "--follow", "--json") as viewer:
@@ -155,7 +172,7 @@ def test_following_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
         else:
             publish_next(run, "events", events([39], "closed"))
             close_run(run, 39)
-        assert viewer.wait() == 0
+        assert viewer.wait() == (2 if killed else 0)
         (found,) = json.loads(viewer.said())
     assert (found["last_step"], [each["kind"] for each in found["findings"]]) == (39, ["silent"] if killed else [])
 

@@ -106,6 +106,17 @@ def test_info_tells_that_a_run_is_empty(tmp_path: Path) -> None:
     assert info["size"] == "0.00 MB in 0 parts"
 
 
+def test_info_tells_of_attempts(tmp_path: Path) -> None:
+    """For a run that was resumed, info says how often, and how many rows are of steps that were made again."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes(range(10)))
+    publish_next(run, "events", events([7], "restored", attempt=1))
+    publish_next(run, "extremes", extremes(range(7, 9), attempt=1))
+    info = facts(run)
+    assert info["attempts"] == "2; 3 rows of extremes are of steps that a later one made again"
+    assert info["steps"] == "9 recorded, 0 to 8"
+
+
 def test_info_shows_names_as_they_are(tmp_path: Path) -> None:
     """A name with brackets is text, not markup."""
     run = new_run(tmp_path / "run")

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from tests.logs import extremes
+from tracer.log.run import State
 from viewer.evidence import Event, Evidence, Param
 from viewer.findings import ON_PARAMS, RULES, Finding, Severity, findings, with_limits
 from viewer.history import Curve
@@ -497,6 +498,31 @@ def test_an_accuracy_stuck_at_chance(accuracy: float, count: int) -> None:
     assert len(said(evidence, "at_chance")) == count
 
 
+def test_an_accuracy_that_was_better_is_not_stuck() -> None:
+    """Where it learned and then lost all, as after a NaN, it was not stuck since the beginning."""
+    evidence = made(
+        healthy(**{"head.bias": row}),
+        shapes={"head.bias": (10,)},
+        metrics={"accuracy": [min(0.6, 0.1 + step / 60) if step < 60 else 0.1 for step in range(400)]},
+    )
+    assert said(evidence, "at_chance") == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ([1.0] * 12, "the first of its backward;"),
+        ([1.0] * 30, "the first of its backward, while the loss was finite;"),
+        ([1.0] * 19 + [NAN], "and so was the loss already;"),
+    ],
+)
+def test_a_live_nan_says_of_the_loss_what_is_known(loss: list[float], words: str) -> None:
+    """The rows of a step may come before its loss: until then nothing is said of it."""
+    rows = healthy(layer3=lambda step: (-1.0, 1.0, NAN, NAN) if step >= 15 else row(step))
+    loss = [*loss[:15], *([NAN] * 5 if math.isnan(loss[-1]) else loss[15:])]
+    assert words in only(made(rows, range(20), metrics={"loss": loss}), "nonfinite").sentence
+
+
 def test_what_the_log_lacks_is_said() -> None:
     """Dropped rows, damaged parts, silent ranks, changed strides, failures, pauses and the exception that ended it."""
     events = (
@@ -514,9 +540,41 @@ def test_what_the_log_lacks_is_said() -> None:
         ("stride", "note", 6),
         ("failed", "note", 7),
         ("paused", "note", 8),
-        ("ended", "note", 199),
+        ("ended", "error", 199),
     }
     assert "3 rows" in only(made(healthy(), events=events[:1]), "dropped").sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "severity"),
+    [
+        ({"reasons": ("RuntimeError: no",)}, Severity.ERROR),
+        ({"reasons": ("KeyboardInterrupt",)}, Severity.NOTE),
+        ({"reasons": ("SystemExit: 0",)}, Severity.NOTE),
+        ({"silent": (2,)}, Severity.WARNING),
+        ({"silent": (0,), "state": "stopped"}, Severity.ERROR),
+    ],
+)
+def test_a_training_that_died_is_an_error(given: dict[str, Any], severity: Severity) -> None:
+    """By an exception or a kill; a rank that others go on without is a warning, and what the user ended is a note."""
+    (found,) = findings(made(healthy(), **given))
+    assert (found.kind, found.severity) == ("ended" if "reasons" in given else "silent", severity)
+
+
+def test_a_forgotten_update_is_an_error() -> None:
+    """Many backwards and no update are one step; once there was one, there is nothing to say."""
+    unended = (Event(0, 0, "unended", None, "several backwards and no update"),)
+    found = only(made(healthy(), range(1), events=unended), "no_step")
+    assert (found.severity, "optimizer.step()" in found.advice) == (Severity.ERROR, True)
+    assert said(made(healthy(), range(2), events=unended), "no_step") == []
+    assert said(made(healthy(), range(1)), "no_step") == []
+
+
+@pytest.mark.parametrize(("state", "count"), [("running", 0), ("closed", 1)])
+def test_a_run_without_a_step_is_a_warning(state: State, count: int) -> None:
+    """Once it is over."""
+    found = said(Evidence(state=state), "no_step")
+    assert [each.severity for each in found] == [Severity.WARNING] * count
 
 
 def test_the_worst_comes_first_and_of_these_the_earliest() -> None:
@@ -699,4 +757,4 @@ def test_a_nan_that_is_over_has_a_last_step() -> None:
 
 def test_every_rule_is_in_the_list() -> None:
     """A rule that nobody asks finds nothing."""
-    assert len({*ON_PARAMS, *RULES}) == len(ON_PARAMS) + len(RULES) == 27
+    assert len({*ON_PARAMS, *RULES}) == len(ON_PARAMS) + len(RULES) == 28

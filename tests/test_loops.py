@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded
+from viewer.findings import findings
+from viewer.witness import Witness
 
 Extremes = dict[str, float | None]
 
@@ -403,6 +405,10 @@ def test_backwards_without_any_update_are_said_at_close(tmp_path: Path) -> None:
     ):
         for _ in range(2):
             loss_of(model).backward()
+    assert "unended" in tracer.scan(tmp_path / "run", "events").collect()["kind"]
+    evidence = Witness(tmp_path / "run").refresh()
+    assert evidence is not None
+    assert [each.kind for each in findings(evidence)] == ["no_step"]
 
 
 def test_a_model_that_is_frozen_while_another_trains_keeps_its_steps(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_findings_are_numbered_the_worst_first() -> None:
     late, early = finding("late", 20, Severity.ERROR), finding("early", 3)
     gone, note = finding("gone", 1, Severity.ERROR, over=True), finding("note", 0, Severity.NOTE)
     runs = [snapshot(note, gone, name="a"), snapshot(late, early, name="b")]
-    assert [(run.name, each.kind) for run, each in noticed(runs, Look())] == [
+    assert [(run.name, each.kind) for _, run, each in noticed(runs, Look())] == [
         ("b", "late"), ("b", "early"), ("a", "note"), ("a", "gone")
     ]  # fmt: skip
     assert finding_words(runs, Look())[:2] == [
@@ -256,18 +256,24 @@ def test_a_choice_of_parameters_is_one_of_findings(look: Look, kinds: list[str])
     run = dataclasses.replace(snapshot(*found, finding("of none", param=None, params=())))
     if look.params:
         run = dataclasses.replace(run, params=a)
-    assert sorted(each.kind for _, each in noticed([run], look)) == kinds
+    assert sorted(each.kind for *_, each in noticed([run], look)) == kinds
 
 
-def test_what_the_notices_say_is_not_said_twice(tmp_path: Path) -> None:
-    """A damaged part is named above the figure, and so it is not among the findings there."""
+def test_numbers_are_those_of_the_command(tmp_path: Path) -> None:
+    """What a figure marks as 2 is number 2 in the table of ``viewer check``, in every view."""
     run = new_run(tmp_path / "run", PARAMS)
-    publish_next(run, "extremes", rows(range(30), bad=[7]))
+    publish_next(run, "extremes", rows(range(30), bad=[7], unused=True))
     flip_bit(publish_next(run, "extremes", rows(range(30, 40))).path)
     found = watched(run, Look())
-    assert {"damaged", "nonfinite"} <= {each.kind for each in found.findings}
-    assert [each.kind for _, each in noticed([found], Look())] == ["nonfinite"]
-    assert heading(Look(), [found], NOW).count("left out") == 1
+    assert [(number, each.kind) for number, _, each in noticed([found], Look())] == [
+        (1, "nonfinite"), (2, "unused"), (3, "damaged")
+    ]  # fmt: skip
+    table = [line.split() for line in view(tmp_path, "check", "run")[1].splitlines()]
+    assert [words[1:6:2] for words in table if words[1:2] in (["1"], ["2"], ["3"])] == [
+        ["1", "error", "nonfinite"], ["2", "warning", "unused"], ["3", "warning", "damaged"]
+    ]  # fmt: skip
+    (one,) = noticed([found], Look(View.PARAM, param="fc.weight"))
+    assert (one[0], one[2].kind) == (2, "unused")
 
 
 def test_a_figure_has_room_for_some_and_says_where_the_others_are() -> None:

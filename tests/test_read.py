@@ -78,6 +78,8 @@ def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_an_unknown_table_is_refused(tmp_path: Path) -> None:
     """A table that does not exist is refused in a sentence that names those that do."""
     run = new_run(tmp_path / "run")
+    with pytest.raises(LogError, match="attempts=1 is neither 'latest' nor 'all'"):
+        scan(tmp_path / "run", attempts=1)  # type: ignore[arg-type]
     with pytest.raises(LogError, match="no table 'losses': choose one of extremes, metrics, events"):
         scan(run, "losses")
 

@@ -136,6 +136,8 @@ def info(run: RunArgument) -> None:
         + f"; dropped {rows_dropped(path):,}",
         "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
     }
+    if attempts := _attempts(run):
+        facts["attempts"] = attempts
     if problems:
         facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {path} names them"
     for name, fact in facts.items():
@@ -144,6 +146,19 @@ def info(run: RunArgument) -> None:
     for row in latest.iter_rows(named=True):
         table.add_row(str(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
     console.print(table, highlight=False, markup=False)
+
+
+def _attempts(run: str) -> str:
+    """How many attempts a run has had, and what of them was abandoned; nothing where there is only one."""
+    import polars as pl
+
+    from tracer.log.read import scan
+
+    every, latest = scan(run, attempts="all"), scan(run)
+    last, rows = every.select(pl.col("attempt").max(), pl.len()).collect().row(0)
+    kept = latest.select(pl.len()).collect().item()
+    again = f"; {rows - kept:,} rows of extremes are of steps that a later one made again" if rows > kept else ""
+    return f"{last + 1}{again}" if last else ""
 
 
 @app.command()

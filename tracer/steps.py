@@ -264,7 +264,7 @@ class Recorder:
             self._next_step_by_gradient()
         if tap is not None and self._unended is not None and not self._unended.saw(tap.tensor):
             self._unended = None
-            warn(_UNENDED)
+            self._say_unended()
         self._backward = running_backward()
         # Once the order is known, too, a hook may write by itself.
         self._alert = self._unended is not None or self._order is not None
@@ -400,7 +400,7 @@ class Recorder:
 
     def _finish(self) -> None:
         if self._unended is not None and self._unended.backwards > 1 and not self._skipped():
-            warn(_UNENDED)
+            self._say_unended()
         if self._ended or self._begun:
             self._take()
 
@@ -518,6 +518,10 @@ class Recorder:
         for tap in self._hooks.taps:
             tap.direct = None if tap.failed else self._buffer.direct(tap.index)
 
+    def _say_unended(self) -> None:
+        warn(_UNENDED)
+        self._emit(event(self._step, "unended", "several backwards and no update of a torch optimizer"))
+
     def _refresh(self) -> None:
         """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
         if not self._hooks.stale():
@@ -543,8 +547,8 @@ class Recorder:
 
 
 _UNENDED = (
-    "several backwards and no update of a torch optimizer: all of it is recorded as one step. If your loop updates the "
-    "parameters itself, call trace.step() after each update"
+    "several backwards and no update of a torch optimizer: is optimizer.step() called? All of it is recorded as one "
+    "step. If your loop updates the parameters itself, call trace.step() after each update"
 )
 _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "

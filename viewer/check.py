@@ -1,7 +1,7 @@
 """The command ``viewer check``: the findings of runs, as a table or as JSON, and as an exit code for scripts.
 
-Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 nothing could be checked: a run cannot be read, or
-the command line is wrong; 130 ended with Ctrl-C.
+Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 a run cannot be read, or the command
+line is wrong; 130 ended with Ctrl-C.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ What people need:
     viewer check runs/a --rule vanishing.threshold=1e-8
     viewer check runs/a --follow || scancel $ID      stays with a live run, ends at the first error
 
-Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 nothing could be checked: a run cannot be read, or the
-command line is wrong; 130 ended with Ctrl-C.
+Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, or the command line is
+wrong; 130 ended with Ctrl-C.
 """
 
 
@@ -84,14 +84,18 @@ def check(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     witnesses = _witnesses(runs or (), limits)
-    found = _followed(witnesses, quiet=as_json) if follow else _checked(witnesses)
+    failed: dict[str, str] = {}
+    found = _followed(witnesses, quiet=as_json) if follow else _checked(witnesses, failed)
     if as_json:
-        print(json.dumps([_plain(name, *each) for name, each in found.items()], indent=1))
+        those: list[object] = [_plain(name, *each) for name, each in found.items()]
+        print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
     else:
         _print(found)
     severities = {finding.severity for _, those in found.values() for finding in those}
     if Severity.ERROR in severities:
         raise typer.Exit(_ERRORS)
+    if failed:
+        raise typer.Exit(_UNCHECKED)
     if strict and Severity.WARNING in severities:
         raise typer.Exit(_WARNINGS)
 
@@ -109,16 +113,24 @@ def _witnesses(runs: Sequence[str], limits: "Limits") -> dict[str, "Witness"]:
     return {str(path): Witness(path, limits) for path in paths}
 
 
-def _checked(witnesses: Mapping[str, "Witness"]) -> "Checked":
-    from tracer.log.run import open_run
+def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Checked":
+    """What is found of runs; ``failed`` gets the reason why one of several cannot be read, which is said, too."""
+    from tracer.log.run import LogError, open_run
 
     found = {}
     for name, witness in witnesses.items():
         evidence = None
-        # None where a part was merged away at this moment, or the run was deleted.
-        while evidence is None:
-            open_run(witness.path)
-            evidence = witness.refresh()
+        try:
+            # None where a part was merged away at this moment, or the run was deleted.
+            while evidence is None:
+                open_run(witness.path)
+                evidence = witness.refresh()
+        except (LogError, OSError) as error:
+            if len(witnesses) == 1:
+                raise
+            failed[name] = str(error)
+            print(f"viewer: {error}", file=sys.stderr)
+            continue
         found[name] = evidence, witness.findings
     return found
 
@@ -127,10 +139,13 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     """Watch runs until one has an error, or all have ended; new findings are said as they come."""
     import polars as pl
 
-    from tracer.log.run import LogError
+    from tracer.log.run import LogError, holds_run
     from viewer.findings import Severity
     from viewer.follow import Waker
 
+    for name, witness in witnesses.items():
+        if not holds_run(witness.path):
+            print(f"viewer: {name} holds no run yet: waiting for it", file=sys.stderr)
     waker = Waker()
     found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
     said = set()
@@ -210,18 +225,19 @@ def _tables(found: "Checked") -> Iterator["RenderableType"]:
 
     for name, (evidence, those) in found.items():
         late = "" if evidence.complete else "; its last rows are still to arrive"
-        how = f"{plain(name)}: {STATE_WORDS[evidence.state]} at step {evidence.last_step:,}{late}"
+        where = f"at step {evidence.last_step:,}" if evidence.courses or evidence.curves else "without a step"
+        how = f"{plain(name)}: {STATE_WORDS[evidence.state]} {where}{late}"
         if not those:
             yield Text(f"{how}; nothing found")
             continue
         # In a narrow column a long name goes on in the next line.
         what = Column("what", overflow="fold")
         table = Table(
-            "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
+            "#", "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
         )
-        for finding in those:
+        for number, finding in enumerate(those, 1):
             style = _STYLES[finding.severity]
             words = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")
             steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
-            table.add_row(Text(finding.severity, style), finding.kind, *steps, words)
+            table.add_row(str(number), Text(finding.severity, style), finding.kind, *steps, words)
         yield table

@@ -36,6 +36,7 @@ RULES: tuple[Rule, ...] = (
     rules_metrics.skipping,
     rules_log.lost,
     rules_log.silent,
+    rules_log.no_step,
     rules_log.noted,
     rules_log.ended,
 )

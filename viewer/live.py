@@ -278,6 +278,8 @@ class Runs:
                 raise
             found = self._found
         self.names = tuple(name for name, _ in found)
+        for path in self._witnesses.keys() - {path for _, path in found}:
+            self._witnesses.pop(path, None)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW and len(wanted) > 1:
             wanted = sorted(wanted, key=lambda key: began(key[1]))[-1:]

@@ -61,8 +61,8 @@ DARK = Theme(
 
 # With these, so many more curves can be told apart.
 STYLES = ("-", ":", "-.")
-# Below 8 decades under the largest number, symlog shows a straight line through zero.
-_SYMLOG_DECADES = 8
+# Below 8 decades under the largest number, symlog shows a straight line through zero, unless half of them are there.
+_SYMLOG_DECADES, _SYMLOG_SHARE = 8, 1e-2
 _LARGEST = 1e306
 # Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
 RAW, _FLAG = "as logged", "finding"
@@ -228,11 +228,13 @@ def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Sca
 
 
 def linear_threshold(numbers: Sequence[float]) -> float:
-    """Where symlog turns linear: under the smallest number, a power of ten, at most some decades below the largest."""
+    """Where symlog turns linear: under the smallest number, a power of ten, but not too far below the usual ones."""
     if not numbers:
         return 1e-6
     # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
-    smallest = max(min(numbers), max(numbers) * 10.0**-_SYMLOG_DECADES, 1e-40)
+    # Beside what has exploded, what was usual before is to be seen, too.
+    below = min(max(numbers) * 10.0**-_SYMLOG_DECADES, float(np.median(numbers)) * _SYMLOG_SHARE)
+    smallest = max(min(numbers), below, 1e-40)
     return float(10.0 ** math.floor(math.log10(smallest)))
 
 
@@ -391,8 +393,8 @@ def draw_flag(
 
 def _begun(look: Look, snapshots: Sequence[Snapshot]) -> list[tuple[int, Finding, float]]:
     """The number of each finding that is noticed, and where on the x axis it began."""
-    numbered = enumerate(noticed(snapshots, look), 1)
-    places = [(number, finding, _place(look, snapshot, finding.first_step)) for number, (snapshot, finding) in numbered]
+    found = noticed(snapshots, look)
+    places = [(number, finding, _place(look, snapshot, finding.first_step)) for number, snapshot, finding in found]
     return [(number, finding, x) for number, finding, x in places if x is not None]
 
 

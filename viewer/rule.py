@@ -60,15 +60,15 @@ LIMITS: Limits = {
     "update.small": 1e-7,
     "update.rows": 50,
     # After so many logged numbers a training that learns shows it.
-    "flat.numbers": 200,
-    "flat.share": 0.98,
-    "diverging.factor": 2,
-    "diverging.numbers": 20,
+    "loss_flat.numbers": 200,
+    "loss_flat.share": 0.98,
+    "loss_diverging.factor": 2,
+    "loss_diverging.numbers": 20,
     # Validation's least loss is noisy where a validation set is small.
     "overfitting.factor": 1.3,
     "overfitting.numbers": 5,
-    "chance.factor": 1.3,
-    "chance.numbers": 200,
+    "at_chance.factor": 1.3,
+    "at_chance.numbers": 200,
     # A power of two for each step of the exponent: three are a factor of eight, which gradients vary by anyway.
     "headroom.bits": 3,
     "headroom.rows": 20,

@@ -22,6 +22,8 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         return []
     step = int(both[both >= 0].min())
     finite_loss = not any(min(curve.nonfinite, default=step + 1) <= step for curve in evidence.losses)
+    # Live, the rows of a step may come before its loss.
+    known_loss = any(curve.step[-1] >= step for curve in evidence.losses if len(curve.step))
     bad_values = np.flatnonzero(values == step)
     # A value that was changed to NaN by the update before makes all gradients NaN: it is the cause.
     if len(bad_values):
@@ -30,14 +32,17 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         cause = "its first" if began else "before the step's forward, so the update before it made it so"
     else:
         what, place = "gradient", next(number for number in evidence.backward if gradients[number] == step)
-        cause = "the first of its backward" if finite_loss else "and so was the loss already"
+        cause = "and so was the loss already" if not finite_loss else "the first of its backward"
+        cause += ", while the loss was finite" if finite_loss and known_loss else ""
     first = courses.params[place]
     reached = np.flatnonzero((both >= 0).any(axis=0))
     at_once = int((both == step).any(axis=0).sum())
     bad_rows = courses.bad_values if scaled else courses.bad_values + courses.bad_grads
     last = int(courses.ends[bad_rows[:, reached].any(axis=1)].max())
     others = (
-        f"{at_once - 1} others in the same step, {len(reached) - 1} so far" if len(reached) > 1 else "no other so far"
+        f"with it {at_once - 1} other parameters, and by now {len(reached) - 1}"
+        if len(reached) > 1
+        else "no other so far"
     )
     return [
         Finding(
@@ -88,7 +93,7 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         courses,
         numbers,
         (courses.begins[first], courses.ends[last]),
-        f"that of {{first}} reached {{largest:.3g}}{', {factor:,.0f} times its median until then' if rose else ''}.",
+        f"that of {{first}} reached {{largest:.3g}}{', {factor:,.4g} times its median until then' if rose else ''}.",
         "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale of "
         "inputs and targets.",
         largest=np.nanmax(high, axis=0, initial=0.0),
@@ -221,7 +226,7 @@ def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]
             name,
             int(courses.begins[bins[0]]),
             int(courses.ends[bins[-1]]),
-            f"Gradients spike ({len(bins)} times); most in {name} {where}: {worst:,.0f} times what it is around it.",
+            f"Gradients spike ({len(bins)} times); most in {name} {where}: {worst:,.4g} times what it is around it.",
             "Look at the batch of that step for an outlier or a broken example; clip gradients.",
             {"times": len(bins), "factor": worst, "step": int(end), "parameters": len(params)},
             params,

@@ -57,17 +57,44 @@ def silent(evidence: Evidence, limits: Limits) -> list[Finding]:
     if not evidence.silent:
         return []
     those = ", ".join(map(str, evidence.silent))
+    alone = evidence.state == "stopped"
+    who = "the training" if alone else f"rank {those}"
     return [
         Finding(
             "silent",
-            "Rank silent",
-            Severity.WARNING,
+            "The training stopped" if alone else "Rank silent",
+            Severity.ERROR if alone else Severity.WARNING,
             None,
             evidence.last_step,
             evidence.last_step,
-            f"Nothing is heard of rank {those}, which did not close its log: it was killed, or its machine is gone.",
+            f"Nothing is heard of {who}, which did not close its log: it was killed, or its machine is gone.",
             "Look for the out-of-memory killer, a time limit, or a rank that waits for another (NCCL timeout).",
             {"ranks": len(evidence.silent)},
+        )
+    ]
+
+
+def no_step(evidence: Evidence, limits: Limits) -> list[Finding]:
+    """Backwards without an update, as where ``optimizer.step()`` was forgotten; or nothing at all until the end."""
+    courses = evidence.courses
+    unended = next((event for event in evidence.events if event.kind == "unended"), None)
+    if courses is None and evidence.over:
+        severity, words = Severity.WARNING, "No step was recorded until the end"
+    elif courses is not None and unended is not None and courses.ends.max() <= unended.step:
+        severity, words = Severity.ERROR, "There are gradients, and no optimizer has updated these parameters yet"
+    else:
+        return []
+    return [
+        Finding(
+            "no_step",
+            "No update" if severity is Severity.ERROR else "No step",
+            severity,
+            None,
+            0,
+            evidence.last_step,
+            f"{words}: all of it counts as one step." if severity is Severity.ERROR else f"{words}.",
+            "See whether optimizer.step() is called, and whether the optimizer holds this model's parameters; a loop "
+            "that updates them itself calls trace.step() after each update.",
         )
     ]
 
@@ -102,7 +129,8 @@ def ended(evidence: Evidence, limits: Limits) -> list[Finding]:
         Finding(
             "ended",
             "Ended with an exception",
-            Severity.NOTE,
+            # Who pressed Ctrl-C, or ended it by sys.exit, knows.
+            Severity.NOTE if reason.startswith(("KeyboardInterrupt", "SystemExit")) else Severity.ERROR,
             None,
             evidence.last_step,
             evidence.last_step,

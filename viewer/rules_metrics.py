@@ -32,13 +32,13 @@ def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
 def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that is no lower after many steps than at the beginning."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve) < limits["flat.numbers"]:
+    if curve is None or _span(curve) < limits["loss_flat.numbers"]:
         return []
     means = _finite(curve.mean)
     if len(means) < 8 or not means.any():
         return []
     begun, now = float(np.median(means[: max(1, len(means) // 10)])), float(np.median(means[-(len(means) // 4) :]))
-    if not (now > limits["flat.share"] * begun > 0 and now <= limits["diverging.factor"] * begun):
+    if not (now > limits["loss_flat.share"] * begun > 0 and now <= limits["loss_diverging.factor"] * begun):
         return []
     return [
         _finding(
@@ -48,8 +48,8 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
             curve,
             int(curve.step[0]),
             f"{curve.name} does not fall: {begun:.4g} at the beginning, {now:.4g} lately.",
-            "Try to learn ten examples by heart first; see whether gradients vanish or are dead; change the learning "
-            "rate by factors of ten.",
+            "Try to learn ten examples by heart first; see whether gradients vanish or are dead, or zero_grad() is "
+            "missing; change the learning rate by factors of ten.",
             begun=begun,
             now=now,
         )
@@ -59,7 +59,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
 def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that ends far above what it began with."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve) < limits["diverging.numbers"]:
+    if curve is None or _span(curve) < limits["loss_diverging.numbers"]:
         return []
     means = np.array(curve.mean)
     there = np.flatnonzero(np.isfinite(means))
@@ -69,9 +69,9 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
     now = float(np.median(means[there[-max(2, len(there) // 10) :]]))
     least = float(means[there].min())
     # Of a loss below zero no multiple says anything.
-    if least <= 0 or now <= limits["diverging.factor"] * begun:
+    if least <= 0 or now <= limits["loss_diverging.factor"] * begun:
         return []
-    above = means > limits["diverging.factor"] * begun
+    above = means > limits["loss_diverging.factor"] * begun
     below = np.flatnonzero(~above & np.isfinite(means))
     first = int(curve.step[min(int(below[-1]) + 1, len(means) - 1)])
     return [
@@ -128,7 +128,7 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
     classes = _classes(evidence)
     found = []
     for curve in evidence.accuracies:
-        if classes < 2 or is_validation(curve.name) or _span(curve) < limits["chance.numbers"]:
+        if classes < 2 or is_validation(curve.name) or _span(curve) < limits["at_chance.numbers"]:
             continue
         means = _finite(curve.mean)
         if len(means) < 8:
@@ -136,7 +136,10 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
         # Some log per cent.
         chance = (100 if means.max() > 1 else 1) / classes
         later = float(means[len(means) // 2 :].mean())
-        if later <= chance + (limits["chance.factor"] - 1) * min(chance, 0.2 * chance * classes):
+        least = chance + (limits["at_chance.factor"] - 1) * min(chance, 0.2 * chance * classes)
+        # One that has been better was not stuck: it was lost again, for which other findings say why.
+        best = max(part.mean() for part in np.array_split(means, 8))
+        if later <= least and best <= 1.5 * least:
             found.append(
                 _finding(
                     "at_chance",

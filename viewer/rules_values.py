@@ -33,7 +33,7 @@ def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> li
         np.flatnonzero(over.any(axis=0) & courses.moved.any(axis=0)),
         (courses.begins[over.argmax(axis=0)], courses.ends[last]),
         "those of {first} began at {began:.3g} at most, and reached {largest:.3g}.",
-        "Lower the learning rate, use weight decay, put a normalisation layer behind it.",
+        "Lower the learning rate, see whether zero_grad() is called, use weight decay or a normalisation layer.",
         largest=np.nanmax(courses.size, axis=0, initial=0.0),
         began=began,
     )

@@ -11,8 +11,6 @@ from viewer.rule import Finding
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
 _RANKS_NAMED = 8
-# Findings that stand among the notices, or in the run's state.
-_SAID = ("damaged", "silent")
 
 
 def title(snapshots: Sequence[Snapshot], now: float, look: Look | None = None) -> str:
@@ -93,23 +91,17 @@ def first_of(lines: Sequence[str], limit: int, command: str) -> list[str]:
     return [*lines[: limit - 1], f"… and {len(lines) - limit + 1} more: see `{command}`"]
 
 
-def noticed(snapshots: Sequence[Snapshot], look: Look) -> list[tuple[Snapshot, Finding]]:
+def noticed(snapshots: Sequence[Snapshot], look: Look) -> list[tuple[int, Snapshot, Finding]]:
     """What is wrong with these runs and concerns what is shown of them: what goes on first, and of that the worst.
 
-    The first is number 1, wherever it is listed or marked.
+    Each has the same number wherever it is listed or marked, in every view.
     """
-    found = [
-        (snapshot, finding)
-        for snapshot in snapshots
-        for finding in snapshot.findings
-        if _concerns(finding, snapshot, look)
-    ]
-    return sorted(found, key=lambda each: rank(each[1]))
+    found = [(snapshot, finding) for snapshot in snapshots for finding in snapshot.findings]
+    numbered = enumerate(sorted(found, key=lambda each: rank(each[1])), 1)
+    return [(number, snapshot, each) for number, (snapshot, each) in numbered if _concerns(each, snapshot, look)]
 
 
 def _concerns(finding: Finding, snapshot: Snapshot, look: Look) -> bool:
-    if finding.kind in _SAID or (finding.kind == "dropped" and snapshot.dropped):
-        return False
     if look.view is View.PARAM:
         return look.param in finding.params
     return not look.params or finding.param is None or not set(finding.params).isdisjoint(snapshot.params)
@@ -120,7 +112,7 @@ def finding_words(snapshots: Sequence[Snapshot], look: Look) -> list[str]:
     return [
         f"[{number}] {finding.severity}, {span(finding)}: "
         f"{'' if len(snapshots) == 1 else f'{shortened(snapshot.name)}: '}{finding.title}"
-        for number, (snapshot, finding) in enumerate(noticed(snapshots, look), 1)
+        for number, snapshot, finding in noticed(snapshots, look)
     ]
 
 

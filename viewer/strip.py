@@ -143,7 +143,7 @@ class Strip:
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
         """Mark each finding at its first step, in the row of its first parameter."""
         found: dict[int, list[tuple[int, Finding, float]]] = {}
-        for number, (_, finding) in enumerate(noticed(snapshots, self._look), 1):
+        for number, _, finding in noticed(snapshots, self._look):
             row = row_of(self._rows, finding.param)
             if row is not None:
                 found.setdefault(row, []).append((number, finding, finding.first_step))

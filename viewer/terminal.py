@@ -68,7 +68,7 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
         news: dict[object, str] = {line: line for line in notices(snapshots)}
-        news |= {_told(*each): _finding(*each) for each in noticed(snapshots, runs.look)}
+        news |= {_told(run, found): _finding(run, found) for _, run, found in noticed(snapshots, runs.look)}
         lines += [line for key, line in news.items() if key not in said]
         said.update(news)
         for line in lines:

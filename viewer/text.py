@@ -293,7 +293,7 @@ def _marks_of_rows(
 ) -> dict[int, dict[int, tuple[str, str]]]:
     """Of each row the columns in which findings began, with the number of the worst and how it looks."""
     found: dict[int, dict[int, tuple[str, str]]] = {}
-    for number, (_, finding) in enumerate(noticed(snapshots, look), 1):
+    for number, _, finding in noticed(snapshots, look):
         row = row_of(rows, finding.param)
         column = (finding.first_step - layers.first_step) // layers.width
         # Of one rank there may be fewer steps.

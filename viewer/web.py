@@ -358,17 +358,18 @@ class Visitor(_Guarded, WebSocketHandler):
             asyncio.get_running_loop().run_in_executor(None, self.screen.close)
 
 
-def _listed(found: Sequence[tuple[Snapshot, Finding]], several: bool) -> dict[str, object]:
+def _listed(found: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
     """Findings in words, and how many there are of each severity."""
-    counts = Counter(finding.severity for _, finding in found)
+    counts = Counter(finding.severity for _, _, finding in found)
     listed = [
         {
+            "number": number,
             "severity": finding.severity,
             "where": f"{snapshot.name}, {span(finding)}" if several else span(finding),
             "sentence": finding.sentence,
             "advice": finding.advice,
         }
-        for snapshot, finding in found[:_FINDINGS]
+        for number, snapshot, finding in found[:_FINDINGS]
     ]
     words = ", ".join(f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in Severity if counts[each])
     return {"words": words, "listed": listed}

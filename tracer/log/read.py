@@ -49,10 +49,14 @@ def scan(
             recorded from that step on, and ``"all"`` keeps it; the column ``attempt`` tells them apart.
 
     Raises:
-        LogError: a folder holds no run, or one of a newer format; or no such table exists.
+        LogError: a folder holds no run, or one of a newer format; or there is no such table or choice of attempts.
     """
     if table not in schema.TABLES:
         raise LogError(f"there is no table {table!r}: choose one of {', '.join(schema.TABLES)}")
+    if attempts not in ("latest", "all"):
+        raise LogError(
+            f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
+        )
     if isinstance(run, str | os.PathLike):
         return with_rows(store.at(run), table, lambda rows: rows, attempts)
     paths = [store.at(path) for path in run]

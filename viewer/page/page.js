@@ -63,8 +63,8 @@ const show = {
   findings({ words, listed }) {
     byId("found").hidden = !listed.length;
     byId("found-words").textContent = `Findings: ${words}`;
-    byId("findings").replaceChildren(...listed.map(({ severity, where, sentence, advice }) => {
-      const item = element("li", "");
+    byId("findings").replaceChildren(...listed.map(({ number, severity, where, sentence, advice }) => {
+      const item = element("li", "", { value: number });
       item.append(element("strong", severity, { className: severity }), ` ${where}: ${sentence} `, element("span", advice));
       return item;
     }));
