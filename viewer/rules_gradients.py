@@ -39,11 +39,8 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
     at_once = int((both == step).any(axis=0).sum())
     bad_rows = courses.bad_values if scaled else courses.bad_values + courses.bad_grads
     last = int(courses.ends[bad_rows[:, reached].any(axis=1)].max())
-    others = (
-        f"with it {at_once - 1} other parameters, and by now {len(reached) - 1}"
-        if len(reached) > 1
-        else "no other so far"
-    )
+    with_it = f"{at_once - 1} other parameter{'s' * (at_once > 2)}" if at_once > 1 else "no other parameter"
+    others = f"{with_it} with it, {len(reached) - 1} by now" if len(reached) > 1 else "no other so far"
     return [
         Finding(
             "nonfinite",
