@@ -827,6 +827,19 @@ ACTIONS: Sequence[Callable[[Story, int], None]] = (
 DEEDS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(1, 4)), max_size=25)
 
 
+def test_another_models_run_is_warned_of(tmp_path: Path) -> None:
+    """Where most parameters are new to the run, its path may be wrong; a model that merely grew may go on."""
+    with tracer.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), tmp_path / "run"):
+        pass
+    with tracer.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 2)), tmp_path / "run", resume=True):
+        pass
+    with (
+        pytest.warns(tracer.TracerWarning, match="was begun with another model: it knows 0 of these 2 parameters"),
+        tracer.attach(nn.Linear(3, 2), tmp_path / "run", resume=True),
+    ):
+        pass
+
+
 @settings(max_examples=often(25, 250))
 @given(every=st.integers(1, 2), deeds=DEEDS)
 def test_whatever_happens_readers_show_the_latest_branch(

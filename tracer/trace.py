@@ -189,6 +189,8 @@ class Trace:
         resumed = resume and _has_begun(self.path, rank)
         if resumed:
             first_step, self._attempt = _continue_run(self.path, rank)
+            if rank == 0:
+                _compare(self.path, hooks)
         else:
             first_step, self._attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
         # The last step of which this attempt has recorded anything.
@@ -509,6 +511,17 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
         known = pl.col("attempt") <= attempt
         step = max(_largest(path, table, "step", known, -1) for table in ("extremes", "metrics"))
     return step + 1, attempt + 1
+
+
+def _compare(path: Place, hooks: Hooks) -> None:
+    """Warn where most of a model's parameters are none of the run's: a path that was copied is a common mistake."""
+    known = {param["name"] for param in run_folder.open_run(path).info["params"]}
+    there = {parameter.name for parameter in hooks.chosen}
+    if 2 * len(known & there) < len(there):
+        warn(
+            f"{path} was begun with another model: it knows {len(known & there)} of these {len(there)} parameters; "
+            "is the path right?"
+        )
 
 
 def _largest(path: Place, table: str, column: str, which: pl.Expr, default: int) -> int:

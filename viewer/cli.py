@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is 
 What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
 """
 
+import difflib
 import importlib
 import sys
 import warnings
@@ -200,7 +201,9 @@ def _say_which(paths: Sequence["Place"]) -> None:
     for path in paths:
         inside = len(runs_in(path))
         if not holds_run(path):
-            _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it")
+            near = difflib.get_close_matches(str(path), _COMMANDS, n=1) if not inside else []
+            meant = f"; the command is `viewer {near[0]}`" if near else ""
+            _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it{meant}")
             continue
         open_run(path)
         _say(f"{path} is {STATE_WORDS[state(path)]}")
