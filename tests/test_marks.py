@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median_low
 
 import numpy as np
 import pytest
@@ -11,8 +12,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tests.figures import NAMES, PHONE, canvas, check_texts, contrast
 from viewer.live import Snapshot
-from viewer.look import Look, XAxis
-from viewer.marks import DARK, LIGHT, SIZE_INCHES, Theme, along, begin, drawable, entitle, heading, linear_threshold
+from viewer.look import Look, Scale, XAxis
+from viewer.marks import (
+    DARK,
+    LIGHT,
+    SIZE_INCHES,
+    Theme,
+    along,
+    begin,
+    drawable,
+    entitle,
+    heading,
+    linear_threshold,
+    set_scale,
+)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
@@ -104,9 +117,20 @@ def test_symlog_turns_linear_below_what_can_be_seen(numbers: list[float]) -> Non
     assert found > 0
     assert math.log10(found) == pytest.approx(round(math.log10(found)))
     if numbers:
-        floor = max(min(max(numbers) * 1e-8, float(np.median(numbers)) * 1e-2), 1e-40)
+        floor = max(min(max(numbers) * 1e-8, median_low(numbers) * 1e-2), 1e-40)
         assert found <= max(min(numbers), floor) * (1 + 1e-9)
         assert found >= max(min(numbers), floor) / 10 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("last", "scale"), [(1e5, "linear"), (1e7, "log"), (-1e7, "symlog")])
+def test_what_exploded_does_not_flatten_what_was_before(last: float, scale: str) -> None:
+    """A metric that ends a million times as high as it usually was is on a log scale, unless another is asked for."""
+    axes = canvas().subplots()
+    numbers = [1.0] * 30 + [last]
+    set_scale(axes, Look(), numbers, Scale.LINEAR)
+    assert axes.get_yscale() == scale
+    set_scale(axes, Look(scale=Scale.LINEAR), numbers, Scale.LINEAR)
+    assert axes.get_yscale() == "linear"
 
 
 @pytest.mark.parametrize("numbers", [[], [1.0, math.nan], [1.7e308, -1.7e308, math.inf, -math.inf, 0.0]])

@@ -14,7 +14,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, SymmetricalLogLo
 from rich.text import Text
 
 from viewer.look import Look, Scale, XAxis
-from viewer.marks import Flag, drawable, linear_threshold, theme
+from viewer.marks import Flag, chosen, drawable, linear_threshold, theme
 
 Numbers = npt.NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def chart(lines: Sequence[Line], look: Look, auto: Scale, width: int, height: in
         flags: What is marked below the upper edge, where it lies between the ends of the lines and has one digit.
     """
     numbers = [number for line in lines for number in (*line.low, *line.high) if math.isfinite(number)]
-    y_axis = _y_axis(drawable(numbers).tolist(), auto if look.scale is Scale.AUTO else look.scale, max(2, height // 3))
+    y_axis = _y_axis(drawable(numbers).tolist(), chosen(look, numbers, auto), max(2, height // 3))
     x_axis = _x_axis([x for line in lines for x in (*line.x, *line.alarms)], look.x, max(2, width // 10))
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear()

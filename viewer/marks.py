@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median_low
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +64,8 @@ DARK = Theme(
 STYLES = ("-", ":", "-.")
 # Below 8 decades under the largest number, symlog shows a straight line through zero, unless half of them are there.
 _SYMLOG_DECADES, _SYMLOG_SHARE = 8, 1e-2
+# The linear part is at least such a share of the decades; and so far from the usual ones a number has exploded.
+_LINEAR_SHARE, _EXPLODED = 8, 1e6
 _LARGEST = 1e306
 # Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
 RAW, _FLAG = "as logged", "finding"
@@ -74,7 +77,7 @@ _NARROW_INCHES = 6.0
 _NOTICE_LINES, _NOTICE_LENGTH = 2, 140
 _FINDING_LINES, _FINDING_LENGTH = 4, 100
 # Flags that would cover each other are one: nearer than such a share of the run.
-_FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.02, 3, 0.94
+_FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.04, 3, 0.94
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
@@ -214,17 +217,29 @@ def along(look: Look, snapshot: Snapshot, steps: Sequence[int], times: Sequence[
 
 def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Scale) -> None:
     """Scale the y axis; instead of a log scale, which would hide them, zeros and negative numbers get a symlog one."""
-    scale = auto if look.scale is Scale.AUTO else look.scale
     there = [number for number in numbers if number is not None and math.isfinite(number)]
+    scale = chosen(look, there, auto)
     if scale is Scale.LOG and (not there or min(there) <= 0):
         scale = Scale.SYMLOG
     if scale is Scale.SYMLOG:
-        axes.set_yscale("symlog", linthresh=linear_threshold([abs(number) for number in there if number]))
+        sizes = [abs(number) for number in there if number]
+        threshold = linear_threshold(sizes)
+        # Over many decades the linear part is so high that its own ticks have room.
+        height = math.log10(max(sizes, default=1.0) / threshold) / _LINEAR_SHARE
+        axes.set_yscale("symlog", linthresh=threshold, linscale=max(1.0, height))
         locator = axes.yaxis.get_major_locator()
         assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
         locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * _inches(axes)[1])))
     else:
         axes.set_yscale(scale.value)
+
+
+def chosen(look: Look, numbers: Sequence[float], auto: Scale) -> Scale:
+    """The scale that is asked for, or the one that shows most: a linear one not where it would hide all but a few."""
+    if look.scale is not Scale.AUTO:
+        return look.scale
+    exploded = bool(numbers) and max(map(abs, numbers)) / _EXPLODED > median_low(map(abs, numbers))
+    return Scale.LOG if auto is Scale.LINEAR and exploded else auto
 
 
 def linear_threshold(numbers: Sequence[float]) -> float:
@@ -233,7 +248,7 @@ def linear_threshold(numbers: Sequence[float]) -> float:
         return 1e-6
     # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
     # Beside what has exploded, what was usual before is to be seen, too.
-    below = min(max(numbers) * 10.0**-_SYMLOG_DECADES, float(np.median(numbers)) * _SYMLOG_SHARE)
+    below = min(max(numbers) * 10.0**-_SYMLOG_DECADES, median_low(numbers) * _SYMLOG_SHARE)
     smallest = max(min(numbers), below, 1e-40)
     return float(10.0 ** math.floor(math.log10(smallest)))
 

@@ -327,7 +327,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Ch
         try:
             page = Page(browser, address_of(viewer))
             assert page.find("#controls").get_attribute("open") is None
-            page.find("summary").click()
+            page.find("#controls summary").click()
             for view in ("overview", "layers", "param"):
                 page.open_view(view)
                 wait_until(lambda view=view: view in page.asked().get("view", ["overview"]), 20)  # type: ignore[misc]
