@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import median_low
+from statistics import median_high, median_low
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +67,8 @@ _SYMLOG_DECADES, _SYMLOG_SHARE = 8, 1e-2
 # The linear part is at least such a share of the decades; and so far from the usual ones a number has exploded.
 _LINEAR_SHARE, _EXPLODED = 8, 1e6
 _LARGEST = 1e306
+# With the margins of an axis of hundreds of decades, numbers beyond this would overflow.
+_FAR = 1e200
 # Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
 RAW, _FLAG = "as logged", "finding"
 # Up to so many points, each gets a marker, and none is smoothed.
@@ -225,7 +227,7 @@ def set_scale(axes: Axes, look: Look, numbers: Sequence[float | None], auto: Sca
         sizes = [abs(number) for number in there if number]
         threshold = linear_threshold(sizes)
         # Over many decades the linear part is so high that its own ticks have room.
-        height = math.log10(max(sizes, default=1.0) / threshold) / _LINEAR_SHARE
+        height = (math.log10(max(sizes, default=threshold)) - math.log10(threshold)) / _LINEAR_SHARE
         axes.set_yscale("symlog", linthresh=threshold, linscale=max(1.0, height))
         locator = axes.yaxis.get_major_locator()
         assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
@@ -238,7 +240,7 @@ def chosen(look: Look, numbers: Sequence[float], auto: Scale) -> Scale:
     """The scale that is asked for, or the one that shows most: a linear one not where it would hide all but a few."""
     if look.scale is not Scale.AUTO:
         return look.scale
-    exploded = bool(numbers) and max(map(abs, numbers)) / _EXPLODED > median_low(map(abs, numbers))
+    exploded = bool(numbers) and max(map(abs, numbers)) / _EXPLODED > median_high(map(abs, numbers))
     return Scale.LOG if auto is Scale.LINEAR and exploded else auto
 
 
@@ -248,7 +250,9 @@ def linear_threshold(numbers: Sequence[float]) -> float:
         return 1e-6
     # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
     # Beside what has exploded, what was usual before is to be seen, too.
-    below = min(max(numbers) * 10.0**-_SYMLOG_DECADES, median_low(numbers) * _SYMLOG_SHARE)
+    below = max(numbers) * 10.0**-_SYMLOG_DECADES
+    if max(numbers) < _FAR:
+        below = min(below, median_low(numbers) * _SYMLOG_SHARE)
     smallest = max(min(numbers), below, 1e-40)
     return float(10.0 ** math.floor(math.log10(smallest)))
 
