@@ -204,7 +204,8 @@ def test_what_a_training_reads_of_its_own_run_it_does_not_keep(s3: Server) -> No
     run = new_run(s3.uri(), 3)
     close_run(run)
     kept = sorted(remote._copies().rglob("*"))
-    tracer.attach(mlp(), run, resume=True).close()
+    with pytest.warns(tracer.TracerWarning, match="another model"):
+        tracer.attach(mlp(), run, resume=True).close()
     merge(run, "extremes", 0)
     assert len(all_parts(run, "extremes")) == 1
     assert sorted(remote._copies().rglob("*")) == kept
