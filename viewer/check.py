@@ -116,6 +116,7 @@ def _witnesses(runs: Sequence[str], limits: "Limits") -> dict[str, "Witness"]:
 def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Checked":
     """What is found of runs; ``failed`` gets the reason why one of several cannot be read, which is said, too."""
     from tracer.log.run import LogError, open_run
+    from viewer.status import plain
 
     found = {}
     for name, witness in witnesses.items():
@@ -129,7 +130,7 @@ def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Che
             if len(witnesses) == 1:
                 raise
             failed[name] = str(error)
-            print(f"viewer: {error}", file=sys.stderr)
+            print(f"viewer: {plain(str(error))}", file=sys.stderr)
             continue
         found[name] = evidence, witness.findings
     return found
@@ -142,10 +143,11 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     from tracer.log.run import LogError, holds_run
     from viewer.findings import Severity
     from viewer.follow import Waker
+    from viewer.status import plain
 
     for name, witness in witnesses.items():
         if not holds_run(witness.path):
-            print(f"viewer: {name} holds no run yet: waiting for it", file=sys.stderr)
+            print(f"viewer: {plain(name)} holds no run yet: waiting for it", file=sys.stderr)
     waker = Waker()
     found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
     said = set()

@@ -278,8 +278,11 @@ class Runs:
                 raise
             found = self._found
         self.names = tuple(name for name, _ in found)
-        for path in self._witnesses.keys() - {path for _, path in found}:
-            self._witnesses.pop(path, None)
+        there = {path for _, path in found}
+        # Copied at once: other threads share them.
+        for path in list(self._witnesses):
+            if path not in there:
+                self._witnesses.pop(path, None)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW and len(wanted) > 1:
             wanted = sorted(wanted, key=lambda key: began(key[1]))[-1:]

@@ -79,20 +79,21 @@ def no_step(evidence: Evidence, limits: Limits) -> list[Finding]:
     courses = evidence.courses
     unended = next((event for event in evidence.events if event.kind == "unended"), None)
     if courses is None and evidence.over:
-        severity, words = Severity.WARNING, "No step was recorded until the end"
+        severity, title, sentence = Severity.WARNING, "No step", "No step was recorded until the end."
     elif courses is not None and unended is not None and courses.ends.max() <= unended.step:
-        severity, words = Severity.ERROR, "There are gradients, and no optimizer has updated these parameters yet"
+        severity, title = Severity.ERROR, "No update"
+        sentence = "There are gradients, and no optimizer has updated these parameters: all of it counts as one step."
     else:
         return []
     return [
         Finding(
             "no_step",
-            "No update" if severity is Severity.ERROR else "No step",
+            title,
             severity,
             None,
             0,
             evidence.last_step,
-            f"{words}: all of it counts as one step." if severity is Severity.ERROR else f"{words}.",
+            sentence,
             "See whether optimizer.step() is called, and whether the optimizer holds this model's parameters; a loop "
             "that updates them itself calls trace.step() after each update.",
         )
