@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -557,12 +560,13 @@ for child in children:
 """
 
 
-def reopened_together(run: Place, count: int) -> list[str]:
-    """What so many processes say that reopen a run at the same moment."""
+@contextmanager
+def reopening(run: Place, count: int) -> Iterator[list[str]]:
+    """What so many processes say that reopen a run at the same moment, and live until the end of the block."""
     command = [sys.executable, "-c", REOPENS, str(run), str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        return [process.stdout.readline().strip() for _ in range(count)]
+        yield [process.stdout.readline().strip() for _ in range(count)]
 
 
 def assert_one_goes_on(run: Place, said: Sequence[str]) -> None:
@@ -584,7 +588,70 @@ def test_of_those_who_reopen_a_rank_one_has_it(tmp_path: Path, was: str) -> None
             close_run(run)
         elif was == "stopped":
             age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
-        assert_one_goes_on(run, reopened_together(run, 6))
+        with reopening(run, 6) as said:
+            assert_one_goes_on(run, said)
+
+
+class OthersOs:
+    """``os`` as tracer/log/store.py sees it, while another process does something right before one of our calls.
+
+    Args:
+        call: The number of that call, from 1 on.
+        other: What the other process does.
+    """
+
+    def __init__(self, call: int, other: Callable[[], object]) -> None:
+        self.left = call
+        self._other = other
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(os, name)
+        if not callable(function):
+            return function
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.left -= 1
+            if not self.left:
+                self._other()
+            return function(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("was", ["closed", "stopped", "killed"])
+def test_a_rank_that_another_reopens_while_we_look_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
+) -> None:
+    """Whichever of our looks another process reopens a rank before, it has the rank, and we are told its name."""
+    lock = "reopening-r00000.lock"
+    tried = 0
+    with contextlib.ExitStack() as alive:
+        for call in itertools.count(1):
+            run = new_run(tmp_path / f"run{call}")
+            with another_process() as pid:
+                written_by(run, socket.gethostname(), pid)
+            if was == "closed":
+                close_run(run)
+            elif was == "stopped":
+                age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
+            said: list[str] = []
+
+            def other(run: Path = run, said: list[str] = said) -> None:
+                if lock not in store.names(run / "staging"):
+                    said += alive.enter_context(reopening(run, 1))
+
+            with monkeypatch.context() as ours:
+                ours.setattr(store, "os", OthersOs(call, other))
+                with contextlib.suppress(LogError):
+                    reopen_rank(run, 0)
+                    said.append(f"{os.getpid()} goes on")
+            if is_ours(run):
+                # Before this call it was our turn, so that nobody else was let in.
+                assert said == [f"{os.getpid()} goes on"]
+                break
+            assert said == [writer_of(run).replace(f"{socket.gethostname()} ", "") + " goes on"]
+            tried += 1
+    assert tried > 5
 
 
 @pytest.mark.parametrize("alive", [False, True])

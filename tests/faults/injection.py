@@ -16,7 +16,7 @@ from tracer.hooks import Tap
 
 # Every call of ``os`` that tracer/log/store.py makes.
 CALLS = frozenset(
-    "close fdopen fstat fsync link lstat makedirs open replace scandir stat unlink utime write".split()  # noqa: SIM905
+    "close fdopen fstat fsync link lstat makedirs mkdir open replace scandir stat unlink utime write".split()  # noqa: SIM905
 )
 # Those whose result somebody has to give back.
 _GIVES = {"fdopen", "open", "scandir"}

@@ -15,7 +15,7 @@ from tests.logs import close_run, extremes, publish_next
 from tests.logs import new_run as new_local_run
 from tests.remote.conftest import Server
 from tests.remote.runs import begin, new_run, steps_of
-from tests.test_run import assert_one_goes_on, reopened_together
+from tests.test_run import assert_one_goes_on, reopening
 from tests.training import loss_of, mlp
 from tracer.log import remote, store
 from tracer.log.parts import all_parts, list_parts, merge, problem, publish
@@ -196,7 +196,8 @@ def test_of_those_who_reopen_a_rank_far_away_one_has_it(s3: Server) -> None:
     run = new_run(s3.uri())
     for _ in range(3):
         close_run(run)
-        assert_one_goes_on(run, reopened_together(run, 3))
+        with reopening(run, 3) as said:
+            assert_one_goes_on(run, said)
 
 
 def test_what_a_training_reads_of_its_own_run_it_does_not_keep(s3: Server) -> None:

@@ -235,7 +235,8 @@ def reopen_rank(path: Place, rank: int) -> None:
         raise _written_by(path, seen[0])
     with _turn(path, rank):
         now = _beat_of(heartbeat)
-        if now[0] and now != seen:
+        # Who has reopened it since made the heartbeat its own first, and took back the closed mark then.
+        if now[0] and (now != seen or (closed and not _closed(path, rank))):
             raise _written_by(path, now[0])
         store.remove(heartbeat)
         beat(path, rank)
