@@ -4,6 +4,7 @@ Like ``viewer.grid`` it takes in rows as they come, by the million, and halves i
 holds counts, sums, smallest and largest numbers, so that merging cells loses nothing that it holds.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 _CELLS, _COLUMNS = 600_000, 512
 # So many rows are held in memory at once, and so many are worked on, which fit into a processor's cache.
-_READ_ROWS, _PIECE_ROWS = 1_000_000, 20_000
+_READ_ROWS, _PIECE_ROWS = 500_000, 20_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 
@@ -165,15 +166,23 @@ class Tracks:
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows."""
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
-        for offset in range(0, rows.select(pl.len()).collect().item(), _READ_ROWS):
+        for offset in itertools.count(0, _READ_ROWS):
             frame = wanted.slice(offset, _READ_ROWS).collect()
+            columns = self._columns(frame)
             with np.errstate(over="ignore", invalid="ignore"):
-                for piece in frame.iter_slices(_PIECE_ROWS):
-                    self._absorb(piece)
+                for begin in range(0, frame.height, _PIECE_ROWS):
+                    self._absorb([column[begin : begin + _PIECE_ROWS] for column in columns])
+            if frame.height < _READ_ROWS:
+                break
 
-    def _absorb(self, frame: pl.DataFrame) -> None:
-        params = self._numbered(frame["param"])
-        rows = _sorted(frame, params)
+    def _columns(self, frame: pl.DataFrame) -> list[npt.NDArray[Any]]:
+        """The columns of rows: parameter's number, rank, step, whether there is a value, a gradient, the extremes."""
+        there = [_present(frame[name]) for name in ("value_min", "grad_min")]
+        extremes = [_numbers(frame[name]) for name in STATISTICS]
+        return [self._numbered(frame["param"]), frame["rank"].to_numpy(), frame["step"].to_numpy(), *there, *extremes]
+
+    def _absorb(self, columns: Sequence[npt.NDArray[Any]]) -> None:
+        rows = _sorted(*columns)
         self._make_room(int(rows.step.min()), int(rows.step.max()))
         bins = rows.step // self._width - self._first_bin
         np.maximum.at(self._ends, bins, rows.step)
@@ -193,7 +202,7 @@ class Tracks:
         for name in names.cast(pl.String):
             self._number_of.setdefault(name, len(self._number_of))
         codes = names.to_physical().to_numpy()
-        number_of_code = np.zeros(int(codes.max()) + 1, np.int64)
+        number_of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int64)
         number_of_code[codes] = [self._number_of[name] for name in names.cast(pl.String)]
         numbers: Integers = number_of_code[params.to_physical().to_numpy()]
         return numbers
@@ -338,10 +347,16 @@ class Tracks:
         )
 
 
-def _sorted(frame: pl.DataFrame, params: Integers) -> _Rows:
-    step = frame["step"].to_numpy()
-    ranks, rank = frame["rank"].unique().to_numpy(), frame["rank"].to_numpy()
-    key = params if len(ranks) == 1 else params * len(ranks) + np.searchsorted(np.sort(ranks), rank)
+def _sorted(
+    params: Integers,
+    rank: Integers,
+    step: Integers,
+    has_value: npt.NDArray[np.bool_],
+    has_grad: npt.NDArray[np.bool_],
+    *extremes: Floats,
+) -> _Rows:
+    ranks = np.unique(rank)
+    key = params if len(ranks) == 1 else params * len(ranks) + np.searchsorted(ranks, rank)
     # Integers of two bytes are sorted by their digits, in no time.
     order = np.argsort(key.astype(np.min_scalar_type(int(key.max()))), kind="stable")
     groups = np.flatnonzero(np.diff(key[order], prepend=-1))
@@ -349,8 +364,8 @@ def _sorted(frame: pl.DataFrame, params: Integers) -> _Rows:
     back[groups[1:] - 1] = False
     if back.any():
         order = np.lexsort((step, key))
-    low, high, grad_low, grad_high = (_numbers(frame[name])[order] for name in STATISTICS)
-    has_value, has_grad = (_present(frame[name])[order] for name in ("value_min", "grad_min"))
+    has_value, has_grad = has_value[order], has_grad[order]
+    low, high, grad_low, grad_high = (numbers[order] for numbers in extremes)
     value = np.stack([low, high])
     no_value = ~np.isfinite(low + high)
     # The sum of two large numbers may overflow, and is no NaN for it.

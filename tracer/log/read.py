@@ -219,6 +219,8 @@ def _mistaken(part: Part) -> str | None:
     return f"cannot be decoded: polars would read {', '.join(wrong)}" if wrong else None
 
 
+# Enough for the parts that are looked at before they are read.
+@functools.lru_cache(maxsize=1 << 12)
 def _columns(part: Part) -> pl.Schema:
     return pl.scan_parquet(part.file(), glob=False).collect_schema()
 
