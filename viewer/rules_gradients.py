@@ -102,8 +102,10 @@ def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[
     """The first and last bin in which a gradient stayed above its median before, and how far."""
     high, mean = courses.grad_high[:, number], courses.grad_mean[:, number]
     there = np.flatnonzero(mean > 0)
-    for at, place in enumerate(there[2:], 2):
-        before = float(np.median(mean[there[:at]]))
+    # A median is no less than the least of its numbers, which is known sooner.
+    lowest = np.minimum.accumulate(mean[there])[1:-1]
+    for at in np.flatnonzero(high[there[2:]] > np.maximum(limits["exploding.factor"] * lowest, least)) + 2:
+        place, before = there[at], float(np.median(mean[there[:at]]))
         down = there[at:][mean[there[at:]] <= limits["exploding.factor"] / 10 * before]
         if not high[place] > max(limits["exploding.factor"] * before, least) or place in down[:1]:
             continue
