@@ -69,6 +69,7 @@ def check(
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Another threshold, as vanishing.threshold=1e-8; may be repeated."),
     ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="One rank's number: only what it wrote.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay with live runs: until the first error, or until all have ended.")
     ] = False,
@@ -83,14 +84,14 @@ def check(
         limits = with_limits(rule or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    witnesses = _witnesses(runs or (), limits)
+    witnesses = _witnesses(runs or (), limits, rank)
     failed: dict[str, str] = {}
     found = _followed(witnesses, quiet=as_json) if follow else _checked(witnesses, failed)
     if as_json:
         those: list[object] = [_plain(name, *each) for name, each in found.items()]
         print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
     else:
-        _print(found)
+        _print(found, "" if rank is None else f", rank {rank}")
     severities = {finding.severity for _, those in found.values() for finding in those}
     if Severity.ERROR in severities:
         raise typer.Exit(_ERRORS)
@@ -100,7 +101,7 @@ def check(
         raise typer.Exit(_WARNINGS)
 
 
-def _witnesses(runs: Sequence[str], limits: "Limits") -> dict[str, "Witness"]:
+def _witnesses(runs: Sequence[str], limits: "Limits", rank: int | None) -> dict[str, "Witness"]:
     """A witness of each run that is meant, by its name."""
     from tracer.log.run import LogError, holds_run, newest_run, runs_in
     from tracer.log.store import at
@@ -110,7 +111,7 @@ def _witnesses(runs: Sequence[str], limits: "Limits") -> dict[str, "Witness"]:
     if not given:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
-    return {str(path): Witness(path, limits) for path in paths}
+    return {str(path): Witness(path, limits, rank) for path in paths}
 
 
 def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Checked":
@@ -126,6 +127,7 @@ def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Che
             while evidence is None:
                 open_run(witness.path)
                 evidence = witness.refresh()
+            _check_rank(witness)
         except (LogError, OSError) as error:
             if len(witnesses) == 1:
                 raise
@@ -134,6 +136,15 @@ def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Che
             continue
         found[name] = evidence, witness.findings
     return found
+
+
+def _check_rank(witness: "Witness") -> None:
+    from tracer.log.run import LogError, rank_states
+
+    there = rank_states(witness.path)
+    if witness.rank is not None and witness.rank not in there:
+        words = f"there are {', '.join(map(str, there))}" if there else "none has written yet"
+        raise LogError(f"{witness.path} has no rank {witness.rank}: {words}")
 
 
 def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
@@ -168,6 +179,7 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                 if evidence is None:
                     continue
                 if evidence.over:
+                    _check_rank(witness)
                     # Each watch is a thread, and a folder may hold hundreds of runs that have ended.
                     waker.forget(witness.folders)
                 found[name] = evidence, witness.findings
@@ -208,17 +220,17 @@ def _number(number: object) -> object:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _print(found: "Checked") -> None:
+def _print(found: "Checked", part: str) -> None:
     from rich.console import Console
 
     # Where the locale knows no lines and dots, question marks are better than an end.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(highlight=False)
-    for each in _tables(found):
+    for each in _tables(found, part):
         console.print(each)
 
 
-def _tables(found: "Checked") -> Iterator["RenderableType"]:
+def _tables(found: "Checked", part: str = "") -> Iterator["RenderableType"]:
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -228,7 +240,7 @@ def _tables(found: "Checked") -> Iterator["RenderableType"]:
     for name, (evidence, those) in found.items():
         late = "" if evidence.complete else "; its last rows are still to arrive"
         where = f"at step {evidence.last_step:,}" if evidence.courses or evidence.curves else "without a step"
-        how = f"{plain(name)}: {STATE_WORDS[evidence.state]} {where}{late}"
+        how = f"{plain(name)}{part}: {STATE_WORDS[evidence.state]} {where}{late}"
         if not those:
             yield Text(f"{how}; nothing found")
             continue

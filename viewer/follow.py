@@ -264,14 +264,16 @@ class Rows(Generic[Kept]):
     Args:
         run: The run's folder.
         begin: Makes who keeps. Called again where rows that were given out count no longer: it begins anew then.
+        rank: Only this rank's rows; None for those of all.
 
     Attributes:
         kept: Who keeps now.
     """
 
-    def __init__(self, run: Place, begin: Callable[[], Kept]) -> None:
+    def __init__(self, run: Place, begin: Callable[[], Kept], rank: int | None = None) -> None:
         self._run = run
         self._make = begin
+        self._rank = rank
         self._begin(Attempts())
 
     def _begin(self, attempts: Attempts) -> None:
@@ -295,6 +297,8 @@ class Rows(Generic[Kept]):
         return any(new)
 
     def _take(self, table: str, rows: pl.LazyFrame) -> None:
+        if self._rank is not None:
+            rows = rows.filter(pl.col("rank") == self._rank)
         if table == "events":
             self._attempts.note(rows)
         else:

@@ -233,7 +233,7 @@ class Runs:
         look: What is to be seen of them. Only the overview shows several: other views show the one begun last.
         only: A regular expression: only those runs in whose folder's name it is found.
         poll_seconds: Look so often instead of waiting for events of the file system.
-        witnesses: Those who know runs' findings, by folder, where several share them.
+        witnesses: Those who know runs' findings, by folder and rank (None: all), where several share them.
         limits: The thresholds of findings.
 
     Attributes:
@@ -246,7 +246,7 @@ class Runs:
         look: Look | None = None,
         only: str = "",
         poll_seconds: float | None = None,
-        witnesses: dict[Place, Witness] | None = None,
+        witnesses: dict[tuple[Place, int | None], Witness] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.paths = tuple(paths)
@@ -280,9 +280,9 @@ class Runs:
         self.names = tuple(name for name, _ in found)
         there = {path for _, path in found}
         # Copied at once: other threads share them.
-        for path in list(self._witnesses):
-            if path not in there:
-                self._witnesses.pop(path, None)
+        for each in list(self._witnesses):
+            if each[0] not in there:
+                self._witnesses.pop(each, None)
         wanted = [key for key in found if self.look.run in ("", key[0])]
         if self.look.view is not View.OVERVIEW and len(wanted) > 1:
             wanted = sorted(wanted, key=lambda key: began(key[1]))[-1:]
@@ -315,7 +315,8 @@ class Runs:
         """
         changed = False
         for key in self._unexamined & self._shown.keys() if self.look.findings else ():
-            witness = self._witnesses.setdefault(key[1], Witness(key[1], self._limits))
+            rank = self.look.only_rank
+            witness = self._witnesses.setdefault((key[1], rank), Witness(key[1], self._limits, rank))
             # Who holds it reads the same, which is there next time.
             if witness.lock.acquire(blocking=False):
                 try:
@@ -333,7 +334,7 @@ class Runs:
         return tuple(self._shown.values()) if changed else None
 
     def _known(self, key: tuple[str, Place]) -> tuple[Finding, ...]:
-        witness = self._witnesses.get(key[1]) if self.look.findings else None
+        witness = self._witnesses.get((key[1], self.look.only_rank)) if self.look.findings else None
         return () if witness is None or witness.run_id != self._lives[key].run_id else witness.findings
 
     @property
@@ -407,7 +408,7 @@ def check_names(look: Look, snapshots: Sequence[Snapshot]) -> None:
         LogError: no rank, statistic or parameter has such a name; the words say which there are.
     """
     ranks_there = sorted({rank for snapshot in snapshots for rank in snapshot.ranks})
-    if ranks_there and look.rank.isdigit() and int(look.rank) not in ranks_there:
+    if ranks_there and look.only_rank is not None and look.only_rank not in ranks_there:
         raise LogError(f"there is no rank {look.rank}: there are {', '.join(map(str, ranks_there))}")
     layers, statistics = snapshots[0].layers, snapshots[0].statistics
     drawn = layers is not None and ((layers.magnitudes >= 0).any() or layers.nonfinite.any())

@@ -84,6 +84,11 @@ class Look:
         matching([], self.params)
 
     @property
+    def only_rank(self) -> int | None:
+        """The one rank that is shown; None for all."""
+        return int(self.rank) if self.rank.isdigit() else None
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """What of a run has to be read: where two looks agree in this, they can be drawn from the same history."""
         only = {View.OVERVIEW: "", View.LAYERS: self.statistic, View.PARAM: self.param}[self.view]

@@ -80,6 +80,8 @@ _NOTICE_LINES, _NOTICE_LENGTH = 2, 140
 _FINDING_LINES, _FINDING_LENGTH = 4, 100
 # Flags that would cover each other are one: nearer than such a share of the run.
 _FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.04, 3, 0.94
+# What happened more often is marked the first time only: so many lines would hide the curves.
+_TIMES_MARKED = 10
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
@@ -368,7 +370,7 @@ def colour_of(look: Look, finding: Finding) -> str:
 
 @dataclass(frozen=True)
 class Flag:
-    """The numbers of findings that began at about the same step, and how the worst of them looks."""
+    """The numbers of findings whose marks are at about the same step, and how the worst of them looks."""
 
     x: float
     numbers: str
@@ -392,7 +394,7 @@ def flags(look: Look, found: Sequence[tuple[int, Finding, float]], length: float
     made = []
     for group in groups:
         group.sort(key=lambda each: each[0])
-        numbers = [str(number) for number, _, _ in group]
+        numbers = list(dict.fromkeys(str(number) for number, _, _ in group))
         words = ",".join([*numbers[:_FLAG_NUMBERS], *(["…"] if len(numbers) > _FLAG_NUMBERS else [])])
         made.append(Flag(group[0][2], words, colour_of(look, group[0][1])))
     return made
@@ -411,10 +413,15 @@ def draw_flag(
 
 
 def _begun(look: Look, snapshots: Sequence[Snapshot]) -> list[tuple[int, Finding, float]]:
-    """The number of each finding that is noticed, and where on the x axis it began."""
+    """The number of each finding that is noticed, and where on the x axis it began, or happened each time."""
     found = noticed(snapshots, look)
-    places = [(number, finding, _place(look, snapshot, finding.first_step)) for number, snapshot, finding in found]
-    return [(number, finding, x) for number, finding, x in places if x is not None]
+    steps = [(number, snapshot, each, step) for number, snapshot, each in found for step in _marked_steps(each)]
+    places = [(number, each, _place(look, snapshot, step)) for number, snapshot, each, step in steps]
+    return [(number, each, x) for number, each, x in places if x is not None]
+
+
+def _marked_steps(finding: Finding) -> Sequence[int]:
+    return finding.steps if 0 < len(finding.steps) <= _TIMES_MARKED else (finding.first_step,)
 
 
 def flags_of(look: Look, snapshots: Sequence[Snapshot]) -> list[Flag]:
@@ -425,7 +432,7 @@ def flags_of(look: Look, snapshots: Sequence[Snapshot]) -> list[Flag]:
 
 
 def draw_findings(axes: Axes, look: Look, snapshots: Sequence[Snapshot], numbered: bool) -> list[Artist]:
-    """A line across the panel where each finding began, and on it, if it is asked for, its number."""
+    """A line across the panel where each finding began or happened, and on it, if it is asked for, its number."""
     artists: list[Artist] = []
     # The worst comes first, and is to be in front.
     for x, finding in {x: finding for _, finding, x in reversed(_begun(look, snapshots))}.items():

@@ -101,6 +101,7 @@ class Finding:
         numbers: Those that decided.
         params: All parameters that have it.
         over: Whether it was seen and is no longer there.
+        steps: Each step where it happened, of what happens at single steps; none of what lasts.
     """
 
     kind: str
@@ -114,6 +115,7 @@ class Finding:
     numbers: Mapping[str, Number] = field(default_factory=dict)
     params: tuple[str, ...] = ()
     over: bool = False
+    steps: tuple[int, ...] = ()
 
 
 Rule = Callable[[Evidence, Limits], list[Finding]]

@@ -1,6 +1,10 @@
 """Rules on the log itself: what it lacks, so that silence elsewhere is not taken for health."""
 
-from viewer.evidence import Evidence
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from viewer.evidence import Event, Evidence
 from viewer.rule import Finding, Limits, Severity
 
 _NOTED = {
@@ -10,7 +14,10 @@ _NOTED = {
     ),
     "paused": ("Not all steps measured", "Not all steps are measured"),
     "failed": ("A part of the trace failed", "The trace goes on without a part of it"),
+    "resumed": ("Resumed", "The job was started again and went on with this run"),
+    "restored": ("Restored from a checkpoint", "The training went on from a checkpoint"),
 }
+_RESTARTS = ("resumed", "restored")
 
 
 def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
@@ -101,27 +108,44 @@ def no_step(evidence: Evidence, limits: Limits) -> list[Finding]:
 
 
 def noted(evidence: Evidence, limits: Limits) -> list[Finding]:
-    """What the trace itself said: that it measures more or less often, does not measure, or goes on without a part."""
+    """What the trace itself said: how often it measures, that it goes on without a part, or that it was restarted."""
     found = []
+    restarts = _lasting(evidence.events)
     for kind, (title, words) in _NOTED.items():
-        events = [event for event in evidence.events if event.kind == kind]
+        events = [event for event in (restarts if kind in _RESTARTS else evidence.events) if event.kind == kind]
         names = tuple(dict.fromkeys(event.param for event in events if event.param))
         if events:
+            steps = sorted({event.step for event in events})
+            # Each rank tells of the same.
+            times = max(Counter(event.rank for event in events).values())
+            often = f", the last of {times:,} times" if times > 1 else ""
             found.append(
                 Finding(
                     kind,
                     title,
                     Severity.NOTE,
                     names[0] if names else None,
-                    events[0].step,
-                    events[-1].step,
-                    f"{words}: {events[-1].detail}.",
+                    steps[0],
+                    steps[-1],
+                    f"{words}: {events[-1].detail}{often}.",
                     "",
-                    {"times": len(events)},
+                    {"times": times},
                     names,
+                    steps=tuple(steps) if kind in _RESTARTS else (),
                 )
             )
     return found
+
+
+def _lasting(events: Sequence[Event]) -> list[Event]:
+    """The restarts that show in the run: no later one of the same rank went back before their step."""
+    earliest: dict[int, float] = {}
+    found = []
+    for event in reversed(events):
+        if event.kind in _RESTARTS and event.step <= earliest.get(event.rank, math.inf):
+            earliest[event.rank] = event.step
+            found.append(event)
+    return found[::-1]
 
 
 def ended(evidence: Evidence, limits: Limits) -> list[Finding]:

@@ -103,7 +103,8 @@ def noticed(snapshots: Sequence[Snapshot], look: Look) -> list[tuple[int, Snapsh
 
 def _concerns(finding: Finding, snapshot: Snapshot, look: Look) -> bool:
     if look.view is View.PARAM:
-        return look.param in finding.params
+        # Every parameter's curves show where the run was restarted.
+        return look.param in finding.params or bool(finding.steps)
     return not look.params or finding.param is None or not set(finding.params).isdisjoint(snapshot.params)
 
 

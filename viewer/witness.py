@@ -22,20 +22,26 @@ from viewer.follow import Progress, Rows
 class Witness:
     """Follows one run for its findings. Several figures share it, whatever they show: it is read once for all of them.
 
+    Of one rank, findings are those of what it wrote, as curves are: of a metric that another one logged, nothing is
+    known. How the run is as a whole, which ranks are silent, and what cannot be read, is so for each of its ranks.
+
     Args:
         path: The run's folder.
         limits: The rules' thresholds.
+        rank: Only this rank's findings; None for those of all.
 
     Attributes:
         folders: Those that have to be watched while the run goes on.
         findings: What is wrong with it, and what was and is over; the worst first.
+        rank: Of which rank they are; None where of all.
         lock: Who shares it holds it for a refresh.
         current: Whether the last refresh read all that there was.
         run_id: Which run the findings are of: after a deleted one, another may be in the same folder.
     """
 
-    def __init__(self, path: Place, limits: Limits = LIMITS) -> None:
+    def __init__(self, path: Place, limits: Limits = LIMITS, rank: int | None = None) -> None:
         self.path = path
+        self.rank = rank
         self.folders = [path, *(path / table for table in Record.tables)]
         self.findings: tuple[Finding, ...] = ()
         self._limits = limits
@@ -69,7 +75,7 @@ class Witness:
             if self._left is not None and self._left == self._leave(now, silent):
                 self.current = True
                 return None
-            self._rows = Rows(self.path, partial(Record, run))
+            self._rows = Rows(self.path, partial(Record, run), self.rank)
         # Where this is interrupted, what was read is not looked at yet.
         seen, self._seen = self._seen, None
         try:
@@ -82,7 +88,7 @@ class Witness:
         if not new and seen == known:
             self._seen = known
             return None
-        summaries = closed_summaries(self.path)
+        summaries = [each for each in closed_summaries(self.path) if self.rank in (None, each["rank"])]
         evidence = self._rows.kept.evidence(
             name=run.name,
             state=now,
