@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
-from tracer.log.run import LogError, beat
+from tracer.log.run import LogError, beat, close_rank
 from tracer.log.store import Place
 from viewer.check import _followed, _tables
 from viewer.evidence import Evidence
@@ -26,7 +26,9 @@ from viewer.witness import Witness
 PARAMS = ("conv.weight", "fc.weight")
 
 
-def rows(steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, attempt: int = 0) -> object:
+def rows(
+    steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, attempt: int = 0, rank: int = 0
+) -> pa.Table:
     """Extremes of two parameters whose values move: NaN in these steps, the second's gradient missing."""
     values: dict[str, list[float | None]] = {name: [] for name in ("value_min", "value_max", "grad_min", "grad_max")}
     for step in steps:
@@ -35,7 +37,7 @@ def rows(steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, at
             grad = None if unused and param == "fc.weight" else math.nan if step in bad else 0.1
             for name, number in zip(values, (-size, size, grad and -grad, grad), strict=True):
                 values[name].append(number)
-    return extremes(steps, PARAMS, values, attempt=attempt)
+    return extremes(steps, PARAMS, values, rank, attempt)
 
 
 def written(path: Path, bad: Sequence[int] = (), unused: bool = False) -> Path:
@@ -266,8 +268,60 @@ def test_steps_that_were_made_again_count_once(tmp_path: Path, how: str) -> None
     publish_next(run, "extremes", rows(range(15, 30), attempt=1))
     evidence = witness.refresh()
     assert evidence is not None
-    assert (findings(evidence), witness.findings) == ([], ())
-    assert kinds(run) == []
+    assert [[finding.kind for finding in each] for each in (findings(evidence), witness.findings)] == [[how]] * 2
+    assert kinds(run) == [how]
+
+
+def test_a_restart_is_no_failure(tmp_path: Path) -> None:
+    """It is said, with each of its steps, and the code is that of a healthy run, with --strict, too."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(20)))
+    publish_next(run, "events", events([20], "resumed", attempt=1))
+    publish_next(run, "events", events([10], "restored", detail="step 20 -> step 10", attempt=1))
+    publish_next(run, "extremes", rows(range(10, 40), attempt=1))
+    close_run(run, 39)
+    code, said, complained = view(tmp_path, "check", "run", "--strict")
+    assert (code, complained, "checkpoint: step 20 -> step 10." in " ".join(said.split())) == (0, "", True)
+    code, said, _ = view(tmp_path, "check", "run", "--json")
+    (found,) = json.loads(said)[0]["findings"]
+    assert (code, found["kind"], found["steps"]) == (0, "restored", [10])
+
+
+def two_ranks(path: Path) -> Path:
+    """A closed run of which rank 0 is healthy, and has logged the loss; rank 1 got a NaN and died of an exception."""
+    run = written(path)
+    beat(run, 1)
+    publish_next(run, "extremes", rows(range(30), bad=[7], rank=1), rank=1)
+    close_rank(run, 1, {"last_step": 29, "reason": "ValueError: no", "rows_dropped": {"extremes": 5}})
+    return run
+
+
+def test_one_rank_is_checked_as_the_viewer_shows_it(tmp_path: Path) -> None:
+    """What it wrote decides: its rows, how it ended and what it dropped; not what others did."""
+    two_ranks(tmp_path / "run")
+    found = {}
+    for rank in ("", "--rank 0", "--rank 1"):
+        code, said, _ = view(tmp_path, "check", "run", "--json", *rank.split())
+        found[rank] = code, {each["kind"]: each["sentence"] for each in json.loads(said)[0]["findings"]}
+    assert {rank: (code, sorted(kinds)) for rank, (code, kinds) in found.items()} == {
+        "": (2, ["dropped", "ended", "nonfinite"]),
+        "--rank 0": (0, []),
+        "--rank 1": (2, ["dropped", "ended", "nonfinite"]),
+    }
+    # As in its curves, there is no loss that only rank 0 has logged.
+    assert ["the loss was finite" in found[rank][1]["nonfinite"] for rank in ("", "--rank 1")] == [True, False]
+    assert "run, rank 0: closed at step 29; nothing found" in view(tmp_path, "check", "run", "--rank", "0")[1]
+    assert "run, rank 1: closed at step 29" in view(tmp_path, "check", "run", "--rank", "1")[1]
+
+
+@pytest.mark.parametrize("follow", ["", "--follow"])
+def test_a_rank_that_is_not_there_is_not_healthy(tmp_path: Path, follow: str) -> None:
+    """Its name was mistyped: that is an error, with those that there are."""
+    two_ranks(tmp_path / "run")
+    code, said, complained = view(tmp_path, "check", "run", "--rank", "2", *follow.split())
+    assert (code, said, "run has no rank 2: there are 0, 1" in complained) == (3, "", True), complained
+    code, _, complained = view(tmp_path, "check", "run", "--rank", "spread", *follow.split())
+    assert (code, "--rank" in complained) == (3, True)
 
 
 def test_a_damaged_part_and_a_silent_rank_are_findings(tmp_path: Path) -> None:

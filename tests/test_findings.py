@@ -545,6 +545,39 @@ def test_what_the_log_lacks_is_said() -> None:
     assert "3 rows" in only(made(healthy(), events=events[:1]), "dropped").sentence
 
 
+def test_a_restart_is_noted_with_its_steps() -> None:
+    """One note for resumed, one for restored: how often, each step, what was said last; all ranks tell of the same."""
+    told = [(100, "resumed"), (150, "resumed"), (150, "restored"), (180, "restored")]
+    events = [Event(step, rank, kind, None, f"what {step}") for rank in (0, 1) for step, kind in told]
+    found = findings(made(healthy(), events=tuple(events)))
+    assert [(each.kind, each.severity, each.steps, each.first_step, each.last_step) for each in found] == [
+        ("resumed", Severity.NOTE, (100, 150), 100, 150),
+        ("restored", Severity.NOTE, (150, 180), 150, 180),
+    ]
+    assert [(each.numbers, each.param, each.over) for each in found] == [({"times": 2}, None, False)] * 2
+    assert found[1].sentence == "The training went on from a checkpoint: what 180, the last of 2 times."
+    once = only(made(healthy(), events=tuple(events[:1])), "resumed")
+    assert once.sentence == "The job was started again and went on with this run: what 100."
+
+
+@pytest.mark.parametrize(
+    ("told", "lasting"),
+    [
+        ([(140, 0, "resumed"), (100, 0, "restored")], {"restored": (100,)}),
+        ([(90, 0, "resumed"), (100, 0, "restored")], {"resumed": (90,), "restored": (100,)}),
+        ([(100, 0, "restored"), (100, 0, "restored"), (100, 0, "restored")], {"restored": (100,)}),
+        ([(140, 0, "restored"), (180, 0, "resumed"), (150, 0, "restored")], {"restored": (140, 150)}),
+        ([(140, 0, "resumed"), (100, 1, "restored")], {"resumed": (140,), "restored": (100,)}),
+    ],
+)
+def test_a_restart_that_a_later_one_went_back_before_is_not_noted(
+    told: list[tuple[int, int, str]], lasting: dict[str, tuple[int, ...]]
+) -> None:
+    """What is shown no longer has it: as of a job that began behind its checkpoint, and then loaded that."""
+    events = tuple(Event(step, rank, kind, None, "") for step, rank, kind in told)
+    assert {each.kind: each.steps for each in findings(made(healthy(), events=events))} == lasting
+
+
 @pytest.mark.parametrize(
     ("given", "severity"),
     [

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+import tracer
+import viewer
 from tests.figures import canvas, check_contrast, check_texts, entries
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.test_check import PARAMS, rows, written
+from tests.training import loss_of, mlp
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
+from tracer.log.run import beat, close_rank
 from tracer.log.store import Place
 from viewer.history import Curve
 from viewer.live import Runs, Snapshot, until_closed
@@ -96,11 +101,11 @@ def test_what_is_over_stays_as_history(tmp_path: Path) -> None:
 def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
     """Whoever opens another view has the findings at once; while another reads, nobody waits for it."""
     run = written(tmp_path / "run", bad=[7])
-    witnesses: dict[Place, Witness] = {}
+    witnesses: dict[tuple[Place, int | None], Witness] = {}
     first, second = (Runs([run], Look(view), witnesses=witnesses) for view in (View.OVERVIEW, View.LAYERS))
     all_shown(first)
-    witnesses[run] = Witness(run)
-    with witnesses[run].lock:
+    witnesses[run, None] = Witness(run)
+    with witnesses[run, None].lock:
         assert first.examine() is None
     assert titles(first.examine()) == [["nonfinite"]]
     assert titles(all_shown(second)) == [["nonfinite"]]
@@ -118,7 +123,7 @@ def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> No
     publish_next(run, "events", events([30], "resumed", attempt=1))
     publish_next(run, "extremes", rows(range(30, 40), bad=[35], attempt=1))
     all_shown(runs)
-    assert titles(runs.examine()) == [["nonfinite", "unused"]]
+    assert titles(runs.examine()) == [["nonfinite", "resumed", "unused"]]
     runs.close()
 
 
@@ -132,13 +137,46 @@ def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
     publish_next(run, "events", events([10], "resumed", attempt=1))
     publish_next(run, "extremes", rows(range(10, 40), unused=True, attempt=1))
     witness.refresh()
-    assert [each.kind for each in witness.findings] == []
+    assert [each.kind for each in witness.findings] == ["resumed"]
     for kind in ("before", "after"):
         witness.findings += (finding(kind, last_step=30 if kind == "before" else 35),)
     publish_next(run, "events", events([35], "resumed", attempt=2))
     publish_next(run, "extremes", rows(range(35, 40), attempt=2))
     witness.refresh()
-    assert [(each.kind, each.over) for each in witness.findings] == [("before", True)]
+    assert [(each.kind, each.over) for each in witness.findings] == [("resumed", False), ("before", True)]
+    assert witness.findings[0].steps == (10, 35)
+
+
+def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> None:
+    """While that is loaded, it was resumed behind the last step; afterwards that is no history."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witness = Witness(run)
+    publish_next(run, "extremes", rows(range(30)))
+    publish_next(run, "events", events([30], "resumed", attempt=1))
+    witness.refresh()
+    assert [(each.kind, each.steps) for each in witness.findings] == [("resumed", (30,))]
+    publish_next(run, "events", events([20], "restored", attempt=1))
+    publish_next(run, "extremes", rows(range(20, 40), attempt=1))
+    witness.refresh()
+    assert [(each.kind, each.steps, each.over) for each in witness.findings] == [("restored", (20,), False)]
+
+
+def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:
+    """A real one: killed behind its checkpoint, it goes on from there; resumed without one, behind its last step."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for begin, end in ((0, 30), (20, 40), (40, 50)):
+        with tracer.attach(model, tmp_path / "run", resume=True) as trace:
+            if begin == 20:
+                trace.load_state_dict({"step": begin})
+            for _ in range(begin, end):
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                optimizer.step()
+    witness = Witness(tmp_path / "run")
+    witness.refresh()
+    assert [(each.kind, each.steps) for each in witness.findings] == [("restored", (20,)), ("resumed", (40,))]
+    assert "step 30 -> step 20" in witness.findings[0].sentence
 
 
 def test_findings_are_looked_for_again_where_reading_was_interrupted(tmp_path: Path) -> None:
@@ -212,6 +250,78 @@ def test_a_run_that_is_unreadable_for_a_moment_is_examined_later(tmp_path: Path)
     (run / "run.json").write_text(content)
     assert titles(runs.examine()) == [["nonfinite"]]
     runs.close()
+
+
+def of_two_ranks(path: Path) -> Path:
+    """A run whose rank 0 has a parameter without a gradient, and whose rank 1 has a NaN; both were restarted apart."""
+    run = written(path, unused=True)
+    beat(run, 1)
+    publish_next(run, "extremes", rows(range(30), bad=[7], rank=1), rank=1)
+    publish_next(run, "events", events([5], "resumed", rank=0))
+    publish_next(run, "events", events([6], "restored", rank=1), rank=1)
+    return run
+
+
+def test_findings_are_those_of_the_rank_that_is_shown(tmp_path: Path) -> None:
+    """As curves are: in each view, with the numbers that are in all views; how far ranks are apart is of all."""
+    run = of_two_ranks(tmp_path / "run")
+    for rank, kinds in (
+        ("0", ["unused", "resumed"]),
+        ("1", ["nonfinite", "restored"]),
+        # A parameter that one of them uses is not unused.
+        ("merged", ["nonfinite", "resumed", "restored"]),
+        ("spread", ["nonfinite", "resumed", "restored"]),
+    ):
+        for look in (Look(each, rank=rank, param="fc.weight") for each in View):
+            numbered = noticed([watched(run, look)], look)
+            assert [(number, each.kind) for number, _, each in numbered] == list(enumerate(kinds, 1))
+
+
+def test_ranks_that_are_looked_at_in_turns_are_not_mixed_up(tmp_path: Path) -> None:
+    """Who shares what is known of a run has that of the rank he looks at, also where another one was read before."""
+    run = of_two_ranks(tmp_path / "run")
+    witnesses: dict[tuple[Place, int | None], Witness] = {}
+    for look, known, kinds in (
+        (Look(rank="0"), False, ["unused", "resumed"]),
+        (Look(rank="1"), False, ["nonfinite", "restored"]),
+        (Look(), False, ["nonfinite", "resumed", "restored"]),
+        (Look(View.LAYERS, rank="1"), True, ["nonfinite", "restored"]),
+    ):
+        runs = Runs([run], look, witnesses=witnesses)
+        assert titles(all_shown(runs)) == [kinds if known else []]
+        assert titles(runs.examine()) == ([] if known else [kinds])
+        runs.close()
+    assert set(witnesses) == {(run, 0), (run, 1), (run, None)}
+
+
+def test_a_rank_keeps_its_history_where_another_begins_again(tmp_path: Path) -> None:
+    """What is over stays, unless the rank that is looked at abandons its steps itself."""
+    run = of_two_ranks(tmp_path / "run")
+    (run / "closed-r00000.json").unlink()
+    witness = Witness(run, rank=0)
+    witness.refresh()
+    witness.findings += (finding("gone", last_step=20),)
+    publish_next(run, "events", events([10], "restored", rank=1, attempt=1), rank=1)
+    publish_next(run, "extremes", rows(range(30, 35)))
+    witness.refresh()
+    assert ("gone", True) in [(each.kind, each.over) for each in witness.findings]
+    publish_next(run, "events", events([10], "restored", attempt=1))
+    witness.refresh()
+    assert "gone" not in [each.kind for each in witness.findings]
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "Never a gradient"), ("1", "NaN or infinity in the gradient")])
+def test_every_surface_says_what_is_wrong_with_the_rank(tmp_path: Path, rank: str, said: str) -> None:
+    """The terminal, a file and a notebook's figure."""
+    run = of_two_ranks(tmp_path / "run")
+    close_rank(run, 1, {"last_step": 29})
+    lines = view(tmp_path, "run", "--text", "--rank", rank)[1]
+    view(tmp_path, "run", "--save", "a.svg", "--rank", rank)
+    titled = viewer.figure(run, rank=int(rank)).texts[0].get_text()
+    for words in (lines, (tmp_path / "a.svg").read_text(), titled):
+        assert [each in words for each in ("Never a gradient", "NaN or infinity in the gradient")] == [
+            each == said for each in ("Never a gradient", "NaN or infinity in the gradient")
+        ]
 
 
 def test_following_yields_runs_with_their_findings(tmp_path: Path) -> None:
@@ -346,6 +456,34 @@ def test_findings_of_about_the_same_step_have_one_flag() -> None:
     shown.update([snapshot(*near)], NOW)
     assert flags(shown.figure.axes[0]) == {"2,3,4,…": (12, 0.94), "1": (28, 0.94)}
     assert sorted(lines(shown.figure.axes[0])) == [12, 28]
+
+
+@pytest.mark.parametrize(("times", "marked"), [(3, [3, 6, 9]), (10, [*range(3, 31, 3)]), (11, [3])])
+def test_each_restart_is_marked_unless_there_are_many(tmp_path: Path, times: int, marked: list[int]) -> None:
+    """A line at each of ten crosses curves, also one parameter's; of more, the first says for all how often."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(100)))
+    for each in range(1, times + 1):
+        publish_next(run, "events", events([3 * each], "resumed"))
+    for look, shown in (
+        (Look(), Overview(canvas(), Look())),
+        (Look(View.PARAM, param="fc.weight"), Parameter(canvas(), Look(View.PARAM, param="fc.weight"))),
+    ):
+        shown.update([watched(run, look)], NOW)
+        shown.figure.canvas.draw()
+        assert [sorted(lines(axes)) for axes in shown.figure.axes] == [marked] * len(shown.figure.axes)
+        assert set(flags(shown.figure.axes[0])) == {"1"}
+        check_texts(shown.figure)
+    (said,) = finding_words([watched(run, Look())], Look())
+    assert said == f"[1] note, steps 3 to {3 * times}: Resumed"
+
+
+def test_restarts_that_are_near_each_other_have_one_flag() -> None:
+    """Their number stands on it once."""
+    shown = Overview(canvas(), Look())
+    shown.update([snapshot(finding("a", 12, steps=(12, 12, 13)), finding("b", 13))], NOW)
+    texts = [text.get_text() for text in shown.figure.axes[0].texts if text.get_bbox_patch() is not None]
+    assert texts == ["1,2"]
 
 
 def test_a_parameter_is_marked_with_its_own(tmp_path: Path) -> None:
