@@ -568,6 +568,7 @@ def test_a_restart_is_noted_with_its_steps() -> None:
         ([(100, 0, "restored"), (100, 0, "restored"), (100, 0, "restored")], {"restored": (100,)}),
         ([(140, 0, "restored"), (180, 0, "resumed"), (150, 0, "restored")], {"restored": (140, 150)}),
         ([(140, 0, "resumed"), (100, 1, "restored")], {"resumed": (140,), "restored": (100,)}),
+        ([(140, 1, "resumed"), (100, 0, "restored")], {"resumed": (140,), "restored": (100,)}),
     ],
 )
 def test_a_restart_that_a_later_one_went_back_before_is_not_noted(

@@ -60,7 +60,9 @@ def watch(
     scale: Annotated[
         Scale, typer.Option(help="The y axes; auto: linear for metrics, symlog for extremes.")
     ] = Scale.AUTO,
-    rank: Annotated[str, typer.Option(help="One rank's number; spread: how far ranks are apart.")] = MERGED,
+    rank: Annotated[
+        str, typer.Option(help="One rank's number, for curves and findings; spread: how far ranks are apart.")
+    ] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
     findings: Annotated[bool, typer.Option(help="Say and mark what is wrong with the runs.")] = True,
     rule: Annotated[
