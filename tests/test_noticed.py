@@ -162,7 +162,7 @@ def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> 
 
 
 def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:
-    """A real one: killed behind its checkpoint, it goes on from there; resumed without one, behind its last step."""
+    """A real one that ended behind its checkpoint goes on from there; resumed without one, behind its last step."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     for begin, end in ((0, 30), (20, 40), (40, 50)):
