@@ -287,6 +287,19 @@ def test_a_restart_is_no_failure(tmp_path: Path) -> None:
     assert (code, found["kind"], found["steps"]) == (0, "restored", [10])
 
 
+def test_a_crowd_of_ranks_hides_no_restart(tmp_path: Path) -> None:
+    """Of many ranks that were resumed often, the last time is known, too."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(20)))
+    witness = Witness(run)
+    for steps in (range(18), [18]):
+        for rank in range(60):
+            publish_next(run, "events", events(steps, "resumed", rank=rank), rank=rank)
+        witness.refresh()
+    (found,) = witness.findings
+    assert (found.steps, found.numbers["times"]) == (tuple(range(19)), 19)
+
+
 def two_ranks(path: Path) -> Path:
     """A closed run of which rank 0 is healthy, and has logged the loss; rank 1 got a NaN and died of an exception."""
     run = written(path)

@@ -102,6 +102,7 @@ def test_the_first_nonfinite_gradient_in_backward_order_is_named() -> None:
     order = Event(0, 0, "order", None, json.dumps(["layer2", "layer5"]))
     assert only(made(rows, events=(order,)), "nonfinite").param == "layer2"
     assert only(made(rows, metrics={"loss": [NAN] * 200}), "nonfinite").numbers["loss_finite"] is False
+    assert "loss_finite" not in only(made(rows), "nonfinite").numbers
 
 
 @pytest.mark.parametrize("detail", ["", "[", "7", "[7]", "{}"])

@@ -18,7 +18,7 @@ from viewer.tracks import Courses, Integers, Tracks
 
 # A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
-# Of each kind of event so many are kept.
+# Of each kind of event of a rank so many are kept.
 _EVENTS = 1000
 _LARGEST_SIZE = 1 << 48
 
@@ -174,7 +174,7 @@ class Record:
         self._tracks = Tracks(list(self._described), width=stride)
         self._metrics = History()
         self._events: list[Event] = []
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, int]] = Counter()
 
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
         """Take in rows of one of the tables."""
@@ -188,8 +188,8 @@ class Record:
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
             event = Event(*row)
-            self._counts[event.kind] += 1
-            if self._counts[event.kind] <= _EVENTS:
+            self._counts[event.kind, event.rank] += 1
+            if self._counts[event.kind, event.rank] <= _EVENTS:
                 self._events.append(event)
 
     def evidence(self, **how: Any) -> Evidence:

@@ -283,8 +283,8 @@ class History:
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
         """Take in rows of one of the tables."""
         bins = self._bins[table]
-        if self._look.rank.isdigit():
-            rows = rows.filter(pl.col("rank") == int(self._look.rank))
+        if self._look.only_rank is not None:
+            rows = rows.filter(pl.col("rank") == self._look.only_rank)
         if self._look.view is View.PARAM or self._look.params:
             # How far the run is does not depend on what of it is shown.
             step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)

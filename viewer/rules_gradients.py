@@ -54,7 +54,7 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
             "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
             {
                 "what": what,
-                "loss_finite": finite_loss,
+                **({"loss_finite": finite_loss} if known_loss or not finite_loss else {}),
                 "at_once": at_once,
                 "reached": len(reached),
                 "parameters": len(courses.params),
