@@ -19,7 +19,7 @@ from tracer.log.run import LogError, beat, close_rank
 from tracer.log.store import Place
 from viewer.check import _followed, _tables
 from viewer.evidence import Evidence
-from viewer.findings import findings
+from viewer.findings import LIMITS, THRESHOLDS, findings
 from viewer.follow import Progress
 from viewer.witness import Witness
 
@@ -96,6 +96,14 @@ def test_what_cannot_be_checked_has_a_code_of_its_own(tmp_path: Path, arguments:
     (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
     code, said, complained = view(tmp_path, "check", *arguments.split())
     assert (code, said, words in complained) == (3, "", True), complained
+
+
+def test_every_threshold_is_listed(tmp_path: Path) -> None:
+    """A table of what ``--rule`` takes, without a run; as JSON where asked."""
+    code, said, _ = view(tmp_path, "check", "--rules")
+    assert (code, [name for name in THRESHOLDS if f"│ {name} " not in said]) == (0, [])
+    code, said, _ = view(tmp_path, "check", "--rules", "--json")
+    assert (code, {each["name"]: each["default"] for each in json.loads(said)}) == (0, LIMITS)
 
 
 def test_one_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:

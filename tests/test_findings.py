@@ -2,17 +2,20 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+import viewer.findings
 from tests.logs import extremes
 from tracer.log.run import State
 from viewer.evidence import Event, Evidence, Param
-from viewer.findings import ON_PARAMS, RULES, Finding, Severity, findings, with_limits
+from viewer.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, Finding, Severity, findings, with_limits
 from viewer.history import Curve
 from viewer.tracks import Tracks
 
@@ -639,6 +642,17 @@ def test_every_threshold_can_be_changed() -> None:
         with_limits(["vanishing.treshold=1"])
     with pytest.raises(ValueError, match=r"write dead\.rows=100"):
         with_limits(["dead.rows=many"])
+    with pytest.raises(ValueError, match="try `viewer check --rules`"):
+        with_limits(["?=1"])
+
+
+def test_a_threshold_is_named_after_the_finding_that_it_decides() -> None:
+    """Who is told of ``dead`` finds ``dead.rows``; each threshold is used, and says what it means and why."""
+    rules = "".join(path.read_text() for path in Path(viewer.findings.__file__).parent.glob("rules_*.py"))
+    kinds = set(re.findall(r'(?:on_params|inding)\(\s*"(\w+)"', rules))
+    assert {name.partition(".")[0] for name in THRESHOLDS} <= kinds
+    assert set(re.findall(r"""limits\[["']([\w.]+)["']\]""", rules)) == set(THRESHOLDS) == set(LIMITS)
+    assert all(each.meaning and each.source for each in THRESHOLDS.values())
 
 
 def test_strides_and_folds_leave_rules_as_they_are() -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
 # Covers file systems that give no events, and notices that a run has ended.
 _RESCAN_SECONDS = 2.0
+_MEASURED = "measured: between small trainings with and without the illness, far from both"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 _EPILOG = """
@@ -36,6 +37,7 @@ What people need:
     viewer check runs/a runs/b --json                for machines
     viewer check runs/a --strict                     in CI: warnings count, too
     viewer check runs/a --rule vanishing.threshold=1e-8
+    viewer check --rules                             every threshold, and what it means
     viewer check runs/a --follow || scancel $ID      stays with a live run, ends at the first error
 
 Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, or the command line is
@@ -67,9 +69,10 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="End with code 1 where there are warnings.")] = False,
     rule: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="Another threshold, as vanishing.threshold=1e-8; may be repeated."),
+        typer.Option(metavar="NAME=NUMBER", help="Another threshold, as dead.rows=500; may be repeated; see --rules."),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="One rank's number: only what it wrote.")] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="List every threshold and what it means, and end.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay with live runs: until the first error, or until all have ended.")
     ] = False,
@@ -80,6 +83,9 @@ def check(
     """
     from viewer.findings import Severity, with_limits
 
+    if rules:
+        _list_thresholds(as_json)
+        return
     try:
         limits = with_limits(rule or ())
     except ValueError as error:
@@ -91,7 +97,7 @@ def check(
         those: list[object] = [_plain(name, *each) for name, each in found.items()]
         print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
     else:
-        _print(found, "" if rank is None else f", rank {rank}")
+        _print(_tables(found, "" if rank is None else f", rank {rank}"))
     severities = {finding.severity for _, those in found.values() for finding in those}
     if Severity.ERROR in severities:
         raise typer.Exit(_ERRORS)
@@ -99,6 +105,21 @@ def check(
         raise typer.Exit(_UNCHECKED)
     if strict and Severity.WARNING in severities:
         raise typer.Exit(_WARNINGS)
+
+
+def _list_thresholds(as_json: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from viewer.findings import THRESHOLDS
+
+    if as_json:
+        print(json.dumps([{"name": name} | dataclasses.asdict(each) for name, each in THRESHOLDS.items()], indent=1))
+        return
+    table = Table("--rule", "default", "a finding where …", caption=_MEASURED)
+    for name, each in THRESHOLDS.items():
+        table.add_row(name, f"{each.default:g}", Text(each.meaning).append(f"\nwhy: {each.source}", "dim"))
+    _print([table])
 
 
 def _witnesses(runs: Sequence[str], limits: "Limits", rank: int | None) -> dict[str, "Witness"]:
@@ -220,13 +241,13 @@ def _number(number: object) -> object:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _print(found: "Checked", part: str) -> None:
+def _print(tables: Iterable["RenderableType"]) -> None:
     from rich.console import Console
 
     # Where the locale knows no lines and dots, question marks are better than an end.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(highlight=False)
-    for each in _tables(found, part):
+    for each in tables:
         console.print(each)
 
 

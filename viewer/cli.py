@@ -67,7 +67,7 @@ def watch(
     findings: Annotated[bool, typer.Option(help="Say and mark what is wrong with the runs.")] = True,
     rule: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="Another threshold, as vanishing.threshold=1e-8; may be repeated."),
+        typer.Option(metavar="NAME=NUMBER", help="Another threshold of findings; `viewer check --rules` lists all."),
     ] = None,
     web: Annotated[bool, typer.Option("--web", help="A page for the browser, with every control.")] = False,
     port: Annotated[

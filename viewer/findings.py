@@ -4,9 +4,20 @@ import numpy as np
 
 from viewer import rules_gradients, rules_log, rules_metrics, rules_values
 from viewer.evidence import Evidence
-from viewer.rule import LIMITS, Finding, Limits, ParamRule, Rule, Severity, with_limits
+from viewer.rule import LIMITS, THRESHOLDS, Finding, Limits, ParamRule, Rule, Severity, with_limits
 
-__all__ = ["LIMITS", "ON_PARAMS", "RULES", "Finding", "Limits", "Severity", "findings", "rank", "with_limits"]
+__all__ = [
+    "LIMITS",
+    "ON_PARAMS",
+    "RULES",
+    "THRESHOLDS",
+    "Finding",
+    "Limits",
+    "Severity",
+    "findings",
+    "rank",
+    "with_limits",
+]
 
 ON_PARAMS: tuple[ParamRule, ...] = (
     rules_gradients.nonfinite,

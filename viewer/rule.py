@@ -18,63 +18,141 @@ from viewer.tracks import Courses, Floats, Integers
 Limits = Mapping[str, float]
 Number = float | int | str | bool
 
-# Every threshold, and where it comes from. "Measured" means: between the trainings with and without the illness in
-# tests/test_illnesses.py, far from both. Where a number of rows is needed, one of each rank counts as one.
-LIMITS: Limits = {
-    # Healthy gradients stay within two decades of their own median (measured).
-    "exploding.factor": 1e3,
-    # Where anybody clips gradients, it is to about 1 (Pascanu et al. 2013); what is left of a target of some thousands,
-    # squared, stays below this.
-    "exploding.largest": 1e6,
-    "exploding.rows": 3,
-    # Each sigmoid passes on a quarter at most (Glorot & Bengio 2010), and torch's own initial weights halve it: five
-    # layers of that lie between the thirds that are compared. Healthy models stay above 1e-2 (measured).
-    "vanishing.threshold": 1e-4,
-    "vanishing.layers": 6,
-    "vanishing.rows": 20,
-    # The dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps.
-    "dead.rows": 100,
-    "unused.rows": 20,
-    # Outside the band means: so many times what it is before and after it.
-    "spike.factor": 100,
-    # Initial weights are at most about 1 in every initialisation of torch.nn.init; trained ones seldom beyond 10.
-    "exploding_weight.largest": 100,
-    "drifting.rows": 1000,
-    "drifting.growth": 2,
-    "drifting.largest": 10,
-    "unchanged.rows": 100,
-    # Against the bounds of He et al. (2015), to which those of Glorot & Bengio (2010) are close; defaults of torch.nn
-    # are within a factor of four.
-    "badly_scaled.factor": 10,
-    "badly_scaled.small": 100,
-    # Where all classes are learnt, the lower end is up to 2.6 times as far from 0 as the upper one (measured).
-    "output_bias.factor": 4,
-    "output_bias.least": 0.5,
-    "output_bias.rows": 50,
-    # Of two extremes that move at random, a quarter of the rows turn both.
-    "oscillating.share": 0.8,
-    "oscillating.rows": 50,
-    "oscillating.update": 1e-2,
-    # cs231n's rule of thumb is about 1e-3 for the size of an update against that of the weights.
-    "update.large": 1e-1,
-    "update.small": 1e-7,
-    "update.rows": 50,
-    # After so many logged numbers a training that learns shows it.
-    "loss_flat.numbers": 200,
-    "loss_flat.share": 0.98,
-    "loss_diverging.factor": 2,
-    "loss_diverging.numbers": 20,
-    # Validation's least loss is noisy where a validation set is small.
-    "overfitting.factor": 1.3,
-    "overfitting.numbers": 5,
-    "at_chance.factor": 1.3,
-    "at_chance.numbers": 200,
-    # A power of two for each step of the exponent: three are a factor of eight, which gradients vary by anyway.
-    "headroom.bits": 3,
-    "headroom.rows": 20,
-    # A scale that is searched for skips a few steps at first, and then one in 2,000 (torch.amp.GradScaler).
-    "skipping.rows": 20,
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number that decides whether there is a finding: of the kind that its name begins with.
+
+    Attributes:
+        default: The number, unless a user gives another.
+        meaning: What it says.
+        source: Where it comes from, or why it is not another one.
+    """
+
+    default: float
+    meaning: str
+    source: str
+
+
+# Where a number of measured steps is needed, the rows of all ranks at a step count as one.
+THRESHOLDS: Mapping[str, Threshold] = {
+    "exploding.factor": Threshold(
+        1e3,
+        "a gradient's largest element is so many times its own median until then",
+        "measured: healthy gradients stay within two decades of their own median",
+    ),
+    "exploding.largest": Threshold(
+        1e6,
+        "or is larger than this",
+        "where anybody clips gradients, it is to about 1 (Pascanu et al. 2013); what is left of a target of some "
+        "thousands, squared, stays below",
+    ),
+    "exploding.rows": Threshold(3, "for so many measured steps, unless NaN follows", "one or two are a spike"),
+    "vanishing.threshold": Threshold(
+        1e-4,
+        "gradients of the first third of the layers are less than this share of those of the last third",
+        "each sigmoid passes on a quarter at most (Glorot & Bengio 2010), and torch's own initial weights halve it: "
+        "five layers of that lie between the thirds; measured: healthy models stay above 1e-2",
+    ),
+    "vanishing.layers": Threshold(6, "the model has so many layers at least", "two in each third"),
+    "vanishing.rows": Threshold(20, "for so many measured steps, and half of them all", "a few steps prove nothing"),
+    "dead.rows": Threshold(
+        100,
+        "the gradient is exactly 0 for so many measured steps, others are not",
+        "the dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps",
+    ),
+    "unused.rows": Threshold(
+        20, "never a gradient in so many measured steps, while others have one", "a few steps prove nothing"
+    ),
+    "spike.factor": Threshold(
+        100, "a gradient is so many times what it is before and after", "as for exploding.factor"
+    ),
+    "exploding_weight.largest": Threshold(
+        100,
+        "an element is larger than this, and than so many times the largest at the start",
+        "initial weights are at most about 1 in every initialisation of torch.nn.init; trained ones seldom beyond 10",
+    ),
+    "drifting.rows": Threshold(1000, "weights grow for so many measured steps", "an end would show by then"),
+    "drifting.growth": Threshold(2, "in the later half of them so many times", "a choice"),
+    "drifting.largest": Threshold(
+        10, "to so many times what they were at the start", "as for exploding_weight.largest"
+    ),
+    "unchanged.rows": Threshold(
+        100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"
+    ),
+    "badly_scaled.factor": Threshold(
+        10,
+        "initial weights are so many times larger than their shape asks for",
+        "against the bound of He et al. (2015), to which that of Glorot & Bengio (2010) is close; the defaults of "
+        "torch.nn are within a factor of four",
+    ),
+    "badly_scaled.small": Threshold(100, "or so many times smaller", "as for badly_scaled.factor"),
+    "output_bias.factor": Threshold(
+        4,
+        "the lower end of the last bias is so many times as far from 0 as the upper one",
+        "measured: where all classes are learnt, up to 2.6 times",
+    ),
+    "output_bias.least": Threshold(0.5, "and so far from 0 at least", "near 0 a factor says nothing"),
+    "output_bias.rows": Threshold(50, "for so many measured steps", "a few steps prove nothing"),
+    "oscillating.share": Threshold(
+        0.8,
+        "both extremes turn back in this share of the measured steps",
+        "of two that move at random, a quarter of the steps turn both",
+    ),
+    "oscillating.rows": Threshold(50, "for so many of them", "a few steps prove nothing"),
+    "oscillating.update": Threshold(
+        1e-2, "and move by more than this share of their size", "ten times cs231n's rule of thumb for updates"
+    ),
+    "update_large.share": Threshold(
+        1e-1,
+        "the extremes of a weight move in a step by more than this share of their size",
+        "cs231n's rule of thumb is about 1e-3 for the size of an update against that of the weights",
+    ),
+    "update_large.rows": Threshold(50, "for so many measured steps", "a few steps prove nothing"),
+    "update_small.share": Threshold(
+        1e-7, "the extremes of a weight move, and never by more than this share", "as for update_large.share"
+    ),
+    "update_small.rows": Threshold(50, "in so many measured steps", "a few steps prove nothing"),
+    "loss_flat.steps": Threshold(
+        200, "the loss has been logged for so many steps", "after so many, a training that learns shows it"
+    ),
+    "loss_flat.share": Threshold(
+        0.98,
+        "and still is above this share of what it began with, up to loss_diverging.factor times it",
+        "two per cent may be noise",
+    ),
+    "loss_diverging.factor": Threshold(
+        2, "the loss ends above so many times what it began with", "more than the noise of batches"
+    ),
+    "loss_diverging.steps": Threshold(20, "after it has been logged for so many steps", "a few steps prove nothing"),
+    "overfitting.factor": Threshold(
+        1.3,
+        "the validation's loss is so many times its least, while that of training falls",
+        "the least one is noisy where a validation set is small",
+    ),
+    "overfitting.numbers": Threshold(5, "of so many logged numbers at least", "as for overfitting.factor"),
+    "at_chance.factor": Threshold(
+        1.3, "an accuracy stays below so many times that of guessing", "more than the noise of batches"
+    ),
+    "at_chance.steps": Threshold(200, "for so many steps", "as for loss_flat.steps"),
+    "overflow.bits": Threshold(
+        3,
+        "an extreme is so few powers of two below the largest number of its dtype",
+        "three are a factor of eight, which gradients vary by anyway",
+    ),
+    "underflow.bits": Threshold(
+        3,
+        "a gradient's extremes are so few powers of two above the smallest number of full precision",
+        "as for overflow.bits",
+    ),
+    "underflow.rows": Threshold(20, "for so many measured steps", "a few steps prove nothing"),
+    "skipping.steps": Threshold(
+        20,
+        "a GradScaler has skipped so many steps without a break",
+        "a scale that is searched for skips a few steps at first, and then one in 2,000 (torch.amp.GradScaler)",
+    ),
 }
+LIMITS: Limits = {name: threshold.default for name, threshold in THRESHOLDS.items()}
 
 
 class Severity(StrEnum):
@@ -132,8 +210,8 @@ def with_limits(given: Sequence[str]) -> Limits:
     for each in given:
         name, _, number = (part.strip() for part in each.partition("="))
         if name not in limits:
-            near = difflib.get_close_matches(name, limits, n=3, cutoff=0.5) or sorted(limits)
-            raise ValueError(f"there is no threshold {name!r}: try {', '.join(near)}")
+            near = difflib.get_close_matches(name, limits, n=3, cutoff=0.5)
+            raise ValueError(f"there is no threshold {name!r}: try {', '.join([*near, '`viewer check --rules`'])}")
         try:
             limits[name] = float(number)
         except ValueError:

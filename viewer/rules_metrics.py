@@ -32,7 +32,7 @@ def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Finding]:
 def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that is no lower after many steps than at the beginning."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve) < limits["loss_flat.numbers"]:
+    if curve is None or _span(curve) < limits["loss_flat.steps"]:
         return []
     means = _finite(curve.mean)
     if len(means) < 8 or not means.any():
@@ -59,7 +59,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Finding]:
 def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
     """A loss that ends far above what it began with."""
     curve = _main(evidence.losses)
-    if curve is None or _span(curve) < limits["loss_diverging.numbers"]:
+    if curve is None or _span(curve) < limits["loss_diverging.steps"]:
         return []
     means = np.array(curve.mean)
     there = np.flatnonzero(np.isfinite(means))
@@ -81,8 +81,8 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Finding]:
             Severity.ERROR,
             curve,
             first,
-            f"{curve.name} diverges: {begun:.4g} at the beginning, {now:.4g} lately, above twice the beginning since "
-            f"step {first:,}.",
+            f"{curve.name} diverges: {begun:.4g} at the beginning, {now:.4g} lately, above "
+            f"{limits['loss_diverging.factor']:g} times the beginning since step {first:,}.",
             "Lower the learning rate, warm it up, clip gradients.",
             begun=begun,
             now=now,
@@ -128,7 +128,7 @@ def at_chance(evidence: Evidence, limits: Limits) -> list[Finding]:
     classes = _classes(evidence)
     found = []
     for curve in evidence.accuracies:
-        if classes < 2 or is_validation(curve.name) or _span(curve) < limits["at_chance.numbers"]:
+        if classes < 2 or is_validation(curve.name) or _span(curve) < limits["at_chance.steps"]:
             continue
         means = _finite(curve.mean)
         if len(means) < 8:
@@ -169,7 +169,7 @@ def skipping(evidence: Evidence, limits: Limits) -> list[Finding]:
         return []
     first = int(curve.step[begun])
     count = curve.step[-1] - (int(curve.step[begun - 1]) if begun else -1)
-    if count < limits["skipping.rows"]:
+    if count < limits["skipping.steps"]:
         return []
     return [
         _finding(

@@ -204,15 +204,15 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Fi
 
 def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Weights whose extremes move by far more in a step than the rule of thumb wants."""
-    stretch = longest(courses, (courses.update > limits["update.large"]) & evidence.weights, courses.moved)
+    stretch = longest(courses, (courses.update > limits["update_large.share"]) & evidence.weights, courses.moved)
     return on_params(
         "update_large",
         "Updates too large",
         Severity.WARNING,
         courses,
-        np.flatnonzero(stretch.rows >= limits["update.rows"]),
+        np.flatnonzero(stretch.rows >= limits["update_large.rows"]),
         stretch.steps,
-        f"the extremes move by more than {limits['update.large']:.0%} of their size "
+        f"the extremes move by more than {limits['update_large.share']:.0%} of their size "
         "in a step, where about 0.1 % is usual; for {rows:,.0f} measured steps.",
         "Lower the learning rate, or warm it up.",
         rows=stretch.rows,
@@ -221,17 +221,17 @@ def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[F
 
 def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
-    never_more = evidence.weights & ~(courses.update > limits["update.small"]).any(axis=0)
+    never_more = evidence.weights & ~(courses.update > limits["update_small.share"]).any(axis=0)
     stretch = longest(courses, never_more & (courses.moved > 0), courses.moved)
     return on_params(
         "update_small",
         "Updates tiny",
         Severity.NOTE,
         courses,
-        np.flatnonzero(stretch.rows >= limits["update.rows"]),
+        np.flatnonzero(stretch.rows >= limits["update_small.rows"]),
         stretch.steps,
         "the extremes never moved by more than "
-        f"{limits['update.small']:.0e} of their size in a step, where about 1e-03 is usual.",
+        f"{limits['update_small.share']:.0e} of their size in a step, where about 1e-03 is usual.",
         "Raise the learning rate; see whether gradients vanish before they arrive here.",
         rows=stretch.rows,
     )
@@ -239,7 +239,7 @@ def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[F
 
 def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
     """Extremes within a few bits of the largest number that their dtype can hold."""
-    largest = _ends(evidence)[0] / 2 ** limits["headroom.bits"]
+    largest = _ends(evidence)[0] / 2 ** limits["overflow.bits"]
     # Gradients are recorded without the scale with which they were computed.
     high = courses.size if _scaled(evidence) else np.fmax(courses.size, courses.grad_high)
     stretch = longest(courses, high > largest, courses.rows)
@@ -250,7 +250,7 @@ def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Findi
         courses,
         np.flatnonzero(stretch.rows > 0),
         stretch.steps,
-        f"within {limits['headroom.bits']:g} bits of the largest number of its dtype.",
+        f"within {limits['overflow.bits']:g} bits of the largest number of its dtype.",
         "Use a GradScaler, bfloat16 instead of float16, clip gradients, scale inputs and loss down.",
         rows=stretch.rows,
     )
@@ -260,14 +260,14 @@ def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
     """Gradients within a few bits of the smallest number that their dtype resolves."""
     if _scaled(evidence):
         return []
-    smallest = _ends(evidence)[1] * 2 ** limits["headroom.bits"]
+    smallest = _ends(evidence)[1] * 2 ** limits["underflow.bits"]
     stretch = longest(courses, courses.grad_mean < smallest, courses.grads)
     return on_params(
         "underflow",
         "Close to underflow",
         Severity.NOTE,
         courses,
-        np.flatnonzero(stretch.rows >= limits["headroom.rows"]),
+        np.flatnonzero(stretch.rows >= limits["underflow.rows"]),
         stretch.steps,
         "even the largest elements of the gradient are among the smallest numbers that "
         "its dtype resolves, for {rows:,.0f} measured steps.",
