@@ -24,10 +24,12 @@ from tests.viewing import shown
 from tests.waiting import wait_until
 from tracer.log import store
 from tracer.log.parts import merge
+from tracer.log.read import rows_dropped
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
 from viewer.live import Live, Snapshot
 from viewer.look import Look, View
 from viewer.status import notices
+from viewer.witness import Witness
 
 
 @pytest.fixture
@@ -230,6 +232,19 @@ def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
     close_rank(run, 3, {"last_step": 9, "rows_dropped": {"extremes": 30}})
     closed = shown(live)
     assert (closed.state, closed.dropped) == ("closed", 36)
+
+
+def test_what_was_dropped_before_a_run_was_resumed_counts_too(live: Live) -> None:
+    """A loss counts once: as it is told, or as the mark counts those since the last resume; as in ``tracer info``."""
+    run = new_run(live.path)
+    publish_next(run, "events", events([3], "dropped", detail="5 rows of extremes, 2 rows of metrics"))
+    assert (shown(live).dropped, rows_dropped(run)) == (7, 7)
+    publish_next(run, "events", events([3], "resumed", attempt=1))
+    publish_next(run, "events", events([9], "dropped", detail="30 rows of extremes", attempt=1))
+    close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 31}})
+    evidence = Witness(run).refresh()
+    assert evidence is not None
+    assert (shown(live).dropped, evidence.dropped, rows_dropped(run)) == (38, 38, 38)
 
 
 def test_a_run_of_an_older_tracer_has_no_length(live: Live) -> None:

@@ -61,7 +61,7 @@ class Evidence:
         events: What happened to the trace.
         described: The parameters as ``run.json`` describes them, by name.
         settings: What ``attach`` was told.
-        dropped: How many rows could not be written, as known once the run has closed.
+        dropped: How many rows could not be written, as far as is known.
         reasons: The exceptions that ended ranks.
         silent: The ranks that neither closed nor live.
         problems: What could not be read.

@@ -4,10 +4,11 @@ import contextlib
 import itertools
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import polars as pl
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
@@ -16,7 +17,15 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log import store
 from tracer.log.parts import Part, rows_by_number, with_listing
-from tracer.log.read import UNREADABLE, Attempts, footer_problem, scan_parts, undecodable
+from tracer.log.read import (
+    UNREADABLE,
+    Attempts,
+    all_dropped,
+    dropped_as_told,
+    footer_problem,
+    scan_parts,
+    undecodable,
+)
 from tracer.log.run import State, published_counts
 from tracer.log.store import Place
 
@@ -279,6 +288,7 @@ class Rows(Generic[Kept]):
     def _begin(self, attempts: Attempts) -> None:
         self.kept = self._make()
         self._attempts = attempts
+        self._told: Counter[tuple[int, int]] = Counter()
         # Events first, which say what of the rest counts.
         tables = dict.fromkeys(("events", *self.kept.tables))
         self._followers = {table: Follower(self._run, table) for table in tables}
@@ -305,6 +315,17 @@ class Rows(Generic[Kept]):
             rows = self._attempts.latest(rows)
         if table in self.kept.tables:
             self.kept.absorb(table, rows)
+        # Last, as where one of these fails all of them get the same rows again.
+        if table == "events":
+            self._told.update(dropped_as_told(rows))
+
+    def dropped(self, summaries: Iterable[Mapping[str, Any]]) -> int:
+        """How many rows of the run could not be written, as far as is known.
+
+        Args:
+            summaries: The closed marks of its ranks.
+        """
+        return all_dropped(self._told, summaries)
 
     @property
     def begins(self) -> pl.DataFrame:

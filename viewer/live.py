@@ -59,7 +59,7 @@ class Snapshot:
         last_time: When its newest row was made, likewise; None before the first.
         steps_per_second: Its speed lately; None where that is unknown.
         total_steps: How many steps it will take, where ``attach`` was told.
-        dropped: How many rows could not be written, as known once it has closed.
+        dropped: How many rows could not be written, as far as is known.
         ranks: The ranks that write.
         stopped_ranks: Those that stopped without closing.
         params: The parameters in model order that are to be shown, of ``params_there``.
@@ -198,7 +198,7 @@ class Live:
             last_time=history.last_time,
             steps_per_second=history.steps_per_second(),
             total_steps=run.info["settings"].get("total_steps"),
-            dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in closed),
+            dropped=self._rows.dropped(closed),
             ranks=tuple(states),
             stopped_ranks=tuple(stopped(states)),
             params=shown,

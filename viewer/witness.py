@@ -92,7 +92,7 @@ class Witness:
         evidence = self._rows.kept.evidence(
             name=run.name,
             state=now,
-            dropped=sum(sum(summary.get("rows_dropped", {}).values()) for summary in summaries),
+            dropped=self._rows.dropped(summaries),
             reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),
             silent=silent,
             problems=problems,

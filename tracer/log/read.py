@@ -5,8 +5,8 @@ import itertools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 
@@ -248,18 +248,30 @@ def undecodable(part: Part) -> str | None:
 def rows_dropped(path: Place) -> int:
     """How many rows of a run could not be written, as far as its ranks could tell.
 
-    A rank tells of each loss in ``events``, and in its closed mark how many there were since it was resumed last.
-
     Raises:
         LogError: a closed mark cannot be read.
     """
+    return all_dropped(with_rows(path, "events", dropped_as_told, "all"), closed_summaries(path))
+
+
+def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int]]:
+    """How many rows each rank told in these events to be lost, in each attempt of which there is one."""
     losses_told = pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows")
-    told = with_rows(path, "events", lambda rows: rows.select("rank", "attempt", losses_told).collect(), "all")
-    events: dict[int, dict[int, int]] = {}
-    for rank, attempt, losses in told.iter_rows():
-        counts = events.setdefault(rank, {})
-        counts[attempt] = counts.get(attempt, 0) + sum(int(loss.split()[0]) for loss in losses or ())
-    for summary in closed_summaries(path):
-        counts = events.setdefault(summary["rank"], {})
-        counts[max(counts, default=0)] = sum(summary.get("rows_dropped", {}).values())
-    return sum(sum(counts.values()) for counts in events.values())
+    told: Counter[tuple[int, int]] = Counter()
+    for rank, attempt, losses in events.select("rank", "attempt", losses_told).collect().iter_rows():
+        told[rank, attempt] += sum(int(loss.split()[0]) for loss in losses or ())
+    return told
+
+
+def all_dropped(told: Mapping[tuple[int, int], int], summaries: Iterable[Mapping[str, Any]]) -> int:
+    """How many rows were lost: a closed mark says how many there were since its rank was resumed last, events the rest.
+
+    Args:
+        told: What ``dropped_as_told`` gives of all events.
+        summaries: The closed marks.
+    """
+    dropped = dict(told)
+    for summary in summaries:
+        last = max((attempt for rank, attempt in told if rank == summary["rank"]), default=0)
+        dropped[summary["rank"], last] = sum(summary.get("rows_dropped", {}).values())
+    return sum(dropped.values())
