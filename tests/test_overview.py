@@ -123,6 +123,21 @@ def test_a_metric_that_is_asked_for_is_drawn_and_awaited() -> None:
     assert entries(panels[2]) == ["lr  0.5"]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "not logged yet"),
+        (("loss", "rate"), "not logged yet; there are loss, rate"),
+        (("$x^$",), "not logged yet; there are $x^$"),
+        ("abcdefg", "not logged yet; there are a, b, c and 4 more"),
+    ],
+)
+def test_a_metric_that_is_mistyped_is_told_which_there_are(names: Sequence[str], said: str) -> None:
+    """It may be logged later, or never: the empty panel names those that are there."""
+    panels = drawn(overview("rat"), snapshot(*map(curve, names)))
+    assert [text.get_text() for text in panels[2].texts if text.get_visible()] == [said]
+
+
 def test_the_title_says_what_part_of_a_run_is_shown() -> None:
     """One rank, the spread over ranks, and a filter of parameters stand in the title, whatever the view."""
     run = snapshot(params=("a",), params_there=("a", "b"), ranks=(0, 1))
@@ -622,8 +637,8 @@ def test_a_phone_has_room_for_everything(count: int, x: XAxis) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_there_is_room_for_any_name(name: str, size: tuple[float, float]) -> None:
     """Whatever runs and metrics are called, nothing is cut off or on one another."""
-    shown = overview(f"{name}/acc", size=size)
-    run = snapshot(curve(f"{name} loss", nonfinite=[1]), name=name)
+    shown = overview(f"{name}/acc", "absent", size=size)
+    run = snapshot(curve(f"{name} loss", nonfinite=[1]), curve(f"{name} 1"), curve(f"{name} 2"), name=name)
     several(shown, run, snapshot(curve("acc"), name=f"{name}2"))
     check_texts(shown.figure)
     several(shown, run)

@@ -85,6 +85,8 @@ _TIMES_MARKED = 10
 _DECADES_AN_INCH = 7
 # So many letters of the title, and of a legend above a panel, are an inch.
 _TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
+# Of a note in a panel, beside a legend of long names.
+_NOTE_LETTERS = 60
 # Usual ones are narrower; and what stands before a legend's words is as wide as so many.
 _SMALL_LETTERS, _HANDLE_LETTERS = 18, 4
 # From twice a unit on, time since the beginning is in it.
@@ -165,10 +167,19 @@ def dress(axes: Axes, look: Look, label: str, note: str = "") -> Text:
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_color(colours.ink)
+    note = _fitting(axes, note)
+    text = axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
+    # A metric's name is no formula.
+    text.set_parse_math(False)
+    return text
+
+
+def _fitting(axes: Axes, note: str) -> str:
     figure = axes.get_figure(root=True)
+    letters = _NOTE_LETTERS
     if figure is not None and narrow(figure):
-        note = textwrap.fill(note, int(_TITLE_LETTERS * (figure.get_figwidth() - 1)))
-    return axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
+        letters = int(_TITLE_LETTERS * (figure.get_figwidth() - 1))
+    return textwrap.fill(note, letters)
 
 
 def dress_x(axes: Axes, look: Look) -> None:
@@ -539,6 +550,10 @@ class Panel:
         self._note.set_visible(empty)
         self._drawn = make(self.axes)
         legend(self.axes, self._look, self._drawn, self._legend_above)
+
+    def note(self, note: str) -> None:
+        """Say something else where nothing comes."""
+        self._note.set_text(_fitting(self.axes, note))
 
     def add(self, drawn: Sequence[Artist]) -> None:
         """Keep what was drawn besides until the panel is drawn again."""

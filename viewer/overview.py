@@ -41,6 +41,7 @@ _NOTES = {
     "accuracy": "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
     "metrics": "not logged yet",
 }
+_NAMED = 3
 _LINES = {"max": "-", "min": "--"}
 _WORDS = {"value": "value", "grad": "gradient"}
 
@@ -49,6 +50,15 @@ def panel(name: str) -> str | None:
     """The panel to which a metric belongs by its name: ``"loss"``, ``"accuracy"``, or none."""
     lowered = name.lower()
     return "loss" if "loss" in lowered else "accuracy" if "acc" in lowered else None
+
+
+def _not_logged(snapshots: Sequence[Snapshot]) -> str:
+    """What is said where metrics that were asked for are not there: which there are, as a name may be mistyped."""
+    there = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
+    more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+    return (
+        f"not logged yet{'; there are ' * bool(there)}{', '.join(shortened(name, 20) for name in there[:_NAMED])}{more}"
+    )
 
 
 class Overview:
@@ -104,6 +114,8 @@ class Overview:
         with self._x.updating():
             for name, panel in self._metrics.items():
                 curves = [self._curves(snapshot, name) for snapshot in snapshots]
+                if name == "metrics":
+                    panel.note(_not_logged(snapshots))
                 panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
             for kinds, panel in self._extremes.items():
                 empty = all(snapshot.extremes is None for snapshot in snapshots)
