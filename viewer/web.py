@@ -40,7 +40,7 @@ from viewer.marks import SIZE_INCHES
 from viewer.overview import panel
 from viewer.rule import Finding, Severity
 from viewer.screen import Screen
-from viewer.status import noticed, span
+from viewer.status import noticed, plain, span
 
 # Who comes with a wrong address is told so; the terminal is for those who started this.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
@@ -359,20 +359,21 @@ class Visitor(_Guarded, WebSocketHandler):
 
 
 def _listed(found: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
-    """Findings in words, and how many there are of each severity."""
+    """Findings in words, how many there are of each severity, and that there are more than are listed."""
     counts = Counter(finding.severity for _, _, finding in found)
     listed = [
         {
             "number": number,
             "severity": finding.severity,
-            "where": f"{snapshot.name}, {span(finding)}" if several else span(finding),
-            "sentence": finding.sentence,
+            "where": plain(f"{snapshot.name}, {span(finding)}" if several else span(finding)),
+            "sentence": plain(finding.sentence),
             "advice": finding.advice,
         }
         for number, snapshot, finding in found[:_FINDINGS]
     ]
     words = ", ".join(f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in Severity if counts[each])
-    return {"words": words, "listed": listed}
+    more = f"… and {len(found) - _FINDINGS} more: see `viewer check`" if len(found) > _FINDINGS else ""
+    return {"words": words, "listed": listed, "more": more}
 
 
 def _unique(names: Iterable[str]) -> list[str]:

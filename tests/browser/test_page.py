@@ -293,6 +293,33 @@ def test_findings_are_listed_as_they_arise(tmp_path: Path, browser: Chrome) -> N
         assert viewer.complained() == ""
 
 
+def test_a_list_of_findings_stays_under_the_users_hands(tmp_path: Path, browser: Chrome) -> None:
+    """While findings grow, what is selected and how far the list is scrolled stay; what has no room is counted."""
+    run = some_run(tmp_path / "run")
+    for number in range(31):
+        publish_next(run, "metrics", metrics([9], [math.nan], f"loss_{number}\u202e"))
+    with viewing(tmp_path, "run", "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        page.wait_for("Findings: 31 errors", "#found summary")
+        assert "\u202e" not in page.text("#findings")
+        items = browser.find_elements(By.CSS_SELECTOR, "#findings li")
+        assert (len(items), items[-1].get_attribute("textContent")) == (31, "… and 1 more: see `viewer check`")
+        browser.execute_script("document.getElementById('findings').scrollTop = 200")
+        publish_next(run, "metrics", metrics([10], [math.nan], "loss_0\u202e"))
+        page.wait_for("step 10")
+        wait_until(lambda: "steps 9 to 10" in str(page.find("#findings").get_attribute("textContent")), 20)
+        assert browser.execute_script("return document.getElementById('findings').scrollTop") == 200
+        select = "getSelection().selectAllChildren(document.querySelector('#findings li')); return `${getSelection()}`"
+        selected = browser.execute_script(select)
+        publish_next(run, "metrics", metrics([11], [math.nan], "another_loss"))
+        page.wait_for("Findings: 32 errors", "#found summary")
+        assert browser.execute_script("return `${getSelection()}`") == selected
+        assert "2 more" not in str(page.find("#findings").get_attribute("textContent"))
+        browser.execute_script("getSelection().removeAllRanges()")
+        wait_until(lambda: "2 more" in str(page.find("#findings").get_attribute("textContent")), 20)
+        assert viewer.complained() == ""
+
+
 def test_names_of_a_log_are_text(tmp_path: Path, browser: Chrome) -> None:
     """Markup in the names of runs, parameters and metrics is shown as it is, and nothing of it runs."""
     name, script = "<img src=x onerror=alert(1)>", "</option><script>alert(1)</script>"

@@ -52,6 +52,8 @@ function download(_, format) {
 /* What the server says, by name. */
 const known = {};
 let arrived = false;
+let awaited = false;
+document.addEventListener("selectionchange", () => awaited && show.findings(known.findings));
 addEventListener("popstate", () => figure.send_message("address", { query: location.search.slice(1) }));
 const show = {
   status({ words, failed }) {
@@ -60,14 +62,18 @@ const show = {
     describe();
   },
   notices: (lines) => byId("notices").replaceChildren(...(lines.length ? lines : ["none"]).map((line) => element("li", line))),
-  findings({ words, listed }) {
+  findings({ words, listed, more }) {
+    const [list, selected] = [byId("findings"), getSelection()];
     byId("found").hidden = !listed.length;
     byId("found-words").textContent = `Findings: ${words}`;
-    byId("findings").replaceChildren(...listed.map(({ number, severity, where, sentence, advice }) => {
+    /* What is selected, to be copied, stays until it is let go. */
+    awaited = !selected.isCollapsed && selected.containsNode(list, true);
+    if (awaited) return;
+    list.replaceChildren(...listed.map(({ number, severity, where, sentence, advice }) => {
       const item = element("li", "", { value: number });
       item.append(element("strong", severity, { className: severity }), ` ${where}: ${sentence} `, element("span", advice));
       return item;
-    }));
+    }), ...(more ? [element("li", more, { className: "more" })] : []));
   },
   choices(choices) {
     for (const name of ["run", "rank", "statistic"]) {
