@@ -7,14 +7,15 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.logs import close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
+from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
-from tracer.log.run import LogError
-from viewer.live import Reader, Runs, Snapshot
+from tracer.log.run import LogError, beat
+from viewer.live import Reader, Runs, Snapshot, until_closed
 from viewer.look import Look, View
 
 Opening = Callable[..., Runs]
@@ -50,6 +51,27 @@ def later(run: Path, than: Path) -> None:
 def steps(snapshots: Sequence[Snapshot]) -> dict[str, int | None]:
     """The names and the last steps, in order."""
     return {snapshot.name: snapshot.last_step for snapshot in snapshots}
+
+
+def test_following_ends_with_a_run_that_stays_dead(
+    opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run never closes, and ends it after a minute; one whose machine has merely slept does not."""
+    run, now = run_with(tmp_path / "run", 9), 0
+    age_heartbeat(run, 3600)
+
+    def wait(_: Runs) -> None:
+        nonlocal now
+        now += 10
+        if now == 30:
+            beat(run, 0)
+        if now == 40:
+            age_heartbeat(run, 3600)
+
+    monkeypatch.setattr(Runs, "wait", wait)
+    monkeypatch.setattr("viewer.live.time", SimpleNamespace(monotonic=lambda: now))
+    states = [snapshot.state for (snapshot,) in until_closed(opened(run))]
+    assert (states, now) == (["stopped"] * 3 + ["running"] + ["stopped"] * 8, 110)
 
 
 def make_unreadable(run: Path, how: str) -> None:

@@ -48,7 +48,7 @@ class FigureFile:
 
 
 def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
-    """Write the figure on every change, until all is closed and the last rows have arrived; the last snapshots."""
+    """Write the figure on every change, until all have ended and the last rows have arrived; the last snapshots."""
     drawn: object = None
     shown: Sequence[Snapshot] = ()
     for snapshots in until_closed(runs):

@@ -40,7 +40,8 @@ from viewer.witness import Witness
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
 RESCAN_SECONDS = 2.0
-# A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s.
+# A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s. And so
+# long after its machine has slept, a training has told that it lives.
 _LATE_SECONDS = 60.0
 
 
@@ -369,8 +370,15 @@ class Runs:
         self._waker.close()
 
 
+def _ended(snapshot: Snapshot) -> bool:
+    return snapshot.state == "closed" or (snapshot.state == "stopped" and bool(snapshot.stopped_ranks))
+
+
 def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple[Snapshot, ...]]:
-    """The runs as they are now, at least at each rescan, until all are closed and their last rows have arrived."""
+    """The runs as they are now, at least at each rescan, until all are closed and their last rows have arrived.
+
+    One that was killed never closes: it counts as closed once it has been silent for a while. Who only slept goes on.
+    """
     give_up: float | None = None
     shown: tuple[Snapshot, ...] = ()
     while True:
@@ -379,11 +387,12 @@ def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple
         shown = runs.refresh(progress) or shown
         shown = runs.examine(progress) or shown
         yield shown
-        if awaited or not shown or any(snapshot.state != "closed" for snapshot in shown):
+        if awaited or not shown or not all(map(_ended, shown)):
             give_up = None
         else:
             give_up = give_up or time.monotonic() + _LATE_SECONDS
-            if all(snapshot.complete for snapshot in shown) or time.monotonic() > give_up:
+            closed = all(snapshot.state == "closed" and snapshot.complete for snapshot in shown)
+            if closed or time.monotonic() > give_up:
                 return
         runs.wait()
 

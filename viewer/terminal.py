@@ -17,7 +17,7 @@ _GATHER_SECONDS = 0.2
 
 
 def show(runs: Runs) -> Sequence[Snapshot]:
-    """Show runs until all are closed; the last snapshots.
+    """Show runs until all have ended; the last snapshots.
 
     Raises:
         LogError: the run cannot be read.
