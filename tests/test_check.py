@@ -4,8 +4,10 @@ import io
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -198,6 +200,21 @@ class Scripted(Witness):
         """Let the next thing happen, and look."""
         next(self._happens)()
         return super().refresh(progress)
+
+
+def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finding is said again when twice as many parameters have it, one of another metric at once."""
+    run = new_run(tmp_path / "run", PARAMS)
+
+    def failed(number: int) -> None:
+        publish_next(run, "events", events([number], "failed", f"p{number}", f"reason {number}"))
+        publish_next(run, "metrics", metrics([number], [math.nan if number in (6, 7) else 1.0], f"val_loss_{number}"))
+
+    looks = [partial(failed, number) for number in range(1, 10)]
+    _followed({"run": Scripted(run, *looks, lambda: close_run(run, 9))}, quiet=False)
+    said = capsys.readouterr().out
+    assert re.findall(r"reason (\d)", said) == ["1", "2", "4", "8"]
+    assert re.findall(r"warning .*val_loss_(\d) became", said) == ["6", "7"]
 
 
 def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:

@@ -205,15 +205,22 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                     waker.forget(witness.folders)
                 found[name] = evidence, witness.findings
                 for finding in found[name][1]:
-                    if not quiet and (name, finding.kind) not in said:
+                    news = name, *_news(finding)
+                    if not quiet and news not in said:
                         print(_line(name, finding), flush=True)
-                    said.add((name, finding.kind))
+                    said.add(news)
             over = len(found) == len(witnesses) and all(evidence.over for evidence, _ in found.values())
             if over or any(finding.severity is Severity.ERROR for _, those in found.values() for finding in those):
                 return found
             waker.wait(_RESCAN_SECONDS)
     finally:
         waker.close()
+
+
+def _news(finding: "Finding") -> tuple[object, ...]:
+    """What makes a finding worth a line: of a thousand parameters that have it one after the other, ten are."""
+    doubled = len(finding.params).bit_length()
+    return finding.kind, finding.severity, finding.numbers.get("metric"), doubled
 
 
 def _line(name: str, finding: "Finding") -> str:
