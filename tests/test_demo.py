@@ -8,7 +8,7 @@ import polars as pl
 
 import tracer
 from tracer.demo import load
-from tracer.log.parts import list_parts, problem
+from tracer.log.parts import damage, list_parts
 from tracer.log.run import state
 
 
@@ -23,7 +23,7 @@ def test_the_demo_trains_draws_and_reports(tmp_path: Path) -> None:
     )
     run = tmp_path / "runs" / "it"
     assert state(run) == "closed"
-    assert [problem(part) for table in ("extremes", "metrics") for part in list_parts(run, table)] == [None, None]
+    assert [damage(part) for table in ("extremes", "metrics") for part in list_parts(run, table)] == [None, None]
     assert (tmp_path / "runs" / "it.png").read_bytes().startswith(b"\x89PNG")
     frame = tracer.scan(run).collect()
     assert frame["param"].n_unique() == 62

@@ -25,12 +25,12 @@ from tracer.log.parts import (
     MergeTimeoutError,
     Part,
     all_parts,
+    damage,
     file_crc32,
     list_parts,
     merge,
     missing_numbers,
     part_name,
-    problem,
     publish,
     rows_by_number,
 )
@@ -156,7 +156,7 @@ def test_publishing_makes_one_complete_file(tmp_path: Path) -> None:
     assert (part.rank, part.first, part.last, part.file().parent) == (3, 7, 7, run / "extremes")
     assert part.crc32 == file_crc32(part.file()) == zlib.crc32(part.file().read_bytes())
     assert pq.read_table(part.path).equals(rows)
-    assert problem(part) is None
+    assert damage(part) is None
     assert os.listdir(run / "extremes") == [part.path.name]
     assert os.listdir(run / "staging") == []
 
@@ -265,11 +265,11 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     unnoticed = []
     for offset in range(len(good)):
         flip_bit(part.path, offset)
-        if problem(part) is None:
+        if damage(part) is None:
             unnoticed.append(offset)
         part.file().write_bytes(good)
     assert unnoticed == []
-    assert problem(part) is None
+    assert damage(part) is None
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
     unnoticed = []
     for size in reversed(range(part.file().stat().st_size)):
         os.truncate(part.path, size)
-        if problem(part) is None:
+        if damage(part) is None:
             unnoticed.append(size)
     assert unnoticed == []
 
@@ -290,7 +290,7 @@ def test_a_file_that_is_no_parquet_is_found(tmp_path: Path, rest: bytes) -> None
     path.write_bytes(rest)
     part = Part.parse(path)
     assert part is not None
-    assert "not Parquet" in str(problem(part))
+    assert "not Parquet" in str(damage(part))
 
 
 @pytest.mark.parametrize("function", ["file_crc32", "pq.read_metadata"])
@@ -305,7 +305,7 @@ def test_a_part_that_is_gone_is_not_damaged(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(f"tracer.log.parts.{function}", gone_before)
     with pytest.raises(FileNotFoundError):
-        problem(part)
+        damage(part)
 
 
 def test_no_gap_is_found_in_a_whole_log(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_merging_leaves_a_damaged_part_alone(tmp_path: Path) -> None:
     found = list_parts(run, "extremes")
     assert ranges(found) == [(0, 1), (2, 2), (3, 4)]
     assert damaged.file().read_bytes() == was
-    assert [problem(part) is None for part in found] == [True, False, True]
+    assert [damage(part) is None for part in found] == [True, False, True]
     assert steps_in(found[0]) + steps_in(found[2]) == [0, 1, 3, 4]
 
 
@@ -464,7 +464,7 @@ def test_old_parts_are_kept_while_the_merged_one_is_damaged(tmp_path: Path) -> N
     publish_next(run, "extremes", extremes([4]))
     found = list_parts(run, "extremes")
     assert ranges(found) == [(0, 2), (0, 0), (1, 1), (2, 2), (3, 3)]
-    assert [part for part in found if problem(part) is not None] == [merged]
+    assert [part for part in found if damage(part) is not None] == [merged]
     merge(run, "extremes", 0)
     assert ranges(all_parts(run, "extremes")) == [(0, 3)]
     assert steps(run) == [0, 1, 2, 3, 4]
@@ -489,14 +489,14 @@ def test_a_merge_out_of_time_leaves_the_rows_alone(
     monkeypatch.setattr(parts, "_ROW_GROUP_ROWS", 2)
     run = log_of(new_run(tmp_path / "run"), [9, 1, 1, 1, 9])
     flip_bit(list_parts(run, "extremes")[2].path)
-    whole = [part for part in list_parts(run, "extremes") if problem(part) is None]
+    whole = [part for part in list_parts(run, "extremes") if damage(part) is None]
     before = [steps_in(part) for part in whole]
     clock = itertools.count()
     with monkeypatch.context() as patched:
         patched.setattr("tracer.log.parts.time.monotonic", lambda: float(next(clock)))
         with pytest.raises(MergeTimeoutError):
             merge(run, "extremes", 0, seconds=allowed)
-    after = [steps_in(part) for part in list_parts(run, "extremes") if problem(part) is None]
+    after = [steps_in(part) for part in list_parts(run, "extremes") if damage(part) is None]
     assert list(itertools.chain(*after)) == list(itertools.chain(*before))
     assert os.listdir(run / "staging") == []
     assert all_parts(run, "extremes") == list_parts(run, "extremes")
@@ -634,7 +634,7 @@ def test_a_writer_may_die_before_any_call(tmp_path: Path) -> None:
     for run in runs:
         published = len(list(run.glob("published-*")))
         found = list_parts(run, "extremes")
-        assert [problem(part) for part in found] == [None] * len(found)
+        assert [damage(part) for part in found] == [None] * len(found)
         assert missing_numbers(found) == []
         seen = steps(run)
         assert seen in (list(range(2 * published)), list(range(2 * published + 2))), run.name
@@ -676,7 +676,7 @@ def test_a_killed_writer_leaves_a_whole_log(tmp_path: Path, kill: int) -> None:
         writer.kill()
         acknowledged += [int(line) for line in writer.stdout.read().split()]
     found = list_parts(run, "extremes")
-    assert [problem(part) for part in found] == [None] * len(found)
+    assert [damage(part) for part in found] == [None] * len(found)
     assert missing_numbers(found) == []
     assert found[-1].last >= acknowledged[-1]
     expected = list(range(3 * (found[-1].last + 1)))

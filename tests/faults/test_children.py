@@ -12,7 +12,7 @@ import tracer
 from tests.torture import FACTOR, often
 from tracer.log import run as run_folder
 from tracer.log import schema
-from tracer.log.parts import list_parts, problem
+from tracer.log.parts import damage, list_parts
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -105,7 +105,7 @@ def test_children_leave_the_log_alone(
     figures(children={"fork": 5}.get(method, 2), rows_of_children=rows.height + metrics.height - 2 * STEPS)
     assert rows["step"].to_list() == list(range(STEPS))
     assert metrics["name"].cast(pl.String).to_list() == ["loss"] * STEPS
-    assert [problem(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
+    assert [damage(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
     assert [summary["last_step"] for summary in run_folder.closed_summaries(run)] == [STEPS - 1]
     assert tracer.scan(run, "events").collect()["kind"].to_list() == ["attached", "order", "closed"]
     assert not list((run / "staging").iterdir())

@@ -19,7 +19,7 @@ import tracer
 from tests.logs import metrics, new_run, publish_next
 from tests.torture import often
 from tracer.log import store
-from tracer.log.parts import all_parts, list_parts, merge, missing_numbers, problem
+from tracer.log.parts import all_parts, damage, list_parts, merge, missing_numbers
 from viewer.follow import Follower
 
 RANKS = (0, 1)
@@ -201,7 +201,7 @@ class Interleaving(RuleBasedStateMachine):
         self.figures(reads=1, reads_that_missed_or_repeated_a_row=found != self.published)
         assert found == self.published
         parts = list_parts(self.run, "metrics")
-        assert [problem(part) for part in parts] == [None] * len(parts)
+        assert [damage(part) for part in parts] == [None] * len(parts)
         assert missing_numbers(parts, self.numbers) == []
 
 

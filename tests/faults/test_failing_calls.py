@@ -22,7 +22,7 @@ from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.log import schema
-from tracer.log.parts import all_parts, problem
+from tracer.log.parts import all_parts, damage
 from tracer.log.run import closed_summaries
 from tracer.rows import HostCopy, RowBuffer
 from tracer.trace import _open
@@ -209,7 +209,7 @@ def assert_sound(path: Path) -> None:
     """Every part in a log is complete."""
     for table in schema.TABLES:
         for part in all_parts(path, table):
-            assert problem(part) is None
+            assert damage(part) is None
 
 
 def kinds(warned: list[str]) -> Counter[str]:

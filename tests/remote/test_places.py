@@ -18,7 +18,7 @@ from tests.remote.runs import begin, new_run, steps_of
 from tests.test_run import assert_one_goes_on, reopening
 from tests.training import loss_of, mlp
 from tracer.log import remote, store
-from tracer.log.parts import all_parts, list_parts, merge, problem, publish
+from tracer.log.parts import all_parts, damage, list_parts, merge, publish
 from tracer.log.remote import Remote
 from tracer.log.run import LogError, runs_in, state
 
@@ -53,7 +53,7 @@ def test_a_scheme_that_only_fsspec_knows_is_a_place_like_any_other(uri: str, tmp
     frame = tracer.scan(uri).collect()
     assert sorted(set(frame["step"])) == list(range(6))
     assert frame.height == 6 * len(list(model.parameters()))
-    assert [problem(part) for part in list_parts(run, "extremes")] == [None] * len(list_parts(run, "extremes"))
+    assert [damage(part) for part in list_parts(run, "extremes")] == [None] * len(list_parts(run, "extremes"))
     merge(run, "extremes", 0)
     assert len(all_parts(run, "extremes")) == 1
     assert tracer.scan(uri).collect().equals(frame)

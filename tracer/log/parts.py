@@ -154,24 +154,14 @@ def file_crc32(path: Path) -> int:
     return crc
 
 
-def problem(part: Part) -> str | None:
+def known_problem(part: Part) -> str | None:
     """What is wrong with a part, in words; None where its bytes are those that were published.
 
-    Reads the whole file.
+    Reads the whole file, but once a process where it has not changed.
 
     Raises:
         FileNotFoundError: the part is gone; it may have been merged since it was listed.
     """
-    try:
-        return damage(part)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-
-
-def known_problem(part: Part) -> str | None:
-    """As ``problem``, but a file that has not changed is read once a process."""
     try:
         stat = part.file().stat()
         return _damage_of_file(part, stat.st_size, stat.st_mtime_ns)
@@ -187,7 +177,7 @@ def _damage_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
 
 
 def damage(part: Part) -> str | None:
-    """As ``problem``, but only what is wrong with the bytes.
+    """As ``known_problem``, but only what is wrong with the bytes, which are read anew.
 
     Raises:
         OSError: the bytes cannot be read now; that may pass.
