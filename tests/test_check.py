@@ -172,21 +172,29 @@ def test_following_ends_at_the_first_error(tmp_path: Path) -> None:
         assert "silent" not in viewer.said()
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_following_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
-    """Without an error it ends with 0 once the run has closed; that a training was killed is an error."""
+def test_following_ends_with_the_run(tmp_path: Path) -> None:
+    """Without an error it ends with 0 once the run has closed."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
     with viewing(tmp_path, "check", "run", "--follow", "--json") as viewer:
         publish_next(run, "extremes", rows(range(30, 40)))
-        if killed:
-            age_heartbeat(run, 3600)
-        else:
-            publish_next(run, "events", events([39], "closed"))
-            close_run(run, 39)
-        assert viewer.wait() == (2 if killed else 0)
+        publish_next(run, "events", events([39], "closed"))
+        close_run(run, 39)
+        assert viewer.wait() == 0
         (found,) = json.loads(viewer.said())
-    assert (found["last_step"], [each["kind"] for each in found["findings"]]) == (39, ["silent"] if killed else [])
+    assert (found["last_step"], found["findings"]) == (39, [])
+
+
+def test_following_forgives_a_training_that_was_silent(tmp_path: Path) -> None:
+    """That nothing was heard of it for a while is said, and costs nothing once it has closed in order."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    age_heartbeat(run, 3600)
+    with viewing(tmp_path, "check", "run", "--follow") as viewer:
+        viewer.wait_for("run: error at step 29: Nothing is heard of the training")
+        beat(run, 0)
+        close_run(run, 29)
+        assert viewer.wait() == 0
 
 
 class Scripted(Witness):
@@ -234,6 +242,29 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(LogError):
         _followed({"run": Witness(run)}, quiet=True)
+
+
+def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is an error once it has lasted: a training whose disk hangs is not to be cancelled for that."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    monkeypatch.setattr("viewer.check._RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("viewer.check._SILENT_SECONDS", 3600.0)
+    silent = partial(age_heartbeat, run, 3600)
+    left: list[Callable[[], object]] = [silent, lambda: None, lambda: beat(run, 0), silent]
+
+    def happens() -> None:
+        if left:
+            left.pop(0)()
+        else:
+            monkeypatch.setattr("viewer.check._SILENT_SECONDS", 0.0)
+
+    (found,) = _followed({"run": Scripted(run, *[happens] * 5)}, quiet=True).values()
+    assert (left, found[0].state, [each.kind for each in found[1]]) == ([], "stopped", ["silent"])
+    monkeypatch.setattr("viewer.check._SILENT_SECONDS", 3600.0)
+    bad = partial(publish_next, run, "extremes", rows(range(30, 40), bad=[33]))
+    (found,) = _followed({"run": Scripted(run, lambda: None, bad)}, quiet=True).values()
+    assert {each.kind for each in found[1]} == {"silent", "nonfinite"}
 
 
 def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
 # Covers file systems that give no events, and notices that a run has ended.
 _RESCAN_SECONDS = 2.0
+# A disk that hangs hides for so long that a training lives: nobody shall cancel it for that.
+_SILENT_SECONDS = 60.0
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -98,7 +101,7 @@ def check(
         print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
     else:
         _print(_tables(found, "" if rank is None else f", rank {rank}"))
-    severities = {finding.severity for _, those in found.values() for finding in those}
+    severities = {finding.severity for _, those in found.values() for finding in those if _counts(finding)}
     if Severity.ERROR in severities:
         raise typer.Exit(_ERRORS)
     if failed:
@@ -183,10 +186,17 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     waker = Waker()
     found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
     said = set()
+    silent: dict[str, float] = {}
+
+    def sure(name: str) -> bool:
+        return time.monotonic() >= silent.get(name, -math.inf) + _SILENT_SECONDS
+
     try:
         while True:
             for name, witness in witnesses.items():
-                if name in found and found[name][0].over:
+                if name in found and found[name][0].over and sure(name):
+                    # Each watch is a thread, and a folder may hold hundreds of runs that have ended.
+                    waker.forget(witness.folders)
                     continue
                 # Before reading: what is published in between is not missed.
                 waker.watch(witness.folders)
@@ -201,20 +211,28 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                     continue
                 if evidence.over:
                     _check_rank(witness)
-                    # Each watch is a thread, and a folder may hold hundreds of runs that have ended.
-                    waker.forget(witness.folders)
+                if evidence.state == "stopped":
+                    silent.setdefault(name, time.monotonic())
+                else:
+                    silent.pop(name, None)
                 found[name] = evidence, witness.findings
                 for finding in found[name][1]:
                     news = name, *_news(finding)
                     if not quiet and news not in said:
                         print(_line(name, finding), flush=True)
                     said.add(news)
-            over = len(found) == len(witnesses) and all(evidence.over for evidence, _ in found.values())
-            if over or any(finding.severity is Severity.ERROR for _, those in found.values() for finding in those):
+            over = all(name in found and found[name][0].over and sure(name) for name in witnesses)
+            counted = [each for name, (_, those) in found.items() for each in those if _counts(each, sure(name))]
+            if over or any(finding.severity is Severity.ERROR for finding in counted):
                 return found
             waker.wait(_RESCAN_SECONDS)
     finally:
         waker.close()
+
+
+def _counts(finding: "Finding", sure: bool = True) -> bool:
+    """Whether a finding decides on the exit code: not that a training was silent that lives, or may live."""
+    return finding.kind != "silent" or (sure and not finding.over)
 
 
 def _news(finding: "Finding") -> tuple[object, ...]:
@@ -279,7 +297,7 @@ def _tables(found: "Checked", part: str = "") -> Iterator["RenderableType"]:
         )
         for number, finding in enumerate(those, 1):
             style = _STYLES[finding.severity]
-            words = Text(plain(finding.sentence)).append(f"\n{finding.advice}", "dim")
+            words = Text(plain(finding.sentence)).append(f"\n{finding.advice}" if finding.advice else "", "dim")
             steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
             table.add_row(str(number), Text(finding.severity, style), finding.kind, *steps, words)
         yield table
