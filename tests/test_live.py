@@ -217,7 +217,7 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
 
 
 def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
-    """A snapshot has times, speed, ranks, parameters and how long the run will be, and at its end what was dropped."""
+    """A snapshot has times, speed, ranks, parameters, how long the run will be, and what was dropped, as is known."""
     run = new_run(live.path, ["a.weight", "a.bias"], settings={"total_steps": 50})
     publish_next(run, "extremes", extremes(range(5), ["a.weight", "a.bias"]))
     publish_next(run, "metrics", metrics([9], [1.0]))
@@ -229,6 +229,8 @@ def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
     assert (snapshot.total_steps, snapshot.ranks, snapshot.dropped) == (50, (0, 3), 0)
     assert snapshot.params == snapshot.params_there == ("a.weight", "a.bias")
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 5, "metrics": 1}})
+    publish_next(run, "metrics", metrics([9], [1.0]), rank=3)
+    assert (shown(live).dropped, rows_dropped(run)) == (6, 6)
     close_rank(run, 3, {"last_step": 9, "rows_dropped": {"extremes": 30}})
     closed = shown(live)
     assert (closed.state, closed.dropped) == ("closed", 36)
@@ -245,6 +247,17 @@ def test_what_was_dropped_before_a_run_was_resumed_counts_too(live: Live) -> Non
     evidence = Witness(run).refresh()
     assert evidence is not None
     assert (shown(live).dropped, evidence.dropped, rows_dropped(run)) == (38, 38, 38)
+
+
+def test_what_was_dropped_before_a_checkpoint_was_restored_counts_once(live: Live) -> None:
+    """The process is the same, so that its mark has counted that, too."""
+    run = new_run(live.path)
+    publish_next(run, "events", events([3], "dropped", detail="5 rows of extremes"))
+    publish_next(run, "events", events([2], "restored", attempt=1))
+    publish_next(run, "events", events([4], "dropped", detail="2 rows of extremes", attempt=1))
+    assert (shown(live).dropped, rows_dropped(run)) == (7, 7)
+    close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 7}})
+    assert (shown(live).dropped, rows_dropped(run)) == (7, 7)
 
 
 def test_a_run_of_an_older_tracer_has_no_length(live: Live) -> None:

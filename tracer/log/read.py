@@ -254,24 +254,28 @@ def rows_dropped(path: Place) -> int:
     return all_dropped(with_rows(path, "events", dropped_as_told, "all"), closed_summaries(path))
 
 
-def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int]]:
-    """How many rows each rank told in these events to be lost, in each attempt of which there is one."""
+def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int, str]]:
+    """How many rows each rank told in these events to be lost, by attempt and kind of event."""
+    wanted = events.filter(pl.col("kind").is_in(("dropped", "resumed")))
     losses_told = pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows")
-    told: Counter[tuple[int, int]] = Counter()
-    for rank, attempt, losses in events.select("rank", "attempt", losses_told).collect().iter_rows():
-        told[rank, attempt] += sum(int(loss.split()[0]) for loss in losses or ())
+    told: Counter[tuple[int, int, str]] = Counter()
+    for rank, attempt, kind, losses in wanted.select("rank", "attempt", "kind", losses_told).collect().iter_rows():
+        told[rank, attempt, kind] += sum(int(loss.split()[0]) for loss in losses or ())
     return told
 
 
-def all_dropped(told: Mapping[tuple[int, int], int], summaries: Iterable[Mapping[str, Any]]) -> int:
+def all_dropped(told: Mapping[tuple[int, int, str], int], summaries: Iterable[Mapping[str, Any]]) -> int:
     """How many rows were lost: a closed mark says how many there were since its rank was resumed last, events the rest.
 
     Args:
         told: What ``dropped_as_told`` gives of all events.
         summaries: The closed marks.
     """
-    dropped = dict(told)
-    for summary in summaries:
-        last = max((attempt for rank, attempt in told if rank == summary["rank"]), default=0)
-        dropped[summary["rank"], last] = sum(summary.get("rows_dropped", {}).values())
-    return sum(dropped.values())
+    marked = {summary["rank"]: int(sum(summary.get("rows_dropped", {}).values())) for summary in summaries}
+    # Where a checkpoint was restored there is a new attempt, too, but the same process goes on counting.
+    since = dict.fromkeys(marked, 0)
+    for rank, attempt, kind in told:
+        if kind == "resumed" and rank in marked:
+            since[rank] = max(since[rank], attempt)
+    earlier = (lost for (rank, attempt, _), lost in told.items() if rank not in marked or attempt < since[rank])
+    return sum(marked.values()) + sum(earlier)
