@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -17,6 +18,7 @@ from rich.console import Console
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
+from tracer.log.parts import all_parts
 from tracer.log.run import LogError, beat, close_rank
 from tracer.log.store import Place
 from viewer.check import _followed, _tables
@@ -267,6 +269,26 @@ def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatc
     assert {each.kind for each in found[1]} == {"silent", "nonfinite"}
 
 
+def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the watcher's own disk fails, silence says nothing."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    clock = [0.0]
+    monkeypatch.setattr("viewer.check._RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("viewer.check.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def later(what: Callable[[], object]) -> None:
+        clock[0] += 40
+        what()
+
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    happens = (partial(age_heartbeat, run, 3600), fail, fail, fail, partial(beat, run, 0), partial(close_run, run, 29))
+    (found,) = _followed({"run": Scripted(run, *(partial(later, what) for what in happens))}, quiet=True).values()
+    assert found[0].state == "closed"
+
+
 def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
     """Each watch is a thread, and most of a folder's runs have ended."""
     live = new_run(tmp_path / "live", PARAMS)
@@ -371,7 +393,9 @@ def test_one_rank_is_checked_as_the_viewer_shows_it(tmp_path: Path) -> None:
     found = {}
     for rank in ("", "--rank 0", "--rank 1"):
         code, said, _ = view(tmp_path, "check", "run", "--json", *rank.split())
-        found[rank] = code, {each["kind"]: each["sentence"] for each in json.loads(said)[0]["findings"]}
+        (read,) = json.loads(said)
+        found[rank] = code, {each["kind"]: each["sentence"] for each in read["findings"]}
+        assert read.get("rank", "") == (int(rank[-1]) if rank else "")
     assert {rank: (code, sorted(kinds)) for rank, (code, kinds) in found.items()} == {
         "": (2, ["dropped", "ended", "nonfinite"]),
         "--rank 0": (0, []),
@@ -391,6 +415,22 @@ def test_a_rank_that_is_not_there_is_not_healthy(tmp_path: Path, follow: str) ->
     assert (code, said, "run has no rank 2: there are 0, 1" in complained) == (3, "", True), complained
     code, _, complained = view(tmp_path, "check", "run", "--rank", "spread", *follow.split())
     assert (code, "--rank" in complained) == (3, True)
+    written(tmp_path / "other")
+    code, said, complained = view(tmp_path, "check", "other", "run", "--rank", "1", "--json", *follow.split())
+    assert (code, "other has no rank 1: there are 0" in complained) == (2, True), complained
+    assert ["error" in each for each in json.loads(said)] == [False, True]
+
+
+def test_one_rank_is_read_alone(tmp_path: Path) -> None:
+    """What another rank has written costs nothing, and spoils nothing."""
+    run = two_ranks(tmp_path / "run")
+    for part in all_parts(run, "extremes"):
+        if part.rank == 1:
+            flip_bit(Path(str(part.path)))
+    witness = Witness(run, rank=0)
+    assert witness.refresh() is not None
+    assert witness.findings == ()
+    assert "damaged" in kinds(run)
 
 
 def test_a_damaged_part_and_a_silent_rank_are_findings(tmp_path: Path) -> None:

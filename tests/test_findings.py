@@ -560,6 +560,8 @@ def test_a_restart_is_noted_with_its_steps() -> None:
     ]
     assert [(each.numbers, each.param, each.over) for each in found] == [({"times": 2}, None, False)] * 2
     assert found[1].sentence == "The training went on from a checkpoint: what 180, the last of 2 times."
+    behind = (*events, Event(100, 2, "restored", None, "what 100"))
+    assert "what 180, the last" in only(made(healthy(), events=behind), "restored").sentence
     once = only(made(healthy(), events=tuple(events[:1])), "resumed")
     assert once.sentence == "The job was started again and went on with this run: what 100."
 

@@ -113,6 +113,19 @@ def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
     second.close()
 
 
+def test_of_ranks_that_were_looked_at_few_are_remembered(tmp_path: Path) -> None:
+    """Who goes through the ranks of a large run has the findings of each, and memory has an end."""
+    run = new_run(tmp_path / "run", PARAMS)
+    witnesses: dict[tuple[Place, int | None], Witness] = {}
+    for rank in range(9):
+        publish_next(run, "extremes", rows(range(30), bad=[7], rank=rank), rank=rank)
+        runs = Runs([run], Look(rank=str(rank)), witnesses=witnesses)
+        all_shown(runs)
+        assert titles(runs.examine()) == [["nonfinite"]]
+        runs.close()
+    assert list(witnesses) == [(run, rank) for rank in range(5, 9)]
+
+
 def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> None:
     """What a closed run no longer needs in memory comes back with it."""
     run = written(tmp_path / "run", unused=True)

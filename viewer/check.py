@@ -36,12 +36,12 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _EPILOG = """
 What people need:
 
-    viewer check runs/a                              what went wrong, the worst first
-    viewer check runs/a runs/b --json                for machines
-    viewer check runs/a --strict                     in CI: warnings count, too
-    viewer check runs/a --rule vanishing.threshold=1e-8
-    viewer check --rules                             every threshold, and what it means
-    viewer check runs/a --follow || scancel $ID      stays with a live run, ends at the first error
+    viewer check runs/a                          the worst first
+    viewer check runs/a runs/b --json            for machines
+    viewer check runs/a --strict                 in CI: warnings, too
+    viewer check runs/a --rule dead.rows=500     another threshold
+    viewer check --rules                         all thresholds
+    viewer check runs/a --follow || scancel $ID  until the first error
 
 Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, or the command line is
 wrong; 130 ended with Ctrl-C.
@@ -96,8 +96,9 @@ def check(
     witnesses = _witnesses(runs or (), limits, rank)
     failed: dict[str, str] = {}
     found = _followed(witnesses, quiet=as_json) if follow else _checked(witnesses, failed)
+    found = _with_rank(found, witnesses, failed)
     if as_json:
-        those: list[object] = [_plain(name, *each) for name, each in found.items()]
+        those: list[object] = [_plain(name, rank, *each) for name, each in found.items()]
         print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
     else:
         _print(_tables(found, "" if rank is None else f", rank {rank}"))
@@ -141,7 +142,6 @@ def _witnesses(runs: Sequence[str], limits: "Limits", rank: int | None) -> dict[
 def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Checked":
     """What is found of runs; ``failed`` gets the reason why one of several cannot be read, which is said, too."""
     from tracer.log.run import LogError, open_run
-    from viewer.status import plain
 
     found = {}
     for name, witness in witnesses.items():
@@ -151,24 +151,40 @@ def _checked(witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Che
             while evidence is None:
                 open_run(witness.path)
                 evidence = witness.refresh()
-            _check_rank(witness)
         except (LogError, OSError) as error:
-            if len(witnesses) == 1:
-                raise
-            failed[name] = str(error)
-            print(f"viewer: {plain(str(error))}", file=sys.stderr)
+            _fail(name, error, witnesses, failed)
             continue
         found[name] = evidence, witness.findings
     return found
 
 
-def _check_rank(witness: "Witness") -> None:
-    from tracer.log.run import LogError, rank_states
+def _with_rank(found: "Checked", witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> "Checked":
+    """What was found of those runs that have the rank that is asked for; ``failed`` as ``_checked`` has it."""
+    from tracer.log.run import LogError, ranks
 
-    there = rank_states(witness.path)
-    if witness.rank is not None and witness.rank not in there:
-        words = f"there are {', '.join(map(str, there))}" if there else "none has written yet"
-        raise LogError(f"{witness.path} has no rank {witness.rank}: {words}")
+    for name in found:
+        witness = witnesses[name]
+        if not _has_rank(witness):
+            there = ", ".join(map(str, ranks(witness.path)))
+            words = f"there are {there}" if there else "none has written yet"
+            _fail(name, LogError(f"{witness.path} has no rank {witness.rank}: {words}"), witnesses, failed)
+    return {name: each for name, each in found.items() if name not in failed}
+
+
+def _has_rank(witness: "Witness") -> bool:
+    from tracer.log.run import ranks
+
+    return witness.rank is None or witness.rank in ranks(witness.path)
+
+
+def _fail(name: str, error: Exception, witnesses: Mapping[str, "Witness"], failed: dict[str, str]) -> None:
+    """Raise where there is nothing but this run; else say what is wrong with it, for the others to go on."""
+    from viewer.status import plain
+
+    if len(witnesses) == 1:
+        raise error
+    failed[name] = str(error)
+    print(f"viewer: {plain(str(error))}", file=sys.stderr)
 
 
 def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
@@ -206,16 +222,16 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                     # A disk that was there may come back: a training is not to be cancelled for that.
                     if name not in found:
                         raise
+                    if name in silent:
+                        silent[name] = time.monotonic()
                     continue
                 if evidence is None:
                     continue
-                if evidence.over:
-                    _check_rank(witness)
                 if evidence.state == "stopped":
                     silent.setdefault(name, time.monotonic())
                 else:
                     silent.pop(name, None)
-                found[name] = evidence, witness.findings
+                found[name] = evidence, witness.findings if _has_rank(witness) else ()
                 for finding in found[name][1]:
                     news = name, *_news(finding)
                     if not quiet and news not in said:
@@ -247,7 +263,7 @@ def _line(name: str, finding: "Finding") -> str:
     return plain(f"{name}: {finding.severity} at step {finding.first_step:,}: {finding.sentence}")
 
 
-def _plain(name: str, evidence: "Evidence", those: Sequence["Finding"]) -> dict[str, Any]:
+def _plain(name: str, rank: int | None, evidence: "Evidence", those: Sequence["Finding"]) -> dict[str, Any]:
     """A run's findings in what JSON knows."""
     findings = []
     for finding in those:
@@ -255,6 +271,7 @@ def _plain(name: str, evidence: "Evidence", those: Sequence["Finding"]) -> dict[
         findings.append(dataclasses.asdict(finding) | {"numbers": numbers})
     return {
         "run": name,
+        **({} if rank is None else {"rank": rank}),
         "state": evidence.state,
         "last_step": evidence.last_step,
         "complete": evidence.complete,

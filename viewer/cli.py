@@ -27,13 +27,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 _EPILOG = """
 What people need:
 
-    viewer                                   the newest run under runs/
-    viewer runs/a runs/b                     two runs in one figure; runs/ for all
-    viewer runs/a --view layers              every parameter at a glance
-    viewer runs/a --web                      in the browser; over ssh: --text
-    viewer runs/a --save a.png --follow      into a file: .png, .svg or .pdf
-    viewer diff runs/a runs/b                where two runs part
-    viewer check runs/a                      what went wrong; more: viewer check --help
+    viewer                                the newest run under runs/
+    viewer runs/a runs/b                  in one figure; runs/ for all
+    viewer runs/a --view layers           every parameter at a glance
+    viewer runs/a --web                   in the browser; over ssh: --text
+    viewer runs/a --save a.png --follow   into a file: .png, .svg or .pdf
+    viewer diff runs/a runs/b             where two runs part: diff --help
+    viewer check runs/a                   what went wrong: check --help
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 """

@@ -143,13 +143,19 @@ def _without(first: int, last: int, known: Ranges) -> Ranges:
 class Follower:
     """Gives out each row of one table of a run once, in publishing order, however its parts are merged meanwhile.
 
+    Args:
+        run: The run's folder.
+        table: The table's name.
+        rank: Only the parts of this rank; None for those of all.
+
     Attributes:
         problems: What is wrong with damaged parts, by path; their rows are not given out.
     """
 
-    def __init__(self, run: Place, table: str) -> None:
+    def __init__(self, run: Place, table: str, rank: int | None = None) -> None:
         self._run = run
         self._table = table
+        self._rank = rank
         # The publish numbers that were given out, by rank.
         self._seen: dict[int, Ranges] = {}
         self._given: set[Place] = set()
@@ -184,7 +190,7 @@ class Follower:
         # Looked at anew each time: what could not be read may be readable now.
         self.problems = {}
         self._given.intersection_update(part.path for part in listed)
-        new = [part for part in listed if part.path not in self._given]
+        new = [part for part in listed if part.path not in self._given and self._rank in (None, part.rank)]
         sizes = store.sizes_bytes(self._run / self._table, (part.path.name for part in new))
         done = 0
         for parts in _batches(new, sizes):
@@ -216,6 +222,8 @@ class Follower:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
         damaged = [part for path in self.problems if (part := Part.parse(path)) is not None]
         for rank, count in published.items():
+            if self._rank not in (None, rank):
+                continue
             lost = [(part.first, part.last) for part in damaged if part.rank == rank]
             if _without(0, count - 1, _joined([*self._seen.get(rank, []), *lost])):
                 return False
@@ -288,10 +296,10 @@ class Rows(Generic[Kept]):
     def _begin(self, attempts: Attempts) -> None:
         self.kept = self._make()
         self._attempts = attempts
-        self._told: Counter[tuple[int, int]] = Counter()
+        self._told: Counter[tuple[int, int, str]] = Counter()
         # Events first, which say what of the rest counts.
         tables = dict.fromkeys(("events", *self.kept.tables))
-        self._followers = {table: Follower(self._run, table) for table in tables}
+        self._followers = {table: Follower(self._run, table, self._rank) for table in tables}
 
     def read(self, progress: Progress | None = None) -> bool:
         """Give what is new; whether there was anything.
@@ -307,8 +315,6 @@ class Rows(Generic[Kept]):
         return any(new)
 
     def _take(self, table: str, rows: pl.LazyFrame) -> None:
-        if self._rank is not None:
-            rows = rows.filter(pl.col("rank") == self._rank)
         if table == "events":
             self._attempts.note(rows)
         else:

@@ -43,6 +43,8 @@ RESCAN_SECONDS = 2.0
 # A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s. And so
 # long after its machine has slept, a training has told that it lives.
 _LATE_SECONDS = 60.0
+# Of so many ranks that were looked at before, it is kept what is wrong with them.
+_OTHER_RANKS = 3
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Live:
         history = self._rows.kept
         there, shown = self._params
         now = overall(states)
-        closed = closed_summaries(self.path) if now == "closed" else []
+        closed = closed_summaries(self.path) if "closed" in states.values() else []
         return Snapshot(
             name=self._name or run.name,
             state=now,
@@ -316,8 +318,7 @@ class Runs:
         """
         changed = False
         for key in self._unexamined & self._shown.keys() if self.look.findings else ():
-            rank = self.look.only_rank
-            witness = self._witnesses.setdefault((key[1], rank), Witness(key[1], self._limits, rank))
+            witness = self._witness(key[1])
             # Who holds it reads the same, which is there next time.
             if witness.lock.acquire(blocking=False):
                 try:
@@ -333,6 +334,15 @@ class Runs:
                 self._shown[key] = replace(self._shown[key], findings=self._known(key))
                 changed = True
         return tuple(self._shown.values()) if changed else None
+
+    def _witness(self, path: Place) -> Witness:
+        """Who knows a run's findings, as it is looked at."""
+        rank = self.look.only_rank
+        witness = self._witnesses.setdefault((path, rank), Witness(path, self._limits, rank))
+        others = [key for key in list(self._witnesses) if key[0] == path and key[1] not in (None, rank)]
+        for key in others[:-_OTHER_RANKS]:
+            self._witnesses.pop(key, None)
+        return witness
 
     def _known(self, key: tuple[str, Place]) -> tuple[Finding, ...]:
         witness = self._witnesses.get((key[1], self.look.only_rank)) if self.look.findings else None

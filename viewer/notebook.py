@@ -78,7 +78,8 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **look: An
 def show(run: _Folder | Sequence[_Folder], view: str | None = None, **look: Any) -> "Showing":
     """Show a run in a notebook, or several: a picture below the cell, which follows while cells and trainings run.
 
-    It may begin before the run exists. It ends by itself once all that it shows is closed.
+    It may begin before the run exists. It ends by itself once all that it shows is closed, or has
+    been stopped for a minute.
 
     Args:
         run: A run's folder, or several, or a folder of runs.
@@ -106,7 +107,7 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **look: Any)
 
 
 class Showing:
-    """A picture in a notebook that follows runs, until they are closed or it is stopped; ``show`` returns it."""
+    """A picture in a notebook that follows runs, until they have ended or it is stopped; ``show`` returns it."""
 
     def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
         self._runs = runs

@@ -75,7 +75,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "drifting.rows": Threshold(1000, "weights grow for so many measured steps", "an end would show by then"),
     "drifting.growth": Threshold(2, "in the later half of them so many times", "a choice"),
     "drifting.largest": Threshold(
-        10, "to so many times what they were at the start", "as for exploding_weight.largest"
+        10, "to so many times what they were at the start, or 0.1", "as for exploding_weight.largest"
     ),
     "unchanged.rows": Threshold(
         100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"
@@ -132,7 +132,9 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
     "overfitting.numbers": Threshold(5, "of so many logged numbers at least", "as for overfitting.factor"),
     "at_chance.factor": Threshold(
-        1.3, "an accuracy stays below so many times that of guessing", "more than the noise of batches"
+        1.3,
+        "an accuracy stays below so many times that of guessing; of few classes, below a smaller multiple",
+        "more than the noise of batches",
     ),
     "at_chance.steps": Threshold(200, "for so many steps", "as for loss_flat.steps"),
     "overflow.bits": Threshold(

@@ -138,14 +138,15 @@ def noted(evidence: Evidence, limits: Limits) -> list[Finding]:
 
 
 def _lasting(events: Sequence[Event]) -> list[Event]:
-    """The restarts that show in the run: no later one of the same rank went back before their step."""
+    """The restarts that show in the run, by step: no later one of the same rank went back before theirs."""
     earliest: dict[int, float] = {}
     found = []
     for event in reversed(events):
         if event.kind in _RESTARTS and event.step <= earliest.get(event.rank, math.inf):
             earliest[event.rank] = event.step
             found.append(event)
-    return found[::-1]
+    found.reverse()
+    return sorted(found, key=lambda event: event.step)
 
 
 def ended(evidence: Evidence, limits: Limits) -> list[Finding]:

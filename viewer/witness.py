@@ -23,7 +23,7 @@ class Witness:
     """Follows one run for its findings. Several figures share it, whatever they show: it is read once for all of them.
 
     Of one rank, findings are those of what it wrote, as curves are: of a metric that another one logged, nothing is
-    known. How the run is as a whole, which ranks are silent, and what cannot be read, is so for each of its ranks.
+    known. How the run is as a whole, and which ranks are silent, is so for each of its ranks.
 
     Args:
         path: The run's folder.
