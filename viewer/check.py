@@ -217,6 +217,8 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                 # Before reading: what is published in between is not missed.
                 waker.watch(witness.folders)
                 try:
+                    # In this order: what is new is told once.
+                    has_rank = _has_rank(witness)
                     evidence = witness.refresh()
                 except (LogError, OSError, pl.exceptions.PolarsError):
                     # A disk that was there may come back: a training is not to be cancelled for that.
@@ -231,7 +233,7 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
                     silent.setdefault(name, time.monotonic())
                 else:
                     silent.pop(name, None)
-                found[name] = evidence, witness.findings if _has_rank(witness) else ()
+                found[name] = evidence, witness.findings if has_rank else ()
                 for finding in found[name][1]:
                     news = name, *_news(finding)
                     if not quiet and news not in said:
