@@ -75,7 +75,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "drifting.rows": Threshold(1000, "weights grow for so many measured steps", "an end would show by then"),
     "drifting.growth": Threshold(2, "in the later half of them so many times", "a choice"),
     "drifting.largest": Threshold(
-        10, "to so many times what they were at the start, or 0.1", "as for exploding_weight.largest"
+        10, "to so many times what they were at the start (0.1 at least)", "as for exploding_weight.largest"
     ),
     "unchanged.rows": Threshold(
         100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"
