@@ -1,39 +1,61 @@
 """What holds around every test: nothing is left behind, and no warning of the tracer goes unnoticed."""
 
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
-from torch.optim import optimizer as torch_optimizer
 
 from tests import torture
-from tracer.trace import _open
+from tests.warned import make_errors
 from tracer.warn import TracerWarning
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests that run side by side would wait for each other's threads; torch reads this when it is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+# The compiler starts no processes of its own, which would outlive the test.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 # How fast an example is says more of the machine than of the code.
 settings.register_profile("gradwatch", deadline=None)
 settings.load_profile("gradwatch")
 
 
+def _loaded(module: str) -> Any:
+    """A module, where something has imported it: the log and the viewer are tested without torch, too."""
+    return sys.modules.get(module)
+
+
 def _optimizer_hooks() -> int:
-    return len(torch_optimizer._global_optimizer_pre_hooks) + len(torch_optimizer._global_optimizer_post_hooks)
+    optimizer = _loaded("torch.optim.optimizer")
+    # No public call of torch 2.4 to 2.15 tells of them.
+    return (
+        sum(len(getattr(optimizer, f"_global_optimizer_{when}_hooks")) for when in ("pre", "post")) if optimizer else 0
+    )
+
+
+def _open_traces() -> list[Any]:
+    trace = _loaded("tracer.trace")
+    return list(trace._open) if trace else []
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaks a thread, a hook or a trace, or that the tracer warned in unexpectedly."""
     threads = set(threading.enumerate())
-    torch.manual_seed(0)
+    if torch := _loaded("torch"):
+        torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("error")
+        make_errors()
         warnings.simplefilter("always", TracerWarning)
         yield
     unexpected = [str(warning.message) for warning in caught]
-    left = [trace.path for trace in _open]
-    for trace in list(_open):
+    left = [trace.path for trace in _open_traces()]
+    for trace in _open_traces():
         trace.close()
     leaked = [thread.name for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
     assert not unexpected, f"unexpected warnings: {unexpected}"

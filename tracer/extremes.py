@@ -15,11 +15,17 @@ def reduced_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else torch.float32 if dtype.itemsize < 4 else torch.float64
 
 
-def extremes_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype that holds the extremes of a parameter and of its gradient exactly."""
-    dtype = reduced_dtype(tensor.dtype)
-    # A parameter may declare that its gradient has another dtype, or, by None, that it may have any.
-    gradient = getattr(tensor, "grad_dtype", dtype) or torch.float32
+def extremes_dtype(parameter: torch.Tensor) -> torch.dtype:
+    """The dtype that holds the extremes of a parameter and of its gradient exactly.
+
+    Args:
+        parameter: The parameter itself, not its local shard: the shard knows nothing of a declared ``grad_dtype``.
+    """
+    dtype = reduced_dtype(parameter.dtype)
+    # A leaf may declare that its gradient has another dtype, or, by None, that it may have any. A tensor that is none
+    # may not be asked: torch 2.11 to 2.14 raise.
+    declared = getattr(parameter, "grad_dtype", dtype) if parameter.is_leaf else dtype
+    gradient = declared or torch.float32
     return torch.promote_types(dtype, gradient) if gradient in NATIVE else dtype
 
 

@@ -186,7 +186,9 @@ class RowBuffer:
         quantities: tuple[str, ...] = ("value", "grad"),
     ) -> None:
         slots: dict[int, Slot] = {}
-        tensors = [local(parameter.tensor) for parameter in parameters]
+        with torch.no_grad():
+            tensors = [local(parameter.tensor) for parameter in parameters]
+        extremes = [extremes_dtype(parameter.tensor) for parameter in parameters]
         self._blocks: list[torch.Tensor] = []
         # The same bytes where they are on the host already, where no torch operation need be called to copy them.
         self._views: list[memoryview | None] = []
@@ -194,7 +196,7 @@ class RowBuffer:
         for device in dict.fromkeys(tensor.device for tensor in tensors):
             # What is made under inference mode could not be written to outside of it.
             with torch.inference_mode(False):
-                block, device_groups = _allocate(device, tensors, measures, len(quantities), slots)
+                block, device_groups = _allocate(device, tensors, extremes, measures, len(quantities), slots)
             self._blocks.append(block)
             self._views.append(block.numpy().data if device.type == "cpu" else None)
             groups.append(device_groups)
@@ -304,22 +306,23 @@ def _views(slot: Slot) -> Iterator[torch.Tensor]:
 def _allocate(
     device: torch.device,
     tensors: Sequence[torch.Tensor],
+    extremes: Sequence[torch.dtype],
     measures: Measures,
     quantities: int,
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
-    kinds: list[tuple[range, Callable[[torch.Tensor], torch.dtype]]] = [
-        (range(2), extremes_dtype),
-        (range(2, width := len(measures.measured)), lambda tensor: torch.float64),
+    kinds = [
+        (range(2), extremes),
+        (range(2, width := len(measures.measured)), [torch.float64] * len(tensors)),
     ]
     groups: list[Group] = []
     end = 0
-    for numbers, dtype_of in kinds:
+    for numbers, dtypes in kinds:
         by_dtype: dict[torch.dtype, list[int]] = {}
         for index, tensor in enumerate(tensors):
             if numbers and tensor.device == device:
-                by_dtype.setdefault(dtype_of(tensor), []).append(index)
+                by_dtype.setdefault(dtypes[index], []).append(index)
         columns = tuple(at * width + number for at in range(quantities) for number in numbers)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))

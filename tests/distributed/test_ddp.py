@@ -9,6 +9,8 @@ from tests.distributed.exact import STEPS, Network, batch
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Rows, Tensors, gradients, numbers, recorded, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -7,6 +7,9 @@ import pytest
 from tests.distributed.exact import STEPS, Network, batch
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Merged, Rows, Step, Tensors, gradients, merged, numbers, recorded, shard, train
+from tests.versions import needs_fully_shard
+
+pytestmark = [needs_fully_shard, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def whole(steps: list[Step]) -> Merged:
     }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("run", ["whole", "nested", "kept", "freed"])
 def test_each_rank_records_the_extremes_of_its_shards(runs: Path, run: str) -> None:
     """Values and gradients are those of the rank's shard, reduced over ranks; null where the shard is empty."""

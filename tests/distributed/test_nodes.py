@@ -4,16 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 import tracer
 from tests.distributed.exact import STEPS, Network, batch, sgd
 from tests.distributed.launch import RANKS, finish, lose, nodes
 from tests.distributed.oracle import Merged, merged
 from tests.logs import age_heartbeat
+from tests.versions import needs_fully_shard
 from tests.waiting import wait_until
 from tracer import cli
 from tracer.log.parts import all_parts
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, closed_summaries, state
+
+pytestmark = [needs_fully_shard, pytest.mark.slow]
 
 
 def of_one_process(path: Path) -> Merged:

@@ -12,6 +12,8 @@ from tests.distributed.exact import STEPS
 from tests.distributed.launch import Finished, succeeded, torchrun
 from tracer.log import run as run_folder
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Shared:

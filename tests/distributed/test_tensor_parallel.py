@@ -7,6 +7,9 @@ import pytest
 from tests.distributed.exact import STEPS, Block, tokens
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Step, gradients, merged, numbers, recorded, shard, train
+from tests.versions import needs_fully_shard
+
+pytestmark = [needs_fully_shard, pytest.mark.slow]
 
 # Along which dimension a weight is cut; the others are whole on every rank.
 CUT = {"up.weight": 0, "up.bias": 0, "down.weight": 1}

@@ -15,9 +15,9 @@ from tests.distributed.worker_ranks import train
 from tests.waiting import wait_until
 
 
-def published(path: Path) -> int:
-    """How many steps of this rank are in the log."""
-    own = tracer.scan(path).filter(pl.col("rank") == RANK)
+def published(path: Path, table: str) -> int:
+    """How many steps of this rank are in a table of the log."""
+    own = tracer.scan(path, table).filter(pl.col("rank") == RANK)
     return int(own.select(pl.col("step").n_unique()).collect().item())
 
 
@@ -32,9 +32,11 @@ def main(path: Path, going_on: bool) -> None:
         train(trace, model, 2)
         trace.close()
         return
-    # The last of these steps is not over, as far as the tracer knows.
-    train(trace, model, STEPS + 1 + 5 * RANK)
-    wait_until(lambda: published(path) == STEPS + 5 * RANK)
+    # The last of these steps is not over, as far as the tracer knows, and has metrics alone. Tables are published one
+    # after the other.
+    count = STEPS + 1 + 5 * RANK
+    train(trace, model, count)
+    wait_until(lambda: (published(path, "extremes"), published(path, "metrics")) == (count - 1, count))
     os._exit(0)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.fsdp as fsdp
@@ -18,8 +19,10 @@ from tests.distributed.worker import RANK, process_group
 def shard(mesh: DeviceMesh, *, nested: bool = True, kept: bool | None = None) -> nn.Module:
     """A model sharded as a whole, and before that layer by layer where it is ``nested``."""
     model = Network(with_side=False)
+    # That it is not given is None only in later releases than torch 2.6.
+    options: dict[str, Any] = {} if kept is None else {"reshard_after_forward": not kept}
     for module in (model.first, model.second, model) if nested else (model,):
-        fully_shard(module, mesh=mesh, reshard_after_forward=None if kept is None else not kept)
+        fully_shard(module, mesh=mesh, **options)
     return model
 
 
