@@ -11,20 +11,13 @@ import pytest
 import typer
 
 import tracer
+from tests.commands import Said, tracer_says
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.waiting import wait_until
 from tracer import cli, scan
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts, list_parts, merge
 from tracer.log.run import beat, close_rank
-
-
-def tracer_says(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as in a wide terminal."""
-    command = [sys.executable, "-m", "tracer", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
-    )
 
 
 def facts(run: Path) -> dict[str, str]:
@@ -34,7 +27,7 @@ def facts(run: Path) -> dict[str, str]:
     return {name: fact.strip() for name, _, fact in (line.partition(" ") for line in said.stdout.splitlines())}
 
 
-def assert_one_line_error(said: subprocess.CompletedProcess[str], *parts: object) -> None:
+def assert_one_line_error(said: Said, *parts: object) -> None:
     """The command failed with exit code 1 and one line on stderr that holds these parts, and said nothing else."""
     assert (said.returncode, said.stdout) == (1, "")
     assert said.stderr.startswith("tracer: ")
@@ -310,14 +303,13 @@ def test_looking_after_a_log_does_not_load_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def doctor_says(folder: Path, code: str, target: str) -> subprocess.CompletedProcess[str]:
+def doctor_says(folder: Path, code: str, target: str) -> Said:
     """Run ``tracer doctor`` in a folder with a module ``net``."""
     (folder / "net.py").write_text("import torch\nfrom torch import nn\n" + code)
-    command = [sys.executable, "-m", "tracer", "doctor", target]
-    environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
-    )
+    try:
+        return tracer_says("doctor", target, folder=folder, columns=120)
+    finally:
+        sys.modules.pop("net", None)
 
 
 def test_doctor_tells_of_a_model_in_the_current_folder(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
-from tests.viewing import shown, view, viewing
+from tests.viewing import SEEN_BY_USERS, shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat
 from viewer.chart import Line, chart, reduced
@@ -88,7 +88,7 @@ def on_terminal(
     """A viewer on a terminal of so many columns and lines; at the end of the block it is ended."""
     ours, theirs = os.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-    kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONWARNINGS": "error", "PYTHONUTF8": "1"}
+    kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONWARNINGS": SEEN_BY_USERS, "PYTHONUTF8": "1"}
     resize(ours, *size)
     process = subprocess.Popen(
         [sys.executable, "-m", "viewer", *map(str, arguments), "--text"],
@@ -208,6 +208,7 @@ def test_ctrl_c_while_it_draws_leaves_the_picture(tmp_path: Path, monkeypatch: p
     assert "step 39" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_picture_takes_the_room_of_a_larger_terminal(tmp_path: Path) -> None:
     """Where the window is drawn larger, so is the picture, without anything new in the log."""
     run = trained(tmp_path / "run", closed=False)
@@ -220,7 +221,7 @@ def test_the_picture_takes_the_room_of_a_larger_terminal(tmp_path: Path) -> None
         assert max(map(len, terminal.frame().splitlines())) > 100
 
 
-@pytest.mark.parametrize("arguments", [("--view", "layers"), ("--param", EVIL)])
+@pytest.mark.parametrize("arguments", [("--view", "layers"), pytest.param(("--param", EVIL), marks=pytest.mark.slow)])
 def test_names_are_text(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Neither rich's markup nor an escape code in a name is obeyed: brackets are shown, control characters left out."""
     run = new_run(tmp_path / "run\x1b[31m", ["b", EVIL])
@@ -246,6 +247,7 @@ def broken(path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_nan_is_named_with_its_step(tmp_path: Path) -> None:
     """A NaN stands in the table with its first step, in red, beside what was finite, and is marked in the chart."""
     run = broken(tmp_path / "run")
@@ -258,6 +260,7 @@ def test_nan_is_named_with_its_step(tmp_path: Path) -> None:
     assert "!" in text
 
 
+@pytest.mark.slow
 def test_without_colours_nothing_is_lost(tmp_path: Path) -> None:
     """With NO_COLOR there is no colour code at all, and the marks say what colours said."""
     run = broken(tmp_path / "run")
@@ -268,6 +271,7 @@ def test_without_colours_nothing_is_lost(tmp_path: Path) -> None:
     assert "step 7" in bare(terminal.raw)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_gets_question_marks(tmp_path: Path) -> None:
     """Where the locale has no dots and blocks, the numbers are there all the same."""
     run = trained(tmp_path / "run")
@@ -277,6 +281,7 @@ def test_a_terminal_without_unicode_gets_question_marks(tmp_path: Path) -> None:
     assert "run ? closed" in bare(terminal.raw)
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_lines(tmp_path: Path) -> None:
     """Where the terminal cannot be redrawn, it gets what a pipe gets."""
     run = trained(tmp_path / "run")
@@ -322,6 +327,7 @@ def test_a_pipe_gets_a_line_for_each_news_and_its_end(tmp_path: Path) -> None:
     assert "gradient NaN or inf from step 9" in lines[-1]
 
 
+@pytest.mark.slow
 def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     """Of several runs each has a letter, and a row with its state, step and newest numbers."""
     trained(tmp_path / "runs" / "first", steps=40)
@@ -336,6 +342,7 @@ def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     assert [line.split()[0] for line in said[1:]] == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_a_run_without_news_has_no_line(tmp_path: Path) -> None:
     """What is new of one run is told of this run alone."""
     trained(tmp_path / "runs" / "first", steps=40)

@@ -1,4 +1,4 @@
-"""The viewer in tests: as users run it, a process of its own, and in this one."""
+"""The viewer in tests: in a process of its own, where it goes on beside the test, and in this one."""
 
 import contextlib
 import os
@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.commands import DISPLAYS, viewer_says
 from tests.waiting import wait_until
 from viewer.live import Live, Runs, Snapshot
 
-_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
 VIEWER = ("-m", "viewer")
+# Whatever libraries warn of would be seen by the user, but for deprecations, which Python hides from users.
+SEEN_BY_USERS = "error,ignore::DeprecationWarning,ignore::PendingDeprecationWarning"
 
 
 @dataclass
@@ -46,9 +48,8 @@ def viewing(
     folder: Path, *arguments: object, display: Mapping[str, str] | None = None, program: tuple[str, ...] = VIEWER
 ) -> Iterator[Viewing]:
     """A viewer started in a folder, without a display unless one is given; at the end of the block it is ended."""
-    environment = {name: value for name, value in os.environ.items() if name not in _DISPLAYS}
-    # Whatever its libraries warn of would be seen by the user.
-    environment |= {"PYTHONWARNINGS": "error", "PYTHONUTF8": "1", "COLUMNS": "200"} | dict(display or {})
+    environment = {name: value for name, value in os.environ.items() if name not in DISPLAYS}
+    environment |= {"PYTHONWARNINGS": SEEN_BY_USERS, "PYTHONUTF8": "1", "COLUMNS": "200"} | dict(display or {})
     output, errors = folder / "viewer.out", folder / "viewer.err"
     with output.open("wb") as stdout, errors.open("wb") as stderr:
         process = subprocess.Popen(
@@ -67,7 +68,13 @@ def viewing(
 
 
 def view(folder: Path, *arguments: object) -> tuple[int, str, str]:
-    """A viewer that ends by itself: exit code, stdout and stderr."""
+    """A viewer that ends by itself, in this process: exit code, stdout and stderr."""
+    said = viewer_says(folder, *arguments)
+    return said.returncode, said.stdout, said.stderr
+
+
+def view_in_process(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    """As ``view``, in a process of its own."""
     with viewing(folder, *arguments) as viewer:
         code = viewer.wait()
         return code, viewer.said(), viewer.complained()

@@ -8,6 +8,7 @@ What is slow to import is imported where it is used, so that ``--help`` and a wr
 import importlib
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -230,11 +231,18 @@ def _warning_line(
     return f"tracer: {message}\n"
 
 
-def main() -> None:
-    """Run the command; every error becomes one line and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; every error becomes one line and an exit code.
+
+    Args:
+        arguments: Its words, without the command's name; those that this process was started with by default.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     warnings.formatwarning = _warning_line
     try:
-        app(prog_name="tracer")
+        app(arguments, prog_name="tracer")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -34,17 +34,22 @@ _MEASURED = "measured: between small trainings with and without the illness, far
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 _EPILOG = """
+Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, or the command line is wrong;
+130 ended with Ctrl-C.
+
 What people need:
 
-    viewer check runs/a                          the worst first
-    viewer check runs/a runs/b --json            for machines
-    viewer check runs/a --strict                 in CI: warnings, too
-    viewer check runs/a --rule dead.rows=500     another threshold
-    viewer check --rules                         all thresholds
-    viewer check runs/a --follow || scancel $ID  until the first error
+- `viewer check runs/a`: the worst first
 
-Exit codes: 0 no errors, 1 warnings (with --strict), 2 errors, 3 a run cannot be read, or the command line is
-wrong; 130 ended with Ctrl-C.
+- `viewer check runs/a runs/b --json`: for machines
+
+- `viewer check runs/a --strict`: in CI: warnings, too
+
+- `viewer check runs/a --rule dead.rows=500`: another threshold
+
+- `viewer check --rules`: all thresholds
+
+- `viewer check runs/a --follow || scancel $ID`: until the first error
 """
 
 

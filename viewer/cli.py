@@ -24,18 +24,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
+# A list, each item a paragraph of its own: every typer since 0.17.5 shows it line by line.
 _EPILOG = """
+Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
+
 What people need:
 
-    viewer                                the newest run under runs/
-    viewer runs/a runs/b                  in one figure; runs/ for all
-    viewer runs/a --view layers           every parameter at a glance
-    viewer runs/a --web                   in the browser; over ssh: --text
-    viewer runs/a --save a.png --follow   into a file: .png, .svg or .pdf
-    viewer diff runs/a runs/b             where two runs part: diff --help
-    viewer check runs/a                   what went wrong: check --help
+- `viewer`: the newest run under runs/
 
-Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
+- `viewer runs/a runs/b`: in one figure; runs/ for all
+
+- `viewer runs/a --view layers`: every parameter at a glance
+
+- `viewer runs/a --web`: in the browser; over ssh: --text
+
+- `viewer runs/a --save a.png --follow`: into a file: .png, .svg or .pdf
+
+- `viewer diff runs/a runs/b`: where two runs part; see diff --help
+
+- `viewer check runs/a`: what went wrong; see check --help
 """
 
 
@@ -177,7 +184,9 @@ def _write_once(runs: "Runs", save: Path) -> None:
 
     check_there(runs)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    # A bar that is only disabled ends with an empty line in rich 13.
+    console.quiet = not console.is_terminal
+    with Progress(console=console, transient=True, auto_refresh=console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
             runs.wait()
@@ -229,16 +238,24 @@ def _say(words: str) -> None:
 _COMMANDS = {"check": "viewer.check", "diff": "viewer.diff"}
 
 
-def main() -> None:
-    """Run the command; every error becomes one line and an exit code."""
-    command = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in _COMMANDS else None
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; every error becomes one line and an exit code.
+
+    Args:
+        arguments: Its words, without the command's name; those that this process was started with by default.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words[0] if words and words[0] in _COMMANDS else None
     # A name in a script that matplotlib's font lacks is drawn as boxes; nobody can do anything about it here.
     warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
     try:
         if command is None:
-            app(prog_name="viewer")
+            app(words, prog_name="viewer")
         else:
-            importlib.import_module(_COMMANDS[command]).app(sys.argv[2:], prog_name=f"viewer {command}")
+            importlib.import_module(_COMMANDS[command]).app(words[1:], prog_name=f"viewer {command}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -197,6 +197,9 @@ def regridded(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArr
     # As parts of its range: a slope over a range of 1e-308 would be infinite.
     own = np.linspace(0.0, 1.0, len(histogram.counts) + 1)
     below = np.concatenate([[0], np.cumsum(histogram.counts)])
-    filled: npt.NDArray[np.float64] = np.diff(np.interp((edges.clip(low, high) - low) / (high - low), own, below))
+    # Numpy before 2 warns of an overflow where the range is subnormal, beside the right result.
+    with np.errstate(over="ignore"):
+        parts = (edges.clip(low, high) - low) / (high - low)
+    filled: npt.NDArray[np.float64] = np.diff(np.interp(parts, own, below))
     # Rounding must not make a row hold less than nothing.
     return np.maximum(filled, 0)

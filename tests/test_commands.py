@@ -1,0 +1,79 @@
+"""The commands as a shell runs them: each, and each exit code, once in a process of its own."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.halves import first_of
+from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.viewing import view_in_process
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the runs ``good``, ``ill``, ``damaged`` and ``newer``."""
+    for name in ("good", "ill", "damaged", "newer"):
+        run = new_run(tmp_path / name)
+        last = math.nan if name == "ill" else 1.0
+        part = publish_next(run, "extremes", extremes(range(5), values={"grad_max": [1.0] * 4 + [last]}))
+        publish_next(run, "metrics", metrics(range(5), range(5)))
+        close_run(run, last_step=4)
+        if name == "damaged":
+            flip_bit(part.path)
+    info = json.loads((tmp_path / "newer" / "run.json").read_text())
+    (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
+    (tmp_path / "net.py").write_text("from torch import nn\nmodel = nn.Linear(2, 1)\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    first_of(
+        [
+            ("info good", 0, "closed"),
+            ("verify good", 0, "every byte as it was published"),
+            ("verify damaged", 1, "has changed since it was published"),
+            ("merge good", 0, "2 now"),
+            ("info newer", 1, "upgrade"),
+            ("info", 2, "Missing argument"),
+            ("doctor net:model", 0, "2 parameters: 2 traced"),
+        ]
+    ),
+)
+def test_the_tracers_commands(folder: Path, arguments: str, code: int, words: str) -> None:
+    """``tracer`` ends with 0 where it could do what it was told, 1 where a run is wrong, 2 where the words are."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tracer", *arguments.split()], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    first_of(
+        [
+            ("good --save a.png", 0, "good is closed at step 4: a.png"),
+            ("good --text", 0, "closed"),
+            ("newer --save a.png", 1, "upgrade"),
+            ("good --save a.jpg", 2, ".png, .svg, .pdf"),
+            ("check good", 0, "nothing found"),
+            ("check good --strict --rule dead.rows=x", 3, "dead.rows"),
+            ("check ill", 2, "NaN"),
+            ("check nowhere", 3, "nowhere holds no run"),
+            ("diff good good", 0, "alike"),
+            ("diff good ill", 1, "weight"),
+            ("diff good", 2, "Missing argument"),
+            ("diff good nowhere", 3, "nowhere holds no run"),
+        ]
+    ),
+)
+def test_the_viewers_commands(folder: Path, arguments: str, code: int, words: str) -> None:
+    """``viewer`` and what it calls end with the codes that their help lists."""
+    found, said, complained = view_in_process(folder, *arguments.split())
+    assert (found, words in " ".join((said + complained).split())) == (code, True), (said, complained)
+    assert "Traceback" not in complained
