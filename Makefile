@@ -5,13 +5,34 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.bench
 
-.PHONY: demo test torture check bench gallery clean
+# Two files of tests run side by side, a file on one core: what its tests share is made once.
+# Modules are compiled once, and not for each of the many processes, whatever the machine says.
+export PYTHONDONTWRITEBYTECODE :=
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all torture check matrix durations bench gallery clean
 
 demo: $(INSTALLED)
 	$(BIN)/tracer demo
 
+# The promises, each at least once, in a few minutes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow or smoke"
+
+# Everything: faults, stores, ranks, the browser, windows and engines too.
+test-all: $(INSTALLED)
+	$(PYTEST)
+
+# The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
+# A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all.
+matrix: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[matrix]'
+	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS))
+
+# How long each file of tests takes, into tests/durations.md.
+durations: $(INSTALLED)
+	$(PYTEST) --junitxml .durations.xml
+	$(BIN)/python -m tests.durations .durations.xml
 
 # The tests of faults, for much longer, and a table of what they did and saw.
 torture: $(INSTALLED)

@@ -66,6 +66,7 @@ def share(found: list[tuple[int, float, float]]) -> float:
     return sum(work for _, work, _ in found) / sum(seconds for _, _, seconds in found)
 
 
+@pytest.mark.slow
 @given(
     limit=st.floats(0.005, 0.3),
     measured=st.floats(1e-5, 2.0),

@@ -227,6 +227,7 @@ def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: 
     assert re.findall(r"warning .*val_loss_(\d) became", said) == ["6", "7"]
 
 
+@pytest.mark.slow
 def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
     """Whoever cancels a training where this fails does not for a run that could be read a moment ago, and can again."""
     run = new_run(tmp_path / "run", PARAMS)
@@ -289,6 +290,7 @@ def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monk
     assert found[0].state == "closed"
 
 
+@pytest.mark.slow
 def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
     """Each watch is a thread, and most of a folder's runs have ended."""
     live = new_run(tmp_path / "live", PARAMS)

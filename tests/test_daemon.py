@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import tracer
+from tests.halves import first_of
 from tests.logs import events, metrics, new_run
 from tests.training import mlp
 from tests.waiting import wait_until
@@ -214,7 +215,7 @@ def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
     assert list((tmp_path / "run" / "staging").iterdir()) == []
 
 
-@pytest.mark.parametrize(("folder", "kept"), [("staging", [0, 1]), ("metrics", [1])])
+@pytest.mark.parametrize(("folder", "kept"), first_of([("staging", [0, 1]), ("metrics", [1])]))
 def test_a_folder_in_the_runs_that_is_deleted_is_made_again(tmp_path: Path, folder: str, kept: list[int]) -> None:
     """While the run itself is there, what came after the deletion is written, with one warning."""
     run = tmp_path / "run"
@@ -250,6 +251,7 @@ def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(
     assert not [path for path in run.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """close() gives up on rows that no disk takes, ends the thread, and counts them where it still can."""
     with (
@@ -292,6 +294,7 @@ def test_events_are_published_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert order == ["events", "metrics"]
 
 
+@pytest.mark.slow
 def test_the_heartbeat_is_renewed_without_rows(tmp_path: Path) -> None:
     """A rank that has nothing to write is seen to be alive."""
     daemon = start(tmp_path / "run")

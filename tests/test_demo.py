@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 import tracer
 from tracer.demo import load
 from tracer.log.parts import damage, list_parts
 from tracer.log.run import state
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_demo_trains_draws_and_reports(tmp_path: Path) -> None:
@@ -42,6 +45,7 @@ def test_the_demo_trains_draws_and_reports(tmp_path: Path) -> None:
     assert float(found.stdout) == largest
 
 
+@pytest.mark.smoke
 def test_fashion_mnist_is_read_by_torchvision(tmp_path: Path) -> None:
     """Files in the form in which torchvision downloads them become images in [-1, 1], with their classes."""
     folder = tmp_path / "FashionMNIST" / "raw"

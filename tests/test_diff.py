@@ -1,11 +1,11 @@
-"""``viewer diff``: where two runs part, found in logs with a planted difference and in real trainings."""
+"""``viewer diff``: where two runs part, found in logs with a planted difference."""
 
 import json
 import math
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,17 +14,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-import tracer
 import viewer.diff
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
-from tests.training import STATISTICS, mlp, recorded
 from tests.viewing import view
 from tracer.log.parts import merge
+from tracer.log.schema import STATISTICS
 from viewer.diff import Parting, Side, Tolerance, difference, side
 
 _PARAMS = ("a.weight", "b.weight", "c.bias")
@@ -74,6 +71,7 @@ def shuffled(table: pa.Table, seed: int) -> pa.Table:
     return table.take(order)
 
 
+@pytest.mark.slow
 @given(numbers(), st.integers(0, 9), st.sampled_from([3, 10, 10_000]), st.booleans())
 def test_runs_with_the_same_numbers_are_alike(
     given: tuple[list[int], dict[str, list[float | None]]], seed: int, rows: int, shuffle: bool
@@ -88,6 +86,7 @@ def test_runs_with_the_same_numbers_are_alike(
     assert (found.params.partings, found.params.steps, found.params.alike_until) == ([], len(steps), steps[-1])
 
 
+@pytest.mark.slow
 @given(numbers(), st.data(), st.sampled_from([3, 10, 10_000]), st.booleans())
 def test_a_planted_difference_is_found(
     given: tuple[list[int], dict[str, list[float | None]]], data: st.DataObject, rows: int, shuffle: bool
@@ -173,6 +172,7 @@ def test_the_gap_is_followed_from_values_to_gradients_in_backward_order() -> Non
     ]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 99))
 def test_of_a_parameter_the_first_step_that_differs_counts(seed: int) -> None:
     """Whatever the order of rows in either log."""
@@ -249,6 +249,7 @@ def test_a_row_of_many_steps_is_compared_with_the_same_many_steps() -> None:
     assert (longer.steps, longer.ends) == (3, (23, 39))
 
 
+@pytest.mark.slow
 @given(numbers(), st.sampled_from([3, 10_000]))
 def test_ranks_count_as_one(given: tuple[list[int], dict[str, list[float | None]]], rows: int) -> None:
     """A run of two ranks is alike to one with the least minima and the largest maxima of both."""
@@ -325,122 +326,6 @@ def test_what_is_logged_twice_in_a_step_is_compared_by_its_extremes() -> None:
     )
     (parting,) = difference(a, b).metrics.partings
     assert (parting.a, parting.b) == (2.0, 3.0)
-
-
-def train(
-    path: Path,
-    steps: int = 8,
-    change: Callable[[int, torch.optim.Optimizer, torch.Tensor], None] = lambda *_: None,
-    wrap: Callable[[nn.Module], Any] = lambda model: model,
-    **options: Any,
-) -> None:
-    """A training that is the same each time, but for what ``change`` makes of a step's optimizer or input."""
-    torch.manual_seed(0)
-    model = mlp()
-    traced = wrap(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with tracer.attach(traced, path, **options) as trace:
-        for step in range(steps):
-            data = torch.randn(16, 6)
-            change(step, optimizer, data)
-            optimizer.zero_grad()
-            loss = traced(data).square().mean()
-            loss.backward()
-            optimizer.step()
-            trace.log(loss=loss)
-
-
-def faster_at_5(step: int, optimizer: torch.optim.Optimizer, data: torch.Tensor) -> None:
-    """Another learning rate from step 5 on."""
-    if step == 5:
-        optimizer.param_groups[0]["lr"] = 0.2
-
-
-def spoiled_at_5(step: int, optimizer: torch.optim.Optimizer, data: torch.Tensor) -> None:
-    """Another input at step 5."""
-    if step == 5:
-        data[3, 2] += 1.0
-
-
-def test_the_same_training_twice_is_alike(tmp_path: Path) -> None:
-    """With the same seed no number differs, and the exit code is 0."""
-    for name in ("a", "b"):
-        train(tmp_path / name)
-    code, said, complained = view(tmp_path, "diff", "a", "b", "--rtol", "0")
-    assert (code, complained) == (0, "")
-    assert said == "a and b are alike: 4 parameters, 8 steps.\n"
-
-
-def test_another_learning_rate_shows_in_the_next_steps_values(tmp_path: Path) -> None:
-    """The values of a step are those before its update, so that one at step 5 is seen at step 6, and said so."""
-    train(tmp_path / "a")
-    train(tmp_path / "b", change=faster_at_5)
-    code, said, complained = view(tmp_path, "diff", "a", "b")
-    assert (code, complained) == (1, "")
-    sentence, why, *_ = said.splitlines()
-    first = expected(tmp_path)
-    assert first[:2] == (6, "value")
-    assert sentence.startswith(f"a and b are alike until step 5; at step 6 {first[3]} of {first[2]} is ")
-    assert "the update of step 5" in why
-    assert "loss is " in said.splitlines()[2]
-    assert ", at step 6." in said.splitlines()[2]
-
-
-def test_another_input_shows_in_the_same_steps_gradients(tmp_path: Path) -> None:
-    """First of them in that of the last layer, where the backward begins."""
-    train(tmp_path / "a")
-    train(tmp_path / "b", change=spoiled_at_5)
-    code, said, _ = view(tmp_path, "diff", "a", "b")
-    sentence, why, *_ = said.splitlines()
-    first = expected(tmp_path)
-    assert (code, first[:2]) == (1, (5, "grad"))
-    assert first[2].startswith("2.")
-    assert sentence.startswith(f"a and b are alike until step 4; at step 5 {first[3]} of {first[2]} is ")
-    assert "within the step" in why
-    assert ", at step 5." in said.splitlines()[2]
-
-
-def expected(folder: Path) -> tuple[int, str, str, str]:
-    """The oracle: step, quantity, parameter and statistic of the first difference, found row by row."""
-    rows = [recorded(folder / name) for name in ("a", "b")]
-    detail = tracer.scan(folder / "a", "events").filter(pl.col("kind") == "order").collect()["detail"].item()
-    order = json.loads(detail)
-    for step in range(8):
-        for quantity in ("value", "grad"):
-            for param in order:
-                for statistic in (f"{quantity}_min", f"{quantity}_max"):
-                    one, other = (run[step, param][statistic] for run in rows)
-                    if not math.isclose(one, other, rel_tol=1e-5):
-                        return step, quantity, param, statistic
-    raise AssertionError("they are alike")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    "wrap",
-    [lambda model: torch.compile(model, backend="aot_eager"), nn.DataParallel],
-    ids=["compiled", "data parallel"],
-)
-def test_a_wrapped_model_is_compared_with_the_plain_one(tmp_path: Path, wrap: Callable[[nn.Module], Any]) -> None:
-    """Its parameters have the same names."""
-    train(tmp_path / "a")
-    train(tmp_path / "b", wrap=wrap)
-    found = difference(side(tmp_path / "a"), side(tmp_path / "b"))
-    assert (found.alike, found.params.names, found.params.steps) == (True, 4, 8)
-
-
-def test_a_folded_run_is_compared_with_one_of_single_steps(tmp_path: Path) -> None:
-    """The same training is alike whatever was folded, means and norms too; a difference is found within its row."""
-    recorded_too = ("mean", "norm", "zeros")
-    train(tmp_path / "a", stats=recorded_too)
-    train(tmp_path / "b", stats=recorded_too, fold=4)
-    train(tmp_path / "c", stats=recorded_too, fold=4, change=spoiled_at_5)
-    a, b, c = (side(tmp_path / name) for name in "abc")
-    assert (difference(a, b).alike, difference(b, a).params.steps) == (True, 2)
-    assert {(each.step, each.span) for each in difference(a, c).params.partings} == {(7, 4)}
-    said = view(tmp_path, "diff", "a", "c")[1]
-    assert "a and c are alike until step 3; in the 4 steps up to 7 " in said
-    assert "Each row covers several steps" in said
 
 
 def test_a_log_without_the_order_is_read_from_the_last_parameter_on(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.waiting import wait_until
 from tracer import cli, scan
 from tracer.log.parts import list_parts
 
+pytestmark = pytest.mark.slow
+
 NAN, INF = math.nan, math.inf
 ROOT = Path(__file__).parent.parent
 TABLES = ("extremes", "metrics", "histograms")
@@ -214,6 +216,7 @@ def test_the_run_holds_what_is_hard_to_read(runs: dict[str, Path], truth: dict[s
     assert truth["count"].item() == 32
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("state", ["parts", "merged"])
 def test_duckdb_answers_as_polars_does(runs: dict[str, Path], truth: dict[str, pl.DataFrame], state: str) -> None:
     """DuckDB reads each value of each table, before a merge and after one that was killed and repeated."""
@@ -226,6 +229,7 @@ def test_spark_answers_as_polars_does(spark: Spark, truth: dict[str, pl.DataFram
     assert_same(spark.answers[state], truth)
 
 
+@pytest.mark.smoke
 def test_duckdb_reads_replaced_rows_twice(runs: dict[str, Path], truth: dict[str, pl.DataFrame]) -> None:
     """After a killed merge only ``scan`` knows which parts were replaced: for DuckDB run ``tracer merge`` first."""
     assert answers_of_duckdb(runs["killed"])["count"].item() == 2 * truth["count"].item()

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,7 @@ def rows_and_metrics(
         return {key: extremes_of(row) for key, row in recorded(path).items()}, metric(path, "at"), saved
 
 
+@pytest.mark.slow
 @given(every=st.integers(2, 4), inside=st.booleans(), actions=st.lists(_ACTIONS, max_size=30))
 def test_every_measures_what_would_have_been_measured_anyway(
     every: int, inside: bool, actions: list[tuple[str, str]]

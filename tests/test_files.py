@@ -108,6 +108,7 @@ def test_following_ends_with_the_run(runs: Runs, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Path) -> None:
     """Where the closed mark arrives before the last parts, as a network disk may show it, the figure waits for them."""
     run = new_run(tmp_path / "run")
@@ -163,6 +164,7 @@ class Following(threading.Thread):
         self.last = follow(self._runs, self._file)
 
 
+@pytest.mark.slow
 def test_following_several_waits_for_all_that_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed run does not end it while another that was named has not begun, or is going on."""
     monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.05)

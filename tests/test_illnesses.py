@@ -13,15 +13,18 @@ from torch import nn
 
 import tracer
 from tests import illnesses
+from tests.halves import smoke_of
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
 from tests.torture import often
 from viewer.findings import Severity, findings
 from viewer.witness import Witness
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(often(1, 5))
 
 
-@pytest.mark.parametrize("illness", ILL, ids=lambda illness: illness.train.__name__)
+@pytest.mark.parametrize("illness", smoke_of(ILL), ids=lambda illness: illness.train.__name__)
 def test_an_ill_training_is_told_what_it_has(illness: Illness, tmp_path: Path) -> None:
     """Each illness has its finding, which is an error or a warning."""
     _, found = judged(illness.train, tmp_path / "run")
@@ -40,6 +43,7 @@ def test_a_healthy_training_is_left_alone(train: Callable[[Path], None], seed: i
     assert len(alarms) <= 1, alarms
 
 
+@pytest.mark.smoke
 def test_a_frozen_layer_is_no_finding_at_all(tmp_path: Path) -> None:
     """Who freezes a layer need not be told."""
     assert judged(illnesses.frozen, tmp_path / "run")[1] == []
@@ -68,6 +72,7 @@ def half() -> nn.Sequential:
     return mlp(64, 32, 32, 1).half()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("make", "rate"), [(exploding, 0.2), (root, 1e-3), (half, 1e-3)])
 def test_the_first_nan_is_that_of_a_check_by_hand(
     make: Callable[[], nn.Sequential], rate: float, tmp_path: Path

@@ -67,6 +67,7 @@ def test_a_renewed_title_stays_in_its_place() -> None:
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_the_layout_moves_panels_only_where_texts_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """New numbers of the same width leave everything in its place; longer texts, zooms and other sizes find room."""
     made = 0

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
-import tracer
 import viewer
 from tests.figures import canvas, check_contrast, check_texts, entries
+from tests.halves import first_of
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.test_check import PARAMS, rows, written
-from tests.training import loss_of, mlp
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank
@@ -172,24 +170,6 @@ def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> 
     publish_next(run, "extremes", rows(range(20, 40), attempt=1))
     witness.refresh()
     assert [(each.kind, each.steps, each.over) for each in witness.findings] == [("restored", (20,), False)]
-
-
-def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:
-    """A real one that ended behind its checkpoint goes on from there; resumed without one, behind its last step."""
-    model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    for begin, end in ((0, 30), (20, 40), (40, 50)):
-        with tracer.attach(model, tmp_path / "run", resume=True) as trace:
-            if begin == 20:
-                trace.load_state_dict({"step": begin})
-            for _ in range(begin, end):
-                optimizer.zero_grad()
-                loss_of(model).backward()
-                optimizer.step()
-    witness = Witness(tmp_path / "run")
-    witness.refresh()
-    assert [(each.kind, each.steps) for each in witness.findings] == [("restored", (20,)), ("resumed", (40,))]
-    assert "step 30 -> step 20" in witness.findings[0].sentence
 
 
 def test_findings_are_looked_for_again_where_reading_was_interrupted(tmp_path: Path) -> None:
@@ -430,7 +410,7 @@ def lines(axes: object) -> list[float]:
     return [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "finding"]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", first_of([False, True]))
 def test_curves_are_marked_where_a_finding_began(tmp_path: Path, dark: bool) -> None:
     """A line crosses every panel at its first step, with its number in the highest, and stands in no legend."""
     found = watched(written(tmp_path / "run", bad=[7]), Look(dark=dark))
@@ -471,7 +451,7 @@ def test_findings_of_about_the_same_step_have_one_flag() -> None:
     assert sorted(lines(shown.figure.axes[0])) == [12, 28]
 
 
-@pytest.mark.parametrize(("times", "marked"), [(3, [3, 6, 9]), (10, [*range(3, 31, 3)]), (11, [3])])
+@pytest.mark.parametrize(("times", "marked"), first_of([(3, [3, 6, 9]), (10, [*range(3, 31, 3)]), (11, [3])]))
 def test_each_restart_is_marked_unless_there_are_many(tmp_path: Path, times: int, marked: list[int]) -> None:
     """A line at each of ten crosses curves, also one parameter's; of more, the first says for all how often."""
     run = new_run(tmp_path / "run", PARAMS)
@@ -604,6 +584,7 @@ def test_a_row_is_not_marked_beyond_its_ends(tmp_path: Path) -> None:
         assert ("1" in row) == marked
 
 
+@pytest.mark.slow
 def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
     """As it arises a line says what, and another one that it is over, however long it goes on."""
     run = new_run(tmp_path / "run", PARAMS)
@@ -621,6 +602,7 @@ def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
     assert [sum(word in line for line in said) for word in ("Never a gradient", "is over", "error")] == [2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_pipe_is_not_told_again_as_bins_grow(tmp_path: Path) -> None:
     """Of a longer run the first step of a finding is known less exactly, and other parameters may join the first."""
     run = new_run(tmp_path / "run", PARAMS)
@@ -639,6 +621,7 @@ def test_a_pipe_is_not_told_again_as_bins_grow(tmp_path: Path) -> None:
         assert (viewer.said().count("Dead"), "closed" in viewer.said()) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_file_is_drawn_again_for_a_finding_alone(tmp_path: Path) -> None:
     """What is found after the curves were drawn comes into the picture, with the title in it."""
     run = new_run(tmp_path / "run", PARAMS)

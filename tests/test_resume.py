@@ -35,6 +35,7 @@ from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
 from viewer.live import Live, Snapshot
 from viewer.look import Look, View
+from viewer.witness import Witness
 
 Seen = list[tuple[int, int, float]]
 """Attempts, steps and numbers."""
@@ -553,6 +554,7 @@ def gradients(snapshot: Snapshot) -> set[float]:
     return {number for number in found if number in (OLD, NEW)}
 
 
+@pytest.mark.slow
 def test_a_run_restored_after_a_crash_shows_nothing_of_what_it_abandoned(tmp_path: Path) -> None:
     """Killed at step 1,200 and restored at 1,000, it ends at 1,050 in every view; none ever shows both branches."""
     run = tmp_path / "run"
@@ -840,6 +842,7 @@ def test_another_models_run_is_warned_of(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 @settings(max_examples=often(25, 250))
 @given(every=st.integers(1, 2), deeds=DEEDS)
 def test_whatever_happens_readers_show_the_latest_branch(
@@ -854,3 +857,21 @@ def test_whatever_happens_readers_show_the_latest_branch(
         for deed, number in deeds:
             deed(story, number)
         story.end()
+
+
+def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:
+    """A real one that ended behind its checkpoint goes on from there; resumed without one, behind its last step."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for begin, end in ((0, 30), (20, 40), (40, 50)):
+        with tracer.attach(model, tmp_path / "run", resume=True) as trace:
+            if begin == 20:
+                trace.load_state_dict({"step": begin})
+            for _ in range(begin, end):
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                optimizer.step()
+    witness = Witness(tmp_path / "run")
+    witness.refresh()
+    assert [(each.kind, each.steps) for each in witness.findings] == [("restored", (20,)), ("resumed", (40,))]
+    assert "step 30 -> step 20" in witness.findings[0].sentence

@@ -502,8 +502,10 @@ def test_a_rank_is_reopened_where_nobody_writes_it(tmp_path: Path, why: str) -> 
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b" ", b"\0", b"\xff\xfe 1", b"%s", b"%s 0", b"%s -1", b"%s \xff", b"%s \xc2\xb2"),
+        *(b"", b" ", b"\0", b"%s", b"%s 0", b"%s -1", b"%s \xff", b"%s \xc2\xb2"),
         *(b"%s 1" + b"0" * zeros for zeros in (20, 5000)),
+        # Of another machine for all one can tell, which may need so long to show that it lives.
+        pytest.param(b"\xff\xfe 1", marks=pytest.mark.slow),
     ],
     ids=lambda content: repr(content[:30]) + str(len(content)),
 )
@@ -577,6 +579,7 @@ def assert_one_goes_on(run: Place, said: Sequence[str]) -> None:
     assert store.names(run / "staging") == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("was", ["closed", "stopped", "killed"])
 def test_of_those_who_reopen_a_rank_one_has_it(tmp_path: Path, was: str) -> None:
     """Of processes that resume one rank in one moment, one goes on, and the others are told who writes."""
@@ -618,6 +621,7 @@ class OthersOs:
         return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("was", ["closed", "stopped", "killed"])
 def test_a_rank_that_another_reopens_while_we_look_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str

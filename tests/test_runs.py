@@ -487,6 +487,7 @@ def test_a_reader_shows_what_comes_and_ends_when_asked(read: Reading, tmp_path: 
     assert reader.error is None
 
 
+@pytest.mark.slow
 def test_a_reader_finds_runs_that_begin(read: Reading, tmp_path: Path) -> None:
     """A folder that is empty at first is read on as runs begin in it."""
     reader = read(tmp_path)

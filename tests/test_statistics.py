@@ -636,6 +636,7 @@ def assert_counts(tensor: torch.Tensor, bins: int) -> None:
     assert histogrammed(tensor, bins) == counted(tensor, bins)
 
 
+@pytest.mark.slow
 @given(numbers_of(np.float32, 2.0**100, 2.0**-100), st.integers(1, 50))
 @settings(deadline=None, max_examples=300)
 def test_float32_counts_are_numpys(array: Floats, bins: int) -> None:
@@ -643,6 +644,7 @@ def test_float32_counts_are_numpys(array: Floats, bins: int) -> None:
     assert_counts(torch.from_numpy(array), bins)
 
 
+@pytest.mark.slow
 @given(numbers_of(np.float64, 2.0**500, 2.0**-500), st.integers(1, 50))
 @settings(deadline=None, max_examples=300)
 def test_float64_counts_are_numpys(array: Floats, bins: int) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, pixels, zoom
+from tests.halves import first_of
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
 from viewer.grid import Layers
@@ -232,6 +233,7 @@ def test_a_strip_grows_with_the_run_until_it_is_zoomed() -> None:
     assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == ((3.5, 43.5), (2.5, -0.5))
 
 
+@pytest.mark.slow
 def test_a_zoomed_strip_names_every_row() -> None:
     """Of many rows only some have room for a name; those that are left when zoomed have all of them."""
     strip = drawn(uniform([f"p{number}" for number in range(300)]))
@@ -274,6 +276,7 @@ def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
     assert len(drawn(uniform(matching(names, found.params)))._rows) == 4
 
 
+@pytest.mark.slow
 def test_too_many_modules_share_rows_and_none_is_hidden() -> None:
     """Where there are more modules than rows, neighbours share one: every magnitude and alarm is still in a pixel."""
     names = [f"{number}.weight" for number in range(1000)]
@@ -292,6 +295,7 @@ def test_too_many_modules_share_rows_and_none_is_hidden() -> None:
         assert 1 < len(members) < 10
 
 
+@pytest.mark.slow
 def test_a_phone_hides_no_column() -> None:
     """Where the strip has fewer pixels than columns, a NaN in a single one is still red, whichever it is."""
     for column in range(255, 261):
@@ -305,7 +309,7 @@ def test_a_phone_hides_no_column() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_a_strip_has_room_for_any_name(name: str, size: tuple[float, float]) -> None:
     """Whatever parameters and run are called, nothing is cut off or on one another."""
     look = dataclasses.replace(LAYERS, statistic="applied_nonfinite")
@@ -341,6 +345,7 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
     assert not any(image.mouseover for image in strip._axes.images)
 
 
+@pytest.mark.slow
 def test_nothing_accumulates_in_a_strip() -> None:
     """After many updates the figure holds as much as after the first."""
     strip = drawn(uniform(["a"]))

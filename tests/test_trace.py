@@ -364,6 +364,7 @@ def test_a_warning_never_raises_into_training(capsys: pytest.CaptureFixture[str]
     assert "gradwatch: something" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end", ["pass", "sys.exit(3)", "raise RuntimeError('uncaught')", "signal.raise_signal(signal.SIGINT)"]
 )

@@ -107,6 +107,7 @@ COUNTS = ("rows", "grads", "zeros", "bad_values", "bad_grads", "followed", "move
 OTHERS = ("low", "high", "grad_low", "grad_high", "grad_mean", "update")
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.data(), ROWS, st.integers(1, 30))
 def test_in_any_pieces_the_courses_equal_the_oracle(data: st.DataObject, rows: list[Row], capacity: int) -> None:

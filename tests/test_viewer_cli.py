@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Path:
     return closed_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_importing_the_viewer_imports_no_torch() -> None:
     """No module of the viewer brings in torch, directly or through the log."""
     code = f"import {', '.join(module for module in MODULES if not module.endswith('__main__'))}"
@@ -153,6 +154,7 @@ def test_what_is_asked_for_is_what_is_shown(run: Path, tmp_path: Path, arguments
     assert words in " ".join(" ".join(texts(tmp_path / "figure.svg")).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--poll", "0.2"]], ids=["events", "polling"])
 def test_following_begins_before_the_run_and_ends_with_it(tmp_path: Path, options: list[str]) -> None:
     """``--save --follow`` waits for the run, draws each change, and ends once the run is closed, not when it stops."""

@@ -263,6 +263,7 @@ print(sorted(light | {"torch", "matplotlib.pyplot"} & set(sys.modules)), "matplo
         viewer.watch  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_notebook_follows_its_own_training_in_one_picture(tmp_path: Path) -> None:
     """The cell's one output is replaced as rows arrive, until ``stop``; the training computes what it would alone."""
     done = execute(
@@ -297,6 +298,7 @@ def test_a_notebook_follows_its_own_training_in_one_picture(tmp_path: Path) -> N
     assert BLUE in colours(done.pictures[-1])
 
 
+@pytest.mark.slow
 def test_a_picture_ends_with_its_run_and_the_run_can_be_shown_again(tmp_path: Path) -> None:
     """The last picture of a run that closes is that of all its rows; so is the first of another look at it."""
     done = execute(
@@ -316,6 +318,7 @@ def test_a_picture_ends_with_its_run_and_the_run_can_be_shown_again(tmp_path: Pa
     assert done.last_pictures == [truth, truth]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_yet_to_come_is_waited_for(tmp_path: Path, run: Path) -> None:
     """Where one of several runs has ended, and another has not begun, the picture waits for it."""
     done = execute(
@@ -345,6 +348,7 @@ def test_what_ends_a_picture_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.complaints
 
 
+@pytest.mark.slow
 def test_a_kernel_ends_while_it_shows(tmp_path: Path) -> None:
     """A kernel that is shut down with a picture that still follows ends without a word of it."""
     done = execute(

@@ -16,6 +16,7 @@ from tests.waiting import wait_until
 
 pytest.importorskip("tkinter", reason="needs tkinter")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs Xvfb"),
     pytest.mark.skipif(not features.check("xcb"), reason="needs a Pillow that takes screenshots"),
 ]
@@ -86,6 +87,7 @@ def tell(viewer: Viewing, line: str) -> None:
     viewer.process.stdin.flush()
 
 
+@pytest.mark.smoke
 def test_the_window_shows_rows_as_they_arrive(tmp_path: Path, display: Mapping[str, str]) -> None:
     """The window opens before the run exists, then shows its loss, then its gradients, and goes on after its end."""
     run = tmp_path / "run"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-# Set by `make torture`; 0 in `make test`.
+# Set by `make torture`; 0 in `make test-all`.
 FACTOR = int(os.environ.get("GRADWATCH_TORTURE", "0"))
 
 # What the README promises in "Nothing is lost", by the tests that try to break it.
@@ -28,7 +28,7 @@ _SEEN: dict[str, Counter[str]] = {promise: Counter() for promise in PROMISES.val
 
 
 def often(quick: int, torture: int) -> int:
-    """How often to do something: so often in `make test`, and so often in `make torture`, where the factor is 10."""
+    """How often to do something: in `make test-all`, and in `make torture`, where the factor is 10."""
     return max(1, torture * FACTOR // 10) if FACTOR else quick
 
 

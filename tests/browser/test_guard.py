@@ -13,6 +13,8 @@ from tornado.websocket import websocket_connect
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import view, viewing
 
+pytestmark = pytest.mark.slow
+
 UPGRADE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -47,6 +49,7 @@ def get(netloc: str, path: str, **headers: str) -> tuple[int, dict[str, str], by
         connection.close()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NEED)
 @pytest.mark.parametrize("token", ["", "wrong", "%00", "%C3%A4"])
 def test_everything_needs_the_token(served: tuple[str, str], name: str, token: str) -> None:

@@ -21,6 +21,8 @@ from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 PARAMS = ("a.weight", "a.bias", "b.weight")
 
 
@@ -207,6 +209,7 @@ def test_the_address_is_the_state(tmp_path: Path, browser: Chrome) -> None:
         assert not alike(layers, plain)
 
 
+@pytest.mark.smoke
 def test_a_click_opens_a_parameter(tmp_path: Path, browser: Chrome) -> None:
     """A click on a row of the layers, or on a name in the list, shows that parameter; controls and address follow."""
     with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tracer
+from tests.halves import smoke_of
 from tests.logs import activations, close_run, events, extremes, histograms, metrics, new_run, publish_next
 from tests.torture import often
 from tracer.cli import _examined
@@ -29,6 +30,8 @@ from tracer.log.run import LogError
 from viewer.live import Live
 from viewer.look import Look, View
 from viewer.witness import Witness
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MAKERS = {
@@ -51,7 +54,7 @@ def run(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("table", schema.TABLES)
+@pytest.mark.parametrize("table", smoke_of(schema.TABLES))
 @pytest.mark.parametrize("merged", [False, True], ids=["fresh", "merged"])
 def test_every_flipped_byte_is_found(run: Path, table: str, merged: bool, figures: Callable[..., None]) -> None:
     """Whichever byte of a part is changed, and by whichever bit, ``tracer verify`` names the part."""
@@ -213,6 +216,7 @@ RUN_JSON = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("content", RUN_JSON, ids=str)
 def test_a_run_json_that_is_none_is_refused_in_a_sentence(run: Path, content: str) -> None:
     """Where run.json cannot be believed, every reader raises LogError, and nothing else."""
@@ -363,6 +367,7 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figure
     assert wrong == []
 
 
+@pytest.mark.smoke
 def test_nothing_in_a_log_is_executed(run: Path) -> None:
     """Bytes that pickle would obey, in metadata and names, are bytes."""
     order = b"cos\nsystem\n(S'touch " + os.fsencode(run.parent / "owned") + b"'\ntR."

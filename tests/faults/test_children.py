@@ -14,6 +14,8 @@ from tracer.log import run as run_folder
 from tracer.log import schema
 from tracer.log.parts import damage, list_parts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 6
 

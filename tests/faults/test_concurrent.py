@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 import tracer
+from tests.halves import smoke_of
 from tests.logs import metrics, new_run, publish_next
 from tests.torture import often
 from tracer.log import store
 from tracer.log.parts import all_parts, damage, list_parts, merge, missing_numbers
 from viewer.follow import Follower
+
+pytestmark = pytest.mark.slow
 
 RANKS = (0, 1)
 _WATCHED = ("scandir", "open", "write", "fsync", "fstat", "replace", "unlink", "close")
@@ -218,7 +221,7 @@ def test_readers_are_exact_in_any_interleaving(figures: Callable[..., None]) -> 
     )
 
 
-@pytest.mark.parametrize("calls", range(0, often(60, 60), often(4, 1)))
+@pytest.mark.parametrize("calls", smoke_of(range(0, often(60, 60), often(4, 1))))
 def test_two_merges_with_different_borders_repeat_no_row(tmp_path: Path, calls: int) -> None:
     """A merge of the first parts and one of the last, at once, leave rows that are read and merged once."""
     run = new_run(tmp_path / "run")

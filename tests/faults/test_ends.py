@@ -19,10 +19,13 @@ import torch
 import tracer
 from tests.faults.injection import impatient
 from tests.faults.test_failing_calls import assert_sound
+from tests.halves import smoke_of
 from tests.torture import often
 from tests.training import by_hand, events, loss_of, metric, mlp, recorded, steps
 from tracer import trace as trace_module
 from tracer.log.run import state
+
+pytestmark = pytest.mark.slow
 
 Figures = Callable[..., None]
 # What exit may take, and what a busy machine adds.
@@ -101,7 +104,7 @@ def lines_until(process: subprocess.Popen[str], words: str) -> None:
 
 @pytest.mark.parametrize("round_", range(often(1, 5)))
 @pytest.mark.parametrize("python", ["this", "python3.12", "python3.13"])
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", smoke_of(ENDS))
 def test_a_normal_end_loses_nothing(end: str, python: str, round_: int, tmp_path: Path, figures: Figures) -> None:
     """However a process ends: all steps up to the last are there, once, and the run is closed with the reason."""
     if reason := why_not(python):

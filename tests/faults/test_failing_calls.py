@@ -28,6 +28,8 @@ from tracer.rows import HostCopy, RowBuffer
 from tracer.trace import _open
 from tracer.warn import warn
 
+pytestmark = pytest.mark.slow
+
 Figures = Callable[..., None]
 STEPS = 3
 EVERYTHING: dict[str, Any] = {
@@ -253,6 +255,7 @@ def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path, figures:
         assert set(kinds(outcome.warned).values()) <= {1}, note
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("table", ["extremes", "metrics"])
 def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path, figures: Figures) -> None:
     """Where a table's folder takes nothing from some call on, mark and events say just how many rows are missing."""
@@ -371,6 +374,7 @@ def test_a_call_that_fails_while_a_run_is_resumed_raises_a_log_error(
     assert Counter(kind for kind in tracer.scan(run, "events").collect()["kind"])["resumed"] == first - raised
 
 
+@pytest.mark.smoke
 def test_a_thread_that_cannot_start_is_said_by_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A LogError is raised, and there is neither a hook nor a trace."""
 

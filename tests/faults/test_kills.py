@@ -25,6 +25,8 @@ from tracer.log import run as run_folder
 from tracer.log import schema
 from tracer.log.parts import all_parts, merge
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Beyond the cadence, which is a second in a run so young: the daemon's look into its queue, and a publish on a disk and
 # processors that others use.
@@ -223,7 +225,7 @@ def test_a_training_may_be_killed_at_any_moment(
 
 # The N-th call of a name with this word among its arguments; True is after the call.
 POINTS = [
-    ("write", "", 3, True),
+    pytest.param(("write", "", 3, True), marks=pytest.mark.smoke),
     ("fsync", "", 3, True),
     ("replace", "extremes", 2, False),
     ("replace", "metrics", 2, True),

@@ -23,6 +23,8 @@ from tracer.log.parts import merge
 from viewer.live import Live
 from viewer.status import notices
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WORLD = 8
 
@@ -106,6 +108,7 @@ def test_eight_ranks_write_into_one_run(tmp_path: Path, round_: int, figures: Ca
     assert not list((run / "staging").iterdir())
 
 
+@pytest.mark.smoke
 def test_a_rank_is_claimed_once_by_those_who_looked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two who both saw that a rank had not begun, the second to claim it is told that it has."""
     monkeypatch.setenv("RANK", "3")
@@ -173,6 +176,7 @@ def zombie(pid: str) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.smoke
 def test_a_rank_that_stops_is_noticed_without_a_new_row(tmp_path: Path) -> None:
     """A viewer that looks again says which rank stopped, although nothing was published meanwhile."""
     run = new_run(tmp_path / "run")

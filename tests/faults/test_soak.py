@@ -20,6 +20,8 @@ from tracer.log.parts import all_parts, missing_numbers
 from viewer.follow import Follower
 from viewer.live import Live
 
+pytestmark = pytest.mark.slow
+
 # The longest cadence: half a minute of 50 steps, of which a week has twenty thousand.
 _STEPS_A_PART = 50
 _GATHERED = 100

@@ -23,6 +23,8 @@ from tracer.log import store
 from tracer.log.run import LogError, beat, closed_summaries, state
 from tracer.warn import TracerWarning
 
+pytestmark = pytest.mark.slow
+
 Figures = Callable[..., None]
 Extremes = dict[tuple[int, str], dict[str, float | None]]
 
@@ -148,6 +150,7 @@ def encode(items: Sequence[int]) -> pa.Table:
     return metrics(list(items), [float(item) for item in items])
 
 
+@pytest.mark.smoke
 def test_what_an_outage_leaves_no_room_for_is_counted(s3: Server, figures: Figures) -> None:
     """What waits is kept up to the limit; what comes then is dropped, and the closed mark says how much it was."""
     run = begin(s3.uri())

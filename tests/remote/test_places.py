@@ -22,6 +22,8 @@ from tracer.log.parts import all_parts, damage, list_parts, merge, publish
 from tracer.log.remote import Remote
 from tracer.log.run import LogError, runs_in, state
 
+pytestmark = pytest.mark.slow
+
 ODD = ["a b", "100%", "a%20b", "a+b", "é-日本", "x#1", "x#2", "a=b&c", "@home", "a:b", "~"]
 
 
@@ -61,6 +63,7 @@ def test_a_scheme_that_only_fsspec_knows_is_a_place_like_any_other(uri: str, tmp
     assert store.inner_names(run, "staging") == set()
 
 
+@pytest.mark.smoke
 def test_what_is_written_twice_because_an_answer_was_lost_is_there_once(tmp_path: Path) -> None:
     """Where files are moved into place, the same part published again is no error, and changes nothing."""
     run = new_run(f"memory://{tmp_path.name}", 1)
@@ -237,6 +240,7 @@ print(trace.path)
     assert list(tmp_path.glob("gradwatch-*")) == []
 
 
+@pytest.mark.smoke
 def test_a_damaged_part_is_named_and_the_rest_is_read(s3: Server) -> None:
     """A part that is not what its name says, or only half of it, is left out with a warning; merging leaves it be."""
     run = begin(s3.uri())

@@ -28,6 +28,8 @@ from tracer.log.store import Place
 from viewer.follow import Follower
 from viewer.live import Runs
 
+pytestmark = pytest.mark.slow
+
 Figures = Callable[..., None]
 PUBLISHED = often(25, 275)
 
@@ -153,6 +155,7 @@ def test_whatever_happens_in_between_each_row_is_read_once(s3: Server, figures: 
     assert log.given == log.published
 
 
+@pytest.mark.smoke
 def test_rows_are_read_once_while_others_publish_and_merge(s3: Server, figures: Figures) -> None:
     """A follower and scans in one thread, a writer and a merger in others: no row is missed or there twice."""
     log = Log(begin(s3.uri()), figures)

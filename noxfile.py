@@ -1,0 +1,113 @@
+"""The matrix: the tests on each PyTorch, each Python and the oldest libraries that are supported; ``make matrix``.
+
+Each session makes an environment, runs its part of the tests, and deletes the environment, since one with PyTorch takes
+gigabytes. What it saw stays in ``.nox/seen/``, from which the session ``table`` writes docs/matrix.md.
+"""
+
+import re
+import shutil
+import tomllib
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = True
+
+# Where PyTorch has changed what the tracer touches, and the newest.
+TORCHES = ("2.4", "2.6", "2.9", "2.11", "2.13", "2.14", "2.15")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Compiled steps of torch 2.4 need setuptools, which it does not ask for.
+TOOLS = ("pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.100", "setuptools>=70")
+SEEN = Path(".nox/seen")
+
+# fmt: off
+CORE = [
+    "torch", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes", "extremes",
+    "statistics", "activations", "compiled", "notebook",
+    "distributed/test_ddp.py", "distributed/test_fsdp.py", "distributed/test_tensor_parallel.py",
+]
+"""What depends on PyTorch: hooks, steps, loops, mixed precision, dtypes, statistics, compilers, ranks."""
+
+LOG_AND_VIEWER = [
+    "schema", "parts", "read", "run", "follow", "history", "tracks", "live", "runs", "findings", "check", "diff",
+    "noticed", "status", "look", "marks", "overview", "strip", "parameter", "images", "screen", "files", "terminal",
+    "viewer_cli",
+]
+"""What needs no PyTorch: the log and the viewer."""
+# fmt: on
+
+QUICK = ("-m", "not slow or smoke")
+"""As ``make test`` runs them."""
+
+
+def _run(session: nox.Session, name: str, tests: list[str], *more: str) -> None:
+    """Run tests, keep what they saw, and delete the environment."""
+    files = [f"tests/{each if each.endswith('.py') else f'test_{each}.py'}" for each in tests]
+    options = ("-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *more)
+    try:
+        session.run("python", "-m", "pytest", *files, *options, f"--junitxml={SEEN.absolute() / name}.xml")
+    finally:
+        shutil.rmtree(session.virtualenv.location)
+
+
+def _dependencies() -> list[str]:
+    """What the package needs beside PyTorch, with the lowest version that is supported."""
+    needed = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [each for each in needed if not each.startswith("torch>")]
+
+
+@nox.session(python="3.11")
+@nox.parametrize("torch", [nox.param(release, id=release) for release in TORCHES])
+def torch(session: nox.Session, torch: str) -> None:
+    """The core on a release of PyTorch."""
+    session.install(f"torch=={torch}.*", "--editable", ".", *TOOLS)
+    _run(session, f"PyTorch {torch}", CORE)
+
+
+@nox.session(python=PYTHONS)
+def python(session: nox.Session) -> None:
+    """The core, the log and the viewer, as far as ``make test`` runs them, on a release of Python."""
+    session.install("--editable", ".", *TOOLS)
+    _run(session, f"Python {session.python}", [*CORE, *LOG_AND_VIEWER], *QUICK)
+
+
+@nox.session(python="3.11")
+def floors(session: nox.Session) -> None:
+    """The log and the viewer, as far as ``make test`` runs them, with the oldest libraries and without PyTorch."""
+    session.install("--resolution", "lowest-direct", *_dependencies(), *TOOLS)
+    session.install("--no-deps", "--editable", ".")
+    _run(session, "Oldest libraries", LOG_AND_VIEWER, *QUICK)
+
+
+@nox.session(python="3.11", name="floors-torch")
+def floors_torch(session: nox.Session) -> None:
+    """Everything of the matrix with the oldest of every library, PyTorch too."""
+    session.install("--resolution", "lowest-direct", "--editable", ".", *TOOLS)
+    _run(session, "Oldest libraries and PyTorch", [*CORE, *LOG_AND_VIEWER])
+
+
+@nox.session(venv_backend="none")
+def table(session: nox.Session) -> None:
+    """Write what each session saw into docs/matrix.md, whichever were run since the folder .nox was deleted."""
+    page = Path("docs/matrix.md")
+    above, begin, _ = page.read_text(encoding="utf-8").partition("<!-- the table -->\n")
+    rows = ["| with | passed | failed | skipped |", "| --- | --- | --- | --- |"]
+    rows += [_row(file) for file in sorted(SEEN.glob("*.xml"), key=_version)]
+    page.write_text(above + begin + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _version(file: Path) -> tuple[str, tuple[int, ...]]:
+    """By which a session is sorted: what it is of, and the release as numbers."""
+    return file.stem.rstrip("0123456789."), tuple(map(int, re.findall(r"\d+", file.stem)))
+
+
+def _row(file: Path) -> str:
+    """A line of the table: how many tests ended how, and why some were skipped."""
+    cases = list(ET.parse(file).iter("testcase"))  # noqa: S314
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    skips = Counter(skip.get("message", "") for case in cases if (skip := case.find("skipped")) is not None)
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in skips.most_common())
+    return f"| {file.stem} | {len(cases) - failed - skips.total()} | {failed} | {reasons or 0} |"
