@@ -15,3 +15,5 @@ def make_errors() -> None:
     warnings.simplefilter("error")
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module=_OTHERS)
+    # Torch 2.11 says so once a process, of the first sparse tensor that it makes, for whomever.
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")

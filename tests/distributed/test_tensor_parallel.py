@@ -7,9 +7,11 @@ import pytest
 from tests.distributed.exact import STEPS, Block, tokens
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Step, gradients, merged, numbers, recorded, shard, train
-from tests.versions import needs_fully_shard
+from tests.versions import needs_dtensor, needs_fully_shard
 
-pytestmark = [needs_fully_shard, pytest.mark.slow]
+pytestmark = [needs_dtensor, pytest.mark.slow]
+
+RUNS = ["tensor", pytest.param("both", marks=needs_fully_shard)]
 
 # Along which dimension a weight is cut; the others are whole on every rank.
 CUT = {"up.weight": 0, "up.bias": 0, "down.weight": 1}
@@ -29,7 +31,7 @@ def oracle() -> list[Step]:
     return train(model, STEPS, lambda step: [gradients(model, [tokens(step)])])
 
 
-@pytest.mark.parametrize("run", ["tensor", "both"])
+@pytest.mark.parametrize("run", RUNS)
 def test_each_rank_records_its_part_of_a_weight(runs: Path, run: str) -> None:
     """Of a weight that is cut, a rank records its part, of any other the whole; also where FSDP shards the model."""
     assert recorded(runs / run) == {
@@ -45,7 +47,7 @@ def test_each_rank_records_its_part_of_a_weight(runs: Path, run: str) -> None:
     }
 
 
-@pytest.mark.parametrize("run", ["tensor", "both"])
+@pytest.mark.parametrize("run", RUNS)
 def test_merged_over_ranks_the_extremes_are_those_of_the_whole_model(runs: Path, run: str) -> None:
     """The minimum of the ranks' minima and the maximum of their maxima are exactly those of one process."""
     assert merged(runs / run) == {

@@ -14,6 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import tracer
 from tests.distributed.exact import STEPS, Block, sgd, tokens
 from tests.distributed.worker import RANK, process_group
+from tests.versions import HAS_FULLY_SHARD
 
 
 def train(path: Path, model: nn.Module, data: Callable[[int], torch.Tensor]) -> None:
@@ -32,11 +33,12 @@ def main(folder: Path) -> None:
     layers = {"up": ColwiseParallel(), "down": RowwiseParallel()}
     train(folder / "tensor", parallelize_module(Block(), mesh["tensor"], layers), tokens)
 
-    both = Block()
-    parallelize_module(both, mesh["tensor"], layers)
-    fully_shard(both.up, mesh=mesh["data"])
-    fully_shard(both, mesh=mesh["data"])
-    train(folder / "both", both, tokens)
+    if HAS_FULLY_SHARD:
+        both = Block()
+        parallelize_module(both, mesh["tensor"], layers)
+        fully_shard(both.up, mesh=mesh["data"])
+        fully_shard(both, mesh=mesh["data"])
+        train(folder / "both", both, tokens)
 
     # Each rank normalises its half of every sequence, and is told the other's result where it needs it.
     layers = {"norm": SequenceParallel(), "up": ColwiseParallel(input_layouts=Shard(1)), "down": RowwiseParallel()}
