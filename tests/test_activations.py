@@ -31,6 +31,7 @@ import tracer
 from tests.halves import first_of
 from tests.training import events, loss_of, metric, mlp, steps
 from tests.training import recorded as recorded_extremes
+from tests.warned import ignore_others
 
 Key = tuple[int, str, bool]
 Moments = tuple[float, float, float, float]
@@ -942,6 +943,7 @@ def test_compiled_code_is_said_to_call_no_hook(
         called = model if when == "after" else compiled(model)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            ignore_others()
             target = called if when.endswith("itself") else model
             trace = tracer.attach(target, tmp_path / "run", activations=True) if traced else None
             if when == "after":
