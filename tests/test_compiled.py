@@ -134,12 +134,7 @@ def test_a_compiled_loss_and_a_compiled_update_are_recorded_exactly(tmp_path: Pa
         BACKEND,
         pytest.param(
             "inductor",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(
-                    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler"
-                ),
-            ],
+            marks=[pytest.mark.slow, NEEDS_COMPILER],
         ),
     ],
 )
