@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.bench
 
-# Two files of tests run side by side, a file on one core: what its tests share is made once.
 # Modules are compiled once, and not for each of the many processes, whatever the machine says.
 export PYTHONDONTWRITEBYTECODE :=
+# Two files of tests run side by side, a file on one core: what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all torture check matrix durations bench gallery clean

@@ -1,9 +1,10 @@
 """A model's parameters under the names that the log uses."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -51,19 +52,17 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
 
 def reshard(model: nn.Module) -> None:
     """Have FSDP put back the sharded parameters of a model, where a forward has left gathered ones in their places."""
-    for module in model.modules():
-        if _is_a(module, "FSDPModule"):
-            cast("Callable[[], None]", module.reshard)()
-
-
-def _is_a(module: nn.Module, name: str) -> bool:
-    """Whether a module is of a class of torch's, by its name: to import it would cost everyone half a second."""
-    return any(base.__name__ == name for base in type(module).__mro__)
+    # Whoever shards a model has imported it; to import it here would cost everyone half a second.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if hasattr(fsdp, "FSDPModule") else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def flattened(model: nn.Module) -> str | None:
     """Why a model's parameters cannot be told apart, where that is so."""
-    if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
+    # By its name, so as not to import it.
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         return "FullyShardedDataParallel flattens parameters and hides their gradients: shard with fully_shard instead"
     return None
 
