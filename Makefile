@@ -7,8 +7,9 @@ PEERS := $(VENV)/.bench
 
 # Modules are compiled once, and not for each of the many processes, whatever the machine says.
 export PYTHONDONTWRITEBYTECODE :=
-# Two files of tests run side by side, a file on one core: what its tests share is made once.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Files of tests run side by side, each in one process: what its tests share is made once. They often wait, for a window or
+# for a process that ends, so that two cores have work for three.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all torture check matrix durations bench gallery clean
 

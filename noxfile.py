@@ -46,7 +46,7 @@ QUICK = ("-m", "not slow or smoke")
 def _run(session: nox.Session, name: str, tests: list[str], *more: str) -> None:
     """Run tests, keep what they saw, and delete the environment."""
     files = [f"tests/{each if each.endswith('.py') else f'test_{each}.py'}" for each in tests]
-    options = ("-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *more)
+    options = ("-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *more)
     try:
         session.run("python", "-m", "pytest", *files, *options, f"--junitxml={SEEN.absolute() / name}.xml")
     finally:

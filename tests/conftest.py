@@ -15,14 +15,24 @@ from tests.warned import make_errors
 from tracer.warn import TracerWarning
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests that run side by side would wait for each other's threads; torch reads this when it is imported.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # Tests that run side by side would wait for each other's threads; torch and polars read these when imported.
+    os.environ["OMP_NUM_THREADS"] = os.environ["POLARS_MAX_THREADS"] = "1"
 # The compiler starts no processes of its own, which would outlive the test.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 # How fast an example is says more of the machine than of the code.
 settings.register_profile("gradwatch", deadline=None)
 settings.load_profile("gradwatch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests alone come first: one that begins last would leave the other core without work."""
+    items.sort(key=lambda item: not _in_slow_file(item))
+
+
+def _in_slow_file(item: pytest.Item) -> bool:
+    file = item.getparent(pytest.Module)
+    return file is not None and file.get_closest_marker("slow") is not None
 
 
 def _loaded(module: str) -> Any:

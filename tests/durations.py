@@ -7,7 +7,7 @@ from pathlib import Path
 
 _HEAD = """# How long the tests take
 
-`make durations` wrote this, on two cores, with two files at a time: each test's seconds, with what was set up for it.
+`make durations` wrote this, on two cores, with three files at a time: each test's seconds, with what was set up for it.
 All files: {tests} tests, {seconds:.0f} seconds.
 
 | file | tests | seconds |

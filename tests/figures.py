@@ -29,6 +29,12 @@ def canvas(size: tuple[float, float] = SIZE_INCHES) -> Figure:
     return figure
 
 
+def draw(figure: Figure) -> None:
+    """Draw it, unless nothing has changed since; as a window does."""
+    if figure.stale:
+        figure.canvas.draw()
+
+
 def pixels(figure: Figure) -> npt.NDArray[np.uint8]:
     """What is to be seen, from the upper row down, as RGB."""
     figure.canvas.draw()
@@ -51,7 +57,7 @@ def press(
 ) -> None:
     """Let the mouse do something at a pixel, counted from the lower left."""
     # Tools that act on the figure's last picture need one.
-    figure.canvas.draw()
+    draw(figure)
     event = MouseEvent(name, figure.canvas, int(pixel[0]), int(pixel[1]), button)
     if name == "motion_notify_event":
         event.buttons = frozenset({MouseButton.LEFT})  # type: ignore[attr-defined]
@@ -62,7 +68,7 @@ def click(axes: Axes, x: float, y: float, button: MouseButton = MouseButton.LEFT
     """Click at a place in the numbers of the axes."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.canvas.draw()
+    draw(figure)
     press(figure, "button_press_event", axes.transData.transform((x, y)), button)
 
 
@@ -73,7 +79,7 @@ def zoom(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> Navigati
     toolbar = figure.canvas.toolbar or NavigationToolbar2(figure.canvas)
     if not toolbar.mode:
         toolbar.zoom()
-    figure.canvas.draw()
+    draw(figure)
     here, there = axes.transData.transform([(x[0], y[0]), (x[1], y[1])])
     press(figure, "button_press_event", here, MouseButton.LEFT)
     press(figure, "motion_notify_event", there)
@@ -83,7 +89,7 @@ def zoom(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> Navigati
 
 def texts(figure: Figure) -> Iterator[Text]:
     """Every text that is to be seen."""
-    figure.canvas.draw()
+    draw(figure)
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())

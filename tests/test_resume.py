@@ -624,11 +624,12 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     assert [row[1:] for row in seen(moved)] == [(step, step) for step in range(8)]
 
 
+@pytest.mark.parametrize("restored", [None, 2])
 @pytest.mark.parametrize("first", [0, 1])
 def test_ranks_resume_at_the_same_step_whoever_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, restored: int | None
 ) -> None:
-    """After a crash each rank goes on after the last step of any, although the other has written more by then."""
+    """After a crash each rank resumes after the last step of any, although the other has gone on or back by then."""
     run = new_run(tmp_path / "run")
     for rank, steps in ((0, 4), (1, 9)):
         publish_next(run, "extremes", extremes(range(steps), rank=rank), rank)
@@ -638,9 +639,12 @@ def test_ranks_resume_at_the_same_step_whoever_comes_first(
         monkeypatch.setenv("RANK", str(rank))
         with training(run, resume=True) as loop:
             assert loop.step == 9
+            if restored is not None:
+                loop.trace.load_state_dict({"step": restored})
             loop.train(1.0, 2.0, 3.0)
     found = tracer.scan(run).filter(pl.col("attempt") == 1).select("rank", "step").collect()
-    assert sorted(found.rows()) == [(rank, step) for rank in (0, 1) for step in (9, 10, 11)]
+    begin = 9 if restored is None else restored
+    assert sorted(found.rows()) == [(rank, begin + number) for rank in (0, 1) for number in range(3)]
 
 
 def test_a_branch_that_was_abandoned_is_not_resumed(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 from tests.training import loss_of, mlp, recorded
+from tests.versions import needs_numpy_2
 from tracer.log.parts import list_parts, merge
 
 ALL = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
@@ -644,6 +645,7 @@ def test_float32_counts_are_numpys(array: Floats, bins: int) -> None:
     assert_counts(torch.from_numpy(array), bins)
 
 
+@needs_numpy_2
 @pytest.mark.slow
 @given(numbers_of(np.float64, 2.0**500, 2.0**-500), st.integers(1, 50))
 @settings(deadline=None, max_examples=300)
@@ -652,6 +654,7 @@ def test_float64_counts_are_numpys(array: Floats, bins: int) -> None:
     assert_counts(torch.from_numpy(array), bins)
 
 
+@needs_numpy_2
 @given(numbers_of(np.float16, 2.0**14, 2.0**-6), st.integers(1, 50))
 @settings(deadline=None, max_examples=300)
 def test_float16_counts_are_numpys(array: Floats, bins: int) -> None:
@@ -667,7 +670,9 @@ def test_bfloat16_counts_are_numpys_of_float32(array: Floats, bins: int) -> None
     assert_counts(torch.from_numpy(array).bfloat16(), bins)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=needs_numpy_2)]
+)
 @pytest.mark.parametrize("bins", [1, 2, 10, 50])
 def test_a_large_tensors_counts_are_numpys(dtype: torch.dtype, bins: int) -> None:
     """Of many numbers none is lost, and none is in a neighbour's bin."""

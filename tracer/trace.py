@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
 from tracer.log import run as run_folder
 from tracer.log import schema, store
-from tracer.log.read import with_rows
+from tracer.log.read import Attempts, with_rows
 from tracer.log.run import LogError
 from tracer.log.store import Place
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
@@ -506,10 +506,17 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     run_folder.prepare_folders(path)
     run_folder.reopen_rank(path, rank)
     with store.brief_copies(path):
-        attempt = max(_largest(path, table, "attempt", pl.col("rank") == rank, 0) for table in schema.ALWAYS)
+        own = pl.col("rank") == rank
+        attempt = max(_largest(path, table, "attempt", lambda rows: rows.filter(own), 0) for table in schema.ALWAYS)
         # A rank that was killed may have published less than others, which may be writing their next attempt by now.
         known = pl.col("attempt") <= attempt
-        step = max(_largest(path, table, "step", known, -1) for table in ("extremes", "metrics"))
+        attempts = Attempts()
+        with_rows(path, "events", lambda events: attempts.note(events.filter(known)))
+
+        def latest(rows: pl.LazyFrame) -> pl.LazyFrame:
+            return attempts.latest(rows.filter(known))
+
+        step = max(_largest(path, table, "step", latest, -1) for table in ("extremes", "metrics"))
     return step + 1, attempt + 1
 
 
@@ -524,11 +531,11 @@ def _compare(path: Place, hooks: Hooks) -> None:
         )
 
 
-def _largest(path: Place, table: str, column: str, which: pl.Expr, default: int) -> int:
-    """The largest number of a column, in those of the rows that count."""
+def _largest(path: Place, table: str, column: str, chosen: Callable[[pl.LazyFrame], pl.LazyFrame], default: int) -> int:
+    """The largest number of a column in the chosen rows of all attempts."""
 
     def ask(rows: pl.LazyFrame) -> int:
-        found = rows.filter(which).select(pl.col(column).max()).collect().item()
+        found = chosen(rows).select(pl.col(column).max()).collect().item()
         return default if found is None else int(found)
 
-    return with_rows(path, table, ask)
+    return with_rows(path, table, ask, "all")

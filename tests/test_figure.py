@@ -1,0 +1,142 @@
+"""The viewer inside Python: figures for papers, and what ``show`` says outside of a notebook."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+import viewer
+from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tracer.log.run import LogError
+from viewer.marks import DARK
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A closed run with a loss, another metric and two parameters."""
+    run = new_run(tmp_path / "run", params=["conv.weight", "fc.bias"])
+    publish_next(run, "extremes", extremes(range(5), params=["conv.weight", "fc.bias"]))
+    publish_next(run, "metrics", metrics(range(5), range(5)))
+    publish_next(run, "metrics", metrics(range(5), [0.1] * 5, "lr"))
+    close_run(run, 4)
+    return run
+
+
+def labels(figure: Figure) -> list[str]:
+    """The names of the panels."""
+    return [axes.get_ylabel() for axes in figure.axes]
+
+
+def drawn(axes: Axes) -> dict[str, list[float]]:
+    """Curves by the first word of their legend."""
+    return {str(line.get_label()).split()[0]: list(map(float, line.get_ydata())) for line in axes.lines}  # type: ignore[arg-type]
+
+
+def test_a_figure_of_a_run_belongs_to_who_asked_for_it(run: Path, tmp_path: Path) -> None:
+    """It is drawn, can be saved in a paper's format, and pyplot knows nothing of it."""
+    figure = viewer.figure(str(run))
+    assert type(figure.canvas) is FigureCanvasAgg
+    assert not pyplot.get_fignums()
+    assert drawn(figure.axes[0])["loss"] == [0, 1, 2, 3, 4]
+    figure.savefig(tmp_path / "figure.pdf")
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_a_figure_shows_what_is_asked_for(run: Path) -> None:
+    """Every view has its panels; a parameter's name alone asks for its view; other fields of a look go with it."""
+    assert labels(viewer.figure(run)) == labels(viewer.figure(run, "overview")) == ["loss", "accuracy", "extremes"]
+    ticks = [tick.get_text() for tick in viewer.figure(run, view="layers").axes[0].get_yticklabels()]
+    assert [name for name in ticks if name] == ["conv.weight", "fc.bias"]
+    assert labels(viewer.figure(run, "param", param="fc.bias")) == ["value", "gradient"]
+    assert labels(viewer.figure(run, param="fc.bias", rank=0)) == ["value", "gradient"]
+    for metrics_asked in ("lr", ["lr"]):
+        figure = viewer.figure(run, metrics=metrics_asked, dark=True, x="relative", scale="linear")
+        assert drawn(figure.axes[2])["lr"] == [0.1] * 5
+        assert figure.axes[-1].get_xlabel() == "time since the run began"
+        assert figure.axes[-1].get_yscale() == "linear"
+        assert to_hex(figure.get_facecolor()) == DARK.ground
+
+
+def test_a_figure_shows_several_runs(run: Path, tmp_path: Path) -> None:
+    """Several folders, or a folder of runs, are side by side."""
+    other = new_run(tmp_path / "other")
+    publish_next(other, "metrics", metrics(range(3), [7, 8, 9]))
+    for figure in (viewer.figure([run, str(other)]), viewer.figure(tmp_path)):
+        assert drawn(figure.axes[0]) == {"run": [0, 1, 2, 3, 4], "other": [7, 8, 9]}
+
+
+def test_a_notebook_shows_a_figure_as_a_picture(run: Path, tmp_path: Path) -> None:
+    """A figure that is the last value of a cell is seen, although pyplot does not know it."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(viewer.figure(run)._repr_png_())  # type: ignore[attr-defined]
+    with Image.open(picture) as image:
+        assert image.size == (1000, 800)
+
+
+@pytest.mark.parametrize(
+    ("look", "error", "words"),
+    [
+        ({"colour": "red"}, TypeError, "no 'colour': there are view, params, param, statistic"),
+        ({"view": "histogram"}, ValueError, "no view 'histogram': give overview, layers, param"),
+        ({"x": "epoch"}, ValueError, "no x 'epoch': give step, wall, relative"),
+        ({"scale": 2}, ValueError, "no scale 2: give auto, linear, log, symlog"),
+        ({"view": "param"}, ValueError, "needs param"),
+        ({"params": "("}, ValueError, "no regular expression"),
+        ({"rank": "first"}, ValueError, "no rank 'first'"),
+        ({"smoothing": 1.5}, ValueError, "smoothing 1.5"),
+        ({"smoothing": "much"}, TypeError, "smoothing='much' is no float"),
+        ({"dark": 1}, TypeError, "dark=1 is no bool"),
+        ({"param": 1}, TypeError, "param=1 is no str"),
+        ({"metrics": [1]}, TypeError, "metrics=.1. is no list of names"),
+        ({"metrics": 1}, TypeError, "'int' object is not iterable"),
+    ],
+)
+@pytest.mark.parametrize("ask", [viewer.figure, viewer.show])
+def test_a_look_that_cannot_be_is_an_error_that_says_what_there_is(
+    run: Path, ask: Any, look: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    """A field that does not exist, of a wrong type or with a wrong value is named at once, in either function."""
+    with pytest.raises(error, match=words):
+        ask(run, **look)
+
+
+def test_what_is_not_there_is_an_error_of_the_log(run: Path, tmp_path: Path) -> None:
+    """A run, a parameter or parameters that do not exist are said to be missing, in the sentence of the command."""
+    with pytest.raises(LogError, match="nowhere holds no run"):
+        viewer.figure([run, tmp_path / "nowhere"])
+    with pytest.raises(LogError, match=r"no row of a parameter 'conv.weigth': try conv\.weight"):
+        viewer.figure(run, param="conv.weigth")
+    with pytest.raises(LogError, match=r"no parameter's name matches 'layer': there are conv\.weight, fc\.bias"):
+        viewer.figure(run, params="layer")
+    with pytest.raises(ValueError, match="no run is named"):
+        viewer.figure([])
+
+
+def test_showing_outside_of_a_notebook_says_what_to_do_instead(run: Path) -> None:
+    """In a script, ``show`` names the function and the command that can be used there."""
+    with pytest.raises(RuntimeError, match=r"viewer\.figure, or the command `viewer`"):
+        viewer.show(run)
+
+
+def test_the_package_is_light_until_a_name_is_used() -> None:
+    """Importing the viewer imports nothing heavy; its functions bring neither torch nor pyplot."""
+    script = """
+import sys, viewer
+light = {"matplotlib", "polars", "pyarrow", "numpy"} & set(sys.modules)
+viewer.show, viewer.figure
+print(sorted(light | {"torch", "matplotlib.pyplot"} & set(sys.modules)), "matplotlib" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[] True"
+    assert viewer.__all__ == ["figure", "show"]
+    assert set(viewer.__all__) <= set(dir(viewer))
+    with pytest.raises(AttributeError, match="no attribute 'watch'"):
+        viewer.watch  # noqa: B018
