@@ -637,6 +637,7 @@ def assert_counts(tensor: torch.Tensor, bins: int) -> None:
     assert histogrammed(tensor, bins) == counted(tensor, bins)
 
 
+@needs_numpy_2
 @pytest.mark.slow
 @given(numbers_of(np.float32, 2.0**100, 2.0**-100), st.integers(1, 50))
 @settings(deadline=None, max_examples=300)
@@ -663,6 +664,7 @@ def test_float16_counts_are_numpys(array: Floats, bins: int) -> None:
     assert_counts(torch.from_numpy(array), bins)
 
 
+@needs_numpy_2
 @given(numbers_of(np.float32, 2.0**100, 2.0**-100), st.integers(1, 50))
 @settings(deadline=None)
 def test_bfloat16_counts_are_numpys_of_float32(array: Floats, bins: int) -> None:
