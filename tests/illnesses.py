@@ -16,7 +16,8 @@ from torch import nn
 import tracer
 from tracer.demo import Images, evaluate, load
 from viewer.evidence import Evidence
-from viewer.findings import Finding, Severity, findings
+from viewer.findings import findings
+from viewer.snapshot import Finding, Severity
 from viewer.witness import Witness
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]

@@ -15,8 +15,9 @@ from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank
 from viewer.files import FORMATS, FigureFile, follow
-from viewer.live import Runs, Snapshot
+from viewer.live import Runs
 from viewer.look import Look, View
+from viewer.snapshot import Snapshot
 from viewer.status import notices
 
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}

@@ -15,8 +15,8 @@ import viewer.findings
 from tests.logs import extremes
 from tracer.log.run import State
 from viewer.evidence import Event, Evidence, Param
-from viewer.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, Finding, Severity, findings, with_limits
-from viewer.history import Curve
+from viewer.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits
+from viewer.snapshot import Curve, Finding, Severity
 from viewer.tracks import Tracks
 
 NAN, INF = math.nan, math.inf

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from tests.logs import extremes, histograms, metrics
 from tracer.log.schema import STATISTICS
-from viewer.grid import Layers
-from viewer.history import CAPACITY, Curve, Extremes, History, smoothed
+from viewer.history import CAPACITY, History, smoothed
 from viewer.look import Look, View
+from viewer.snapshot import Curve, Extremes, Heatmap
 
 Columns = Mapping[str, Sequence[float | None]]
 
@@ -287,7 +287,7 @@ def found_in(history: History) -> Extremes:
     return found
 
 
-def layers_in(history: History) -> Layers:
+def layers_in(history: History) -> Heatmap:
     """The layers of a history that has some."""
     found = history.layers()
     assert found is not None

@@ -16,7 +16,8 @@ from tests import illnesses
 from tests.halves import smoke_of
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
 from tests.torture import often
-from viewer.findings import Severity, findings
+from viewer.findings import findings
+from viewer.snapshot import Severity
 from viewer.witness import Witness
 
 pytestmark = pytest.mark.slow

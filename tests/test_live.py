@@ -26,8 +26,9 @@ from tracer.log import store
 from tracer.log.parts import merge
 from tracer.log.read import rows_dropped
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
-from viewer.live import Live, Snapshot
+from viewer.live import Live
 from viewer.look import Look, View
+from viewer.snapshot import Snapshot
 from viewer.status import notices
 from viewer.witness import Witness
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tests.figures import NAMES, PHONE, canvas, check_texts, contrast
-from viewer.live import Snapshot
 from viewer.look import Look, Scale, XAxis
 from viewer.marks import (
     DARK,
@@ -26,6 +25,7 @@ from viewer.marks import (
     linear_threshold,
     set_scale,
 )
+from viewer.snapshot import Snapshot
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -20,13 +20,12 @@ from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank
 from tracer.log.store import Place
-from viewer.history import Curve
-from viewer.live import Runs, Snapshot, until_closed
+from viewer.live import Runs, until_closed
 from viewer.look import Look, View, XAxis
 from viewer.marks import heading
 from viewer.overview import Overview
 from viewer.parameter import Parameter
-from viewer.rule import Finding, Severity
+from viewer.snapshot import Curve, Finding, Severity, Snapshot
 from viewer.status import finding_words, noticed
 from viewer.strip import Strip
 from viewer.text import picture

@@ -17,11 +17,11 @@ from matplotlib.lines import Line2D
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, entries, texts, zoom
 from tests.halves import first_of
 from tracer.log.run import State
-from viewer.history import Curve, Extremes, smoothed
-from viewer.live import Snapshot
+from viewer.history import smoothed
 from viewer.look import SPREAD, Look, Scale, XAxis
 from viewer.marks import SIZE_INCHES
 from viewer.overview import Overview
+from viewer.snapshot import Curve, Extremes, Snapshot
 from viewer.status import shortened, title
 
 LOSS, ACCURACY, EXTREMES = range(3)

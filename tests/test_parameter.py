@@ -14,11 +14,10 @@ from matplotlib.collections import PolyCollection, QuadMesh
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, entries, zoom
 from tests.halves import first_of
-from viewer.history import Extremes, Histogram
-from viewer.live import Snapshot
 from viewer.look import Look, Scale, View, XAxis
 from viewer.marks import SIZE_INCHES
 from viewer.parameter import Parameter, _edges, regridded
+from viewer.snapshot import Extremes, Histogram, Snapshot
 
 NOW = 1e9
 FOUR = {"value_min": -1.0, "value_max": 2.0, "grad_min": -3.0, "grad_max": 4.0}

@@ -33,8 +33,9 @@ from tests.training import events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
-from viewer.live import Live, Snapshot
+from viewer.live import Live
 from viewer.look import Look, View
+from viewer.snapshot import Snapshot
 from viewer.witness import Witness
 
 Seen = list[tuple[int, int, float]]

@@ -15,8 +15,9 @@ from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms,
 from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.run import LogError, beat
-from viewer.live import Reader, Runs, Snapshot, until_closed
+from viewer.live import Reader, Runs, until_closed
 from viewer.look import Look, View
+from viewer.snapshot import Snapshot
 
 Opening = Callable[..., Runs]
 

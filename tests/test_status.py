@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracer.log.run import State
-from viewer.live import Snapshot
+from viewer.snapshot import Snapshot
 from viewer.status import duration, notices, shortened, title, words
 
 NOW = 1_000_000.0

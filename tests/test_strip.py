@@ -17,11 +17,11 @@ from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_t
 from tests.halves import first_of
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
-from viewer.grid import Layers
 from viewer.history import History
-from viewer.live import Live, Snapshot
+from viewer.live import Live
 from viewer.look import Look, View, matching
 from viewer.marks import SIZE_INCHES
+from viewer.snapshot import Heatmap, Snapshot
 from viewer.strip import Strip
 
 NOW = 1e9
@@ -34,14 +34,14 @@ PAIRS = (
 )
 
 
-def layers_of(history: History) -> Layers:
+def layers_of(history: History) -> Heatmap:
     """The layers of a history that has some."""
     layers = history.layers()
     assert layers is not None
     return layers
 
 
-def drawn(*layers: Layers | None, look: Look = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Strip:
+def drawn(*layers: Heatmap | None, look: Look = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Strip:
     """A strip that shows these layers, one after the other."""
     strip = Strip(canvas(size), look)
     for each in layers:
@@ -49,16 +49,16 @@ def drawn(*layers: Layers | None, look: Look = LAYERS, size: tuple[float, float]
     return strip
 
 
-def update(strip: Strip, layers: Layers | None) -> None:
+def update(strip: Strip, layers: Heatmap | None) -> None:
     """Show other layers."""
     strip.update([Snapshot("run", "running", 3, layers=layers)], NOW)
     strip.figure.canvas.draw()
 
 
-def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step: int = 0) -> Layers:
-    """Layers in which every magnitude is 1."""
+def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step: int = 0) -> Heatmap:
+    """A heat map in which every magnitude is 1."""
     shape = len(params), columns
-    return Layers(params, first_step, width, np.ones(shape), np.zeros(shape, dtype=np.bool_))
+    return Heatmap(params, first_step, width, np.ones(shape), np.zeros(shape, dtype=np.bool_))
 
 
 def labels(strip: Strip) -> dict[int, str]:
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_seen_in_its_cell() -> None:
     """A NaN is red, an all-zero gradient black, none at all white; the rest is coloured by its magnitude."""
     magnitudes = np.array([[1.0, 0.0, np.nan, np.nan], [1e-6, 1.0, 1e3, 1.0]])
     bad = np.array([[False, False, False, True], [False, False, False, False]])
-    layers = Layers(["a", "b"], 0, 1, magnitudes, bad)
+    layers = Heatmap(["a", "b"], 0, 1, magnitudes, bad)
     seen = colours(drawn(layers))
     assert seen[0, 1].tolist() == [0, 0, 0]
     assert seen[0, 2].tolist() == [255, 255, 255]
@@ -155,7 +155,7 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
     magnitudes, bad = np.ones((400, 2)), np.zeros((400, 2), dtype=np.bool_)
     magnitudes[names.index("block7.c.weight"), 1] = 50.0
     bad[names.index("block9.d.weight"), 0] = True
-    strip = drawn(Layers(names, 0, 1, magnitudes, bad))
+    strip = drawn(Heatmap(names, 0, 1, magnitudes, bad))
     image = np.asarray(strip._image.get_array())
     assert image.shape == (100, 2)
     assert np.argwhere(image == 50.0).tolist() == [[7, 1]]
@@ -166,7 +166,7 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
 @pytest.mark.parametrize("layers", [None, "zero"])
 def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
     """Before the first row it says so; where all gradients are zero, it is all black."""
-    strip = drawn(None if layers is None else Layers(["a"], 0, 1, np.zeros((1, 2)), np.zeros((1, 2), bool)))
+    strip = drawn(None if layers is None else Heatmap(["a"], 0, 1, np.zeros((1, 2)), np.zeros((1, 2), bool)))
     assert strip._note.get_visible() == (layers is None)
     if layers is not None:
         assert colours(strip).reshape(-1, 3).tolist() == [[0, 0, 0]] * 2
@@ -174,7 +174,7 @@ def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
 
 def test_names_are_text() -> None:
     """A parameter may be called anything, and is not taken for mathematics."""
-    layers = Layers(["_hidden", "$\\frac{$"], 0, 1, np.ones((2, 1)), np.zeros((2, 1), bool))
+    layers = Heatmap(["_hidden", "$\\frac{$"], 0, 1, np.ones((2, 1)), np.zeros((2, 1), bool))
     assert labels(drawn(layers)) == {0: "_hidden", 1: "$\\frac{$"}
 
 
@@ -210,7 +210,7 @@ def test_the_command_writes_the_layers_into_a_file(tmp_path: Path) -> None:
 def test_everything_of_a_strip_is_readable_on_its_ground(dark: bool) -> None:
     """Every text and tick, minor ones of the colour bar too, has contrast; a zero is told from what is not recorded."""
     magnitudes = np.array([[1e-6, 1.0, 0.0, np.nan]])
-    strip = drawn(Layers(["a"], 0, 1, magnitudes, np.zeros((1, 4), bool)), look=dataclasses.replace(LAYERS, dark=dark))
+    strip = drawn(Heatmap(["a"], 0, 1, magnitudes, np.zeros((1, 4), bool)), look=dataclasses.replace(LAYERS, dark=dark))
     check_contrast(strip.figure)
     _, bar = strip.figure.axes
     assert len(bar.yaxis.get_minor_ticks()) > 10
@@ -322,7 +322,7 @@ def test_a_strip_has_room_for_any_name(name: str, size: tuple[float, float]) -> 
 @pytest.mark.parametrize("magnitudes", [[5e-324, 0.0], [1.7e308, 0.0], [5e-324, 1.7e308], [1.0, 1.0], [1e-310, 1e-305]])
 def test_magnitudes_of_any_size_are_drawn(magnitudes: list[float]) -> None:
     """From the smallest number to the largest, each has a colour, and only a zero, or nearly one, is black."""
-    seen = colours(drawn(Layers(["a"], 0, 1, np.array([magnitudes]), np.zeros((1, 2), bool))))[0].tolist()
+    seen = colours(drawn(Heatmap(["a"], 0, 1, np.array([magnitudes]), np.zeros((1, 2), bool))))[0].tolist()
     for magnitude, colour in zip(magnitudes, seen, strict=True):
         assert colour != [255, 255, 255]
         assert (colour == [0, 0, 0]) == (magnitude < 1e-200)
@@ -332,7 +332,7 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
     """A cell has its parameter, step and magnitude said, however many steps it covers; what is beside it, nothing."""
     magnitudes = np.array([[1.0, np.nan, 3.0], [0.0, 2.0, 3.0]])
     bad = np.array([[False, False, False], [False, False, True]])
-    strip = drawn(Layers(["a.$x$", "b"], 100, 10, magnitudes, bad))
+    strip = drawn(Heatmap(["a.$x$", "b"], 100, 10, magnitudes, bad))
     said = {place: strip._axes.format_coord(*place) for place in ((104, 0.2), (115, 0), (104, 1), (129, 1.3))}
     assert list(said.values()) == [
         "a.$x$  step 104  1",

@@ -24,10 +24,9 @@ from tests.viewing import SEEN_BY_USERS, shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat
 from viewer.chart import Line, chart, reduced
-from viewer.grid import Layers
-from viewer.history import Curve
-from viewer.live import Live, Runs, Snapshot
+from viewer.live import Live, Runs
 from viewer.look import Look, Scale, View, XAxis
+from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.terminal import _redraw
 from viewer.text import picture
 
@@ -468,7 +467,7 @@ def test_layers_show_magnitudes_by_height_and_mark() -> None:
     sizes = np.array([[1e-7, 1e-7], [1e-3, 1e-3], [1.0, 1.0], [0.0, 0.0], [1.0, NAN], [NAN, NAN]])
     alarms = np.zeros((6, 2), dtype=np.bool_)
     alarms[4, 1] = True
-    layers = Layers(["a.x", "a.y", "a.z", "a.zero", "a.nan", "a.not"], 0, 5, sizes, alarms)
+    layers = Heatmap(["a.x", "a.y", "a.z", "a.zero", "a.nan", "a.not"], 0, 5, sizes, alarms)
     lines = drawn([Snapshot("run", "running", 9, layers=layers)], Look(View.LAYERS))
     blocks = {line.split()[0]: line.split()[1:] for line in lines}
     assert [set(blocks[name][0]) for name in ("x", "y", "z", "zero", "nan")] == [{"▁"}, {"▅"}, {"█"}, {"0"}, {"█", "!"}]
@@ -486,7 +485,7 @@ def test_no_alarm_is_lost_among_more_parameters_than_lines(names: list[str]) -> 
     sizes, alarms = np.full((90, 700), 1e-3), np.zeros((90, 700), dtype=np.bool_)
     alarms[41, 333] = True
     sizes[77, 500] = 5e4
-    layers = Layers(names, 0, 1, sizes, alarms)
+    layers = Heatmap(names, 0, 1, sizes, alarms)
     lines = drawn([Snapshot("run", "running", 699, layers=layers)], Look(View.LAYERS))
     assert len(lines) <= 24
     assert sum("!" in line for line in lines[2:-1]) == 1

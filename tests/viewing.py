@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.commands import DISPLAYS, viewer_says
 from tests.waiting import wait_until
-from viewer.live import Live, Runs, Snapshot
+from viewer.live import Live, Runs
+from viewer.snapshot import Snapshot
 
 VIEWER = ("-m", "viewer")
 # Whatever libraries warn of would be seen by the user, but for deprecations, which Python hides from users.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from viewer.evidence import Evidence
-    from viewer.findings import Finding, Limits
+    from viewer.findings import Limits
+    from viewer.snapshot import Finding
     from viewer.witness import Witness
 
     Checked = Mapping[str, tuple[Evidence, Sequence[Finding]]]
@@ -89,7 +90,8 @@ def check(
 
     It ends with code 2 where there are errors, so that CI can fail a training.
     """
-    from viewer.findings import Severity, with_limits
+    from viewer.findings import with_limits
+    from viewer.snapshot import Severity
 
     if rules:
         _list_thresholds(as_json)
@@ -197,8 +199,8 @@ def _followed(witnesses: Mapping[str, "Witness"], quiet: bool) -> "Checked":
     import polars as pl
 
     from tracer.log.run import LogError, holds_run
-    from viewer.findings import Severity
     from viewer.follow import Waker
+    from viewer.snapshot import Severity
     from viewer.status import plain
 
     for name, witness in witnesses.items():

@@ -20,7 +20,8 @@ from viewer.look import MERGED, Look, Scale, View, XAxis
 
 if TYPE_CHECKING:
     from tracer.log.store import Place
-    from viewer.live import Runs, Snapshot
+    from viewer.live import Runs
+    from viewer.snapshot import Snapshot
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.run import Run, State
-from viewer.history import Curve, History
+from viewer.history import History
+from viewer.snapshot import Curve
 from viewer.tracks import Courses, Integers, Tracks
 
 # A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".

@@ -9,9 +9,10 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from viewer.live import Runs, Snapshot, until_closed
+from viewer.live import Runs, until_closed
 from viewer.look import Look
 from viewer.marks import SIZE_INCHES
+from viewer.snapshot import Snapshot
 from viewer.status import title
 from viewer.views import fill
 

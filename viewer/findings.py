@@ -4,7 +4,8 @@ import numpy as np
 
 from viewer import rules_gradients, rules_log, rules_metrics, rules_values
 from viewer.evidence import Evidence
-from viewer.rule import LIMITS, THRESHOLDS, Finding, Limits, ParamRule, Rule, Severity, with_limits
+from viewer.rule import LIMITS, THRESHOLDS, Limits, ParamRule, Rule, with_limits
+from viewer.snapshot import Finding, Severity
 
 __all__ = [
     "LIMITS",
@@ -15,7 +16,6 @@ __all__ = [
     "Limits",
     "Severity",
     "findings",
-    "rank",
     "with_limits",
 ]
 
@@ -62,9 +62,4 @@ def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
         if courses is not None:
             found += [finding for rule in ON_PARAMS for finding in rule(evidence, courses, limits)]
         found += [finding for rule in RULES for finding in rule(evidence, limits)]
-    return sorted(found, key=rank)
-
-
-def rank(finding: Finding) -> tuple[bool, int, int]:
-    """Where a finding stands among others: what goes on before what is over, the worst first, then the earliest."""
-    return finding.over, list(Severity).index(finding.severity), finding.first_step
+    return sorted(found, key=lambda finding: finding.order)

@@ -4,30 +4,12 @@ Rows arrive by the million for models of ten thousand parameters, so the table i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-
-@dataclass(frozen=True)
-class Layers:
-    """The largest magnitude of a statistic of every parameter over the run.
-
-    Attributes:
-        params: The parameters, in model order: the rows.
-        first_step: The step with which the first column begins.
-        width: How many steps a column covers.
-        magnitudes: float64 of shape (parameters, columns): NaN where there is none.
-        nonfinite: Likewise, bool: whether there was a NaN or an infinity.
-    """
-
-    params: Sequence[str]
-    first_step: int
-    width: int
-    magnitudes: npt.NDArray[np.float64]
-    nonfinite: npt.NDArray[np.bool_]
+from viewer.snapshot import Heatmap
 
 
 class Grid:
@@ -112,7 +94,7 @@ class Grid:
         there = self._steps >= 0
         return self._steps[there], self._seconds[there]
 
-    def layers(self) -> Layers | None:
+    def layers(self) -> Heatmap | None:
         """The table; None before the first row. It never changes: rows that come later go into arrays of their own."""
         if not len(self._steps):
             return None
@@ -121,4 +103,4 @@ class Grid:
             bins = np.arange(len(self._steps))
             shown = np.maximum.accumulate(np.where(self._steps >= 0, bins, 0))
             magnitudes, nonfinite = magnitudes[shown], nonfinite[shown]
-        return Layers(list(self._row_of), first, self._width, magnitudes.T, nonfinite.T)
+        return Heatmap(list(self._row_of), first, self._width, magnitudes.T, nonfinite.T)

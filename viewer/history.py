@@ -6,7 +6,7 @@ halved.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.schema import STATISTICS
-from viewer.grid import Grid, Layers
+from viewer.grid import Grid
 from viewer.look import SPREAD, Look, View, matching
+from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 
 # About two bins for each pixel of a wide figure.
 CAPACITY = 2048
@@ -163,57 +164,6 @@ class Bins:
             return np.zeros(0, dtype=np.int64), np.zeros(0)
         frame = self.frame.group_by("bin").agg(*_LAST).sort("bin")
         return frame["step"].to_numpy(), np.array(_seconds(frame))
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric over the run: for each bin its last step, the mean, lowest and highest finite value.
-
-    ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step; ``time`` each bin's last time,
-    in seconds since 1970. ``newest`` is the last number as it was logged, which a bin's mean hides; None stands for the
-    last mean.
-    """
-
-    name: str
-    step: Sequence[int]
-    mean: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
-    nonfinite: Sequence[int]
-    time: Sequence[float] = ()
-    newest: float | None = None
-
-
-@dataclass(frozen=True)
-class Extremes:
-    """Extremes over the run: for each bin its last step and the four numbers, null where there is none.
-
-    Attributes:
-        step: Each bin's last step.
-        statistics: The numbers, by column; of one parameter also what else was recorded, as ``<column>_low`` and
-            ``<column>_high`` unless it is an extreme itself.
-        nonfinite: For ``"value"``, ``"grad"`` and, where recorded, ``"applied"``: of each bin that has a NaN or an
-            infinity, the first such step.
-        time: Each bin's last time, in seconds since 1970.
-        inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
-    """
-
-    step: Sequence[int]
-    statistics: Mapping[str, Sequence[float | None]]
-    nonfinite: Mapping[str, Sequence[int]]
-    time: Sequence[float] = ()
-    inner: Mapping[str, Sequence[float | None]] | None = None
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """One histogram: of a parameter's values or gradient at one step, in bins of equal width."""
-
-    step: int
-    time: float
-    low: float
-    high: float
-    counts: Sequence[int]
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
@@ -387,7 +337,7 @@ class History:
                 found.setdefault(of, []).append(Histogram(step, time, low, high, counts))
         return found
 
-    def layers(self) -> Layers | None:
+    def layers(self) -> Heatmap | None:
         """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
         grid = self._bins["extremes"]
         return grid.layers() if isinstance(grid, Grid) else None

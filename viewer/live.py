@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ from tracer.log.run import (
 )
 from tracer.log.store import Place
 from viewer.follow import Progress, Rows, Waker
-from viewer.grid import Layers
-from viewer.history import Curve, Extremes, Histogram, History
+from viewer.history import History
 from viewer.look import Look, View, matching
-from viewer.rule import LIMITS, Finding, Limits
+from viewer.rule import LIMITS, Limits
+from viewer.snapshot import Finding, Snapshot
 from viewer.witness import Witness
 
 # Covers file systems that give no events, and notices that a run stopped without closing.
@@ -45,52 +45,6 @@ RESCAN_SECONDS = 2.0
 _LATE_SECONDS = 60.0
 # Of so many ranks that were looked at before, it is kept what is wrong with them.
 _OTHER_RANKS = 3
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on.
-
-    Attributes:
-        name: The run's name.
-        state: Whether it goes on.
-        last_step: Its last step; None before the first.
-        problems: What could not be read.
-        gone: Whether its folder was there, and is no longer.
-        complete: False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
-        started: When it began, in seconds since 1970.
-        last_time: When its newest row was made, likewise; None before the first.
-        steps_per_second: Its speed lately; None where that is unknown.
-        total_steps: How many steps it will take, where ``attach`` was told.
-        dropped: How many rows could not be written, as far as is known.
-        ranks: The ranks that write.
-        stopped_ranks: Those that stopped without closing.
-        params: The parameters in model order that are to be shown, of ``params_there``.
-        statistics: What the layers can show.
-        findings: What is wrong with the run, the worst first, as far as it is known yet.
-    """
-
-    name: str
-    state: State
-    last_step: int | None
-    curves: tuple[Curve, ...] = ()
-    extremes: Extremes | None = None
-    layers: Layers | None = None
-    histograms: Mapping[str, Sequence[Histogram]] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    gone: bool = False
-    complete: bool = True
-    started: float = 0.0
-    last_time: float | None = None
-    steps_per_second: float | None = None
-    total_steps: int | None = None
-    dropped: int = 0
-    ranks: tuple[int, ...] = ()
-    stopped_ranks: tuple[int, ...] = ()
-    params: tuple[str, ...] = ()
-    params_there: tuple[str, ...] = ()
-    statistics: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
 
 
 class Live:
@@ -380,10 +334,6 @@ class Runs:
         self._waker.close()
 
 
-def _ended(snapshot: Snapshot) -> bool:
-    return snapshot.state == "closed" or (snapshot.state == "stopped" and bool(snapshot.stopped_ranks))
-
-
 def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple[Snapshot, ...]]:
     """The runs as they are now, at least at each rescan, until all are closed and their last rows have arrived.
 
@@ -397,7 +347,7 @@ def until_closed(runs: Runs, progress: Progress | None = None) -> Iterator[tuple
         shown = runs.refresh(progress) or shown
         shown = runs.examine(progress) or shown
         yield shown
-        if awaited or not shown or not all(map(_ended, shown)):
+        if awaited or not shown or not all(snapshot.ended for snapshot in shown):
             give_up = None
         else:
             give_up = give_up or time.monotonic() + _LATE_SECONDS

@@ -22,9 +22,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from viewer.evidence import is_validation
-from viewer.live import Snapshot
 from viewer.look import Look, Scale, XAxis
-from viewer.rule import Finding, Severity
+from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.status import finding_words, first_of, noticed, notices, shortened, title
 
 SIZE_INCHES = (10.0, 8.0)

@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tracer.log.store import Place, at
-from viewer.live import Runs, Snapshot, check_names, check_there, until_closed
+from viewer.live import Runs, check_names, check_there, until_closed
 from viewer.look import Look, View
 from viewer.marks import SIZE_INCHES
+from viewer.snapshot import Snapshot
 from viewer.status import title
 from viewer.views import fill
 

@@ -8,8 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viewer.history import Curve, smoothed
-from viewer.live import Snapshot
+from viewer.history import smoothed
 from viewer.look import Look, Scale
 from viewer.marks import (
     FEW_POINTS,
@@ -34,6 +33,7 @@ from viewer.marks import (
     style_of,
     theme,
 )
+from viewer.snapshot import Curve, Snapshot
 from viewer.status import shortened
 
 _NOTES = {

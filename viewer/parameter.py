@@ -10,8 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from viewer.history import Histogram
-from viewer.live import Snapshot
 from viewer.look import Look, Scale, XAxis
 from viewer.marks import (
     NonFinite,
@@ -33,6 +31,7 @@ from viewer.marks import (
     set_scale,
     theme,
 )
+from viewer.snapshot import Histogram, Snapshot
 from viewer.status import shortened
 
 _WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}

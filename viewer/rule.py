@@ -6,17 +6,16 @@ however long the run is. A rule on parameters is ``(evidence, courses, limits)``
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from viewer.evidence import Evidence
+from viewer.snapshot import Finding, Number, Severity
 from viewer.tracks import Courses, Floats, Integers
 
 Limits = Mapping[str, float]
-Number = float | int | str | bool
 
 
 @dataclass(frozen=True)
@@ -155,47 +154,6 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
 }
 LIMITS: Limits = {name: threshold.default for name, threshold in THRESHOLDS.items()}
-
-
-class Severity(StrEnum):
-    """How bad a finding is."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong that the viewer noticed.
-
-    Attributes:
-        kind: Which illness, in one word.
-        title: What it is in a few words that stay while it goes on, for where a sentence has no room.
-        severity: How bad it is.
-        param: The parameter, or the first of several; None where it is none's.
-        first_step: Where it began.
-        last_step: Where it was seen last.
-        sentence: What it is.
-        advice: What people usually try.
-        numbers: Those that decided.
-        params: All parameters that have it.
-        over: Whether it was seen and is no longer there.
-        steps: Each step where it happened, of what happens at single steps; none of what lasts.
-    """
-
-    kind: str
-    title: str
-    severity: Severity
-    param: str | None
-    first_step: int
-    last_step: int
-    sentence: str
-    advice: str
-    numbers: Mapping[str, Number] = field(default_factory=dict)
-    params: tuple[str, ...] = ()
-    over: bool = False
-    steps: tuple[int, ...] = ()
 
 
 Rule = Callable[[Evidence, Limits], list[Finding]]

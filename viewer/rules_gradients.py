@@ -3,7 +3,8 @@
 import numpy as np
 
 from viewer.evidence import Evidence
-from viewer.rule import Finding, Limits, Severity, longest, on_params
+from viewer.rule import Limits, longest, on_params
+from viewer.snapshot import Finding, Severity
 from viewer.tracks import Courses, Floats
 
 

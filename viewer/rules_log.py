@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from viewer.evidence import Event, Evidence
-from viewer.rule import Finding, Limits, Severity
+from viewer.rule import Limits
+from viewer.snapshot import Finding, Severity
 
 _NOTED = {
     "stride": (

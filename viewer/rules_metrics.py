@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from viewer.evidence import Evidence, is_validation
-from viewer.history import Curve
-from viewer.rule import Finding, Limits, Severity
+from viewer.rule import Limits
+from viewer.snapshot import Curve, Finding, Severity
 from viewer.tracks import Floats
 
 

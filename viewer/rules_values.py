@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.evidence import Evidence, Param
-from viewer.rule import Finding, Limits, Severity, longest, on_params
+from viewer.rule import Limits, longest, on_params
+from viewer.snapshot import Finding, Severity
 from viewer.tracks import Courses, Floats
 
 # Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from matplotlib.backend_bases import Event, KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 
-from viewer.live import Reader, Runs, Snapshot
+from viewer.live import Reader, Runs
 from viewer.look import Look, View, XAxis
 from viewer.marks import entitle
+from viewer.snapshot import Snapshot
 from viewer.status import notices, title
 from viewer.strip import Strip
 from viewer.views import fill

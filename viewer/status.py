@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from tracer.log.run import STATE_WORDS
-from viewer.findings import rank
-from viewer.live import Snapshot
 from viewer.look import MERGED, SPREAD, Look, View
-from viewer.rule import Finding
+from viewer.snapshot import Finding, Snapshot
 
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
@@ -97,7 +95,7 @@ def noticed(snapshots: Sequence[Snapshot], look: Look) -> list[tuple[int, Snapsh
     Each has the same number wherever it is listed or marked, in every view.
     """
     found = [(snapshot, finding) for snapshot in snapshots for finding in snapshot.findings]
-    numbered = enumerate(sorted(found, key=lambda each: rank(each[1])), 1)
+    numbered = enumerate(sorted(found, key=lambda each: each[1].order), 1)
     return [(number, snapshot, each) for number, (snapshot, each) in numbered if _concerns(each, snapshot, look)]
 
 

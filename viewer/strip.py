@@ -16,11 +16,9 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from viewer.grid import Layers
-from viewer.live import Snapshot
 from viewer.look import Look, View
 from viewer.marks import begin, draw_flag, dress, entitle, flags, heading, narrow, theme
-from viewer.rule import Finding
+from viewer.snapshot import Finding, Heatmap, Snapshot
 from viewer.status import noticed, shortened
 
 # More rows than this would be thinner than a pixel or two, and one might not be drawn at all.
@@ -166,7 +164,7 @@ class Strip:
 
 
 def grouped(
-    layers: Layers, columns: int = 1, limit: int = _ROWS
+    layers: Heatmap, columns: int = 1, limit: int = _ROWS
 ) -> tuple[list[list[str]], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Rows, magnitudes and alarms: by module, and by neighbours, where there are too many parameters for a row each.
 

@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 
-from viewer.live import Runs, Snapshot, until_closed
-from viewer.rule import Finding
+from viewer.live import Runs, until_closed
+from viewer.snapshot import Finding, Snapshot
 from viewer.status import noticed, notices, plain, title, words
 from viewer.text import WORDS, ends, newest, picture
 

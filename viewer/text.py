@@ -16,12 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from viewer.chart import Line, chart
-from viewer.grid import Layers
-from viewer.history import Curve, smoothed
-from viewer.live import Snapshot
+from viewer.history import smoothed
 from viewer.look import Look, Scale, View
 from viewer.marks import FEW_POINTS, along, colour_of, flags_of, numbers_of, theme
 from viewer.overview import panel
+from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.status import finding_words, first_of, noticed, notices, plain, shortened, title
 from viewer.strip import grouped, row_of
 
@@ -289,7 +288,7 @@ def _layers(snapshots: Sequence[Snapshot], look: Look, width: int, height: int) 
 
 
 def _marks_of_rows(
-    snapshots: Sequence[Snapshot], look: Look, layers: Layers, rows: Sequence[Sequence[str]]
+    snapshots: Sequence[Snapshot], look: Look, layers: Heatmap, rows: Sequence[Sequence[str]]
 ) -> dict[int, dict[int, tuple[str, str]]]:
     """Of each row the columns in which findings began, with the number of the worst and how it looks."""
     found: dict[int, dict[int, tuple[str, str]]] = {}

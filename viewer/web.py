@@ -34,12 +34,12 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
-from viewer.live import Runs, Snapshot
+from viewer.live import Runs
 from viewer.look import Look, View, look_of, words_of
 from viewer.marks import SIZE_INCHES
 from viewer.overview import panel
-from viewer.rule import Finding, Severity
 from viewer.screen import Screen
+from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.status import noticed, plain, span
 
 # Who comes with a wrong address is told so; the terminal is for those who started this.

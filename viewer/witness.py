@@ -15,8 +15,9 @@ from tracer.log import store
 from tracer.log.run import State, closed_summaries, holds_run, open_run, overall, rank_states, stopped
 from tracer.log.store import Place
 from viewer.evidence import Evidence, Record
-from viewer.findings import LIMITS, Finding, Limits, findings, rank
+from viewer.findings import LIMITS, Limits, findings
 from viewer.follow import Progress, Rows
+from viewer.snapshot import Finding
 
 
 class Witness:
@@ -119,4 +120,4 @@ class Witness:
         found = findings(evidence, self._limits)
         kinds = {finding.kind for finding in found}
         over = [dataclasses.replace(finding, over=True) for finding in past if finding.kind not in kinds]
-        self.findings = tuple(sorted([*found, *over], key=rank))
+        self.findings = tuple(sorted([*found, *over], key=lambda finding: finding.order))

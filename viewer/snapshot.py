@@ -1,0 +1,179 @@
+"""A run at one moment, as plain data: what is read on one thread and drawn on another. It never changes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.log.run import State
+
+Number = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the run: for each bin its last step, the mean, lowest and highest finite value.
+
+    ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step; ``time`` each bin's last time,
+    in seconds since 1970. ``newest`` is the last number as it was logged, which a bin's mean hides; None stands for the
+    last mean.
+    """
+
+    name: str
+    step: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    nonfinite: Sequence[int]
+    time: Sequence[float] = ()
+    newest: float | None = None
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Extremes over the run: for each bin its last step and the four numbers, null where there is none.
+
+    Attributes:
+        step: Each bin's last step.
+        statistics: The numbers, by column; of one parameter also what else was recorded, as ``<column>_low`` and
+            ``<column>_high`` unless it is an extreme itself.
+        nonfinite: For ``"value"``, ``"grad"`` and, where recorded, ``"applied"``: of each bin that has a NaN or an
+            infinity, the first such step.
+        time: Each bin's last time, in seconds since 1970.
+        inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
+    """
+
+    step: Sequence[int]
+    statistics: Mapping[str, Sequence[float | None]]
+    nonfinite: Mapping[str, Sequence[int]]
+    time: Sequence[float] = ()
+    inner: Mapping[str, Sequence[float | None]] | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One histogram: of a parameter's values or gradient at one step, in bins of equal width."""
+
+    step: int
+    time: float
+    low: float
+    high: float
+    counts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """The largest magnitude of a statistic of every parameter over the run.
+
+    Attributes:
+        params: The parameters, in model order: the rows.
+        first_step: The step with which the first column begins.
+        width: How many steps a column covers.
+        magnitudes: float64 of shape (parameters, columns): NaN where there is none.
+        nonfinite: Likewise, bool: whether there was a NaN or an infinity.
+    """
+
+    params: Sequence[str]
+    first_step: int
+    width: int
+    magnitudes: npt.NDArray[np.float64]
+    nonfinite: npt.NDArray[np.bool_]
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong that the viewer noticed.
+
+    Attributes:
+        kind: Which illness, in one word.
+        title: What it is in a few words that stay while it goes on, for where a sentence has no room.
+        severity: How bad it is.
+        param: The parameter, or the first of several; None where it is none's.
+        first_step: Where it began.
+        last_step: Where it was seen last.
+        sentence: What it is.
+        advice: What people usually try.
+        numbers: Those that decided.
+        params: All parameters that have it.
+        over: Whether it was seen and is no longer there.
+        steps: Each step where it happened, of what happens at single steps; none of what lasts.
+    """
+
+    kind: str
+    title: str
+    severity: Severity
+    param: str | None
+    first_step: int
+    last_step: int
+    sentence: str
+    advice: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    params: tuple[str, ...] = ()
+    over: bool = False
+    steps: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """The place among others: what goes on before what is over, the worst first, then the earliest."""
+        return self.over, list(Severity).index(self.severity), self.first_step
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on.
+
+    Attributes:
+        name: The run's name.
+        state: Whether it goes on.
+        last_step: Its last step; None before the first.
+        problems: What could not be read.
+        gone: Whether its folder was there, and is no longer.
+        complete: False while a closed run's last rows are still to arrive, as on a network disk with an old listing.
+        started: When it began, in seconds since 1970.
+        last_time: When its newest row was made, likewise; None before the first.
+        steps_per_second: Its speed lately; None where that is unknown.
+        total_steps: How many steps it will take, where ``attach`` was told.
+        dropped: How many rows could not be written, as far as is known.
+        ranks: The ranks that write.
+        stopped_ranks: Those that stopped without closing.
+        params: The parameters in model order that are to be shown, of ``params_there``.
+        statistics: What the layers can show.
+        findings: What is wrong with the run, the worst first, as far as it is known yet.
+    """
+
+    name: str
+    state: State
+    last_step: int | None
+    curves: tuple[Curve, ...] = ()
+    extremes: Extremes | None = None
+    layers: Heatmap | None = None
+    histograms: Mapping[str, Sequence[Histogram]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    gone: bool = False
+    complete: bool = True
+    started: float = 0.0
+    last_time: float | None = None
+    steps_per_second: float | None = None
+    total_steps: int | None = None
+    dropped: int = 0
+    ranks: tuple[int, ...] = ()
+    stopped_ranks: tuple[int, ...] = ()
+    params: tuple[str, ...] = ()
+    params_there: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has closed, or each of its ranks has stopped."""
+        return self.state == "closed" or (self.state == "stopped" and bool(self.stopped_ranks))
