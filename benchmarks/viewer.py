@@ -32,9 +32,9 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from tracer.log import schema
 from tracer.log.parts import all_parts, merge, publish
 from tracer.log.run import beat, create_run
-from viewer.files import FigureFile
-from viewer.live import Runs
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.read.runs import Runs
+from viewer.surfaces.files import FigureFile
 
 PARAMS = 62
 MANY_PARAMS = 10_000
@@ -52,8 +52,8 @@ main()
 _READ = """
 import sys, time
 from pathlib import Path
-from viewer.live import Runs
-from viewer.look import Look, View
+from viewer.read.runs import Runs
+from viewer.options import Look, View
 runs = Runs([Path(sys.argv[1])], Look(View(sys.argv[2])))
 begun = time.perf_counter()
 runs.refresh()
@@ -155,7 +155,7 @@ def read(run: Path, view: View) -> list[float]:
 
 def followed(case: Case, repeats: int) -> tuple[list[float], list[float], list[float]]:
     """Seconds to take in a new part of five steps, to judge the run anew, and to redraw the figure's file."""
-    run, look = case.run, Look(case.view)
+    run, look = case.run, ViewOptions(case.view)
     watched, file = Runs([run], look), FigureFile(run / "figure.png", look)
     watched.refresh()
     watched.examine()

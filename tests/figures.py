@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from viewer.marks import SIZE_INCHES
+from viewer.draw.theme import SIZE_INCHES
 
 PHONE = (3.6, 6.4)
 # Names that are no mathematics, no markup and no secret to matplotlib, but mere letters.

@@ -15,10 +15,10 @@ from torch import nn
 
 import tracer
 from tracer.demo import Images, evaluate, load
-from viewer.evidence import Evidence
-from viewer.findings import findings
+from viewer.read.monitor import FindingsMonitor
+from viewer.rules.evidence import Evidence
+from viewer.rules.findings import findings
 from viewer.snapshot import Finding, Severity
-from viewer.witness import Witness
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -257,7 +257,7 @@ def judged(train: Callable[[Path], None], path: Path, seed: int = 0) -> tuple[Ev
         train(path)
     finally:
         torch.set_num_threads(threads)
-    evidence = Witness(path).refresh()
+    evidence = FindingsMonitor(path).refresh()
     assert evidence is not None
     return evidence, findings(evidence)
 

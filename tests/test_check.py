@@ -21,11 +21,11 @@ from tests.waiting import wait_until
 from tracer.log.parts import all_parts
 from tracer.log.run import LogError, beat, close_rank
 from tracer.log.store import Place
-from viewer.check import _followed, _tables
-from viewer.evidence import Evidence
-from viewer.findings import LIMITS, THRESHOLDS, findings
-from viewer.follow import Progress
-from viewer.witness import Witness
+from viewer.read.follow import Progress
+from viewer.read.monitor import FindingsMonitor
+from viewer.rules.evidence import Evidence
+from viewer.rules.findings import LIMITS, THRESHOLDS, findings
+from viewer.surfaces.check import _followed, _tables
 
 PARAMS = ("conv.weight", "fc.weight")
 
@@ -55,7 +55,7 @@ def written(path: Path, bad: Sequence[int] = (), unused: bool = False) -> Path:
 
 def kinds(run: Place) -> list[str]:
     """The kinds of a run's findings."""
-    evidence = Witness(run).refresh()
+    evidence = FindingsMonitor(run).refresh()
     assert evidence is not None
     return [finding.kind for finding in findings(evidence)]
 
@@ -199,8 +199,8 @@ def test_following_forgives_a_training_that_was_silent(tmp_path: Path) -> None:
         assert viewer.wait() == 0
 
 
-class Scripted(Witness):
-    """A witness before whose looks things happen, one after the other."""
+class Scripted(FindingsMonitor):
+    """A monitor before whose looks things happen, one after the other."""
 
     def __init__(self, path: Path, *happens: Callable[[], object]) -> None:
         super().__init__(path)
@@ -244,15 +244,15 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
     assert (found[0].state, found[1]) == ("closed", ())
     file.write_text("{")
     with pytest.raises(LogError):
-        _followed({"run": Witness(run)}, quiet=True)
+        _followed({"run": FindingsMonitor(run)}, quiet=True)
 
 
 def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is an error once it has lasted: a training whose disk hangs is not to be cancelled for that."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
-    monkeypatch.setattr("viewer.check._RESCAN_SECONDS", 0.01)
-    monkeypatch.setattr("viewer.check._SILENT_SECONDS", 3600.0)
+    monkeypatch.setattr("viewer.surfaces.check._RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 3600.0)
     silent = partial(age_heartbeat, run, 3600)
     left: list[Callable[[], object]] = [silent, lambda: None, lambda: beat(run, 0), silent]
 
@@ -260,11 +260,11 @@ def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatc
         if left:
             left.pop(0)()
         else:
-            monkeypatch.setattr("viewer.check._SILENT_SECONDS", 0.0)
+            monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 0.0)
 
     (found,) = _followed({"run": Scripted(run, *[happens] * 5)}, quiet=True).values()
     assert (left, found[0].state, [each.kind for each in found[1]]) == ([], "stopped", ["silent"])
-    monkeypatch.setattr("viewer.check._SILENT_SECONDS", 3600.0)
+    monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 3600.0)
     bad = partial(publish_next, run, "extremes", rows(range(30, 40), bad=[33]))
     (found,) = _followed({"run": Scripted(run, lambda: None, bad)}, quiet=True).values()
     assert {each.kind for each in found[1]} == {"silent", "nonfinite"}
@@ -275,8 +275,8 @@ def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monk
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
     clock = [0.0]
-    monkeypatch.setattr("viewer.check._RESCAN_SECONDS", 0.01)
-    monkeypatch.setattr("viewer.check.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("viewer.surfaces.check._RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("viewer.surfaces.check.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def later(what: Callable[[], object]) -> None:
         clock[0] += 40
@@ -301,16 +301,16 @@ def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
         watching.append(sum("Emitter" in type(thread).__name__ for thread in threading.enumerate()))
         close_run(live, 29)
 
-    ended = {name: Witness(written(tmp_path / name)) for name in ("a", "b", "c")}
+    ended = {name: FindingsMonitor(written(tmp_path / name)) for name in ("a", "b", "c")}
     _followed({**ended, "live": Scripted(live, lambda: None, count)}, quiet=True)
-    assert 0 < watching[0] <= len(Witness(live).folders)
+    assert 0 < watching[0] <= len(FindingsMonitor(live).folders)
 
 
 def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
     """A log of CI is eighty columns wide, and its reader needs the name."""
     name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
     publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
-    found = Witness(tmp_path / "run").refresh()
+    found = FindingsMonitor(tmp_path / "run").refresh()
     assert found is not None
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(*_tables({"run": (found, findings(found))}))
@@ -321,14 +321,14 @@ def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
 def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
     """Part by part, the findings are those of the whole; where nothing is new, nothing is said."""
     run = new_run(tmp_path / "run", PARAMS)
-    witness = Witness(run)
-    assert Witness(tmp_path / "nowhere").refresh() is None
+    monitor = FindingsMonitor(run)
+    assert FindingsMonitor(tmp_path / "nowhere").refresh() is None
     for begin in range(0, 30, 5):
         publish_next(run, "extremes", rows(range(begin, begin + 5), bad=[12], unused=True))
-        followed = witness.refresh()
+        followed = monitor.refresh()
         assert followed is not None
-        assert witness.refresh() is None
-        at_once = Witness(run).refresh()
+        assert monitor.refresh() is None
+        at_once = FindingsMonitor(run).refresh()
         assert at_once is not None
         assert findings(followed) == findings(at_once)
 
@@ -337,18 +337,18 @@ def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
 def test_steps_that_were_made_again_count_once(tmp_path: Path, how: str) -> None:
     """Where the latest attempt is healthy, the NaN of the one before is no finding, whenever that is noticed."""
     run = new_run(tmp_path / "run", PARAMS)
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(30), bad=[20]))
-    evidence = witness.refresh()
+    evidence = monitor.refresh()
     assert evidence is not None
     assert [finding.kind for finding in findings(evidence)] == ["nonfinite"]
     resumed = events([15], how)
     resumed = resumed.set_column(3, resumed.schema.field("attempt"), pa.array([1], pa.int32()))
     publish_next(run, "events", resumed)
     publish_next(run, "extremes", rows(range(15, 30), attempt=1))
-    evidence = witness.refresh()
+    evidence = monitor.refresh()
     assert evidence is not None
-    assert [[finding.kind for finding in each] for each in (findings(evidence), witness.findings)] == [[how]] * 2
+    assert [[finding.kind for finding in each] for each in (findings(evidence), monitor.findings)] == [[how]] * 2
     assert kinds(run) == [how]
 
 
@@ -371,12 +371,12 @@ def test_a_crowd_of_ranks_hides_no_restart(tmp_path: Path) -> None:
     """Of many ranks that were resumed often, the last time is known, too."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(20)))
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
     for steps in (range(18), [18]):
         for rank in range(60):
             publish_next(run, "events", events(steps, "resumed", rank=rank), rank=rank)
-        witness.refresh()
-    (found,) = witness.findings
+        monitor.refresh()
+    (found,) = monitor.findings
     assert (found.steps, found.numbers["times"]) == (tuple(range(19)), 19)
 
 
@@ -429,9 +429,9 @@ def test_one_rank_is_read_alone(tmp_path: Path) -> None:
     for part in all_parts(run, "extremes"):
         if part.rank == 1:
             flip_bit(Path(str(part.path)))
-    witness = Witness(run, rank=0)
-    assert witness.refresh() is not None
-    assert witness.findings == ()
+    monitor = FindingsMonitor(run, rank=0)
+    assert monitor.refresh() is not None
+    assert monitor.findings == ()
     assert "damaged" in kinds(run)
 
 
@@ -456,12 +456,12 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
 def test_a_disk_that_lists_a_part_late_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that is gone when it is read was merged: the next look finds what replaced it."""
     run = written(tmp_path / "run")
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
 
     def gone(self: object, *given: object) -> bool:
         raise FileNotFoundError
 
     with monkeypatch.context() as patch:
-        patch.setattr("viewer.follow.Follower.give", gone)
-        assert witness.refresh() is None
-    assert witness.refresh() is not None
+        patch.setattr("viewer.read.follow.Follower.give", gone)
+        assert monitor.refresh() is None
+    assert monitor.refresh() is not None

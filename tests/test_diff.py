@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import viewer.diff
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view
 from tracer.log.parts import merge
 from tracer.log.schema import STATISTICS
-from viewer.diff import Parting, Side, Tolerance, difference, side
+from viewer.diff import compare, report
+from viewer.diff.compare import Parting, Side, Tolerance, difference, side
 
 _PARAMS = ("a.weight", "b.weight", "c.bias")
 _NUMBERS = st.one_of(
@@ -80,7 +80,7 @@ def test_runs_with_the_same_numbers_are_alike(
     steps, columns = given
     table = extremes(steps, _PARAMS, columns)
     other = shuffled(table, seed) if shuffle else table
-    with patch.object(viewer.diff, "_ROWS", rows):
+    with patch.object(compare, "_ROWS", rows):
         found = difference(a_side(table), a_side(other))
     assert found.alike
     assert (found.params.partings, found.params.steps, found.params.alike_until) == ([], len(steps), steps[-1])
@@ -101,7 +101,7 @@ def test_a_planted_difference_is_found(
     spoiled = {name: list(values) for name, values in columns.items()}
     spoiled[statistic][row] = planted
     other = extremes(steps, _PARAMS, spoiled)
-    with patch.object(viewer.diff, "_ROWS", rows):
+    with patch.object(compare, "_ROWS", rows):
         found = difference(a_side(extremes(steps, _PARAMS, columns)), a_side(shuffled(other, 1) if shuffle else other))
     (parting,) = found.params.partings
     assert (parting.name, parting.step, parting.span, parting.statistic) == (_PARAMS[param], steps[at], 1, statistic)
@@ -257,7 +257,7 @@ def test_ranks_count_as_one(given: tuple[list[int], dict[str, list[float | None]
     inside = {name: [None if each is None else 0.0 for each in values] for name, values in columns.items()}
     merged = {name: [merged_by_hand(name, each) for each in values] for name, values in columns.items()}
     both = pa.concat_tables([extremes(steps, _PARAMS, columns), extremes(steps, _PARAMS, inside, rank=1)])
-    with patch.object(viewer.diff, "_ROWS", rows):
+    with patch.object(compare, "_ROWS", rows):
         assert partings(a_side(both), a_side(extremes(steps, _PARAMS, merged))) == []
 
 
@@ -475,14 +475,14 @@ def test_parts_that_are_merged_meanwhile_are_read_where_they_are(
         run = new_run(tmp_path / name)
         for step in range(4):
             publish_next(run, "extremes", extremes([step]))
-    plain = viewer.diff.difference
+    plain = compare.difference
 
-    def merging(*arguments: Any) -> viewer.diff.Difference:
+    def merging(*arguments: Any) -> compare.Difference:
         merge(tmp_path / "b", "extremes", 0)
         return plain(*arguments)
 
-    monkeypatch.setattr(viewer.diff, "difference", merging)
-    assert viewer.diff.app([str(tmp_path / "a"), str(tmp_path / "b")], standalone_mode=False) == 0
+    monkeypatch.setattr(report, "difference", merging)
+    assert report.app([str(tmp_path / "a"), str(tmp_path / "b")], standalone_mode=False) == 0
     assert "1 parameter, 4 steps" in capsys.readouterr().out
 
 

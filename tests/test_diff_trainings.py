@@ -14,7 +14,7 @@ from torch import nn
 import tracer
 from tests.training import mlp, recorded
 from tests.viewing import view
-from viewer.diff import difference, side
+from viewer.diff.compare import difference, side
 
 
 def train(

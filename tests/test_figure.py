@@ -16,7 +16,7 @@ from PIL import Image
 import viewer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.run import LogError
-from viewer.marks import DARK
+from viewer.draw.theme import DARK
 
 
 @pytest.fixture

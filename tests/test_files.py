@@ -14,11 +14,11 @@ from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank
-from viewer.files import FORMATS, FigureFile, follow
-from viewer.live import Runs
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
-from viewer.status import notices
+from viewer.surfaces.files import FORMATS, FigureFile, follow
+from viewer.words import notices
 
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -47,7 +47,7 @@ def test_a_file_has_the_format_of_its_name_and_nothing_is_left_beside_it(
     folder = tmp_path / "figures"
     folder.mkdir()
     file = folder / f"figure.{suffix}"
-    FigureFile(file, Look()).write(all_shown(runs))
+    FigureFile(file, ViewOptions()).write(all_shown(runs))
     content = file.read_bytes()
     assert content.startswith(MAGIC[suffix.lower()])
     assert len(content) > 5000
@@ -56,7 +56,7 @@ def test_a_file_has_the_format_of_its_name_and_nothing_is_left_beside_it(
 
 def test_a_file_is_replaced_whole(runs: Runs, tmp_path: Path) -> None:
     """Who has the old picture open goes on reading the old one, while the name leads to the new one."""
-    file = FigureFile(tmp_path / "figure.png", Look())
+    file = FigureFile(tmp_path / "figure.png", ViewOptions())
     file.write(all_shown(runs))
     before = file.path.read_bytes()
     publish_next(runs.paths[0], "extremes", extremes([99], values={"grad_max": [1e6]}))
@@ -70,13 +70,13 @@ def test_a_file_is_replaced_whole(runs: Runs, tmp_path: Path) -> None:
 def test_a_folder_that_has_gone_is_an_error_and_nothing_is_left(runs: Runs, tmp_path: Path) -> None:
     """A figure that cannot be written raises OSError, and makes no folder of its own."""
     with pytest.raises(OSError, match="gone"):
-        FigureFile(tmp_path / "gone" / "figure.png", Look()).write(all_shown(runs))
+        FigureFile(tmp_path / "gone" / "figure.png", ViewOptions()).write(all_shown(runs))
     assert [path.name for path in tmp_path.iterdir()] == [runs.paths[0].name]
 
 
 def test_a_full_disk_leaves_the_old_picture_and_no_half_of_a_new_one(runs: Runs, tmp_path: Path) -> None:
     """Where a figure cannot be written to its end, the error is raised and the folder is as it was."""
-    file = FigureFile(tmp_path / "figure.svg", Look())
+    file = FigureFile(tmp_path / "figure.svg", ViewOptions())
     file.write(all_shown(runs))
     before = file.path.read_bytes()
     publish_next(runs.paths[0], "extremes", extremes([99]))
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_old_picture_and_no_half_of_a_new_one(runs: Runs,
 def test_names_in_an_svg_are_text(runs: Runs, tmp_path: Path) -> None:
     """Markup in a run's or metric's name is no element of the SVG."""
     file = tmp_path / "figure.svg"
-    FigureFile(file, Look()).write(all_shown(runs))
+    FigureFile(file, ViewOptions()).write(all_shown(runs))
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
     assert "path" in tags
     assert "script" not in tags
@@ -104,7 +104,7 @@ def test_names_in_an_svg_are_text(runs: Runs, tmp_path: Path) -> None:
 def test_following_ends_with_the_run(runs: Runs, tmp_path: Path) -> None:
     """Once the run is closed, its last state is in the file and the following ends."""
     close_run(runs.paths[0])
-    (last,) = follow(runs, FigureFile(tmp_path / "figure.png", Look()))
+    (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     assert (last.state, last.last_step) == ("closed", 4)
     assert (tmp_path / "figure.png").exists()
 
@@ -123,7 +123,7 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
         assert notices([early]) == ["the last rows are still to arrive"]
         arrival = threading.Timer(0.5, hidden.rename, [part.path])
         arrival.start()
-        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", Look()))
+        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
         arrival.join()
     finally:
         runs.close()
@@ -132,14 +132,14 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
 
 def test_rows_that_never_arrive_are_waited_for_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the last rows of a closed run are lost, the figure shows what there is, and says so."""
-    monkeypatch.setattr("viewer.live._LATE_SECONDS", 0.2)
-    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.05)
+    monkeypatch.setattr("viewer.read.changes._LATE_SECONDS", 0.2)
+    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.05)
     run = new_run(tmp_path / "run")
     publish_next(run, "extremes", extremes(range(5)))
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {}, "published": {"extremes": 2}})
     runs = Runs([run])
     try:
-        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", Look()))
+        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     finally:
         runs.close()
     assert (last.state, last.complete, last.last_step) == ("closed", False, 4)
@@ -168,12 +168,12 @@ class Following(threading.Thread):
 @pytest.mark.slow
 def test_following_several_waits_for_all_that_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed run does not end it while another that was named has not begun, or is going on."""
-    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.05)
+    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.05)
     first, second = new_run(tmp_path / "first"), tmp_path / "second"
     publish_next(first, "extremes", extremes([3]))
     close_run(first)
     runs = Runs([first, second])
-    following = Following(runs, FigureFile(tmp_path / "figure.png", Look()))
+    following = Following(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     following.start()
     try:
         wait_until(lambda: bool(following.written))
@@ -202,7 +202,7 @@ def test_a_resumed_run_has_new_patience_for_its_last_rows(tmp_path: Path, monkey
     runs = Runs([run])
     states = iter(["incomplete", "resumed", "incomplete", "complete"])
     clock = iter([0.0, 1.0, 1000.0, 1001.0])
-    monkeypatch.setattr("viewer.files.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    monkeypatch.setattr("viewer.surfaces.files.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
 
     def go_on() -> None:
         now = next(states)
@@ -215,14 +215,16 @@ def test_a_resumed_run_has_new_patience_for_its_last_rows(tmp_path: Path, monkey
 
     monkeypatch.setattr(runs, "wait", go_on)
     try:
-        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", Look()))
+        (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     finally:
         runs.close()
     assert last.complete
 
 
-@pytest.mark.parametrize("look", [Look(View.LAYERS), Look(View.PARAM, param="weight"), Look(dark=True)], ids=str)
-def test_every_view_is_written(runs: Runs, tmp_path: Path, look: Look) -> None:
+@pytest.mark.parametrize(
+    "look", [ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight"), ViewOptions(dark=True)], ids=str
+)
+def test_every_view_is_written(runs: Runs, tmp_path: Path, look: ViewOptions) -> None:
     """A file shows whatever is looked at."""
     file = FigureFile(tmp_path / "figure.png", look)
     watched = Runs(runs.paths, look)
@@ -236,7 +238,7 @@ def test_every_view_is_written(runs: Runs, tmp_path: Path, look: Look) -> None:
 def test_several_runs_are_written_together(runs: Runs, tmp_path: Path) -> None:
     """A file shows several runs, and one of them when the others have gone."""
     one = all_shown(runs)
-    file = FigureFile(tmp_path / "figure.svg", Look())
+    file = FigureFile(tmp_path / "figure.svg", ViewOptions())
     file.write(one)
     alone = file.path.stat().st_size
     file.write((*one, Snapshot("other", "running", None)))

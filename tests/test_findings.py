@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-import viewer.findings
+import viewer.rules.findings
 from tests.logs import extremes
 from tracer.log.run import State
-from viewer.evidence import Event, Evidence, Param
-from viewer.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits
+from viewer.reduce.tracks import Tracks
+from viewer.rules.evidence import Event, Evidence, Param
+from viewer.rules.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits
 from viewer.snapshot import Curve, Finding, Severity
-from viewer.tracks import Tracks
 
 NAN, INF = math.nan, math.inf
 Row = tuple[float | None, float | None, float | None, float | None]
@@ -650,7 +650,7 @@ def test_every_threshold_can_be_changed() -> None:
 
 def test_a_threshold_is_named_after_the_finding_that_it_decides() -> None:
     """Who is told of ``dead`` finds ``dead.rows``; each threshold is used, and says what it means and why."""
-    rules = "".join(path.read_text() for path in Path(viewer.findings.__file__).parent.glob("rules_*.py"))
+    rules = "".join(path.read_text() for path in Path(viewer.rules.findings.__file__).parent.glob("*.py"))
     kinds = set(re.findall(r'(?:on_params|inding)\(\s*"(\w+)"', rules))
     assert {name.partition(".")[0] for name in THRESHOLDS} <= kinds
     assert set(re.findall(r"""limits\[["']([\w.]+)["']\]""", rules)) == set(THRESHOLDS) == set(LIMITS)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.halves import first_of
 from tests.logs import flip_bit, metrics, new_run, publish_next
 from tracer.log.parts import all_parts, list_parts, merge
-from viewer.follow import Follower
+from viewer.read.follow import Follower
 
 RANKS = (0, 1)
 Rows = list[tuple[int, float]]
@@ -116,7 +116,7 @@ def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(
 ) -> None:
     """Publishing, merging, dying, failing and reading in any order give each rank's rows once, in publishing order."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("viewer.follow._BATCH_BYTES", batch)
+        patch.setattr("viewer.read.follow._BATCH_BYTES", batch)
         log = Log(Path(folder))
         seen = Seen(log)
         for action, rank in actions:
@@ -132,7 +132,7 @@ def test_each_row_is_given_once_while_another_thread_publishes_and_merges(
     log: Log, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """A reader at full speed beside a writer at full speed sees every row once, and nothing as damaged."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", batch)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", batch)
     seen = Seen(log)
 
     def write() -> None:
@@ -225,7 +225,7 @@ def test_a_missing_table_gives_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_progress_is_told_after_each_batch(log: Log, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     """Who waits for a long log hears how many bytes were read, until it is all that there are to be read."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", batch)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", batch)
     for _ in range(6):
         log.publish(0)
     sizes = [part.file().stat().st_size for part in list_parts(log.path, "metrics")]
@@ -253,7 +253,7 @@ def test_a_batch_has_many_parts_at_once(log: Log) -> None:
 
 def test_what_was_given_before_parts_were_gone_counts_as_new(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a later batch's parts are gone, and nothing else replaced them, the call still says that rows came."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     log.publish(0)
     log.publish(0)
     seen = Seen(log)
@@ -288,7 +288,7 @@ def test_a_part_whose_size_cannot_be_told_is_named(log: Log, monkeypatch: pytest
 
 def test_a_merged_part_is_read_in_one_batch_with_what_is_new_of_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large merged part, of which most was given, gives the rest once, however small batches are."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     seen = Seen(log)
     for _ in range(5):
         log.publish(0)

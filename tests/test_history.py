@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from tests.logs import extremes, histograms, metrics
 from tracer.log.schema import STATISTICS
-from viewer.history import CAPACITY, History, smoothed
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.reduce.bins import CAPACITY
+from viewer.reduce.history import History
+from viewer.reduce.metrics import smoothed
 from viewer.snapshot import Curve, Extremes, Heatmap
 
 Columns = Mapping[str, Sequence[float | None]]
@@ -272,7 +274,9 @@ def test_smoothing_stays_within_what_was_logged(values: list[float], weight: flo
     assert smoothed([values[0]] * 5, weight) == [values[0]] * 5
 
 
-def absorbed(look: Look, *tables: Any, of: str = "extremes", params: Sequence[str] = (), **given: Any) -> History:
+def absorbed(
+    look: ViewOptions, *tables: Any, of: str = "extremes", params: Sequence[str] = (), **given: Any
+) -> History:
     """A history that took in tables of rows, one after the other."""
     history = History(look, params, **given)
     for table in tables:
@@ -338,7 +342,7 @@ def test_only_parameters_in_whose_name_the_expression_is_found_count(
 ) -> None:
     """With ``params``, the extremes are as if the log had those parameters alone."""
     kept = [row for row in rows if re.search(pattern, row[1])]
-    history = absorbed(Look(params=pattern), pl.concat(map(lazy, tables_of(rows))), capacity=capacity)
+    history = absorbed(ViewOptions(params=pattern), pl.concat(map(lazy, tables_of(rows))), capacity=capacity)
     if not kept:
         assert history.extremes() is None
         return
@@ -356,7 +360,7 @@ def test_one_rank_is_shown_as_if_there_were_no_other(
     kept = [row for row in rows if row[2] == rank]
     tables = tables_of(rows)
     frames = [pl.concat(map(lazy, tables[at : at + piece])) for at in range(0, len(tables), piece)]
-    history = absorbed(Look(rank=str(rank)), *frames, capacity=capacity)
+    history = absorbed(ViewOptions(rank=str(rank)), *frames, capacity=capacity)
     if not kept:
         assert (history.extremes(), history.last_step) == (None, None)
         return
@@ -368,13 +372,13 @@ def test_one_rank_is_shown_as_if_there_were_no_other(
 
 def test_one_rank_has_its_own_metrics_histograms_and_layers() -> None:
     """A rank's number picks rows of every table."""
-    look = Look(rank="1")
+    look = ViewOptions(rank="1")
     both = [metrics([0], [3.0]), metrics([1], [5.0], rank=1)]
     assert [list(each.mean) for each in absorbed(look, *both, of="metrics").curves()] == [[5.0]]
-    layers = Look(View.LAYERS, rank="1")
+    layers = ViewOptions(View.LAYERS, rank="1")
     ranked = [extremes([0]), extremes([1], rank=1)]
     assert layers_in(absorbed(layers, *ranked)).first_step == 1
-    param = Look(View.PARAM, param="weight", rank="1")
+    param = ViewOptions(View.PARAM, param="weight", rank="1")
     other = lazy(histograms([4])).with_columns(pl.lit(1, pl.Int32).alias("rank"))
     of_rank = absorbed(param, histograms([3]), other, of="histograms").histograms()
     assert [each.step for each in of_rank["grad"]] == [4]
@@ -387,8 +391,8 @@ def test_the_spread_is_between_the_most_and_the_least_extreme_rank(
 ) -> None:
     """Of each bin: the extremes over all ranks, and the largest of the ranks' minima and smallest of their maxima."""
     tables = data.draw(st.permutations(tables_of(rows)))
-    found = found_in(absorbed(Look(rank="spread"), *tables, capacity=capacity))
-    merged = found_in(absorbed(Look(), *tables, capacity=capacity))
+    found = found_in(absorbed(ViewOptions(rank="spread"), *tables, capacity=capacity))
+    merged = found_in(absorbed(ViewOptions(), *tables, capacity=capacity))
     assert (found.step, found.statistics, found.time) == (merged.step, merged.statistics, merged.time)
     assert {of: min(steps, default=None) for of, steps in found.nonfinite.items()} == {
         of: min(steps, default=None) for of, steps in merged.nonfinite.items()
@@ -436,9 +440,11 @@ def test_the_newest_row_may_be_of_any_table() -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [Look(View.PARAM, param="frozen"), Look(params="frozen"), Look(View.LAYERS, params="frozen")], ids=repr
+    "look",
+    [ViewOptions(View.PARAM, param="frozen"), ViewOptions(params="frozen"), ViewOptions(View.LAYERS, params="frozen")],
+    ids=repr,
 )
-def test_how_far_a_run_is_does_not_depend_on_what_is_shown(look: Look) -> None:
+def test_how_far_a_run_is_does_not_depend_on_what_is_shown(look: ViewOptions) -> None:
     """The last step and time are those of all rows, also where the parameter that is shown stopped long ago."""
     history = History(look, ["frozen", "other"])
     history.absorb("extremes", lazy(extremes([3], ["frozen"])))
@@ -450,7 +456,7 @@ def at_seconds(seconds: Sequence[float], steps: Sequence[int] | None = None, vie
     """A history of steps that were made at these seconds."""
     given = [datetime.fromtimestamp(1e9, UTC) + timedelta(seconds=each) for each in seconds]
     rows = lazy(extremes(steps or range(len(given))))
-    return absorbed(Look(view), rows.with_columns(pl.Series("time", given, pl.Datetime("us", "UTC"))))
+    return absorbed(ViewOptions(view), rows.with_columns(pl.Series("time", given, pl.Datetime("us", "UTC"))))
 
 
 @pytest.mark.parametrize("view", View)
@@ -480,14 +486,14 @@ def test_the_speed_is_that_of_the_last_minute(seconds: list[float], speed: float
 def test_the_speed_counts_steps_and_not_rows() -> None:
     """Of every tenth step recorded, at one row a second, the speed is ten steps a second; of metrics alone, unknown."""
     assert at_seconds(range(50), range(0, 500, 10)).steps_per_second() == pytest.approx(10.0)
-    only_metrics = absorbed(Look(), metrics([0, 1], [1.0, 2.0]), of="metrics")
+    only_metrics = absorbed(ViewOptions(), metrics([0, 1], [1.0, 2.0]), of="metrics")
     assert only_metrics.steps_per_second() is None
 
 
 @pytest.mark.parametrize("view", View)
 def test_a_clock_set_back_and_repeated_steps_end_nothing(view: View) -> None:
     """Rows of a later attempt for steps that are known, made at earlier times, are taken in beside the others."""
-    history = History(Look(view, param="weight"), ["weight"])
+    history = History(ViewOptions(view, param="weight"), ["weight"])
     for table in history.tables:
         for attempt in range(3):
             rows = {
@@ -515,7 +521,7 @@ def test_a_parameter_is_shown_with_all_that_was_recorded_of_it_alone() -> None:
         applied_min=[-1, -99, -2, -99, -3, -99, -4, -99],
         applied_max=[1, 99, 2, 99, math.inf, 99, 4, 99],
     )
-    found = found_in(absorbed(Look(View.PARAM, param="a"), rows, capacity=2))
+    found = found_in(absorbed(ViewOptions(View.PARAM, param="a"), rows, capacity=2))
     assert found.step == [1, 3]
     assert found.statistics == {
         "value_min": [-1.0, -1.0], "value_max": [1.0, 1.0], "grad_min": [-2.0, -2.0], "grad_max": [2.0, 2.0],
@@ -528,13 +534,15 @@ def test_a_parameter_is_shown_with_all_that_was_recorded_of_it_alone() -> None:
 
 def test_the_parameter_is_meant_by_its_whole_name() -> None:
     """A parameter's name is no expression: neither a longer name counts, nor what a dot could stand for."""
-    found = found_in(absorbed(Look(View.PARAM, param="a.b"), extremes([0], ["a.b"]), extremes([1], ["axb", "a.b.c"])))
+    found = found_in(
+        absorbed(ViewOptions(View.PARAM, param="a.b"), extremes([0], ["a.b"]), extremes([1], ["axb", "a.b.c"]))
+    )
     assert found.step == [0]
 
 
 def test_statistics_that_come_later_and_go_are_null_where_they_were_not_recorded() -> None:
     """A run resumed with other statistics shows each where it was recorded, in whatever order parts arrive."""
-    look = Look(View.PARAM, param="weight")
+    look = ViewOptions(View.PARAM, param="weight")
     tables = [
         extremes([0]),
         with_columns(extremes([1]), value_std=[0.5]),
@@ -554,7 +562,7 @@ def test_statistics_that_come_later_and_go_are_null_where_they_were_not_recorded
 
 def test_statistics_of_another_parameter_alone_show_nothing_wrong() -> None:
     """Rows without one of the shown parameter change nothing, although they bring new statistics."""
-    history = absorbed(Look(View.PARAM, param="a"), extremes([0], ["a"]))
+    history = absorbed(ViewOptions(View.PARAM, param="a"), extremes([0], ["a"]))
     before = history.extremes()
     history.absorb("extremes", with_columns(extremes([1], ["b"]), grad_norm=[1.0]))
     assert history.extremes() == before
@@ -565,7 +573,7 @@ def test_statistics_of_another_parameter_alone_show_nothing_wrong() -> None:
 def test_of_each_bin_the_newest_histogram_is_kept_whole() -> None:
     """However many histograms a run has, a bounded number is kept: of each bin the last one, for each rank and kind."""
     steps = list(range(5000))
-    look = Look(View.PARAM, param="weight")
+    look = ViewOptions(View.PARAM, param="weight")
     rows = lazy(histograms(steps)).with_columns(
         high=pl.col("step").cast(pl.Float64), counts=pl.concat_list(pl.col("step"), pl.lit(1, pl.Int64))
     )
@@ -591,7 +599,7 @@ def test_a_histogram_without_counts_is_left_out() -> None:
     rows = lazy(histograms([0, 1])).with_columns(
         counts=pl.when(pl.col("step") == 0).then(pl.lit(None, pl.List(pl.Int64))).otherwise(pl.col("counts"))
     )
-    found = absorbed(Look(View.PARAM, param="weight"), rows, of="histograms").histograms()
+    found = absorbed(ViewOptions(View.PARAM, param="weight"), rows, of="histograms").histograms()
     assert [each.step for each in found["grad"]] == [1]
 
 
@@ -602,7 +610,7 @@ def test_layers_hold_the_largest_magnitude_of_each_parameter_and_step(
 ) -> None:
     """A cell is the largest finite magnitude of a row that is finite, and marked where there is one that is not."""
     tables = data.draw(st.permutations(tables_of(rows)))
-    found = layers_in(absorbed(Look(View.LAYERS, statistic=statistic), *tables, params=NAMES[:2]))
+    found = layers_in(absorbed(ViewOptions(View.LAYERS, statistic=statistic), *tables, params=NAMES[:2]))
     of, _, end = statistic.partition("_")
     columns = [3 + STATISTICS.index(f"{of}_{each}") for each in (("min", "max") if end == "absmax" else (end,))]
     first, last = min(row[0] for row in rows), max(row[0] for row in rows)
@@ -623,7 +631,7 @@ def test_layers_are_bounded_and_lose_no_spike() -> None:
     names = [f"p{index}" for index in range(5)]
     generator = np.random.default_rng(0)
     numbers = generator.normal(size=(20_000, 5))
-    history = History(Look(View.LAYERS), names)
+    history = History(ViewOptions(View.LAYERS), names)
     for piece in np.array_split(np.arange(20_000), 13):
         flat = numbers[piece].ravel()
         given = {name: flat.tolist() for name in STATISTICS}
@@ -639,7 +647,7 @@ def test_layers_are_bounded_and_lose_no_spike() -> None:
 def test_layers_of_thousands_of_parameters_have_fewer_columns() -> None:
     """Memory is bounded by the number of cells: the more parameters, the coarser the steps."""
     names = [f"p{index}" for index in range(20_000)]
-    history = History(Look(View.LAYERS), names)
+    history = History(ViewOptions(View.LAYERS), names)
     for steps in (range(60), range(60, 120)):
         one = lazy(extremes(steps, names[:1]))
         history.absorb("extremes", one)
@@ -653,9 +661,9 @@ def test_layers_of_a_statistic_that_some_parts_have_show_it_there() -> None:
     """A statistic is shown where it was recorded, and one that never was has a table without a number."""
     tables = [extremes([0]), with_columns(extremes([1]), grad_norm=[-3.0]), extremes([2])]
     for order in itertools.permutations(tables):
-        found = layers_in(absorbed(Look(View.LAYERS, statistic="grad_norm"), *order))
+        found = layers_in(absorbed(ViewOptions(View.LAYERS, statistic="grad_norm"), *order))
         assert same(found.magnitudes[0], [math.nan, 3.0, math.nan])
-    never = absorbed(Look(View.LAYERS, statistic="applied_absmax"), *tables)
+    never = absorbed(ViewOptions(View.LAYERS, statistic="applied_absmax"), *tables)
     assert same(layers_in(never).magnitudes[0], [math.nan] * 3)
     assert not layers_in(never).nonfinite.any()
     assert (never.last_step, never.last_time) == (2, BEGUN + 2)
@@ -663,7 +671,7 @@ def test_layers_of_a_statistic_that_some_parts_have_show_it_there() -> None:
 
 def test_layers_of_some_parameters_alone() -> None:
     """With ``params``, the table knows of no others; those without a row have an empty one."""
-    look = Look(View.LAYERS, params="bias")
+    look = ViewOptions(View.LAYERS, params="bias")
     history = absorbed(
         look, extremes([0], ["a.bias", "a.weight"]), extremes([1], ["c.weight"]), params=["b.bias", "c.weight"]
     )
@@ -673,9 +681,11 @@ def test_layers_of_some_parameters_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="weight"), Look(rank="spread")], ids=str
+    "look",
+    [ViewOptions(), ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight"), ViewOptions(rank="spread")],
+    ids=str,
 )
-def test_a_view_has_what_it_shows_and_nothing_else(look: Look) -> None:
+def test_a_view_has_what_it_shows_and_nothing_else(look: ViewOptions) -> None:
     """Only the tables that a view shows are read, and of what it does not show there is nothing."""
     history = History(look, ["weight"])
     wanted = {
@@ -692,7 +702,7 @@ def test_a_view_has_what_it_shows_and_nothing_else(look: Look) -> None:
 
 def test_the_spread_over_many_ranks_is_bounded() -> None:
     """Each rank has at most as many bins as a curve has."""
-    history = History(Look(rank="spread"), capacity=16)
+    history = History(ViewOptions(rank="spread"), capacity=16)
     for rank in range(8):
         history.absorb("extremes", lazy(extremes(range(1000), rank=rank)))
     found = found_in(history)

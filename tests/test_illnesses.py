@@ -16,9 +16,9 @@ from tests import illnesses
 from tests.halves import smoke_of
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
 from tests.torture import often
-from viewer.findings import findings
+from viewer.read.monitor import FindingsMonitor
+from viewer.rules.findings import findings
 from viewer.snapshot import Severity
-from viewer.witness import Witness
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_the_first_nan_is_that_of_a_check_by_hand(
                     by_name["2.bias"][1] = -100.0
             optimizer.step()
     assert by_hand is not None
-    evidence = Witness(tmp_path / "run").refresh()
+    evidence = FindingsMonitor(tmp_path / "run").refresh()
     assert evidence is not None
     (found,) = [finding for finding in findings(evidence) if finding.kind == "nonfinite"]
     assert (found.first_step, found.numbers["what"], found.param) == by_hand

@@ -26,11 +26,11 @@ from tracer.log import store
 from tracer.log.parts import merge
 from tracer.log.read import rows_dropped
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
-from viewer.live import Live
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.run import Live
 from viewer.snapshot import Snapshot
-from viewer.status import notices
-from viewer.witness import Witness
+from viewer.words import notices
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_run_that_replaces_another_wakes_the_viewer(live: Live) -> None:
     woken_by(live, lambda: publish_next(run, "extremes", extremes([0])))
 
 
-@pytest.mark.parametrize("refusing", ["viewer.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["viewer.read.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
 def test_without_events_the_rescan_finds_new_rows(live: Live, monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
     """Where the system refuses to watch folders, waiting lasts its time, and the next listing has the rows."""
 
@@ -245,7 +245,7 @@ def test_what_was_dropped_before_a_run_was_resumed_counts_too(live: Live) -> Non
     publish_next(run, "events", events([3], "resumed", attempt=1))
     publish_next(run, "events", events([9], "dropped", detail="30 rows of extremes", attempt=1))
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 31}})
-    evidence = Witness(run).refresh()
+    evidence = FindingsMonitor(run).refresh()
     assert evidence is not None
     assert (shown(live).dropped, evidence.dropped, rows_dropped(run)) == (38, 38, 38)
 
@@ -269,7 +269,7 @@ def test_a_run_of_an_older_tracer_has_no_length(live: Live) -> None:
     assert (snapshot.total_steps, snapshot.dropped, snapshot.complete) == (None, 0, True)
 
 
-def look_at(path: Path, look: Look) -> Snapshot:
+def look_at(path: Path, look: ViewOptions) -> Snapshot:
     """A run's snapshot for a look."""
     live = Live(path, look)
     try:
@@ -282,7 +282,7 @@ def test_only_matching_parameters_are_shown_of_those_there(tmp_path: Path) -> No
     """The parameters that the expression picks stand beside all that there are, in model order."""
     run = new_run(tmp_path / "run", ["z.bias", "a.weight", "a.bias"])
     publish_next(run, "extremes", extremes([0], ["z.bias", "a.weight", "a.bias"]))
-    snapshot = look_at(run, Look(View.LAYERS, params="bias"))
+    snapshot = look_at(run, ViewOptions(View.LAYERS, params="bias"))
     assert (snapshot.params, snapshot.params_there) == (("z.bias", "a.bias"), ("z.bias", "a.weight", "a.bias"))
     assert snapshot.layers is not None
     assert list(snapshot.layers.params) == ["z.bias", "a.bias"]
@@ -291,7 +291,7 @@ def test_only_matching_parameters_are_shown_of_those_there(tmp_path: Path) -> No
 
 def test_a_parameter_is_shown_with_its_histograms(tmp_path: Path) -> None:
     """The view of a parameter reads extremes and histograms, as they are published."""
-    live = Live(new_run(tmp_path / "run"), Look(View.PARAM, param="weight"))
+    live = Live(new_run(tmp_path / "run"), ViewOptions(View.PARAM, param="weight"))
     try:
         publish_next(live.path, "extremes", extremes([0, 1]))
         publish_next(live.path, "metrics", metrics([5], [1.0]))
@@ -310,7 +310,7 @@ def test_a_run_without_a_folder_of_histograms_shows_the_parameter(tmp_path: Path
     (run / "histograms").rmdir()
     publish_next(run, "extremes", extremes([0]))
     close_rank(run, 0, {"last_step": 0, "published": {"extremes": 1, "metrics": 7}})
-    snapshot = look_at(run, Look(View.PARAM, param="weight"))
+    snapshot = look_at(run, ViewOptions(View.PARAM, param="weight"))
     assert (snapshot.state, snapshot.complete, dict(snapshot.histograms)) == ("closed", True, {})
 
 
@@ -318,7 +318,7 @@ def test_a_folder_of_histograms_that_comes_later_wakes_the_viewer(tmp_path: Path
     """A run resumed with histograms is followed there, too."""
     run = new_run(tmp_path / "run")
     (run / "histograms").rmdir()
-    live = Live(run, Look(View.PARAM, param="weight"))
+    live = Live(run, ViewOptions(View.PARAM, param="weight"))
     try:
         shown(live)
         (run / "histograms").mkdir()
@@ -367,7 +367,7 @@ def test_a_run_that_is_deleted_while_it_is_opened_is_waited_for(live: Live, monk
         return open_run(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("viewer.live.open_run", deleted_before)
+        patch.setattr("viewer.read.run.open_run", deleted_before)
         assert live.refresh() is None
     new_run(live.path)
     assert shown(live).state == "running"
@@ -396,7 +396,7 @@ def test_a_run_that_was_restored_shows_nothing_of_what_it_abandoned(live: Live) 
 
 def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the events are damaged, rows of a later attempt take the place of earlier ones, which are read before."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(live.path)
     publish_next(run, "extremes", extremes(range(5)))
     shown(live)
@@ -417,7 +417,7 @@ def test_a_run_that_was_resumed_is_not_read_again(live: Live, monkeypatch: pytes
         snapshot = shown(live)
         assert drawn(snapshot) == list(range(3, 3 * attempt + 3))
         # A second reading would ask for another history.
-        monkeypatch.setattr("viewer.live.History", None)
+        monkeypatch.setattr("viewer.read.run.History", None)
 
 
 def test_an_event_alone_wakes_the_viewer(live: Live) -> None:
@@ -457,7 +457,7 @@ def test_a_snapshot_does_not_change_while_the_run_goes_on(live: Live) -> None:
     """What was shown before new rows came is as it was, whatever was read since."""
     run = new_run(live.path)
     publish_next(run, "extremes", extremes([0]))
-    for look in (Look(), Look(View.LAYERS), Look(View.PARAM, param="weight")):
+    for look in (ViewOptions(), ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight")):
         other = Live(run, look)
         try:
             before = shown(other)

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from tests.logs import extremes, histograms, metrics
-from viewer.history import History
-from viewer.look import Look, Scale, View, XAxis, matching
+from viewer.options import Scale, View, ViewOptions, XAxis, matching
+from viewer.reduce.history import History
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from viewer.look import Look, Scale, View, XAxis, matching
 def test_what_cannot_be_is_named(field: str, value: Any, words: str) -> None:
     """The error is a ValueError of one line that says which value it is, and what could be instead."""
     with pytest.raises(ValueError, match=words) as caught:
-        Look(**{field: value})
+        ViewOptions(**{field: value})
     assert str(value) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -42,7 +42,7 @@ def test_a_word_that_is_no_choice_is_named(enumeration: Any) -> None:
 @pytest.mark.parametrize("statistic", ["grad_absmax", "value_absmax", "applied_absmax", "grad_norm", "value_nonfinite"])
 def test_every_column_of_a_parameter_is_a_statistic(statistic: str) -> None:
     """Whatever can be recorded may be asked for."""
-    assert Look(statistic=statistic).statistic == statistic
+    assert ViewOptions(statistic=statistic).statistic == statistic
 
 
 def test_an_expression_is_found_anywhere_in_a_name() -> None:
@@ -70,7 +70,7 @@ TABLES = {
 }
 
 
-def read(look: Look) -> tuple[object, ...]:
+def read(look: ViewOptions) -> tuple[object, ...]:
     """All that a look has of a run."""
     history = History(look, ["a", "b"])
     for table in history.tables:
@@ -100,24 +100,24 @@ CHOICES: dict[str, list[Any]] = {
 
 def test_all_that_a_look_has_is_tried() -> None:
     """The choices that are tried here are all that there are."""
-    assert set(CHOICES) == {field.name for field in dataclasses.fields(Look)}
+    assert set(CHOICES) == {field.name for field in dataclasses.fields(ViewOptions)}
 
 
 @pytest.mark.parametrize("field", [field for field in CHOICES if field != "view"])
 @pytest.mark.parametrize("view", View)
 def test_looks_read_differently_exactly_where_they_show_different_rows(view: View, field: str) -> None:
     """``reads`` differs where the history does, so that nothing is read again in vain, and nothing stale is shown."""
-    looks = [dataclasses.replace(Look(view, param="a"), **{field: value}) for value in CHOICES[field]]
+    looks = [dataclasses.replace(ViewOptions(view, param="a"), **{field: value}) for value in CHOICES[field]]
     for one, other in itertools.combinations(looks, 2):
         assert (one.reads == other.reads) == (read(one) == read(other))
 
 
 def test_each_view_reads_something_else() -> None:
     """No two views share a history."""
-    assert len({Look(view, param="a").reads for view in View}) == len(View)
+    assert len({ViewOptions(view, param="a").reads for view in View}) == len(View)
 
 
 def test_a_look_can_be_told_from_another() -> None:
     """Looks are values: equal where all is equal, and keys of a dictionary."""
-    assert Look() == Look()
-    assert len({Look(), Look(), Look(dark=True)}) == 2
+    assert ViewOptions() == ViewOptions()
+    assert len({ViewOptions(), ViewOptions(), ViewOptions(dark=True)}) == 2

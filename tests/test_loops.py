@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded
-from viewer.findings import findings
-from viewer.witness import Witness
+from viewer.read.monitor import FindingsMonitor
+from viewer.rules.findings import findings
 
 Extremes = dict[str, float | None]
 
@@ -406,7 +406,7 @@ def test_backwards_without_any_update_are_said_at_close(tmp_path: Path) -> None:
         for _ in range(2):
             loss_of(model).backward()
     assert "unended" in tracer.scan(tmp_path / "run", "events").collect()["kind"]
-    evidence = Witness(tmp_path / "run").refresh()
+    evidence = FindingsMonitor(tmp_path / "run").refresh()
     assert evidence is not None
     assert [each.kind for each in findings(evidence)] == ["no_step"]
 

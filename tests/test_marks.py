@@ -11,20 +11,11 @@ from hypothesis import strategies as st
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tests.figures import NAMES, PHONE, canvas, check_texts, contrast
-from viewer.look import Look, Scale, XAxis
-from viewer.marks import (
-    DARK,
-    LIGHT,
-    SIZE_INCHES,
-    Theme,
-    along,
-    begin,
-    drawable,
-    entitle,
-    heading,
-    linear_threshold,
-    set_scale,
-)
+from viewer.draw.axes import linear_threshold, set_scale, x_values
+from viewer.draw.marks import drawable
+from viewer.draw.panels import begin, heading, set_title
+from viewer.draw.theme import DARK, LIGHT, SIZE_INCHES, Theme
+from viewer.options import Scale, ViewOptions, XAxis
 from viewer.snapshot import Snapshot
 
 
@@ -42,12 +33,12 @@ def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None
     """However long the words and narrow the figure, they are wrapped, in few lines, and stay letters."""
     run = Snapshot(name, "stopped", 10**9, problems=(f"{name} damaged",) * 9, complete=False, dropped=10**6)
     figure = canvas(size)
-    begin(figure, Look())
+    begin(figure, ViewOptions())
     figure.subplots()
-    said = heading(Look(), [run], 1e9)
+    said = heading(ViewOptions(), [run], 1e9)
     assert len(said.splitlines()) == 3
     assert "… and 10 more" in said
-    entitle(figure, Look(), said)
+    set_title(figure, ViewOptions(), said)
     check_texts(figure)
     assert figure.get_suptitle().replace("\n", " ").split() == said.split()
 
@@ -55,11 +46,11 @@ def test_the_title_fits_the_figure(name: str, size: tuple[float, float]) -> None
 def test_a_renewed_title_stays_in_its_place() -> None:
     """Where new words need no other room, they stand where the old ones stood, and not in the first panel."""
     figure = canvas()
-    begin(figure, Look())
+    begin(figure, ViewOptions())
     figure.subplots()
     places = []
     for words in ("last row 20 s ago", "last row 30 s ago"):
-        entitle(figure, Look(), words)
+        set_title(figure, ViewOptions(), words)
         figure.canvas.draw()
         (title,) = figure.texts
         places.append(title.get_window_extent().y0)
@@ -80,7 +71,7 @@ def test_the_layout_moves_panels_only_where_texts_ask_for_it(monkeypatch: pytest
 
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", counting)
     figure = canvas()
-    begin(figure, Look())
+    begin(figure, ViewOptions())
     axes = figure.subplots()
     (line,) = axes.plot([0, 1], [1, 2], label="loss 0.123")
 
@@ -129,9 +120,9 @@ def test_what_exploded_does_not_flatten_what_was_before(last: float, scale: str)
     """A metric that ends a million times as high as it usually was is on a log scale, unless another is asked for."""
     axes = canvas().subplots()
     numbers = [1.0] * 30 + [last]
-    set_scale(axes, Look(), numbers, Scale.LINEAR)
+    set_scale(axes, ViewOptions(), numbers, Scale.LINEAR)
     assert axes.get_yscale() == scale
-    set_scale(axes, Look(scale=Scale.LINEAR), numbers, Scale.LINEAR)
+    set_scale(axes, ViewOptions(scale=Scale.LINEAR), numbers, Scale.LINEAR)
     assert axes.get_yscale() == "linear"
 
 
@@ -145,6 +136,6 @@ def test_numbers_near_the_end_of_float64_are_brought_nearer(numbers: Sequence[fl
 def test_times_are_exact_to_the_microsecond() -> None:
     """Days since 1970, as matplotlib counts, still tell steps apart that are a few microseconds from one another."""
     times = [1.8e9 + step * 1e-5 for step in range(100)]
-    days = along(Look(x=XAxis.WALL), Snapshot("run", "running", 1), range(100), times)
+    days = x_values(ViewOptions(x=XAxis.WALL), Snapshot("run", "running", 1), range(100), times)
     assert np.asarray(days) * 86_400 == pytest.approx(times, abs=2e-6)
     assert len(set(days)) == 100

@@ -20,16 +20,17 @@ from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank
 from tracer.log.store import Place
-from viewer.live import Runs, until_closed
-from viewer.look import Look, View, XAxis
-from viewer.marks import heading
-from viewer.overview import Overview
-from viewer.parameter import Parameter
+from viewer.draw.layers import Layers
+from viewer.draw.overview import Overview
+from viewer.draw.panels import heading
+from viewer.draw.parameter import Parameter
+from viewer.options import View, ViewOptions, XAxis
+from viewer.read.changes import until_closed
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.runs import Runs
 from viewer.snapshot import Curve, Finding, Severity, Snapshot
-from viewer.status import finding_words, noticed
-from viewer.strip import Strip
-from viewer.text import picture
-from viewer.witness import Witness
+from viewer.surfaces.text import picture
+from viewer.words import finding_words, noticed
 
 NOW = 1e9
 
@@ -46,7 +47,7 @@ def snapshot(*findings: Finding, name: str = "run", **fields: object) -> Snapsho
     return Snapshot(name, "running", 30, params=params, params_there=params, findings=findings, **fields)  # type: ignore[arg-type]
 
 
-def watched(run: Path, look: Look) -> Snapshot:
+def watched(run: Path, look: ViewOptions) -> Snapshot:
     """A run as it is known once its findings are."""
     runs = Runs([run], look)
     try:
@@ -85,24 +86,26 @@ def test_a_figure_does_not_wait_for_findings(tmp_path: Path) -> None:
 def test_what_is_over_stays_as_history(tmp_path: Path) -> None:
     """A parameter without a gradient that gets one is no finding any more, but was one."""
     run = new_run(tmp_path / "run", PARAMS)
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(30), unused=True))
-    witness.refresh()
-    assert [(each.kind, each.over, each.last_step) for each in witness.findings] == [("unused", False, 29)]
+    monitor.refresh()
+    assert [(each.kind, each.over, each.last_step) for each in monitor.findings] == [("unused", False, 29)]
     publish_next(run, "extremes", rows(range(30, 60), bad=[50]))
-    witness.refresh()
-    assert [(each.kind, each.over) for each in witness.findings] == [("nonfinite", False), ("unused", True)]
-    assert finding_words([snapshot(*witness.findings)], Look())[1].startswith("[2] warning, steps 0 to 29, over: ")
+    monitor.refresh()
+    assert [(each.kind, each.over) for each in monitor.findings] == [("nonfinite", False), ("unused", True)]
+    assert finding_words([snapshot(*monitor.findings)], ViewOptions())[1].startswith(
+        "[2] warning, steps 0 to 29, over: "
+    )
 
 
 def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
     """Whoever opens another view has the findings at once; while another reads, nobody waits for it."""
     run = written(tmp_path / "run", bad=[7])
-    witnesses: dict[tuple[Place, int | None], Witness] = {}
-    first, second = (Runs([run], Look(view), witnesses=witnesses) for view in (View.OVERVIEW, View.LAYERS))
+    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
+    first, second = (Runs([run], ViewOptions(view), monitors=monitors) for view in (View.OVERVIEW, View.LAYERS))
     all_shown(first)
-    witnesses[run, None] = Witness(run)
-    with witnesses[run, None].lock:
+    monitors[run, None] = FindingsMonitor(run)
+    with monitors[run, None].lock:
         assert first.examine() is None
     assert titles(first.examine()) == [["nonfinite"]]
     assert titles(all_shown(second)) == [["nonfinite"]]
@@ -113,14 +116,14 @@ def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
 def test_of_ranks_that_were_looked_at_few_are_remembered(tmp_path: Path) -> None:
     """Who goes through the ranks of a large run has the findings of each, and memory has an end."""
     run = new_run(tmp_path / "run", PARAMS)
-    witnesses: dict[tuple[Place, int | None], Witness] = {}
+    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
     for rank in range(9):
         publish_next(run, "extremes", rows(range(30), bad=[7], rank=rank), rank=rank)
-        runs = Runs([run], Look(rank=str(rank)), witnesses=witnesses)
+        runs = Runs([run], ViewOptions(rank=str(rank)), monitors=monitors)
         all_shown(runs)
         assert titles(runs.examine()) == [["nonfinite"]]
         runs.close()
-    assert list(witnesses) == [(run, rank) for rank in range(5, 9)]
+    assert list(monitors) == [(run, rank) for rank in range(5, 9)]
 
 
 def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> None:
@@ -140,61 +143,61 @@ def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> No
 def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
     """A run that ended with a NaN and goes on before it has none; what was over by then, was so."""
     run = written(tmp_path / "run", bad=[20])
-    witness = Witness(run)
-    witness.refresh()
-    assert [each.kind for each in witness.findings] == ["nonfinite"]
+    monitor = FindingsMonitor(run)
+    monitor.refresh()
+    assert [each.kind for each in monitor.findings] == ["nonfinite"]
     (run / "closed-r00000.json").unlink()
     publish_next(run, "events", events([10], "resumed", attempt=1))
     publish_next(run, "extremes", rows(range(10, 40), unused=True, attempt=1))
-    witness.refresh()
-    assert [each.kind for each in witness.findings] == ["resumed"]
+    monitor.refresh()
+    assert [each.kind for each in monitor.findings] == ["resumed"]
     for kind in ("before", "after"):
-        witness.findings += (finding(kind, last_step=30 if kind == "before" else 35),)
+        monitor.findings += (finding(kind, last_step=30 if kind == "before" else 35),)
     publish_next(run, "events", events([35], "resumed", attempt=2))
     publish_next(run, "extremes", rows(range(35, 40), attempt=2))
-    witness.refresh()
-    assert [(each.kind, each.over) for each in witness.findings] == [("resumed", False), ("before", True)]
-    assert witness.findings[0].steps == (10, 35)
+    monitor.refresh()
+    assert [(each.kind, each.over) for each in monitor.findings] == [("resumed", False), ("before", True)]
+    assert monitor.findings[0].steps == (10, 35)
 
 
 def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> None:
     """While that is loaded, it was resumed behind the last step; afterwards that is no history."""
     run = new_run(tmp_path / "run", PARAMS)
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(30)))
     publish_next(run, "events", events([30], "resumed", attempt=1))
-    witness.refresh()
-    assert [(each.kind, each.steps) for each in witness.findings] == [("resumed", (30,))]
+    monitor.refresh()
+    assert [(each.kind, each.steps) for each in monitor.findings] == [("resumed", (30,))]
     publish_next(run, "events", events([20], "restored", attempt=1))
     publish_next(run, "extremes", rows(range(20, 40), attempt=1))
-    witness.refresh()
-    assert [(each.kind, each.steps, each.over) for each in witness.findings] == [("restored", (20,), False)]
+    monitor.refresh()
+    assert [(each.kind, each.steps, each.over) for each in monitor.findings] == [("restored", (20,), False)]
 
 
 def test_findings_are_looked_for_again_where_reading_was_interrupted(tmp_path: Path) -> None:
     """As by who looks at something else at this moment: what was read by then is not forgotten."""
     run = new_run(tmp_path / "run", PARAMS)
-    witness = Witness(run)
+    monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(10)))
-    witness.refresh()
+    monitor.refresh()
     publish_next(run, "extremes", rows(range(10, 20), bad=[15]))
     with pytest.raises(InterruptedError):
-        witness.refresh(_interrupt)
-    assert not witness.current
-    witness.refresh()
-    assert [each.kind for each in witness.findings] == ["nonfinite"]
+        monitor.refresh(_interrupt)
+    assert not monitor.current
+    monitor.refresh()
+    assert [each.kind for each in monitor.findings] == ["nonfinite"]
 
 
 def test_a_run_that_has_ended_is_read_once(tmp_path: Path) -> None:
     """Another look at it, or another page, has its findings at once."""
     run = written(tmp_path / "run", bad=[7])
-    witness = Witness(run)
-    assert witness.refresh() is not None
-    assert witness.refresh(_interrupt) is None
-    assert witness.current
+    monitor = FindingsMonitor(run)
+    assert monitor.refresh() is not None
+    assert monitor.refresh(_interrupt) is None
+    assert monitor.current
     publish_next(run, "extremes", rows(range(30, 40)))
     with pytest.raises(InterruptedError):
-        witness.refresh(_interrupt)
+        monitor.refresh(_interrupt)
 
 
 def _interrupt(done: int, there: int) -> None:
@@ -217,7 +220,7 @@ def test_a_new_run_has_nothing_of_the_one_before(tmp_path: Path) -> None:
 def test_who_wants_none_gets_none(tmp_path: Path) -> None:
     """With ``findings=False`` nothing is read for them, said or marked."""
     run = written(tmp_path / "run", bad=[7])
-    assert watched(run, Look(findings=False)).findings == ()
+    assert watched(run, ViewOptions(findings=False)).findings == ()
     said = view(tmp_path, "run", "--text", "--no-findings")[1]
     assert ("NaN or inf from step 7" in said, "error" in said) == (True, False)
 
@@ -264,7 +267,7 @@ def test_findings_are_those_of_the_rank_that_is_shown(tmp_path: Path) -> None:
         ("merged", ["nonfinite", "resumed", "restored"]),
         ("spread", ["nonfinite", "resumed", "restored"]),
     ):
-        for look in (Look(each, rank=rank, param="fc.weight") for each in View):
+        for look in (ViewOptions(each, rank=rank, param="fc.weight") for each in View):
             numbered = noticed([watched(run, look)], look)
             assert [(number, each.kind) for number, _, each in numbered] == list(enumerate(kinds, 1))
 
@@ -272,34 +275,34 @@ def test_findings_are_those_of_the_rank_that_is_shown(tmp_path: Path) -> None:
 def test_ranks_that_are_looked_at_in_turns_are_not_mixed_up(tmp_path: Path) -> None:
     """Who shares what is known of a run has that of the rank he looks at, also where another one was read before."""
     run = of_two_ranks(tmp_path / "run")
-    witnesses: dict[tuple[Place, int | None], Witness] = {}
+    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
     for look, known, kinds in (
-        (Look(rank="0"), False, ["unused", "resumed"]),
-        (Look(rank="1"), False, ["nonfinite", "restored"]),
-        (Look(), False, ["nonfinite", "resumed", "restored"]),
-        (Look(View.LAYERS, rank="1"), True, ["nonfinite", "restored"]),
+        (ViewOptions(rank="0"), False, ["unused", "resumed"]),
+        (ViewOptions(rank="1"), False, ["nonfinite", "restored"]),
+        (ViewOptions(), False, ["nonfinite", "resumed", "restored"]),
+        (ViewOptions(View.LAYERS, rank="1"), True, ["nonfinite", "restored"]),
     ):
-        runs = Runs([run], look, witnesses=witnesses)
+        runs = Runs([run], look, monitors=monitors)
         assert titles(all_shown(runs)) == [kinds if known else []]
         assert titles(runs.examine()) == ([] if known else [kinds])
         runs.close()
-    assert set(witnesses) == {(run, 0), (run, 1), (run, None)}
+    assert set(monitors) == {(run, 0), (run, 1), (run, None)}
 
 
 def test_a_rank_keeps_its_history_where_another_begins_again(tmp_path: Path) -> None:
     """What is over stays, unless the rank that is looked at abandons its steps itself."""
     run = of_two_ranks(tmp_path / "run")
     (run / "closed-r00000.json").unlink()
-    witness = Witness(run, rank=0)
-    witness.refresh()
-    witness.findings += (finding("gone", last_step=20),)
+    monitor = FindingsMonitor(run, rank=0)
+    monitor.refresh()
+    monitor.findings += (finding("gone", last_step=20),)
     publish_next(run, "events", events([10], "restored", rank=1, attempt=1), rank=1)
     publish_next(run, "extremes", rows(range(30, 35)))
-    witness.refresh()
-    assert ("gone", True) in [(each.kind, each.over) for each in witness.findings]
+    monitor.refresh()
+    assert ("gone", True) in [(each.kind, each.over) for each in monitor.findings]
     publish_next(run, "events", events([10], "restored", attempt=1))
-    witness.refresh()
-    assert "gone" not in [each.kind for each in witness.findings]
+    monitor.refresh()
+    assert "gone" not in [each.kind for each in monitor.findings]
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "Never a gradient"), ("1", "NaN or infinity in the gradient")])
@@ -331,27 +334,27 @@ def test_findings_are_numbered_the_worst_first() -> None:
     late, early = finding("late", 20, Severity.ERROR), finding("early", 3)
     gone, note = finding("gone", 1, Severity.ERROR, over=True), finding("note", 0, Severity.NOTE)
     runs = [snapshot(note, gone, name="a"), snapshot(late, early, name="b")]
-    assert [(run.name, each.kind) for _, run, each in noticed(runs, Look())] == [
+    assert [(run.name, each.kind) for _, run, each in noticed(runs, ViewOptions())] == [
         ("b", "late"), ("b", "early"), ("a", "note"), ("a", "gone")
     ]  # fmt: skip
-    assert finding_words(runs, Look())[:2] == [
+    assert finding_words(runs, ViewOptions())[:2] == [
         "[1] error, steps 20 to 30: b: late title",
         "[2] warning, steps 3 to 30: b: early title",
     ]
-    alone = finding_words([snapshot(dataclasses.replace(early, last_step=3))], Look())
+    alone = finding_words([snapshot(dataclasses.replace(early, last_step=3))], ViewOptions())
     assert alone == ["[1] warning, step 3: early title"]
 
 
 @pytest.mark.parametrize(
     ("look", "kinds"),
     [
-        (Look(), ["of a", "of b", "of both", "of none"]),
-        (Look(params="a"), ["of a", "of both", "of none"]),
-        (Look(View.PARAM, param="b.weight"), ["of b", "of both"]),
-        (Look(View.LAYERS), ["of a", "of b", "of both", "of none"]),
+        (ViewOptions(), ["of a", "of b", "of both", "of none"]),
+        (ViewOptions(params="a"), ["of a", "of both", "of none"]),
+        (ViewOptions(View.PARAM, param="b.weight"), ["of b", "of both"]),
+        (ViewOptions(View.LAYERS), ["of a", "of b", "of both", "of none"]),
     ],
 )
-def test_a_choice_of_parameters_is_one_of_findings(look: Look, kinds: list[str]) -> None:
+def test_a_choice_of_parameters_is_one_of_findings(look: ViewOptions, kinds: list[str]) -> None:
     """What concerns no parameter that is shown is not said; what concerns the run is, but beside a parameter."""
     a, b = ("a.weight",), ("b.weight",)
     found = (finding("of a", params=a), finding("of b", params=b), finding("of both", params=(*a, *b)))
@@ -366,31 +369,31 @@ def test_numbers_are_those_of_the_command(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30), bad=[7], unused=True))
     flip_bit(publish_next(run, "extremes", rows(range(30, 40))).path)
-    found = watched(run, Look())
-    assert [(number, each.kind) for number, _, each in noticed([found], Look())] == [
+    found = watched(run, ViewOptions())
+    assert [(number, each.kind) for number, _, each in noticed([found], ViewOptions())] == [
         (1, "nonfinite"), (2, "unused"), (3, "damaged")
     ]  # fmt: skip
     table = [line.split() for line in view(tmp_path, "check", "run")[1].splitlines()]
     assert [words[1:6:2] for words in table if words[1:2] in (["1"], ["2"], ["3"])] == [
         ["1", "error", "nonfinite"], ["2", "warning", "unused"], ["3", "warning", "damaged"]
     ]  # fmt: skip
-    (one,) = noticed([found], Look(View.PARAM, param="fc.weight"))
+    (one,) = noticed([found], ViewOptions(View.PARAM, param="fc.weight"))
     assert (one[0], one[2].kind) == (2, "unused")
 
 
 def test_a_figure_has_room_for_some_and_says_where_the_others_are() -> None:
     """Above a figure stand four lines at most of findings."""
     found = [finding(f"kind{number}", number) for number in range(5)]
-    lines = heading(Look(), [snapshot(*found)], NOW).splitlines()
+    lines = heading(ViewOptions(), [snapshot(*found)], NOW).splitlines()
     assert lines[-1] == "… and 2 more: see `viewer check`"
     assert len(lines) == 5
-    assert len(heading(Look(), [snapshot(*found[:4])], NOW).splitlines()) == 5
+    assert len(heading(ViewOptions(), [snapshot(*found[:4])], NOW).splitlines()) == 5
 
 
 def test_a_low_terminal_says_the_worst() -> None:
     """It is never only told how many there are."""
     console = Console(width=80, height=12, record=True, file=io.StringIO())
-    console.print(picture([snapshot(*(finding(f"kind{number}") for number in range(3)))], Look(), NOW, 80, 12))
+    console.print(picture([snapshot(*(finding(f"kind{number}") for number in range(3)))], ViewOptions(), NOW, 80, 12))
     said = console.export_text().splitlines()[1:3]
     assert said == ["[1] warning, steps 12 to 30: kind0 title", "… and 2 more: see `viewer check`"]
 
@@ -412,8 +415,8 @@ def lines(axes: object) -> list[float]:
 @pytest.mark.parametrize("dark", first_of([False, True]))
 def test_curves_are_marked_where_a_finding_began(tmp_path: Path, dark: bool) -> None:
     """A line crosses every panel at its first step, with its number in the highest, and stands in no legend."""
-    found = watched(written(tmp_path / "run", bad=[7]), Look(dark=dark))
-    shown = Overview(canvas(), Look(dark=dark))
+    found = watched(written(tmp_path / "run", bad=[7]), ViewOptions(dark=dark))
+    shown = Overview(canvas(), ViewOptions(dark=dark))
     for _ in range(2):
         shown.update([found], NOW)
     shown.figure.canvas.draw()
@@ -429,7 +432,7 @@ def test_curves_are_marked_where_a_finding_began(tmp_path: Path, dark: bool) -> 
 @pytest.mark.parametrize("x", [XAxis.WALL, XAxis.RELATIVE])
 def test_marks_stand_where_time_has_their_step(tmp_path: Path, x: XAxis) -> None:
     """On an axis of time, a finding began when its first step was made."""
-    look = Look(x=x)
+    look = ViewOptions(x=x)
     found = watched(written(tmp_path / "run", bad=[7]), look)
     shown = Overview(canvas(), look)
     shown.update([found], NOW)
@@ -444,7 +447,7 @@ def test_marks_stand_where_time_has_their_step(tmp_path: Path, x: XAxis) -> None
 def test_findings_of_about_the_same_step_have_one_flag() -> None:
     """Flags that would cover each other are one, with the numbers of the first, in the colour of the worst."""
     near = [finding("a", 12), finding("b", 12), finding("c", 12), finding("d", 12), finding("e", 28, Severity.ERROR)]
-    shown = Overview(canvas(), Look())
+    shown = Overview(canvas(), ViewOptions())
     shown.update([snapshot(*near)], NOW)
     assert flags(shown.figure.axes[0]) == {"2,3,4,…": (12, 0.94), "1": (28, 0.94)}
     assert sorted(lines(shown.figure.axes[0])) == [12, 28]
@@ -458,21 +461,21 @@ def test_each_restart_is_marked_unless_there_are_many(tmp_path: Path, times: int
     for each in range(1, times + 1):
         publish_next(run, "events", events([3 * each], "resumed"))
     for look, shown in (
-        (Look(), Overview(canvas(), Look())),
-        (Look(View.PARAM, param="fc.weight"), Parameter(canvas(), Look(View.PARAM, param="fc.weight"))),
+        (ViewOptions(), Overview(canvas(), ViewOptions())),
+        (ViewOptions(View.PARAM, param="fc.weight"), Parameter(canvas(), ViewOptions(View.PARAM, param="fc.weight"))),
     ):
         shown.update([watched(run, look)], NOW)
         shown.figure.canvas.draw()
         assert [sorted(lines(axes)) for axes in shown.figure.axes] == [marked] * len(shown.figure.axes)
         assert set(flags(shown.figure.axes[0])) == {"1"}
         check_texts(shown.figure)
-    (said,) = finding_words([watched(run, Look())], Look())
+    (said,) = finding_words([watched(run, ViewOptions())], ViewOptions())
     assert said == f"[1] note, steps 3 to {3 * times}: Resumed"
 
 
 def test_restarts_that_are_near_each_other_have_one_flag() -> None:
     """Their number stands on it once."""
-    shown = Overview(canvas(), Look())
+    shown = Overview(canvas(), ViewOptions())
     shown.update([snapshot(finding("a", 12, steps=(12, 12, 13)), finding("b", 13))], NOW)
     texts = [text.get_text() for text in shown.figure.axes[0].texts if text.get_bbox_patch() is not None]
     assert texts == ["1,2"]
@@ -482,7 +485,7 @@ def test_a_parameter_is_marked_with_its_own(tmp_path: Path) -> None:
     """In the view of one parameter, what it has no part in is not marked."""
     run = written(tmp_path / "run", unused=True)
     for param, places in (("fc.weight", [0]), ("conv.weight", [])):
-        look = Look(View.PARAM, param=param)
+        look = ViewOptions(View.PARAM, param=param)
         shown = Parameter(canvas(), look)
         shown.update([watched(run, look)], NOW)
         assert [lines(axes) for axes in shown.figure.axes] == [places] * 2
@@ -490,9 +493,9 @@ def test_a_parameter_is_marked_with_its_own(tmp_path: Path) -> None:
 
 def test_the_strip_is_marked_in_the_row_of_the_parameter(tmp_path: Path) -> None:
     """A flag stands at the first step, in its parameter's row, or in that of its module."""
-    look = Look(View.LAYERS)
+    look = ViewOptions(View.LAYERS)
     found = watched(written(tmp_path / "run", bad=[7], unused=True), look)
-    strip = Strip(canvas(), look)
+    strip = Layers(canvas(), look)
     for _ in range(2):
         strip.update([found], NOW)
     # The gradient of conv.weight is NaN, fc.weight has none.
@@ -515,8 +518,8 @@ def test_a_number_at_an_end_of_the_strip_can_be_read(tmp_path: Path) -> None:
     """What is wrong from the start, or with the last step, is marked inside of the strip."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(2000), bad=[1999], unused=True))
-    strip = Strip(canvas(), Look(View.LAYERS))
-    strip.update([watched(run, Look(View.LAYERS))], NOW)
+    strip = Layers(canvas(), ViewOptions(View.LAYERS))
+    strip.update([watched(run, ViewOptions(View.LAYERS))], NOW)
     assert flags(strip._axes) == {"1": (1999, 0), "2": (0, 1)}
     strip.figure.draw_without_rendering()
     inside = strip._axes.get_window_extent()
@@ -528,7 +531,7 @@ def test_a_number_at_an_end_of_the_strip_can_be_read(tmp_path: Path) -> None:
 # Surfaces without a figure.
 
 
-def text(run: Path, look: Look, height: int = 40) -> str:
+def text(run: Path, look: ViewOptions, height: int = 40) -> str:
     """What a terminal shows."""
     console = Console(width=100, height=height, record=True, file=io.StringIO())
     console.print(picture([watched(run, look)], look, time.time(), 100, height))
@@ -538,10 +541,10 @@ def text(run: Path, look: Look, height: int = 40) -> str:
 def test_a_terminal_says_and_marks_them(tmp_path: Path) -> None:
     """Below the title stand the findings, and in charts and rows the number where each began."""
     run = written(tmp_path / "run", bad=[7])
-    overview = text(run, Look())
+    overview = text(run, ViewOptions())
     assert "[1] error, step 7: NaN or infinity in the gradient of fc.weight" in overview
     assert any(" 1 " in line for line in overview.splitlines()[2:12])
-    layers = text(run, Look(View.LAYERS))
+    layers = text(run, ViewOptions(View.LAYERS))
     assert "[1] error" in layers
     (row,) = [line for line in layers.splitlines() if line.startswith("fc.weight")]
     assert "█1!" in row
@@ -553,7 +556,7 @@ def numbers_in_chart(first: int, last: int, *found: Finding) -> list[str]:
     ones = [1.0] * len(steps)
     loss = Curve("loss", steps, ones, ones, ones, (), [float(step) for step in steps])
     console = Console(width=100, height=40, record=True, file=io.StringIO())
-    console.print(picture([snapshot(*found, curves=(loss,))], Look(), NOW, 100, 40))
+    console.print(picture([snapshot(*found, curves=(loss,))], ViewOptions(), NOW, 100, 40))
     lines = console.export_text().splitlines()
     (top,) = (place for place, line in enumerate(lines) if line.startswith("loss"))
     return lines[top + 2][:48].strip(" │").split()
@@ -573,7 +576,7 @@ def test_a_row_is_not_marked_beyond_its_ends(tmp_path: Path) -> None:
     """A rank that came later, or was gone sooner, has no place for what began elsewhere at other steps."""
     run = written(tmp_path / "run", unused=True)
     publish_next(run, "extremes", extremes(range(10, 20), PARAMS, rank=1), rank=1)
-    look = Look(View.LAYERS, rank="1")
+    look = ViewOptions(View.LAYERS, rank="1")
     found = watched(run, look)
     for first, marked in ((0, False), (15, True), (25, False)):
         one = dataclasses.replace(found, findings=(finding(first=first, param=PARAMS[0], params=PARAMS),))

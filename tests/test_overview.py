@@ -17,12 +17,12 @@ from matplotlib.lines import Line2D
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, entries, texts, zoom
 from tests.halves import first_of
 from tracer.log.run import State
-from viewer.history import smoothed
-from viewer.look import SPREAD, Look, Scale, XAxis
-from viewer.marks import SIZE_INCHES
-from viewer.overview import Overview
+from viewer.draw.overview import Overview
+from viewer.draw.theme import SIZE_INCHES
+from viewer.options import SPREAD, Scale, ViewOptions, XAxis
+from viewer.reduce.metrics import smoothed
 from viewer.snapshot import Curve, Extremes, Snapshot
-from viewer.status import shortened, title
+from viewer.words import shortened, title
 
 LOSS, ACCURACY, EXTREMES = range(3)
 NOW = 1e9
@@ -35,7 +35,7 @@ STATES: tuple[tuple[State, str], ...] = (
 
 def overview(*metrics: str, size: tuple[float, float] = SIZE_INCHES, **look: Any) -> Overview:
     """An empty figure, in memory; metrics are not smoothed unless it is asked for."""
-    return Overview(canvas(size), Look(metrics=metrics, **{"smoothing": 0.0, **look}))
+    return Overview(canvas(size), ViewOptions(metrics=metrics, **{"smoothing": 0.0, **look}))
 
 
 def snapshot(*curves: Curve, extremes: Extremes | None = None, **fields: Any) -> Snapshot:
@@ -143,9 +143,9 @@ def test_the_title_says_what_part_of_a_run_is_shown() -> None:
     """One rank, the spread over ranks, and a filter of parameters stand in the title, whatever the view."""
     run = snapshot(params=("a",), params_there=("a", "b"), ranks=(0, 1))
     for look, words in (
-        (Look(rank="1"), "· rank 1"),
-        (Look(rank="spread"), "· spread over ranks"),
-        (Look(params="^a", rank="0"), "· rank 0 · 1 of 2 parameters"),
+        (ViewOptions(rank="1"), "· rank 1"),
+        (ViewOptions(rank="spread"), "· spread over ranks"),
+        (ViewOptions(params="^a", rank="0"), "· rank 0 · 1 of 2 parameters"),
     ):
         figure = canvas()
         Overview(figure, look).update([run], NOW)

@@ -14,9 +14,9 @@ from matplotlib.collections import PolyCollection, QuadMesh
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, entries, zoom
 from tests.halves import first_of
-from viewer.look import Look, Scale, View, XAxis
-from viewer.marks import SIZE_INCHES
-from viewer.parameter import Parameter, _edges, regridded
+from viewer.draw.parameter import Parameter, _edges, regridded
+from viewer.draw.theme import SIZE_INCHES
+from viewer.options import Scale, View, ViewOptions, XAxis
 from viewer.snapshot import Extremes, Histogram, Snapshot
 
 NOW = 1e9
@@ -24,9 +24,9 @@ FOUR = {"value_min": -1.0, "value_max": 2.0, "grad_min": -3.0, "grad_max": 4.0}
 APPLIED = {"applied_min": -0.5, "applied_max": 0.5}
 
 
-def look(**fields: Any) -> Look:
+def look(**fields: Any) -> ViewOptions:
     """A look at a parameter."""
-    return Look(**{"view": View.PARAM, "param": "fc.weight", **fields})
+    return ViewOptions(**{"view": View.PARAM, "param": "fc.weight", **fields})
 
 
 def extremes(

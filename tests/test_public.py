@@ -55,7 +55,7 @@ def test_asking_a_command_for_help_imports_nothing_heavy(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", first_of(["viewer.window", "viewer", "viewer.cli", "viewer.files", "tracer.log.read"])
+    "module", first_of(["viewer.surfaces.window", "viewer", "viewer.cli", "viewer.surfaces.files", "tracer.log.read"])
 )
 def test_the_watching_side_never_imports_torch(module: str) -> None:
     """Neither the viewer nor the log's readers bring torch in."""

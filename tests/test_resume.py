@@ -33,10 +33,10 @@ from tests.training import events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
-from viewer.live import Live
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.run import Live
 from viewer.snapshot import Snapshot
-from viewer.witness import Witness
 
 Seen = list[tuple[int, int, float]]
 """Attempts, steps and numbers."""
@@ -539,7 +539,7 @@ def process(folder: Path, first: int, last: int, gradient: int) -> Iterator["sub
             running.kill()
 
 
-LOOKS = (Look(), Look(View.LAYERS), Look(View.PARAM, param="weight"))
+LOOKS = (ViewOptions(), ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight"))
 OLD, NEW = 1000.0, 2.0
 
 
@@ -721,7 +721,7 @@ class Story:
         self.every = every
         self.model = Model(every)
         self.loop = Loop(self.run, every=every)
-        self.lives = [Live(self.run), Live(self.run, Look(View.PARAM, param="weight"))]
+        self.lives = [Live(self.run), Live(self.run, ViewOptions(View.PARAM, param="weight"))]
         self.saved = [0]
         self.numbers = 0
 
@@ -876,7 +876,7 @@ def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:
                 optimizer.zero_grad()
                 loss_of(model).backward()
                 optimizer.step()
-    witness = Witness(tmp_path / "run")
-    witness.refresh()
-    assert [(each.kind, each.steps) for each in witness.findings] == [("restored", (20,)), ("resumed", (40,))]
-    assert "step 30 -> step 20" in witness.findings[0].sentence
+    monitor = FindingsMonitor(tmp_path / "run")
+    monitor.refresh()
+    assert [(each.kind, each.steps) for each in monitor.findings] == [("restored", (20,)), ("resumed", (40,))]
+    assert "step 30 -> step 20" in monitor.findings[0].sentence

@@ -15,8 +15,10 @@ from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms,
 from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.run import LogError, beat
-from viewer.live import Reader, Runs, until_closed
-from viewer.look import Look, View
+from viewer.options import View, ViewOptions
+from viewer.read.changes import until_closed
+from viewer.read.reader import Reader
+from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 
 Opening = Callable[..., Runs]
@@ -27,7 +29,9 @@ def opened() -> Iterator[Opening]:
     """Opens runs, which are closed at the end of the test."""
     every: list[Runs] = []
 
-    def open_runs(*paths: Path, look: Look | None = None, only: str = "", poll_seconds: float | None = None) -> Runs:
+    def open_runs(
+        *paths: Path, look: ViewOptions | None = None, only: str = "", poll_seconds: float | None = None
+    ) -> Runs:
         every.append(Runs(paths, look, only, poll_seconds))
         return every[-1]
 
@@ -70,7 +74,7 @@ def test_following_ends_with_a_run_that_stays_dead(
             age_heartbeat(run, 3600)
 
     monkeypatch.setattr(Runs, "wait", wait)
-    monkeypatch.setattr("viewer.live.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("viewer.read.changes.time", SimpleNamespace(monotonic=lambda: now))
     states = [snapshot.state for (snapshot,) in until_closed(opened(run))]
     assert (states, now) == (["stopped"] * 3 + ["running"] + ["stopped"] * 8, 110)
 
@@ -249,7 +253,7 @@ def test_layers_have_no_gaps_between_steps_that_have_no_row(opened: Opening, tmp
     """Where a row comes every ten steps, each column of the strip covers ten, and none of them is empty."""
     run = new_run(tmp_path / "run", settings={setting: 10})
     publish_next(run, "extremes", extremes(range(0 if setting == "every" else 9, 1000, 10)))
-    (snapshot,) = all_shown(opened(run, look=Look(View.LAYERS)))
+    (snapshot,) = all_shown(opened(run, look=ViewOptions(View.LAYERS)))
     assert snapshot.layers is not None
     assert (snapshot.layers.first_step, snapshot.layers.width) == (0, 10)
     assert snapshot.layers.magnitudes.tolist() == [[2.0] * 100]
@@ -273,8 +277,10 @@ def test_a_damaged_part_of_one_run_is_a_problem_of_that_run(opened: Opening, tmp
     assert [len(snapshot.problems) for snapshot in shown] == [0, 1]
 
 
-@pytest.mark.parametrize("look", [Look(View.LAYERS), Look(View.PARAM, param="weight")], ids=lambda look: str(look.view))
-def test_a_view_of_one_run_shows_the_newest(opened: Opening, tmp_path: Path, look: Look) -> None:
+@pytest.mark.parametrize(
+    "look", [ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight")], ids=lambda look: str(look.view)
+)
+def test_a_view_of_one_run_shows_the_newest(opened: Opening, tmp_path: Path, look: ViewOptions) -> None:
     """Of several, the run begun last is shown, and a newer one takes its place; all of them have names."""
     first, _ = in_step_order(tmp_path, "z", "a")
     runs = opened(tmp_path, look=look)
@@ -298,10 +304,10 @@ def test_a_view_of_one_run_shows_the_newest(opened: Opening, tmp_path: Path, loo
 def test_a_look_picks_one_run(opened: Opening, tmp_path: Path, view: View) -> None:
     """With ``run``, that one alone is shown, while all have names; one that is not there shows nothing."""
     in_step_order(tmp_path, "a", "b", "c")
-    runs = opened(tmp_path, look=Look(view, run="b"))
+    runs = opened(tmp_path, look=ViewOptions(view, run="b"))
     assert steps(all_shown(runs)) == {"b": 1}
     assert runs.names == ("a", "b", "c")
-    nowhere = opened(tmp_path, look=Look(view, run="nowhere"))
+    nowhere = opened(tmp_path, look=ViewOptions(view, run="nowhere"))
     assert nowhere.refresh() is None
     run_with(tmp_path / "nowhere", 4)
     assert steps(all_shown(nowhere)) == {"nowhere": 4}
@@ -341,7 +347,7 @@ def woken_by(runs: Runs, action: Callable[[], object]) -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but an event ends a waiting."""
-    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 3600.0)
+    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 3600.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -387,7 +393,7 @@ def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path)
     shutil.rmtree(going)
     runs.refresh()
     assert threading.active_count() == idle
-    layers = opened(tmp_path, look=Look(View.LAYERS))
+    layers = opened(tmp_path, look=ViewOptions(View.LAYERS))
     first, second = run_with(tmp_path / "first", 0), tmp_path / "second"
     later(first, tmp_path / "closed-0")
     layers.refresh()
@@ -400,7 +406,7 @@ def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path)
 
 def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``poll_seconds`` watchdog is not begun, and each waiting lasts so long."""
-    monkeypatch.setattr("viewer.follow.Observer", lambda: pytest.fail("events were asked for"))
+    monkeypatch.setattr("viewer.read.follow.Observer", lambda: pytest.fail("events were asked for"))
     threads = threading.active_count()
     waits: list[float] = []
     runs = opened(tmp_path, poll_seconds=0.3)
@@ -413,7 +419,7 @@ def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch
     assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("refusing", ["viewer.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["viewer.read.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
 def test_a_full_inotify_table_costs_events_alone(
     opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
 ) -> None:
@@ -423,7 +429,7 @@ def test_a_full_inotify_table_costs_events_alone(
         raise OSError(28, "inotify watch limit reached")
 
     monkeypatch.setattr(refusing, refuse)
-    monkeypatch.setattr("viewer.live.RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.01)
     runs = opened(tmp_path)
     assert runs.refresh() is None
     run_with(tmp_path / "a", 1)
@@ -462,7 +468,7 @@ def read(opened: Opening) -> Iterator[Callable[..., Reader]]:
     """Starts reading threads, which are stopped at the end of the test."""
     every: list[Reader] = []
 
-    def start(*paths: Path, **given: Look) -> Reader:
+    def start(*paths: Path, **given: ViewOptions) -> Reader:
         every.append(Reader(opened(*paths, **given)))
         every[-1].start()
         return every[-1]
@@ -513,7 +519,7 @@ def test_a_reader_tells_how_much_of_a_long_log_is_read(
     read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a long run is opened, the bytes read grow up to those that there are."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(tmp_path / "run")
     sizes = [publish_next(run, "extremes", extremes([step])).file().stat().st_size for step in range(5)]
     told: list[tuple[int, int]] = []
@@ -525,7 +531,7 @@ def test_a_reader_tells_how_much_of_a_long_log_is_read(
 
     monkeypatch.setattr(Reader, "_progress", keep)
     # It is read once more for its findings, which is told, too.
-    reader = read(run, look=Look(findings=False))
+    reader = read(run, look=ViewOptions(findings=False))
     wait_until(lambda: bool(reader.latest))
     assert told == [(sum(sizes[: place + 1]), sum(sizes)) for place in range(5)]
 
@@ -534,7 +540,7 @@ def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
     read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``stop`` does not wait for a long log to be read to its end, and stopping is no error."""
-    monkeypatch.setattr("viewer.follow._BATCH_BYTES", 1)
+    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(tmp_path / "run")
     for step in range(50):
         publish_next(run, "extremes", extremes([step]))
@@ -561,9 +567,11 @@ def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
 
 
 @pytest.mark.parametrize(
-    "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="weight")], ids=lambda look: str(look.view)
+    "look",
+    [ViewOptions(), ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="weight")],
+    ids=lambda look: str(look.view),
 )
-def test_all_views_follow_a_run_to_its_end(read: Reading, tmp_path: Path, look: Look) -> None:
+def test_all_views_follow_a_run_to_its_end(read: Reading, tmp_path: Path, look: ViewOptions) -> None:
     """In each view, rows that come are shown, and the end of the run."""
     run = new_run(tmp_path / "run")
     reader = read(tmp_path, look=look)

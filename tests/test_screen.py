@@ -14,10 +14,10 @@ from tests.figures import canvas, click, pixels, zoom
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.waiting import wait_until
 from tracer.log.run import LogError
-from viewer.live import Runs
-from viewer.look import Look, View, XAxis
-from viewer.marks import LIGHT
-from viewer.screen import Screen
+from viewer.draw.theme import LIGHT
+from viewer.options import View, ViewOptions, XAxis
+from viewer.read.runs import Runs
+from viewer.surfaces.screen import Screen
 
 PARAMS = ("conv.weight", "conv.bias", "fc.weight")
 Open = Callable[..., Screen]
@@ -40,12 +40,12 @@ def watch(path: Path, opened: list[Runs]) -> Iterator[Open]:
     """Opens a screen on the run's folder."""
     screens: list[Screen] = []
 
-    def open_runs(look: Look) -> Runs:
+    def open_runs(look: ViewOptions) -> Runs:
         opened.append(Runs([path], look, poll_seconds=0.05))
         return opened[-1]
 
-    def open_screen(look: Look | None = None, titled: bool = True) -> Screen:
-        screens.append(Screen(canvas(), open_runs, look or Look(), titled))
+    def open_screen(look: ViewOptions | None = None, titled: bool = True) -> Screen:
+        screens.append(Screen(canvas(), open_runs, look or ViewOptions(), titled))
         return screens[-1]
 
     yield open_screen
@@ -145,7 +145,7 @@ def test_an_untitled_screen_has_no_title(path: Path, watch: Open) -> None:
 def test_the_age_of_the_last_row_goes_on_without_rows(path: Path, watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """When time goes by and nothing comes, the title says so."""
     now = [1_767_225_601.0]
-    monkeypatch.setattr("viewer.screen.time.time", lambda: now[0])
+    monkeypatch.setattr("viewer.surfaces.screen.time.time", lambda: now[0])
     a_run(path)
     shown = watch()
     settle(shown)
@@ -165,10 +165,10 @@ def test_keys_choose_the_view(path: Path, watch: Open) -> None:
     seen = [pixels(shown.figure)]
     for key, view in (("2", View.LAYERS), ("3", View.PARAM), ("1", View.OVERVIEW)):
         press(shown.figure, key)
-        assert shown.look.view is view
+        assert shown.options.view is view
         settle(shown)
         seen.append(pixels(shown.figure))
-    assert shown.look.param == "conv.weight"
+    assert shown.options.param == "conv.weight"
     assert [(one != other).any() for one, other in itertools.pairwise(seen)] == [True, True, True]
     assert (seen[0] != seen[3]).mean() < 0.01
 
@@ -191,24 +191,24 @@ def test_the_key_x_goes_round_the_x_axes(path: Path, watch: Open, opened: list[R
 def test_other_keys_do_nothing(path: Path, watch: Open) -> None:
     """Nor does a key that the toolkit cannot name, or 3 while no parameter is known."""
     shown = watch()
-    look = shown.look
+    look = shown.options
     for key in ("4", "a", "", "3", "ctrl+1"):
         press(shown.figure, key)
     KeyEvent("key_press_event", shown.figure.canvas, None)._process()  # type: ignore[attr-defined]
-    assert shown.look == look
+    assert shown.options == look
     a_run(path)
     settle(shown)
     press(shown.figure, "3")
-    assert shown.look.param == "conv.weight"
+    assert shown.options.param == "conv.weight"
 
 
 def test_a_click_on_a_row_of_the_layers_opens_it(path: Path, watch: Open) -> None:
     """The figure then shows that parameter's bands."""
     a_run(path)
-    shown = watch(Look(view=View.LAYERS))
+    shown = watch(ViewOptions(view=View.LAYERS))
     settle(shown)
     click(shown.figure.axes[0], 0, 2)
-    assert (shown.look.view, shown.look.param) == (View.PARAM, "fc.weight")
+    assert (shown.options.view, shown.options.param) == (View.PARAM, "fc.weight")
     settle(shown)
     assert shown.figure.get_suptitle().startswith("fc.weight  in  run")
     assert [axes.get_ylabel() for axes in shown.figure.axes] == ["value", "gradient"]
@@ -219,24 +219,24 @@ def test_a_click_on_a_row_of_the_layers_opens_it(path: Path, watch: Open) -> Non
 def test_a_click_elsewhere_does_nothing(path: Path, watch: Open) -> None:
     """Not on the colour bar, beside the axes, with another button, in another view, nor while the figure is zoomed."""
     a_run(path)
-    shown = watch(Look(view=View.LAYERS))
+    shown = watch(ViewOptions(view=View.LAYERS))
     click(shown.figure.axes[0], 0, 0)
     settle(shown)
-    look = shown.look
+    look = shown.options
     strip, bar = shown.figure.axes
     click(bar, 0.5, sum(bar.get_ylim()) / 2)
     click(strip, 0, -5)
     click(strip, 0, 1, MouseButton.RIGHT)
     toolbar = zoom(strip, (-0.4, 0.4), (0.4, -0.4))
     click(strip, 0, 0)
-    assert shown.look == look
+    assert shown.options == look
     toolbar.zoom()
     settle(shown)
     press(shown.figure, "1")
     settle(shown)
-    look = shown.look
+    look = shown.options
     click(shown.figure.axes[0], 1, 1)
-    assert shown.look == look
+    assert shown.options == look
 
 
 def test_x_keeps_to_the_toolbar_while_it_zooms(path: Path, watch: Open) -> None:
@@ -248,7 +248,7 @@ def test_x_keeps_to_the_toolbar_while_it_zooms(path: Path, watch: Open) -> None:
     seen = []
     for _ in range(2):
         press(shown.figure, "x")
-        seen.append(shown.look.x)
+        seen.append(shown.options.x)
         toolbar.zoom()
     assert seen == [XAxis.STEP, XAxis.WALL]
 
@@ -259,12 +259,18 @@ def test_only_what_has_to_be_is_read_again(path: Path, watch: Open, opened: list
     shown = watch()
     settle(shown)
     known = shown.snapshots
-    for look in (Look(dark=True), Look(smoothing=0.1, x=XAxis.WALL), Look(metrics=("lr",), statistic="value_absmax")):
+    for look in (
+        ViewOptions(dark=True),
+        ViewOptions(smoothing=0.1, x=XAxis.WALL),
+        ViewOptions(metrics=("lr",), statistic="value_absmax"),
+    ):
         shown.look_at(look)
         assert shown.tick()
         assert shown.snapshots is known
     assert len(opened) == 1
-    for count, look in enumerate((Look(params="fc"), Look(view=View.LAYERS), Look(run="run"), Look(rank="0")), 2):
+    for count, look in enumerate(
+        (ViewOptions(params="fc"), ViewOptions(view=View.LAYERS), ViewOptions(run="run"), ViewOptions(rank="0")), 2
+    ):
         shown.look_at(look)
         assert len(opened) == count
         assert readers() == 1
@@ -284,7 +290,7 @@ def test_looking_quickly_at_many_things_leaves_one_reader(path: Path, watch: Ope
         assert readers() == 1
     press(shown.figure, "2")
     settle(shown)
-    assert shown.look.view is View.LAYERS
+    assert shown.options.view is View.LAYERS
     assert np.asarray(shown.figure.axes[0].images[0].get_array()).shape == (3, 2)
     shown.close()
     assert readers() == 0
@@ -305,15 +311,15 @@ def test_an_error_of_the_reader_is_raised_where_it_is_handled(path: Path, watch:
 
 def test_what_cannot_be_opened_is_raised_by_the_next_tick(tmp_path: Path) -> None:
     """A key that leads to what fails does not raise into the toolkit."""
-    looks: list[Look] = []
+    looks: list[ViewOptions] = []
 
-    def open_runs(look: Look) -> Runs:
+    def open_runs(look: ViewOptions) -> Runs:
         looks.append(look)
         if len(looks) > 1:
             raise OSError("inotify limit reached")
         return Runs([tmp_path / "run"], look, poll_seconds=0.05)
 
-    shown = Screen(canvas(), open_runs, Look())
+    shown = Screen(canvas(), open_runs, ViewOptions())
     press(shown.figure, "2")
     with pytest.raises(OSError, match="inotify limit"):
         shown.tick()
@@ -324,7 +330,7 @@ def test_what_cannot_be_opened_is_raised_by_the_next_tick(tmp_path: Path) -> Non
 def test_a_closed_screen_is_quiet(path: Path, watch: Open, opened: list[Runs]) -> None:
     """Its thread has ended; keys, clicks and ticks that still come do nothing, and it may be closed again."""
     a_run(path)
-    shown = watch(Look(view=View.LAYERS))
+    shown = watch(ViewOptions(view=View.LAYERS))
     settle(shown)
     shown.close()
     assert readers() == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tracer.log.run import State
 from viewer.snapshot import Snapshot
-from viewer.status import duration, notices, shortened, title, words
+from viewer.words import duration, notices, shortened, title, words
 
 NOW = 1_000_000.0
 

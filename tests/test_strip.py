@@ -17,16 +17,16 @@ from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_t
 from tests.halves import first_of
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
-from viewer.history import History
-from viewer.live import Live
-from viewer.look import Look, View, matching
-from viewer.marks import SIZE_INCHES
+from viewer.draw.layers import Layers
+from viewer.draw.theme import SIZE_INCHES
+from viewer.options import View, ViewOptions, matching
+from viewer.read.run import Live
+from viewer.reduce.history import History
 from viewer.snapshot import Heatmap, Snapshot
-from viewer.strip import Strip
 
 NOW = 1e9
 RED = (224, 0, 0)
-LAYERS = Look(view=View.LAYERS)
+LAYERS = ViewOptions(view=View.LAYERS)
 Pair = tuple[float, float]
 FINITE = st.integers(-99, 99).map(float)
 PAIRS = (
@@ -41,15 +41,15 @@ def layers_of(history: History) -> Heatmap:
     return layers
 
 
-def drawn(*layers: Heatmap | None, look: Look = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Strip:
+def drawn(*layers: Heatmap | None, look: ViewOptions = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Layers:
     """A strip that shows these layers, one after the other."""
-    strip = Strip(canvas(size), look)
+    strip = Layers(canvas(size), look)
     for each in layers:
         update(strip, each)
     return strip
 
 
-def update(strip: Strip, layers: Heatmap | None) -> None:
+def update(strip: Layers, layers: Heatmap | None) -> None:
     """Show other layers."""
     strip.update([Snapshot("run", "running", 3, layers=layers)], NOW)
     strip.figure.canvas.draw()
@@ -61,13 +61,13 @@ def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step:
     return Heatmap(params, first_step, width, np.ones(shape), np.zeros(shape, dtype=np.bool_))
 
 
-def labels(strip: Strip) -> dict[int, str]:
+def labels(strip: Layers) -> dict[int, str]:
     """What is written beside the rows, as it is read."""
     ticks = zip(strip._axes.get_yticks(), strip._axes.get_yticklabels(), strict=True)
     return {int(tick): label.get_text().replace(r"\$", "$") for tick, label in ticks if label.get_text()}
 
 
-def colours(strip: Strip) -> npt.NDArray[Any]:
+def colours(strip: Layers) -> npt.NDArray[Any]:
     """What is seen in each cell: the colour of the strip, or of the alarm over it, as RGB bytes."""
     values, alarms = np.asarray(strip._image.get_array()), np.asarray(strip._alarm.get_array())
     image, alarm = strip._image.to_rgba(values, bytes=True), strip._alarm.to_rgba(alarms, bytes=True)
@@ -314,7 +314,7 @@ def test_a_strip_has_room_for_any_name(name: str, size: tuple[float, float]) -> 
     """Whatever parameters and run are called, nothing is cut off or on one another."""
     look = dataclasses.replace(LAYERS, statistic="applied_nonfinite")
     figure = canvas(size)
-    strip = Strip(figure, look)
+    strip = Layers(figure, look)
     strip.update([Snapshot(name, "running", 3, layers=uniform([f"{name}.{n}" for n in range(100)]))], NOW)
     check_texts(figure)
 

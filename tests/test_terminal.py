@@ -23,12 +23,13 @@ from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import SEEN_BY_USERS, shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat
-from viewer.chart import Line, chart, reduced
-from viewer.live import Live, Runs
-from viewer.look import Look, Scale, View, XAxis
+from viewer.options import Scale, View, ViewOptions, XAxis
+from viewer.read.run import Live
+from viewer.read.runs import Runs
 from viewer.snapshot import Curve, Heatmap, Snapshot
-from viewer.terminal import _redraw
-from viewer.text import picture
+from viewer.surfaces.chart import Line, chart, reduced
+from viewer.surfaces.terminal import _redraw
+from viewer.surfaces.text import picture
 
 NAN, INF = math.nan, math.inf
 EVIL = "[red]x[/red]\x1b[31m"
@@ -127,7 +128,7 @@ def row(text: str, name: str) -> list[str]:
     return line.rpartition(f"{name} ")[2].split()
 
 
-def drawn(snapshots: list[Snapshot], look: Look, width: int = 80, height: int = 24) -> list[str]:
+def drawn(snapshots: list[Snapshot], look: ViewOptions, width: int = 80, height: int = 24) -> list[str]:
     """The lines of a picture, without colours."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=False)
     console.print(picture(snapshots, look, 0.0, width, height))
@@ -135,7 +136,7 @@ def drawn(snapshots: list[Snapshot], look: Look, width: int = 80, height: int = 
     return console.file.getvalue().splitlines()
 
 
-def snapshot(run: Path, look: Look | None = None) -> Snapshot:
+def snapshot(run: Path, look: ViewOptions | None = None) -> Snapshot:
     """A run as it is now."""
     live = Live(run, look)
     try:
@@ -198,7 +199,7 @@ def test_ctrl_c_while_it_draws_leaves_the_picture(tmp_path: Path, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("viewer.terminal.Live.update", interrupt)
+    monkeypatch.setattr("viewer.surfaces.terminal.Live.update", interrupt)
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
     runs = Runs([trained(tmp_path / "run", closed=False)])
     with contextlib.closing(runs), pytest.raises(KeyboardInterrupt):
@@ -373,9 +374,9 @@ def test_what_cannot_be_shown_is_an_error(tmp_path: Path, arguments: str, code: 
 
 @pytest.mark.parametrize("size", [(60, 20), (80, 24), (140, 45)])
 @pytest.mark.parametrize(
-    "look", [Look(), Look(View.LAYERS), Look(View.PARAM, param="b.weight")], ids=lambda it: it.view
+    "look", [ViewOptions(), ViewOptions(View.LAYERS), ViewOptions(View.PARAM, param="b.weight")], ids=lambda it: it.view
 )
-def test_a_picture_fits_its_terminal(tmp_path: Path, look: Look, size: tuple[int, int]) -> None:
+def test_a_picture_fits_its_terminal(tmp_path: Path, look: ViewOptions, size: tuple[int, int]) -> None:
     """Whatever is shown, in whatever size, no line is too long, no number cut, and there are not too many lines."""
     run = new_run(
         tmp_path / ("long " * 30), names := ["b.weight", "実" * 40, *(f"c.{index}.weight" for index in range(90))]
@@ -402,7 +403,7 @@ def test_every_number_can_be_drawn(tmp_path: Path, numbers: list[float], scale: 
     bad = [step for step in steps if math.isnan(numbers[step])]
     curve = Curve("loss", steps, numbers, numbers, numbers, bad, [1.7e9 + step for step in steps])
     found = Snapshot("run", "running", len(numbers) - 1, (curve,), started=1.7e9)
-    lines = drawn([found], Look(scale=scale, x=x))
+    lines = drawn([found], ViewOptions(scale=scale, x=x))
     assert any("!" in line for line in lines) == bool(bad)
 
 
@@ -433,7 +434,7 @@ def test_a_line_is_broken_where_there_is_no_number() -> None:
 def test_a_gap_in_a_chart_is_empty() -> None:
     """Between the numbers before and after many NaNs, there is nothing in the chart."""
     numbers = [1.0] * 40 + [NAN] * 20 + [1.0] * 40
-    text = chart([Line(range(100), numbers, numbers, "#ff0000", "o")], Look(), Scale.LINEAR, 52, 10).plain
+    text = chart([Line(range(100), numbers, numbers, "#ff0000", "o")], ViewOptions(), Scale.LINEAR, 52, 10).plain
     assert re.search(r"[⠁-⣿]{18,} {8,11}[⠁-⣿]{18,}o", text)
 
 
@@ -443,7 +444,7 @@ def test_a_metric_that_is_asked_for_has_a_chart_of_its_own(tmp_path: Path) -> No
     publish_next(run, "metrics", metrics(range(9), [0.5] * 9, "accuracy"))
     publish_next(run, "metrics", metrics(range(9), [1e-4] * 9, "lr"))
     for asked, headers in (((), ["loss", "accuracy"]), (("lr", "train_loss"), ["loss", "accuracy", "metrics"])):
-        look = Look(metrics=asked)
+        look = ViewOptions(metrics=asked)
         assert drawn([snapshot(run, look)], look)[1].split() == headers
 
 
@@ -451,7 +452,7 @@ def test_a_chart_stands_where_its_numbers_are() -> None:
     """A rising line begins at the lower left and ends at the upper right, beside the numbers of its axes."""
     steps = range(100)
     line = Line(steps, steps, steps, "#ff0000", "o")
-    *rows, x_axis, x_labels = chart([line], Look(), Scale.LINEAR, 60, 20).plain.splitlines()
+    *rows, x_axis, x_labels = chart([line], ViewOptions(), Scale.LINEAR, 60, 20).plain.splitlines()
     assert rows[0].endswith("o")
     assert [row.index(next(dot for dot in row if "⠀" < dot <= "⣿")) for row in rows[1:]] == sorted(
         (row.index(next(dot for dot in row if "⠀" < dot <= "⣿")) for row in rows[1:]), reverse=True
@@ -468,7 +469,7 @@ def test_layers_show_magnitudes_by_height_and_mark() -> None:
     alarms = np.zeros((6, 2), dtype=np.bool_)
     alarms[4, 1] = True
     layers = Heatmap(["a.x", "a.y", "a.z", "a.zero", "a.nan", "a.not"], 0, 5, sizes, alarms)
-    lines = drawn([Snapshot("run", "running", 9, layers=layers)], Look(View.LAYERS))
+    lines = drawn([Snapshot("run", "running", 9, layers=layers)], ViewOptions(View.LAYERS))
     blocks = {line.split()[0]: line.split()[1:] for line in lines}
     assert [set(blocks[name][0]) for name in ("x", "y", "z", "zero", "nan")] == [{"▁"}, {"▅"}, {"█"}, {"0"}, {"█", "!"}]
     assert [blocks[name][-1] for name in ("x", "y", "z", "zero", "nan", "not")] == [
@@ -486,7 +487,7 @@ def test_no_alarm_is_lost_among_more_parameters_than_lines(names: list[str]) -> 
     alarms[41, 333] = True
     sizes[77, 500] = 5e4
     layers = Heatmap(names, 0, 1, sizes, alarms)
-    lines = drawn([Snapshot("run", "running", 699, layers=layers)], Look(View.LAYERS))
+    lines = drawn([Snapshot("run", "running", 699, layers=layers)], ViewOptions(View.LAYERS))
     assert len(lines) <= 24
     assert sum("!" in line for line in lines[2:-1]) == 1
     assert sum("█" in line for line in lines[2:-1]) == 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.logs import extremes
-from viewer.tracks import Courses, Tracks
+from viewer.reduce.tracks import Courses, Tracks
 
 PARAMS = ("conv.weight", "fc.bias", "late")
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, 5e-324, 1.7e308, None]
@@ -175,8 +175,8 @@ def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
     rows = pl.DataFrame(pl.from_arrow(extremes(range(50), ["a", "b"]))).lazy()
     whole, pieces = Tracks(["a", "b"], 16), Tracks(["a", "b"], 16)
     whole.absorb(rows)
-    monkeypatch.setattr("viewer.tracks._READ_ROWS", 33)
-    monkeypatch.setattr("viewer.tracks._PIECE_ROWS", 7)
+    monkeypatch.setattr("viewer.reduce.tracks._READ_ROWS", 33)
+    monkeypatch.setattr("viewer.reduce.tracks._PIECE_ROWS", 7)
     pieces.absorb(rows)
     for name in (*COUNTS, *OTHERS):
         np.testing.assert_allclose(getattr(pieces.courses(), name), getattr(whole.courses(), name))

@@ -40,7 +40,7 @@ def test_importing_the_viewer_imports_no_torch() -> None:
     code = f"import {', '.join(module for module in MODULES if not module.endswith('__main__'))}"
     ended = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
-    assert {"viewer.window", "tracer.log.parts", "matplotlib"} <= imported
+    assert {"viewer.surfaces.window", "tracer.log.parts", "matplotlib"} <= imported
     assert not [name for name in imported if name.partition(".")[0] in ("torch", "torchvision")]
 
 

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from viewer.notebook import figure, show
+    from viewer.surfaces.notebook import figure, show
 
 __all__ = ["figure", "show"]
 
@@ -16,7 +16,7 @@ __all__ = ["figure", "show"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'viewer' has no attribute {name!r}")
-    return getattr(importlib.import_module("viewer.notebook"), name)
+    return getattr(importlib.import_module("viewer.surfaces.notebook"), name)
 
 
 def __dir__() -> list[str]:

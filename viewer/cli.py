@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viewer.look import MERGED, Look, Scale, View, XAxis
+from viewer.options import MERGED, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
     from tracer.log.store import Place
-    from viewer.live import Runs
+    from viewer.read.runs import Runs
     from viewer.snapshot import Snapshot
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -59,11 +59,11 @@ def watch(
     params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
     statistic: Annotated[
         str, typer.Option(help="Of the layers: value_absmax, or any recorded column, as grad_norm.")
-    ] = Look.statistic,
+    ] = ViewOptions.statistic,
     metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
     smoothing: Annotated[
         float, typer.Option(help="Of metrics, as TensorBoard's; 0 for none. Extremes never are.")
-    ] = Look.smoothing,
+    ] = ViewOptions.smoothing,
     x: Annotated[XAxis, typer.Option(help="The x axis.")] = XAxis.STEP,
     scale: Annotated[
         Scale, typer.Option(help="The y axes; auto: linear for metrics, symlog for extremes.")
@@ -99,8 +99,8 @@ def watch(
     """
     from tracer.log.run import LogError, newest_run
     from tracer.log.store import at
-    from viewer.live import Runs
-    from viewer.rule import with_limits
+    from viewer.read.runs import Runs
+    from viewer.rules.rule import with_limits
 
     paths = [at(run) for run in runs or ()] or [path for path in [newest_run(Path("runs"))] if path is not None]
     if not paths:
@@ -118,21 +118,21 @@ def watch(
     if wanted is not View.OVERVIEW and len(paths) > 1:
         raise typer.BadParameter(f"--view {wanted} shows one run, and {len(paths)} are given: name one of them")
     try:
-        look = Look(
+        options = ViewOptions(
             wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark, findings
         )
-        Look(params=only)
+        ViewOptions(params=only)
         limits = with_limits(rule or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    open_runs = partial(Runs, paths, only=only, poll_seconds=poll, witnesses={}, limits=limits)
+    open_runs = partial(Runs, paths, only=only, poll_seconds=poll, monitors={}, limits=limits)
     if text:
-        _show_text(open_runs(look))
+        _show_text(open_runs(options))
         return
     if save is None:
-        _show(open_runs, paths, look, web, host, port)
+        _show(open_runs, paths, options, web, host, port)
         return
-    watched = open_runs(look)
+    watched = open_runs(options)
     try:
         (_write_always if follow else _write_once)(watched, save)
     finally:
@@ -140,35 +140,40 @@ def watch(
 
 
 def _show(
-    open_runs: Callable[[Look], "Runs"], paths: Sequence["Place"], look: Look, web: bool, host: str, port: int | None
+    open_runs: Callable[[ViewOptions], "Runs"],
+    paths: Sequence["Place"],
+    options: ViewOptions,
+    web: bool,
+    host: str,
+    port: int | None,
 ) -> None:
-    from viewer import window
+    from viewer.surfaces import window
 
     _say_which(paths)
     if not web and window.backend() is None:
         _say("no window can be opened here, so the figure is in a page instead")
         web = True
     if web:
-        from viewer.web import serve
+        from viewer.surfaces.web import serve
 
-        serve(open_runs, look, host, port, _say)
+        serve(open_runs, options, host, port, _say)
     else:
-        window.show(open_runs, look, ", ".join(map(str, paths)))
+        window.show(open_runs, options, ", ".join(map(str, paths)))
 
 
 def _show_text(runs: "Runs") -> None:
-    from viewer import terminal
-    from viewer.live import check_names
+    from viewer.read.runs import check_names
+    from viewer.surfaces import terminal
 
     _say_which(runs.paths)
     try:
-        check_names(runs.look, terminal.show(runs))
+        check_names(runs.options, terminal.show(runs))
     finally:
         runs.close()
 
 
 def _check_file(file: Path) -> None:
-    from viewer.files import FORMATS
+    from viewer.surfaces.files import FORMATS
 
     if file.suffix[1:].lower() not in FORMATS:
         raise typer.BadParameter(f"--save {file}: the name must end in one of .{', .'.join(FORMATS)}")
@@ -180,8 +185,8 @@ def _write_once(runs: "Runs", save: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from viewer.files import FigureFile
-    from viewer.live import check_names, check_there
+    from viewer.read.runs import check_names, check_there
+    from viewer.surfaces.files import FigureFile
 
     check_there(runs)
     console = Console(stderr=True)
@@ -191,19 +196,19 @@ def _write_once(runs: "Runs", save: Path) -> None:
         task = bar.add_task("reading", total=None)
         while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
             runs.wait()
-    check_names(runs.look, snapshots)
+    check_names(runs.options, snapshots)
     snapshots = runs.examine() or snapshots
-    FigureFile(save, runs.look).write(snapshots)
+    FigureFile(save, runs.options).write(snapshots)
     _say_written(snapshots, save)
 
 
 def _write_always(runs: "Runs", save: Path) -> None:
-    from viewer.files import FigureFile
-    from viewer.files import follow as follow_runs
+    from viewer.surfaces.files import FigureFile
+    from viewer.surfaces.files import follow as follow_runs
 
     _say_which(runs.paths)
     _say(f"drawing into {save} on every change; Ctrl-C ends it")
-    _say_written(follow_runs(runs, FigureFile(save, runs.look)), save)
+    _say_written(follow_runs(runs, FigureFile(save, runs.options)), save)
 
 
 def _say_which(paths: Sequence["Place"]) -> None:
@@ -230,13 +235,13 @@ def _say_written(snapshots: Sequence["Snapshot"], save: Path) -> None:
 
 
 def _say(words: str) -> None:
-    from viewer.status import plain
+    from viewer.words import plain
 
     print(f"viewer: {plain(words)}", flush=True)
 
 
 # What else the first argument may say: the module of that command. A folder of that name is ./check.
-_COMMANDS = {"check": "viewer.check", "diff": "viewer.diff"}
+_COMMANDS = {"check": "viewer.surfaces.check", "diff": "viewer.diff.report"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -270,7 +275,7 @@ def _in_a_line(error: Exception) -> str:
     import polars as pl
 
     from tracer.log.run import LogError
-    from viewer.status import plain
+    from viewer.words import plain
 
     if isinstance(error, LogError):
         return plain(str(error))

@@ -27,9 +27,9 @@ from tracer.log import schema
 from tracer.log.parts import Part, known_problem, list_parts, merge, part_name
 from tracer.log.read import BadPartWarning, footer_problem, rows_dropped
 from tracer.log.run import LogError
-from viewer.live import Live
-from viewer.look import Look, View
-from viewer.witness import Witness
+from viewer.options import View, ViewOptions
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.run import Live
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,7 @@ def look_everywhere(run: Path) -> None:
         rows_dropped(run)
     _examined(run)
     run_folder.state(run)
-    for look in (Look(), Look(view=View.LAYERS), Look(view=View.PARAM, param="weight")):
+    for look in (ViewOptions(), ViewOptions(view=View.LAYERS), ViewOptions(view=View.PARAM, param="weight")):
         live = Live(run, look)
         try:
             snapshot = live.refresh()
@@ -168,7 +168,7 @@ def look_everywhere(run: Path) -> None:
             assert snapshot.last_step == 1
         finally:
             live.close()
-    evidence = Witness(run).refresh()
+    evidence = FindingsMonitor(run).refresh()
     assert evidence is not None
     assert evidence.last_step == 1
 
@@ -355,7 +355,7 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_shown(run: Path, figure
             # A viewer need not decode every column; what it does not believe, verify does not either.
             if snapshot is None or (snapshot.problems and (not problems or snapshot.last_step != 1)):
                 wrong.append((path.name, problems, snapshot))
-            evidence = Witness(run).refresh()
+            evidence = FindingsMonitor(run).refresh()
             if evidence is None or (evidence.problems and (not problems or evidence.last_step != 1)):
                 wrong.append((path.name, problems, evidence))
             undecodable += bool(problems)

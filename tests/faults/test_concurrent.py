@@ -21,7 +21,7 @@ from tests.logs import metrics, new_run, publish_next
 from tests.torture import often
 from tracer.log import store
 from tracer.log.parts import all_parts, damage, list_parts, merge, missing_numbers
-from viewer.follow import Follower
+from viewer.read.follow import Follower
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from tests.torture import often
 from tests.waiting import wait_until
 from tracer.log import run as run_folder
 from tracer.log.parts import merge
-from viewer.live import Live
-from viewer.status import notices
+from viewer.read.run import Live
+from viewer.words import notices
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ import tracer
 from tests.torture import often
 from tracer.log import schema
 from tracer.log.parts import all_parts, missing_numbers
-from viewer.follow import Follower
-from viewer.live import Live
+from viewer.read.follow import Follower
+from viewer.read.run import Live
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,8 @@ from tracer.log import remote, store
 from tracer.log.parts import MergeTimeoutError, all_parts, list_parts, merge, publish
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, LogError, beat, create_run, open_run, state
 from tracer.log.store import Place
-from viewer.follow import Follower
-from viewer.live import Runs
+from viewer.read.follow import Follower
+from viewer.read.runs import Runs
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,322 @@
+"""Where two runs part, and how the gap between them spreads.
+
+A row holds a parameter's values before its step's update, and its gradients in that step. So of what parts at the same
+step values come first: an update before it changed them, and gradients follow. Where gradients part and no value does,
+the cause lies within the step, and they stand in the order in which the backward came by.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from tracer.log.read import scan
+from tracer.log.run import open_run
+from tracer.log.store import Place
+from viewer.options import matching
+
+# Sums in another order change a float32 by about 1e-6 of its size; what is really different soon grows beyond this.
+RTOL = 1e-5
+# So many rows of each run are in memory at a time.
+_ROWS = 500_000
+_QUANTITIES = ("value", "grad", "applied")
+# The names under which wrappers keep what they wrap.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What tracing costs differs from run to run, and says nothing of the training.
+_OWN_METRICS = ("tracer_cost",)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared of a run.
+
+    Attributes:
+        extremes: Its rows, as ``tracer.scan`` gives them.
+        metrics: Likewise.
+        fold: How many steps a row of the extremes covers.
+        order: Its parameters, in the order in which a backward comes by.
+    """
+
+    extremes: pl.LazyFrame
+    metrics: pl.LazyFrame
+    fold: int = 1
+    order: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Numbers are alike where they differ by at most ``absolute + relative * (the larger magnitude)``."""
+
+    relative: float = RTOL
+    absolute: float = 0.0
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a parameter, or a metric, is no longer alike.
+
+    Attributes:
+        name: Its name in the first run.
+        step: The step; the last one, where a row covers several.
+        span: How many steps the row covers.
+        statistic: The first statistic of the row that differs.
+        a: Its number in the first run.
+        b: Its number in the second run.
+    """
+
+    name: str
+    step: int
+    span: int
+    statistic: str
+    a: float | None
+    b: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One table of two runs, side by side.
+
+    Attributes:
+        names: How many parameters, or metrics, both have.
+        only: The names that only the first run has, and only the second.
+        ends: The last step of each run that all of its ranks have reached; None without a row.
+        steps: How many steps were compared. When everything has parted, no further ones are.
+        alike_until: The last step compared before the first one that differs; None where there is none.
+        partings: Where each parameter or metric parts, in order; what stays alike is not in it.
+    """
+
+    names: int
+    only: tuple[Sequence[str], Sequence[str]]
+    ends: tuple[int | None, int | None]
+    steps: int
+    alike_until: int | None
+    partings: Sequence[Parting]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is different between two runs."""
+
+    params: Compared
+    metrics: Compared
+
+    @property
+    def alike(self) -> bool:
+        """Whether both have the same parameters, and no number differs at a step that both have."""
+        return not (self.params.partings or self.metrics.partings or any(self.params.only))
+
+
+def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: str = "") -> Difference:
+    """Compare two runs, at the steps that both have.
+
+    Args:
+        a: The first run.
+        b: The second run.
+        tolerance: How far numbers may be apart.
+        without: A regular expression (Rust's syntax): parameters and metrics in whose name it is found are left out.
+    """
+    allowed = tolerance or Tolerance()
+    extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
+    metrics = [
+        # Where one rank is behind, what the others have logged since then is not all there is of a step.
+        _table(_as_rows(run.metrics, table.last if table.ranks > 1 else None), "name", without)
+        for run, table in zip((a, b), extremes, strict=True)
+    ]
+    fold = max(a.fold, b.fold)
+    return Difference(
+        _compared(extremes[0], extremes[1], allowed, fold, a.order), _compared(metrics[0], metrics[1], allowed)
+    )
+
+
+def _as_rows(metrics: pl.LazyFrame, last: int | None) -> pl.LazyFrame:
+    """Metrics in the form of extremes: what is logged several times in a step has a minimum and a maximum, too.
+
+    Args:
+        metrics: Whoever logged them, all of them count as one rank's: not every rank logs at every step.
+        last: The last step that counts, if there is one.
+    """
+    value = pl.col("value")
+    rows = metrics.filter(~pl.col("name").cast(pl.String).is_in(_OWN_METRICS))
+    if last is not None:
+        rows = rows.filter(pl.col("step") <= last)
+    return rows.select("step", "name", rank=pl.lit(0), span=pl.lit(1), value_min=value, value_max=value)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A run's rows of one table, named by its column ``key``; first and last step are those that all ranks have."""
+
+    rows: pl.LazyFrame
+    key: str
+    names: list[str]
+    ranks: int
+    count: int
+    first: int | None
+    last: int | None
+
+    @property
+    def density(self) -> float:
+        """About how many rows there are for a step."""
+        return self.count / max(1, (self.last or 0) - (self.first or 0) + 1)
+
+
+def _table(rows: pl.LazyFrame, key: str, without: str) -> _Table:
+    step = pl.col("step")
+    ranks = rows.group_by("rank").agg(pl.len(), first=step.min(), last=step.max()).collect(engine="streaming")
+    names = rows.select(pl.col(key).unique().cast(pl.String)).collect(engine="streaming")[key].to_list()
+    left_out = set(matching(names, without)) if without else set()
+    kept = sorted(set(names) - left_out)
+    first, last, count = ranks.select(pl.col("first").max(), pl.col("last").min(), pl.col("len").sum()).row(0)
+    return _Table(rows, key, kept, ranks.height, count, first, last)
+
+
+def _matched(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
+    """For each name that stands in both runs the first one's, by the second one's; wrappers' names count for nothing.
+
+    Only where a name has no equal: "module" is also what people call a module of theirs.
+    """
+    left = {_unwrapped(name): name for name in sorted(set(a) - set(b))}
+    right = {_unwrapped(name): name for name in sorted(set(b) - set(a))}
+    alike = {name: name for name in set(a) & set(b)}
+    return alike | {right[bare]: left[bare] for bare in left.keys() & right.keys()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: Sequence[str] = ()) -> Compared:
+    matched = _matched(a.names, b.names)
+    common = sorted(matched.values())
+    renamed = {name: other for name, other in matched.items() if name != other}
+    there = set(b.rows.collect_schema().names())
+    columns = [name for name in a.rows.collect_schema().names() if name in there]
+    statistics = [name for quantity in _QUANTITIES for name in columns if name.startswith(f"{quantity}_")]
+    found: dict[str, Parting] = {}
+    steps, alike_until = 0, None
+    for first, last in _windows(a, b, fold):
+        if len(found) == len(common):
+            break
+        both = _side_by_side(
+            _reduced(a, {}, common, statistics, first, last, fold),
+            _reduced(b, renamed, common, statistics, first, last, fold),
+            a.key,
+        )
+        here = both["step"].unique().sort()
+        new = _parted(both.filter(~pl.col(a.key).is_in(list(found))), a.key, statistics, tolerance)
+        steps += len(here)
+        if not found:
+            before = here if new.is_empty() else here.filter(here < new["step"].min())
+            alike_until = before[-1] if len(before) else alike_until
+        for row in new.iter_rows(named=True):
+            name, statistic = row[a.key], row["statistic"]
+            found[name] = Parting(name, row["step"], row["span"], statistic, row[statistic], row[f"{statistic}_b"])
+    place = {name: index for index, name in enumerate(order)}
+
+    def in_order(parting: Parting) -> tuple[int, int, int, str]:
+        quantity = _QUANTITIES.index(parting.statistic.partition("_")[0])
+        return parting.step, quantity, place.get(parting.name, len(place)), parting.name
+
+    only = sorted(set(a.names) - set(common)), sorted(set(b.names) - set(matched))
+    return Compared(len(common), only, (a.last, b.last), steps, alike_until, sorted(found.values(), key=in_order))
+
+
+def _windows(a: _Table, b: _Table, fold: int) -> Iterator[tuple[int, int]]:
+    """The first and the last step of each stretch that is compared at once, of those that both runs have."""
+    if a.first is None or a.last is None or b.first is None or b.last is None:
+        return
+    width = max(1, int(_ROWS / max(a.density, b.density)) // fold) * fold
+    last = min(a.last, b.last)
+    for first in range(max(a.first, b.first) // fold * fold, last + 1, width):
+        yield first, min(first + width - 1, last)
+
+
+def _reduced(
+    table: _Table,
+    renamed: Mapping[str, str],
+    names: Sequence[str],
+    statistics: Sequence[str],
+    first: int,
+    last: int,
+    fold: int,
+) -> pl.LazyFrame:
+    """A run's rows of these steps and names, one a step and name: ranks as one, and so many steps as one."""
+    step, key = pl.col("step"), pl.col(table.key)
+    name = key.cast(pl.String).replace(renamed) if renamed else key
+    rows = (
+        table.rows.filter(step.is_between(first, last))
+        .with_columns(name.cast(pl.Enum(names), strict=False))
+        .filter(key.is_not_null())
+    )
+    if fold == table.ranks == 1 and table.key == "param":
+        return rows.select("step", key, "span", *statistics)
+    covered = pl.col("span").max() if fold == 1 else pl.col("span").sum() // pl.col("rank").n_unique()
+    end = pl.min_horizontal(step - step % fold + fold - 1, pl.lit(last))
+    return rows.group_by(end, key).agg(covered, *map(_merged, statistics))
+
+
+def _merged(statistic: str) -> pl.Expr:
+    # polars' min and max would skip a NaN.
+    column = pl.col(statistic)
+    if statistic.endswith("_min"):
+        return column.nan_min()
+    return column.mean() if statistic.endswith("_mean") else column.nan_max()
+
+
+def _side_by_side(a: pl.LazyFrame, b: pl.LazyFrame, key: str) -> pl.DataFrame:
+    """The rows of the steps that both runs have; one that only one of them has stands beside nulls."""
+    left, right = pl.collect_all([a, b], engine="streaming")
+    # What somebody logs at some steps only is compared at those of them that both have.
+    how: Literal["full", "inner"] = "full" if key == "param" else "inner"
+    if left.select("step", key).equals(right.select("step", key)):
+        # As most runs of one training have it, and several times as fast.
+        both = left.hstack(right.drop("step", key).rename(lambda column: f"{column}_b"))
+    else:
+        both = left.join(right, on=["step", key], how=how, coalesce=True, suffix="_b")
+    # A row of three steps says nothing of a row of ten.
+    both = both.filter((pl.col("span") == pl.col("span_b")).fill_null(value=True))
+    shared = both.filter(pl.col("span").is_not_null() & pl.col("span_b").is_not_null()).select("step").unique()
+    return both.join(shared, on="step", how="semi").with_columns(pl.coalesce("span", "span_b"))
+
+
+def _parted(both: pl.DataFrame, key: str, statistics: Sequence[str], tolerance: Tolerance) -> pl.DataFrame:
+    """Of each name the first row that differs, and the first of its statistics that does."""
+    differs = {name: ~_alike(pl.col(name), pl.col(f"{name}_b"), tolerance) for name in statistics}
+    first = [pl.when(differs[name]).then(pl.lit(name)) for name in statistics]
+    return (
+        both.filter(pl.any_horizontal(differs.values()))
+        .sort("step")
+        .unique(key, keep="first")
+        .with_columns(pl.coalesce(first).alias("statistic"), pl.col(key).cast(pl.String))
+    )
+
+
+def _alike(a: pl.Expr, b: pl.Expr, tolerance: Tolerance) -> pl.Expr:
+    allowed = tolerance.absolute + tolerance.relative * pl.max_horizontal(a.abs(), b.abs())
+    near = a.is_finite() & b.is_finite() & ((a - b).abs() <= allowed)
+    # As polars has it, NaN equals NaN.
+    return a.eq_missing(b) | near.fill_null(value=False)
+
+
+def side(path: Place) -> Side:
+    """What is compared of the run in a folder.
+
+    Raises:
+        LogError: it cannot be read, or has no row yet.
+    """
+    info = open_run(path).info
+    fold = info["settings"].get("fold") or 1
+    return Side(scan(path), scan(path, "metrics"), fold, _order(path, [param["name"] for param in info["params"]]))
+
+
+def _order(path: Place, params: Sequence[str]) -> list[str]:
+    """The parameters in the order in which their gradients arrived; where that is not known, from the last on."""
+    events = scan(path, "events").filter(pl.col("kind") == "order").sort("rank", -pl.col("attempt")).head(1)
+    try:
+        arrived = list(map(str, json.loads(events.select("detail").collect().item())))
+    except (ValueError, TypeError):
+        # There is none, or it is not one of the tracer's.
+        arrived = []
+    return list(dict.fromkeys([*arrived, *reversed(params)]))

@@ -1,0 +1,180 @@
+"""The overview: loss, accuracy and overall extremes of a run, or of several side by side."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
+from viewer.draw.marks import (
+    FEW_POINTS,
+    RAW,
+    NonFinite,
+    draw_band,
+    draw_findings,
+    draw_line,
+    draw_nonfinite,
+    drawable,
+    last,
+    numbers_of,
+)
+from viewer.draw.panels import Panel, begin, heading, set_title
+from viewer.draw.theme import Colour, style_of, theme
+from viewer.options import Scale, ViewOptions
+from viewer.reduce.metrics import panel, smoothed
+from viewer.snapshot import Curve, Snapshot
+from viewer.words import shortened
+
+_NOTES = {
+    "loss": "no metric with 'loss' in its name yet: trace.log(loss=…)",
+    "accuracy": "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
+    "metrics": "not logged yet",
+}
+_NAMED = 3
+_LINES = {"max": "-", "min": "--"}
+_WORDS = {"value": "value", "grad": "gradient"}
+
+
+def _not_logged(snapshots: Sequence[Snapshot]) -> str:
+    """What is said where metrics that were asked for are not there: which there are, as a name may be mistyped."""
+    there = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
+    more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+    return (
+        f"not logged yet{'; there are ' * bool(there)}{', '.join(shortened(name, 20) for name in there[:_NAMED])}{more}"
+    )
+
+
+class Overview:
+    """Loss, accuracy and overall extremes in a figure that it fills.
+
+    One run has a colour for each curve, and one panel for all extremes. Of several, each has one colour, and values and
+    gradients have a panel each.
+
+    Args:
+        figure: The figure.
+        options: What to show; ``metrics`` have a panel of their own, unless they belong to another.
+        titled: Whether the title says how the runs are.
+    """
+
+    def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
+        self.figure = figure
+        self._options = options or ViewOptions()
+        self._titled = titled
+        self._begin(several=False)
+
+    def _begin(self, several: bool) -> None:
+        self._several = several
+        begin(self.figure, self._options)
+        of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
+        names = [
+            name for name in _NOTES if name != "metrics" or any(panel(each) is None for each in self._options.metrics)
+        ]
+        heights = [3] * len(names) + [4] * len(of)
+        rows = self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        self._metrics = {
+            name: Panel(axes, self._options, name, _NOTES[name]) for name, axes in zip(names, rows, strict=False)
+        }
+        self._extremes = {
+            kinds: Panel(axes, self._options, name)
+            for (name, kinds), axes in zip(of.items(), rows[len(names) :], strict=True)
+        }
+        self.figure.align_ylabels()
+        self._bottom = rows[-1]
+        style_x_axis(self._bottom, self._options)
+        self._x = SharedX(self._bottom)
+
+    def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
+        """Draw snapshots; a zoomed axis keeps its limits.
+
+        Args:
+            snapshots: One of each run, at least one.
+            now: Seconds since 1970, for the ages in the title.
+        """
+        if self._several != (len(snapshots) > 1):
+            self._begin(several=len(snapshots) > 1)
+        if self._titled:
+            set_title(self.figure, self._options, heading(self._options, snapshots, now))
+        with self._x.updating():
+            for name, panel in self._metrics.items():
+                curves = [self._curves(snapshot, name) for snapshot in snapshots]
+                if name == "metrics":
+                    panel.note(_not_logged(snapshots))
+                panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
+            for kinds, panel in self._extremes.items():
+                empty = all(snapshot.extremes is None for snapshot in snapshots)
+                panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
+            for index, panel in enumerate((*self._metrics.values(), *self._extremes.values())):
+                panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=index == 0))
+        self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
+
+    def _panel(self, name: str) -> str | None:
+        return panel(name) or ("metrics" if name in self._options.metrics else None)
+
+    def _curves(self, snapshot: Snapshot, name: str) -> list[Curve]:
+        return [curve for curve in snapshot.curves if self._panel(curve.name) == name]
+
+    def _colour(self, run: int, runs: int, curve: int) -> Colour:
+        """One run's curves have a colour each; of several, each run has one, however many there are."""
+        palette = theme(self._options).palette
+        if runs == 1:
+            return palette[curve % len(palette)]
+        if runs <= len(palette):
+            return palette[run]
+        low, high = theme(self._options).rainbow
+        return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
+
+    def _draw_metrics(
+        self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes
+    ) -> list[Artist]:
+        set_scale(axes, self._options, [low for each in curves for curve in each for low in curve.low], Scale.LINEAR)
+        palette = theme(self._options).palette
+        artists: list[Artist] = []
+        for run, (snapshot, each) in enumerate(zip(snapshots, curves, strict=True)):
+            for index, curve in enumerate(each):
+                style = style_of(curve.name, index if self._several else index // len(palette))
+                artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
+        logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
+        for asked in dict.fromkeys(self._options.metrics):
+            if asked not in logged and self._panel(asked) == name:
+                artists += axes.plot([], [], linestyle="none", label=f"{shortened(asked)}: not logged yet")
+        return artists
+
+    def _draw_curve(self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str) -> list[Artist]:
+        x = x_values(self._options, snapshot, curve.step, curve.time)
+        label = self._label(snapshot, shortened(curve.name))
+        artists: list[Artist] = []
+        heights = curve.mean
+        if self._options.smoothing and len(heights) > FEW_POINTS:
+            artists += axes.plot(x, drawable(heights), color=colour, alpha=0.35, linewidth=0.8, gid=RAW)
+            heights = smoothed(heights, self._options.smoothing)
+        newest = curve.mean if curve.newest is None else [curve.newest]
+        artists.append(draw_line(axes, x, heights, label + last(newest), colour, style))
+        artists += draw_band(axes, x, curve.low, curve.high, colour)
+        bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
+        return artists + draw_nonfinite(axes, self._options, bad)
+
+    def _label(self, snapshot: Snapshot, of: str) -> str:
+        return f"{shortened(snapshot.name, 20)} {of}".strip() if self._several else of
+
+    def _draw_extremes(self, kinds: Sequence[str], snapshots: Sequence[Snapshot], axes: Axes) -> list[Artist]:
+        there = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
+        names = [f"{kind}_{end}" for kind in kinds for end in _LINES]
+        numbers = [number for _, _, extremes in there for name in names for number in extremes.statistics[name]]
+        set_scale(axes, self._options, numbers, Scale.SYMLOG)
+        artists: list[Artist] = []
+        for run, snapshot, extremes in there:
+            x = x_values(self._options, snapshot, extremes.step, extremes.time)
+            for index, kind in enumerate(kinds):
+                colour = self._colour(run, len(snapshots), index)
+                of = self._label(snapshot, "" if self._several else _WORDS[kind])
+                for end, style in _LINES.items():
+                    heights = numbers_of(extremes.statistics[f"{kind}_{end}"])
+                    artists.append(draw_line(axes, x, heights, f"{of} {end}{last(heights)}", colour, style))
+                    if extremes.inner is not None:
+                        artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
+                bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, of, colour)
+                artists += draw_nonfinite(axes, self._options, bad)
+        return artists

@@ -1,0 +1,179 @@
+"""A figure and its panels: layout, title, legends, and what is said where there is nothing yet."""
+
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from viewer.draw.axes import inches_of
+from viewer.draw.marks import FLAG, RAW
+from viewer.draw.theme import narrow, theme
+from viewer.options import ViewOptions
+from viewer.snapshot import Snapshot
+from viewer.words import finding_words, first_of, notices, shortened, title
+
+# More entries than have room would press the panel itself together.
+_LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
+_NOTICE_LINES, _NOTICE_LENGTH = 2, 140
+_FINDING_LINES, _FINDING_LENGTH = 4, 100
+# So many letters of the title, and of a legend above a panel, are an inch.
+_TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
+# Of a note in a panel, beside a legend of long names.
+_NOTE_LETTERS = 60
+# Usual ones are narrower; and what stands before a legend's words is as wide as so many.
+_SMALL_LETTERS, _HANDLE_LETTERS = 18, 4
+
+
+class _Steady(ConstrainedLayoutEngine):
+    """Moves the panels only where texts ask for other room: a layout costs as much as the drawing of all curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made_for: object = None
+
+    def execute(self, fig: Figure) -> None:
+        ends = []
+        for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                # This also makes the labels those of the present limits.
+                axis.get_ticklabels(which="both")
+                low, high = sorted(axis.get_view_interval())
+                inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+                # Labels at an axis' ends stand out, as far as a hundredth of its length.
+                ends.append([round((tick - low) / (high - low) * 100) for tick in (*inside[:1], *inside[-1:])])
+        texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+        # Digits have the same width.
+        made_for = *fig.bbox.size, fig.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
+        if made_for != self._made_for:
+            super().execute(fig)
+            self._made_for = made_for
+
+
+def begin(figure: Figure, options: ViewOptions) -> None:
+    """Empty a figure and make it ready."""
+    figure.clear()
+    figure.set_layout_engine(_Steady())
+    figure.set_facecolor(theme(options).ground)
+
+
+def set_title(figure: Figure, options: ViewOptions, words: str) -> None:
+    """Put words above everything."""
+    size = 8 if narrow(figure) else 11
+    width = int(_TITLE_LETTERS * figure.get_figwidth() * 11 / size)
+    wrapped = [part for line in words.splitlines() for part in textwrap.wrap(line, width)]
+    # The one that is there keeps its height, which the layout gave it.
+    (text,) = figure.texts or [figure.suptitle("", x=0.01, ha="left", color=theme(options).ink)]
+    text.set_fontsize(size)
+    text.set_parse_math(False)
+    text.set_text("\n".join(wrapped))
+
+
+def heading(options: ViewOptions, snapshots: Sequence[Snapshot], now: float) -> str:
+    """How the runs are, and what has to be known of them, as far as a figure has room for it."""
+    said = first_of(notices(snapshots), _NOTICE_LINES, "tracer verify")
+    found = first_of(finding_words(snapshots, options), _FINDING_LINES, "viewer check")
+    lines = [*(shortened(line, _NOTICE_LENGTH) for line in said), *(shortened(line, _FINDING_LENGTH) for line in found)]
+    return "\n".join([title(snapshots, now, options), *lines])
+
+
+def style_axes(axes: Axes, options: ViewOptions, label: str, note: str = "") -> Text:
+    """Style empty axes; the text that they show while they are empty."""
+    colours = theme(options)
+    axes.set_facecolor(colours.ground)
+    axes.set_ylabel(label, color=colours.ink, parse_math=False)
+    axes.grid(True, color=colours.pale, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=colours.ink, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(colours.ink)
+    note = _fitting(axes, note)
+    text = axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", va="center", color=colours.faint)
+    # A metric's name is no formula.
+    text.set_parse_math(False)
+    return text
+
+
+def _fitting(axes: Axes, note: str) -> str:
+    figure = axes.get_figure(root=True)
+    letters = _NOTE_LETTERS
+    if figure is not None and narrow(figure):
+        letters = int(_TITLE_LETTERS * (figure.get_figwidth() - 1))
+    return textwrap.fill(note, letters)
+
+
+def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: bool = False) -> None:
+    """The legend of what was drawn, beside the panel; above it where it is asked for, or a phone has no room."""
+    previous = axes.get_legend()
+    if previous is not None:
+        previous.remove()
+    lines = [artist for artist in artists if isinstance(artist, Line2D) and artist.get_gid() not in (RAW, FLAG)]
+    if not lines:
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "the axes are in a figure"
+    small = narrow(figure)
+    width, inches = inches_of(axes)
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
+    # Beside the panel an entry takes a fifth of an inch, above it less; there, the panel keeps most of the room.
+    room = min(_LEGEND_ENTRIES, int(inches / 0.18))
+    if above or small:
+        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
+        longest = max(len(str(line.get_label())) for line in lines)
+        where["ncols"] = max(1, min(3, int(_SMALL_LETTERS * width // (longest + _HANDLE_LETTERS))))
+        room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
+    # What is not finite comes first: it must not be among what finds no room.
+    handles = sorted(lines, key=lambda line: line.get_marker() != "X")
+    if len(handles) > max(1, room):
+        rest = len(handles) - max(1, room - 1)
+        handles[-rest:] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
+    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
+    labels = [str(line.get_label()) for line in handles]
+    if small:
+        labels = [textwrap.fill(label, int(_LEGEND_LETTERS * width)) for label in labels]
+    for text in axes.legend(handles, labels, frameon=False, labelcolor=theme(options).ink, **where).get_texts():
+        text.set_parse_math(False)
+
+
+class Panel:
+    """One pair of axes whose content is drawn anew on each update; a zoomed axis keeps its limits."""
+
+    def __init__(
+        self,
+        axes: Axes,
+        options: ViewOptions,
+        label: str,
+        note: str = "no step recorded yet",
+        legend_above: bool = False,
+    ) -> None:
+        self.axes = axes
+        self._options = options
+        self._legend_above = legend_above
+        self._note = style_axes(axes, options, label, note)
+        self._drawn: list[Artist] = []
+
+    def draw(self, make: Callable[[Axes], list[Artist]], *, empty: bool) -> None:
+        """Replace what was drawn, so that limits follow what comes next alone; say so where nothing comes."""
+        while self._drawn:
+            self._drawn.pop().remove()
+        self.axes.relim()
+        self.axes.tick_params(left=not empty, labelleft=not empty)
+        self._note.set_visible(empty)
+        self._drawn = make(self.axes)
+        legend(self.axes, self._options, self._drawn, self._legend_above)
+
+    def note(self, note: str) -> None:
+        """Say something else where nothing comes."""
+        self._note.set_text(_fitting(self.axes, note))
+
+    def add(self, drawn: Sequence[Artist]) -> None:
+        """Keep what was drawn besides until the panel is drawn again."""
+        self._drawn += drawn

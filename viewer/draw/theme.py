@@ -1,0 +1,69 @@
+"""Colours and sizes of figures, light and dark."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from viewer.options import ViewOptions
+from viewer.reduce.metrics import is_validation
+from viewer.snapshot import Finding, Severity
+
+SIZE_INCHES = (10.0, 8.0)
+# A name, or red, green, blue and opacity.
+Colour = str | tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours, as matplotlib takes them; the palettes are told apart by readers with every kind of colour vision.
+
+    ``blank`` is for what was not recorded, beside a black zero; ``rainbow`` is the part of it that the ground lets see.
+    """
+
+    ground: str
+    blank: str
+    ink: str
+    pale: str
+    faint: str
+    alarm: str
+    caution: str
+    palette: tuple[str, ...]
+    rainbow: tuple[float, float]
+
+
+# Okabe and Ito's palette, and the same hues for a dark ground.
+LIGHT = Theme(
+    "#ffffff", "#ffffff", "#333333", "#dddddd", "#707070", "#c00000", "#8a5a00",
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), (0.0, 1.0),
+)  # fmt: skip
+DARK = Theme(
+    "#14171c", "#3a3f47", "#dddddd", "#3a3f47", "#9a9a9a", "#ff6060", "#e0a030",
+    ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"), (0.1, 0.9),
+)  # fmt: skip
+
+# With these, so many more curves can be told apart.
+STYLES = ("-", ":", "-.")
+_NARROW_INCHES = 6.0
+
+
+def theme(options: ViewOptions) -> Theme:
+    """The colours that are asked for."""
+    return DARK if options.dark else LIGHT
+
+
+def narrow(figure: Figure) -> bool:
+    """Whether it is shown on a phone."""
+    return bool(figure.get_figwidth() < _NARROW_INCHES)
+
+
+def style_of(name: str, index: int) -> str:
+    """A metric's line style: dashed for validation, so that colour alone tells nothing apart."""
+    return "--" if is_validation(name) else STYLES[index % len(STYLES)]
+
+
+def colour_of(options: ViewOptions, finding: Finding) -> str:
+    """A finding's colour."""
+    colours = theme(options)
+    return {Severity.ERROR: colours.alarm, Severity.WARNING: colours.caution, Severity.NOTE: colours.faint}[
+        finding.severity
+    ]

@@ -1,0 +1,150 @@
+"""Rows reduced to bins of steps: minima of minima, maxima of maxima, and the first step that is not finite."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+# About two bins for each pixel of a wide figure.
+CAPACITY = 2048
+
+
+def _finite(column: str) -> pl.Expr:
+    # polars' min and max skip NaN but not infinity, and one infinity would hide what is finite in its bin.
+    return pl.when(pl.col(column).is_finite()).then(pl.col(column))
+
+
+def _extreme(column: str) -> pl.Expr:
+    return pl.col(column).min() if column.endswith("_min") else pl.col(column).max()
+
+
+def _first_nonfinite(*columns: str) -> pl.Expr:
+    return pl.when(pl.any_horizontal(pl.col(column).is_finite().not_() for column in columns)).then(pl.col("step"))
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How rows become bins: each row is prepared, then a bin's rows, and later bins, are reduced by the same rules."""
+
+    keys: tuple[str, ...]
+    prepare: tuple[pl.Expr, ...]
+    reduce: tuple[pl.Expr, ...]
+
+
+# Of every bin the last step, and its time.
+_LAST = (pl.col("step").max(), pl.col("time").max())
+
+
+def of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduction:
+    """Minimum of minima, maximum of maxima; what is neither has both, ``<name>_low`` and ``<name>_high``."""
+    ends = [name for name in statistics if name.endswith(("_min", "_max"))]
+    others = [name for name in statistics if name not in ends]
+    kinds = sorted({name.partition("_")[0] for name in ends})
+    return Reduction(
+        keys,
+        prepare=(
+            *map(pl.col, ("step", "time", *keys)),
+            *(_finite(name).alias(name) for name in ends),
+            *(_finite(name).alias(f"{name}_{end}") for name in others for end in ("low", "high")),
+            *(_first_nonfinite(*(n for n in ends if n.startswith(of))).alias(f"{of}_nonfinite") for of in kinds),
+        ),
+        reduce=(
+            *_LAST,
+            *(_extreme(name) for name in ends),
+            *(pl.col(f"{name}_low").min() for name in others),
+            *(pl.col(f"{name}_high").max() for name in others),
+            *(pl.col(f"{of}_nonfinite").min() for of in kinds),
+        ),
+    )
+
+
+METRICS = Reduction(
+    keys=("name",),
+    prepare=(
+        *map(pl.col, ("name", "step", "time")),
+        _finite("value").alias("low"),
+        _finite("value").alias("high"),
+        _finite("value").alias("total"),
+        pl.col("value").is_finite().cast(pl.Int64).alias("count"),
+        pl.col("value").alias("newest"),
+        pl.lit(1).alias("writers"),
+        _first_nonfinite("value").alias("nonfinite"),
+    ),
+    reduce=(
+        *_LAST,
+        pl.col("low").min(),
+        pl.col("high").max(),
+        pl.col("total").sum(),
+        pl.col("count").sum(),
+        # What several ranks logged at the last step counts as its mean, too.
+        pl.col("newest", "writers").filter(pl.col("step") == pl.col("step").max()).sum(),
+        pl.col("nonfinite").min(),
+    ),
+)
+
+# Of each bin the newest histogram, whole: what lies between is in the extremes.
+HISTOGRAMS = Reduction(
+    keys=("of", "rank"),
+    prepare=tuple(map(pl.col, ("of", "rank", "step", "time", "low", "high", "counts"))),
+    reduce=(
+        *_LAST,
+        *(pl.col(column).sort_by("step").last() for column in ("low", "high", "counts")),
+    ),
+)
+
+
+@dataclass
+class Bins:
+    """Rows reduced to at most ``capacity`` bins of consecutive steps, for each value of the keys.
+
+    Attributes:
+        width: How many steps a bin covers.
+        frame: A row a bin and key: ``bin``, the keys, ``step`` (the last one in the bin) and what the reduction makes.
+    """
+
+    reduction: Reduction
+    capacity: int = CAPACITY
+    width: int = 1
+    frame: pl.DataFrame | None = None
+    _steps: tuple[int, int] | None = field(default=None, repr=False)
+
+    def absorb(self, rows: pl.LazyFrame) -> None:
+        """Reduce rows into the bins, in any order of steps; where this raises, nothing has changed."""
+        first, last = (
+            rows.select(pl.col("step").min().alias("first"), pl.col("step").max().alias("last")).collect().row(0)
+        )
+        if first is None:
+            return
+        known = self._steps or (first, last)
+        steps = min(first, known[0]), max(last, known[1])
+        width = self.width
+        while steps[1] // width - steps[0] // width >= self.capacity:
+            width *= 2
+        by = ("bin", *self.reduction.keys)
+        new = (
+            rows.select(*self.reduction.prepare)
+            .with_columns(pl.col("step").floordiv(width).alias("bin"))
+            .group_by(by)
+            .agg(*self.reduction.reduce)
+            .collect(engine="streaming")
+            # Dictionaries of different parts need not agree.
+            .with_columns(pl.col(pl.Categorical).cast(pl.String))
+        )
+        if self.frame is not None:
+            old = self.frame.with_columns(pl.col("bin").floordiv(width // self.width))
+            new = pl.concat([old, new], how="diagonal").group_by(by).agg(*self.reduction.reduce)
+        self.frame, self.width, self._steps = new.sort(by), width, steps
+
+    def ends(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Of each bin the last step and its time in seconds since 1970."""
+        if self.frame is None:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        frame = self.frame.group_by("bin").agg(*_LAST).sort("bin")
+        return frame["step"].to_numpy(), np.array(seconds_of(frame))
+
+
+def seconds_of(frame: pl.DataFrame) -> list[float]:
+    """The times of a frame's rows, in seconds since 1970."""
+    return (frame["time"].dt.epoch("us") / 1e6).to_list()

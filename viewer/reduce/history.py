@@ -1,0 +1,203 @@
+"""What the viewer keeps in memory of a run: reduced to bins of steps, bounded, with every extreme in it.
+
+A bin holds the minimum of minima and the maximum of maxima of its steps, and the first of them with a NaN or an
+infinity, so that neither a spike nor a NaN is ever lost, however long the run. As the bins fill, their resolution is
+halved.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracer.log.schema import STATISTICS
+from viewer.options import SPREAD, View, ViewOptions, matching
+from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, of_extremes, seconds_of
+from viewer.reduce.grid import Grid
+from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
+
+# So many cells has the strip of all parameters, in at most so many columns.
+_CELLS, _COLUMNS = 1_000_000, 512
+_HISTOGRAM_COLUMNS = 256
+_SPEED_SECONDS = 60.0
+
+
+def _needed(statistic: str) -> list[str]:
+    """The columns that hold a statistic: the largest magnitude is in every log's extremes."""
+    of, _, name = statistic.partition("_")
+    return [f"{of}_min", f"{of}_max"] if name == "absmax" else [statistic]
+
+
+class History:
+    """What a view needs of a run, bounded in memory.
+
+    Args:
+        options: What of the run, and of which ranks and parameters.
+        params: The parameters in model order.
+        capacity: How many bins each curve has.
+        stride: How many steps lie between rows; None if that changes.
+
+    Attributes:
+        tables: The tables that it takes rows of.
+    """
+
+    def __init__(
+        self,
+        options: ViewOptions | None = None,
+        params: Sequence[str] = (),
+        capacity: int = CAPACITY,
+        stride: int | None = 1,
+    ) -> None:
+        self._options = options or ViewOptions()
+        self._params = matching(list(params), self._options.params)
+        self._statistics = set(STATISTICS)
+        # The last step and time of rows that may not be shown.
+        self._newest = -1, -math.inf
+        columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
+        self._bins: dict[str, Bins | Grid]
+        if self._options.view is View.LAYERS:
+            self._bins = {
+                "extremes": Grid(_needed(self._options.statistic), self._params, columns, stride or 1, stride is None)
+            }
+        elif self._options.view is View.PARAM:
+            self._bins = {
+                "extremes": Bins(of_extremes(self._statistics), capacity),
+                "histograms": Bins(HISTOGRAMS, _HISTOGRAM_COLUMNS),
+            }
+        else:
+            keys = ("rank",) if self._options.rank == SPREAD else ()
+            self._bins = {
+                "extremes": Bins(of_extremes(STATISTICS, keys), capacity),
+                "metrics": Bins(METRICS, capacity),
+            }
+        self.tables = tuple(self._bins)
+
+    def absorb(self, table: str, rows: pl.LazyFrame) -> None:
+        """Take in rows of one of the tables."""
+        bins = self._bins[table]
+        if self._options.only_rank is not None:
+            rows = rows.filter(pl.col("rank") == self._options.only_rank)
+        if self._options.view is View.PARAM or self._options.params:
+            # How far the run is does not depend on what of it is shown.
+            step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)
+            if step is not None:
+                self._newest = max(self._newest[0], step), max(self._newest[1], time.timestamp())
+        if self._options.view is View.PARAM:
+            rows = rows.filter(pl.col("param") == self._options.param)
+        elif table == "extremes" and self._options.params:
+            names = rows.select(pl.col("param").unique().cast(pl.String)).collect()["param"].to_list()
+            rows = rows.filter(pl.col("param").is_in(matching(names, self._options.params)))
+        if table == "extremes":
+            rows = self._with_statistics(rows)
+        bins.absorb(rows)
+
+    def _with_statistics(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Rows with every column that is needed: parts of one table may differ in their statistics."""
+        columns = rows.collect_schema().names()
+        needed = self._statistics
+        if self._options.view is View.LAYERS:
+            needed = set(_needed(self._options.statistic))
+        elif self._options.view is View.PARAM:
+            found = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
+            bins = self._bins["extremes"]
+            if found - needed and isinstance(bins, Bins):
+                self._statistics = needed = needed | found
+                bins.reduction = of_extremes(sorted(needed))
+        return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed - set(columns))
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step of any row; None before the first row."""
+        steps = [int(max(steps)) for steps, _ in self._ends()]
+        return max([*steps, self._newest[0]]) if steps or self._newest[0] >= 0 else None
+
+    @property
+    def last_time(self) -> float | None:
+        """When the newest row was made, in seconds since 1970; None before the first row."""
+        seconds = [float(max(seconds)) for _, seconds in self._ends()]
+        return max([*seconds, self._newest[1]]) if seconds or self._newest[0] >= 0 else None
+
+    def _ends(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
+        return [ends for bins in self._bins.values() if len((ends := bins.ends())[0])]
+
+    def steps_per_second(self) -> float | None:
+        """The speed over the last minute, or over the last two bins where these take longer; None where unknown."""
+        steps, seconds = self._bins["extremes"].ends()
+        if len(steps) < 2:
+            return None
+        ages = seconds[-1] - seconds
+        # Before a clock was set back, times say nothing about the speed.
+        beyond = np.flatnonzero((ages < 0) | (ages > _SPEED_SECONDS))
+        begin = min(int(beyond[-1]) + 1 if len(beyond) else 0, len(steps) - 2)
+        elapsed = seconds[-1] - seconds[begin]
+        return float((steps[-1] - steps[begin]) / elapsed) if elapsed > 0 else None
+
+    def curves(self) -> list[Curve]:
+        """Every metric, by name."""
+        frame = self._frame("metrics")
+        if frame is None:
+            return []
+        return [_curve(str(name), bins) for (name,), bins in sorted(frame.group_by("name", maintain_order=True))]
+
+    def _frame(self, table: str) -> pl.DataFrame | None:
+        bins = self._bins.get(table)
+        return bins.frame if isinstance(bins, Bins) else None
+
+    def extremes(self) -> Extremes | None:
+        """The extremes of all parameters, or of the one that is shown; None before their first row."""
+        frame = self._frame("extremes")
+        if frame is None:
+            return None
+        inner = None
+        if "rank" in frame.columns:
+            least = [pl.col(name).max() if name.endswith("_min") else pl.col(name).min() for name in STATISTICS]
+            by_bin = frame.group_by("bin").agg(*least).sort("bin")
+            inner = {name: by_bin[name].to_list() for name in STATISTICS}
+            frame = frame.group_by("bin").agg(*of_extremes(STATISTICS).reduce).sort("bin")
+        numbers = [name for name in frame.columns if frame.schema[name] == pl.Float64]
+        return Extremes(
+            frame["step"].to_list(),
+            {name: frame[name].to_list() for name in numbers},
+            {
+                of: frame[f"{of}_nonfinite"].drop_nulls().to_list()
+                for of in ("value", "grad", "applied")
+                if f"{of}_nonfinite" in frame.columns
+            },
+            seconds_of(frame),
+            inner,
+        )
+
+    def histograms(self) -> dict[str, list[Histogram]]:
+        """The shown parameter's, for "value" and "grad", by step; several of one step are of several ranks."""
+        frame = self._frame("histograms")
+        found: dict[str, list[Histogram]] = {}
+        if frame is not None:
+            rows = frame.filter(pl.col("counts").is_not_null())
+            for of, step, low, high, counts, time in zip(
+                *(rows[name].to_list() for name in ("of", "step", "low", "high", "counts")),
+                seconds_of(rows),
+                strict=True,
+            ):
+                found.setdefault(of, []).append(Histogram(step, time, low, high, counts))
+        return found
+
+    def layers(self) -> Heatmap | None:
+        """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
+        grid = self._bins["extremes"]
+        return grid.layers() if isinstance(grid, Grid) else None
+
+
+def _curve(name: str, bins: pl.DataFrame) -> Curve:
+    mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(float("nan")))
+    return Curve(
+        name,
+        bins["step"].to_list(),
+        mean.to_series().to_list(),
+        bins["low"].fill_null(float("nan")).to_list(),
+        bins["high"].fill_null(float("nan")).to_list(),
+        bins["nonfinite"].drop_nulls().to_list(),
+        seconds_of(bins),
+        bins["newest"][-1] / bins["writers"][-1],
+    )

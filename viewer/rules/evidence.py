@@ -1,0 +1,203 @@
+"""What is known of a run when its findings are asked for: reduced, bounded in memory, and kept up to date."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracer.log.run import Run, State
+from viewer.reduce.history import History
+from viewer.reduce.metrics import is_validation
+from viewer.reduce.tracks import Courses, Integers, Tracks
+from viewer.snapshot import Curve
+
+# Of each kind of event of a rank so many are kept.
+_EVENTS = 1000
+_LARGEST_SIZE = 1 << 48
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter as ``run.json`` describes it; one that joined later has no shape."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the table ``events``."""
+
+    step: int
+    rank: int
+    kind: str
+    param: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run at one moment, for the rules. Immutable.
+
+    Attributes:
+        name: The run's name.
+        state: Whether it goes on.
+        courses: Every parameter's course; None before the first row.
+        curves: The metrics.
+        events: What happened to the trace.
+        described: The parameters as ``run.json`` describes them, by name.
+        settings: What ``attach`` was told.
+        dropped: How many rows could not be written, as far as is known.
+        reasons: The exceptions that ended ranks.
+        silent: The ranks that neither closed nor live.
+        problems: What could not be read.
+        complete: False while a closed run's last rows are still to arrive.
+    """
+
+    name: str = ""
+    state: State = "running"
+    courses: Courses | None = None
+    curves: tuple[Curve, ...] = ()
+    events: tuple[Event, ...] = ()
+    described: Mapping[str, Param] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+    reasons: tuple[str, ...] = ()
+    silent: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+    complete: bool = True
+
+    @property
+    def last_step(self) -> int:
+        """The last step of any row; 0 before the first."""
+        steps = [curve.step[-1] for curve in self.curves if len(curve.step)]
+        if self.courses is not None:
+            steps.append(int(self.courses.ends.max()))
+        return max(steps, default=0)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be expected: it has closed, or was killed."""
+        return self.complete if self.state == "closed" else self.state == "stopped" and bool(self.silent)
+
+    @property
+    def params(self) -> list[Param]:
+        """The parameters in the order of the courses."""
+        names = () if self.courses is None else self.courses.params
+        return [self.described.get(name, Param(name)) for name in names]
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.bool_]:
+        """Which of the parameters are weights of layers: of two dimensions at least, and trained."""
+        return np.array([param.trainable and len(param.shape) > 1 for param in self.params], np.bool_)
+
+    @cached_property
+    def backward(self) -> Integers:
+        """The parameters' numbers in the order in which gradients arrive: the model's turned round, unless recorded."""
+        names = [param.name for param in self.params]
+        recorded = next((event.detail for event in self.events if event.kind == "order"), "[]")
+        place = {name: at for at, name in enumerate(_listed(recorded))}
+        order = sorted(range(len(names)), key=lambda number: (place.get(names[number], len(place)), -number))
+        return np.array(order, np.int64)
+
+    @property
+    def losses(self) -> list[Curve]:
+        """The metrics that are a training's loss."""
+        return [curve for curve in self._of("loss") if not is_validation(curve.name)]
+
+    @property
+    def validation_losses(self) -> list[Curve]:
+        """The metrics that are a validation's loss."""
+        return [curve for curve in self._of("loss") if is_validation(curve.name)]
+
+    @property
+    def accuracies(self) -> list[Curve]:
+        """The metrics that are an accuracy, of training or validation."""
+        return self._of("acc")
+
+    def _of(self, word: str) -> list[Curve]:
+        return [curve for curve in self.curves if word in curve.name.lower()]
+
+    def curve(self, name: str) -> Curve | None:
+        """The metric of this name."""
+        return next((curve for curve in self.curves if curve.name == name), None)
+
+
+def _listed(text: str) -> list[str]:
+    """The names in a JSON list; none where a log holds something else."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _described(param: Mapping[str, Any]) -> Param:
+    """A parameter as ``run.json`` describes it, whoever wrote that."""
+    shape = param.get("shape")
+    known = isinstance(shape, list) and all(isinstance(size, int) and 0 <= size < _LARGEST_SIZE for size in shape)
+    dtype, trainable = str(param.get("dtype", "float32")), bool(param.get("trainable", True))
+    return Param(param["name"], tuple(shape) if known and shape else (), dtype, trainable)
+
+
+class Record:
+    """What the rules need of a run, bounded in memory.
+
+    Args:
+        run: The run.
+
+    Attributes:
+        tables: The tables that it takes rows of.
+    """
+
+    tables: tuple[str, ...] = ("events", "metrics", "extremes")
+
+    def __init__(self, run: Run) -> None:
+        self._described = {each["name"]: _described(each) for each in run.info["params"]}
+        settings = run.info["settings"]
+        self._settings = settings
+        stride = max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._tracks = Tracks(list(self._described), width=stride)
+        self._metrics = History()
+        self._events: list[Event] = []
+        self._counts: Counter[tuple[str, int]] = Counter()
+
+    def absorb(self, table: str, rows: pl.LazyFrame) -> None:
+        """Take in rows of one of the tables."""
+        if table == "events":
+            self._absorb_events(rows)
+        elif table == "metrics":
+            self._metrics.absorb("metrics", rows)
+        else:
+            self._tracks.absorb(rows)
+
+    def _absorb_events(self, rows: pl.LazyFrame) -> None:
+        for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
+            event = Event(*row)
+            self._counts[event.kind, event.rank] += 1
+            if self._counts[event.kind, event.rank] <= _EVENTS:
+                self._events.append(event)
+
+    def evidence(self, **how: Any) -> Evidence:
+        """What is known now.
+
+        Args:
+            **how: How the run is, as the attributes of ``Evidence``.
+        """
+        courses = self._tracks.courses()
+        return Evidence(
+            courses=courses if len(courses.ends) else None,
+            curves=tuple(self._metrics.curves()),
+            events=tuple(self._events),
+            described=self._described,
+            settings=self._settings,
+            **how,
+        )

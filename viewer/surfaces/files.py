@@ -1,0 +1,62 @@
+"""The surface that needs no screen: the figure as a file, once, or again on every change."""
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from viewer.draw.theme import SIZE_INCHES
+from viewer.draw.views import fill
+from viewer.options import ViewOptions
+from viewer.read.changes import until_closed
+from viewer.read.runs import Runs
+from viewer.snapshot import Snapshot
+from viewer.words import title
+
+FORMATS = ("png", "svg", "pdf")
+_DPI = 120
+
+
+class FigureFile:
+    """A file that shows runs; each write replaces it whole, so that nobody reads half a picture."""
+
+    def __init__(self, path: Path, options: ViewOptions) -> None:
+        self.path = path
+        self._figure = Figure(figsize=SIZE_INCHES, dpi=_DPI)
+        FigureCanvasAgg(self._figure)
+        self._view = fill(self._figure, options)
+
+    def write(self, snapshots: Sequence[Snapshot]) -> None:
+        """Draw snapshots into the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._view.update(snapshots, time.time())
+        staged = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self._figure.savefig(staged, format=self.path.suffix[1:].lower())
+            os.replace(staged, self.path)
+        except OSError as error:
+            # The staged file is nobody's business.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
+
+
+def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
+    """Write the figure on every change, until all have ended and the last rows have arrived; the last snapshots."""
+    drawn: object = None
+    shown: Sequence[Snapshot] = ()
+    for snapshots in until_closed(runs):
+        # The title speaks of the time since the last row, too.
+        said = snapshots and title(snapshots, time.time(), runs.options)
+        if snapshots and (snapshots is not shown or said != drawn):
+            file.write(snapshots)
+        drawn, shown = said, snapshots
+    return shown

@@ -1,0 +1,196 @@
+"""The surface inside Python: a figure of runs for a paper, and in a notebook a picture that follows a training.
+
+The kernel that shows a run is often the one that trains it. So a thread of its own draws, and it rests in proportion to
+what drawing has cost the training.
+"""
+
+import dataclasses
+import io
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tracer.log.store import Place, at
+from viewer.draw.theme import SIZE_INCHES
+from viewer.draw.views import fill
+from viewer.options import View, ViewOptions
+from viewer.read.changes import until_closed
+from viewer.read.runs import Runs, check_names, check_there
+from viewer.snapshot import Snapshot
+from viewer.words import title
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
+_Folder = str | os.PathLike[str]
+
+_LEAST_SECONDS = 0.5
+# Python lets one thread run at a time: with this, the training has nine tenths of it left, however slow drawing is.
+_REST = 9
+
+
+class _Picture(Figure):
+    """A figure of its own canvas, which a notebook shows although pyplot does not know it."""
+
+    def __init__(self) -> None:
+        super().__init__(figsize=SIZE_INCHES)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+
+def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options: Any) -> Figure:
+    """A figure of a run as it is now, or of several side by side: ``viewer.figure("runs/a").savefig("a.pdf")``.
+
+    Args:
+        run: A run's folder, or several, or a folder of runs.
+        view: ``"overview"``, ``"layers"`` or ``"param"``; without it the overview, or ``param`` where that is given.
+        options: How it is shown: the other fields of ``viewer.options.ViewOptions``, such as ``metrics=["lr"]``.
+
+    Returns:
+        A figure that pyplot does not know, so that nothing has to be closed.
+
+    Raises:
+        LogError: a run does not exist or cannot be read, or no parameter has the name that is asked for.
+        TypeError: there is no such field of ``ViewOptions``, or it is of another type.
+        ValueError: a field cannot have this value.
+    """
+    runs = Runs(_paths(run), _options(view, options))
+    try:
+        check_there(runs)
+        while (snapshots := runs.refresh()) is None:
+            runs.wait()
+        snapshots = runs.examine() or snapshots
+    finally:
+        runs.close()
+    check_names(runs.options, snapshots)
+    picture = _Picture()
+    fill(picture, runs.options).update(snapshots, time.time())
+    return picture
+
+
+def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: Any) -> "Showing":
+    """Show a run in a notebook, or several: a picture below the cell, which follows while cells and trainings run.
+
+    It may begin before the run exists. It ends by itself once all that it shows is closed, or has
+    been stopped for a minute.
+
+    Args:
+        run: A run's folder, or several, or a folder of runs.
+        view: As in ``figure``.
+        options: As in ``figure``.
+
+    Returns:
+        What ends it: ``stop()``.
+
+    Raises:
+        RuntimeError: this is no notebook.
+        TypeError: as in ``figure``.
+        ValueError: as in ``figure``.
+    """
+    runs = Runs(_paths(run), _options(view, options))
+    if not _in_notebook():
+        raise RuntimeError("viewer.show needs a notebook; elsewhere use viewer.figure, or the command `viewer`")
+    from IPython.display import display
+
+    verb = "waiting for" if runs.awaited else "reading"
+    text = f"viewer: {verb} {', '.join(map(str, runs.paths))}"
+    handle = display({"text/plain": text}, raw=True, display_id=True)
+    assert handle is not None, "a display with an id has a handle"
+    return Showing(runs, handle)
+
+
+class Showing:
+    """A picture in a notebook that follows runs, until they have ended or it is stopped; ``show`` returns it."""
+
+    def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
+        self._runs = runs
+        self._handle = handle
+        self._stop_asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="viewer-notebook", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it now; the last picture stays."""
+        self._stop_asked.set()
+        self._runs.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except _StoppedError:
+            pass
+        except Exception as error:
+            self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
+        finally:
+            self._runs.close()
+
+    def _follow(self) -> None:
+        picture = _Picture()
+        view = fill(picture, self._runs.options)
+        shown: Sequence[Snapshot] = ()
+        said = ""
+        before = time.thread_time()
+        for snapshots in until_closed(self._runs, self._progress):
+            # The title speaks of the time since the last row, too.
+            was, said = said, title(snapshots, time.time()) if snapshots else ""
+            if snapshots and (snapshots is not shown or said != was):
+                view.update(snapshots, time.time())
+                self._put(picture)
+            shown = snapshots
+            self._stop_asked.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
+            if self._stop_asked.is_set():
+                return
+            before = time.thread_time()
+
+    def _put(self, picture: _Picture) -> None:
+        from IPython.display import Image
+
+        self._handle.update(Image(data=picture._repr_png_(), format="png"))
+
+    def _progress(self, *_: int) -> None:
+        if self._stop_asked.is_set():
+            raise _StoppedError
+
+    def _ipython_display_(self) -> None:
+        """As the last value of a cell it shows nothing: its picture is there already."""
+
+
+class _StoppedError(Exception):
+    """The picture was to end while a long run was being opened."""
+
+
+def _in_notebook() -> bool:
+    """Whether what is displayed goes to a notebook: not in a script, and not in IPython's terminal."""
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def _paths(run: _Folder | Sequence[_Folder]) -> list[Place]:
+    paths = [at(run)] if isinstance(run, (str, os.PathLike)) else [at(each) for each in run]
+    if not paths:
+        raise ValueError("no run is named: give a run's folder, as in 'runs/resnet18'")
+    return paths
+
+
+def _options(view: str | None, given: Mapping[str, Any]) -> ViewOptions:
+    there = [field.name for field in dataclasses.fields(ViewOptions) if field.name not in ("run", "view")]
+    for name in given:
+        if name not in there:
+            raise TypeError(f"there is no {name!r}: there are view, {', '.join(there)}")
+    options = ViewOptions(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
+    if options.view is View.PARAM and not options.param:
+        raise ValueError("view='param' needs param, a parameter's name")
+    return options

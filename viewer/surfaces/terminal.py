@@ -1,0 +1,107 @@
+"""The surface that is a terminal: a picture in characters, redrawn in place; into a pipe, a line for each news."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+
+from viewer.read.changes import until_closed
+from viewer.read.runs import Runs
+from viewer.snapshot import Finding, Snapshot
+from viewer.surfaces.text import WORDS, ends, newest, picture
+from viewer.words import noticed, notices, plain, title, words
+
+_GATHER_SECONDS = 0.2
+
+
+def show(runs: Runs) -> Sequence[Snapshot]:
+    """Show runs until all have ended; the last snapshots.
+
+    Raises:
+        LogError: the run cannot be read.
+        KeyboardInterrupt: the user ended it with Ctrl-C.
+    """
+    # Where the locale knows no blocks and dots, question marks are better than an end.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console()
+    return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
+
+
+def _over(snapshots: Sequence[Snapshot]) -> bool:
+    return all(snapshot.state == "closed" and snapshot.complete for snapshot in snapshots)
+
+
+def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
+    """Keep the whole terminal as long as anything may change, and leave the last picture on it."""
+    live = Live(console=console, screen=True, auto_refresh=False)
+    shown: Sequence[Snapshot] = ()
+    drawn: object = None
+    try:
+        for snapshots in until_closed(runs):
+            if not snapshots:
+                continue
+            said, size = title(snapshots, time.time()), console.size
+            # Known before it is drawn, so that Ctrl-C leaves it on the terminal.
+            known, shown = snapshots is shown, snapshots
+            if not _over(snapshots) and not live.is_started:
+                live.start()
+            if live.is_started and (said, size, known) != drawn:
+                live.update(picture(snapshots, runs.options, time.time(), *size), refresh=True)
+            drawn = said, size, True
+            # What several ranks publish at once is drawn at once.
+            time.sleep(0.0 if _over(snapshots) else _GATHER_SECONDS)
+    finally:
+        live.stop()
+        if shown:
+            # The prompt needs room, too.
+            console.print(picture(shown, runs.options, time.time(), console.width, console.height - 2))
+    return shown
+
+
+def _print_lines(runs: Runs) -> Sequence[Snapshot]:
+    """A line for each run of which there is something new."""
+    shown: Sequence[Snapshot] = ()
+    said: set[object] = set()
+    for snapshots in until_closed(runs):
+        known = set(map(id, shown))
+        lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
+        news: dict[object, str] = {line: line for line in notices(snapshots)}
+        news |= {_told(run, found): _finding(run, found) for _, run, found in noticed(snapshots, runs.options)}
+        lines += [line for key, line in news.items() if key not in said]
+        said.update(news)
+        for line in lines:
+            print(plain(line), flush=True)
+        shown = snapshots
+    return shown
+
+
+def _told(snapshot: Snapshot, finding: Finding) -> object:
+    """What of a finding stays while it goes on: bins of steps become longer, and other parameters join the first."""
+    return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.over
+
+
+def _finding(snapshot: Snapshot, finding: Finding) -> str:
+    over = " is over" if finding.over else ""
+    return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{over}"
+
+
+def _news(snapshot: Snapshot) -> str:
+    """What is new of a run: its state and step, and the newest numbers."""
+    found = [f"{snapshot.name} {words(snapshot, time.time())}"]
+    found += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
+    bad = [(curve.name, min(curve.nonfinite)) for curve in snapshot.curves if curve.nonfinite]
+    for kind, word in WORDS.items():
+        both = ends(snapshot, kind)
+        found += [f"{curve.name} {newest(curve)}" for curve in both]
+        bad += [(word, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
+    found += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
+    layers = snapshot.layers
+    if layers is not None and np.isfinite(layers.magnitudes).any():
+        row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
+        found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
+        alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
+        found += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
+    return " · ".join(found)

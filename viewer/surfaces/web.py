@@ -1,0 +1,390 @@
+"""The surface in a browser: a page with a live figure and a control for every option, a figure a visitor.
+
+Everything of matplotlib happens in the one thread of the loop that serves; runs are read in threads of their own.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import io
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import matplotlib
+from matplotlib.backends.backend_webagg_core import (
+    FigureCanvasWebAggCore,
+    FigureManagerWebAgg,
+    NavigationToolbar2WebAgg,
+)
+from matplotlib.figure import Figure
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import PeriodicCallback
+from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from tracer.log.run import LogError
+from viewer.draw.theme import SIZE_INCHES
+from viewer.options import View, ViewOptions, options_of, words_of
+from viewer.read.runs import Runs
+from viewer.reduce.metrics import panel
+from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.surfaces.screen import Screen
+from viewer.words import noticed, plain, span
+
+# Who comes with a wrong address is told so; the terminal is for those who started this.
+logging.getLogger("tornado.general").addHandler(logging.NullHandler())
+
+HOST, PORT = "127.0.0.1", 8088
+_TICK_MILLISECONDS = 200
+# What is read within it replaces the previous picture at once, without an empty one between.
+_PATIENCE_SECONDS = 1.0
+_PING_SECONDS = 30
+# So many parameters stand in the page's list: more are found by filtering; and so many findings.
+_LISTED, _FINDINGS = 200, 30
+_LARGEST_MESSAGE = 1 << 16
+# A page has sensible sizes; what else comes is no page, and is to cost no memory.
+_BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
+_DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
+# The style attributes are those that matplotlib's script sets.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; "
+    "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def serve(
+    open_runs: Callable[[ViewOptions], Runs],
+    options: ViewOptions,
+    host: str,
+    port: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        open_runs: Opens the runs that options ask for.
+        options: What a visitor sees whose address asks for nothing.
+        host: The address to listen at; "" for this machine alone.
+        port: The port, 0 for any free one; None for the usual one, or a free one where it is taken.
+        say: Tells the user the page's address.
+
+    Raises:
+        LogError: nothing can be served there.
+        KeyboardInterrupt: the user ended it.
+    """
+    # Nobody at this terminal can make a page wider.
+    warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+    host = host or HOST
+    listening = _listen(host, port)
+    site = Site(open_runs, options, frozenset({"localhost", socket.gethostname().lower(), host.lower()}))
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
+    shown = f"[{shown}]" if ":" in shown else shown
+    say(f"Ctrl-C ends the page at http://{shown}:{listening.getsockname()[1]}/{site.token}/")
+    asyncio.run(_serve(site, listening))
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, PORT if port is None else port), family=family)
+    except OSError as error:
+        if port is None:
+            return _listen(host, 0)
+        reason = error.strerror or str(error)
+        raise LogError(
+            f"no page at {host}:{port} ({reason}): give another --port (0: any free one) or --host"
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+async def _serve(site: "Site", listening: socket.socket) -> None:
+    given = {"site": site}
+    server = HTTPServer(
+        Application(
+            [
+                (r"/([^/]+)/socket", Visitor, given),
+                (r"/([^/]+)/figure\.([a-z]+)", Download, given),
+                (r"/([^/]+)/(.*)", File, given),
+            ],
+            default_handler_class=File,
+            default_handler_args=given,
+            # As for what is malformed.
+            log_function=lambda _: None,
+            websocket_max_message_size=_LARGEST_MESSAGE,
+            websocket_ping_interval=_PING_SECONDS,
+        )
+    )
+    server.add_socket(listening)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        server.stop()
+        for visitor in list(site.visitors.values()):
+            visitor.on_close()
+        await server.close_all_connections()
+
+
+class Site:
+    """What visitors have in common.
+
+    Attributes:
+        token: What an address must begin with. As a folder, it is in every address that the page refers to by itself;
+            a cookie would also go to whoever serves at another port of this host.
+        files: What the page consists of: type and content, by name.
+        visitors: Those who look now, by the names that their pages know.
+    """
+
+    def __init__(self, open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, hosts: frozenset[str]) -> None:
+        self.open_runs = open_runs
+        self.options = options
+        self.token = secrets.token_urlsafe()
+        self.files = _files()
+        self.visitors: dict[str, Visitor] = {}
+        self._hosts = hosts
+
+    def refusal(self, host: str, token: str) -> str | None:
+        """Why nothing is served to a request, in a sentence; None where nothing is wrong."""
+        if not (host in self._hosts or _is_address(host)):
+            # A name of somebody else may have been made to point here, so that his page can read what is served.
+            return "This host name is not the viewer's: open the address that it printed, or give the name with --host."
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
+            return "This address lacks the viewer's token: open the address that it printed."
+        return None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _files() -> dict[str, tuple[str, bytes]]:
+    page = Path(__file__).parent / "page"
+    images = Path(matplotlib.get_data_path(), "images")
+    icons = [
+        name + size for _, _, name, _ in FigureManagerWebAgg.ToolbarCls.toolitems if name for size in ("", "_large")
+    ]
+    return {
+        "": ("text/html", (page / "page.html").read_bytes()),
+        "page.css": ("text/css", (page / "page.css").read_bytes()),
+        "page.js": ("text/javascript", (page / "page.js").read_bytes()),
+        "mpl.js": ("text/javascript", FigureManagerWebAgg.get_javascript().encode()),
+        **{f"_images/{name}.png": ("image/png", (images / f"{name}.png").read_bytes()) for name in icons},
+    }
+
+
+class _Guarded(RequestHandler):
+    """Answers only those who know the token, under a name of this machine."""
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Security-Policy", _POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> None:
+        refusal = self.site.refusal(self.request.host_name.lower(), self.path_args[0] if self.path_args else "")
+        if refusal is not None:
+            self.refuse(403, refusal)
+
+    def refuse(self, status: int, sentence: str) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(sentence)
+
+
+class File(_Guarded):
+    """One of the files that the page consists of."""
+
+    def get(self, _: str, name: str) -> None:
+        """Write the file: one of those that are known, so that no address leads into a file system."""
+        if name not in self.site.files:
+            self.refuse(404, "There is no such page.")
+            return
+        kind, content = self.site.files[name]
+        self.set_header("Content-Type", f"{kind}; charset=utf-8" if kind.startswith("text/") else kind)
+        self.write(content)
+
+
+class Download(_Guarded):
+    """A visitor's figure as he sees it, zoomed or not, as a file."""
+
+    def get(self, _: str, kind: str) -> None:
+        """Write the figure of the visitor who is named in the query."""
+        visitor = self.site.visitors.get(self.get_query_argument("visitor", ""))
+        if visitor is None or kind not in _DOWNLOADS:
+            self.refuse(404, "There is no such figure: reload the page, and save it as png, svg or pdf.")
+            return
+        content = io.BytesIO()
+        visitor.screen.figure.savefig(content, format=kind)
+        self.set_header("Content-Type", _DOWNLOADS[kind])
+        self.set_header("Content-Disposition", "attachment")
+        self.write(content.getvalue())
+
+
+class Visitor(_Guarded, WebSocketHandler):
+    """One page: its figure, what it is asked to show, and what its user has to know."""
+
+    def open(self, _: str) -> None:
+        """Begin to show what the page's address asks for."""
+        words = parse_qs(self.request.query, keep_blank_values=True)
+        self._base = dataclasses.replace(
+            self.site.options, dark=self.site.options.dark or words.get("prefers") == ["dark"]
+        )
+        options, self._refused = options_of(words, self._base)
+        self._asked, self._told = words, dict[str, object]()
+        figure = Figure(figsize=SIZE_INCHES)
+        self._manager = FigureManagerWebAgg(FigureCanvasWebAggCore(figure), 1)
+        self._toolbar = self._manager.toolbar = NavigationToolbar2WebAgg(figure.canvas)
+        self.screen = Screen(figure, self.site.open_runs, options, titled=False)
+        self._followed: ViewOptions | None = None
+        self._drawn = False
+        self._name = secrets.token_urlsafe()
+        self.site.visitors[self._name] = self
+        self._manager.add_web_socket(self)
+        self._ticks = PeriodicCallback(self._tick, _TICK_MILLISECONDS)
+        self._ticks.start()
+
+    def on_message(self, message: str | bytes) -> None:
+        """Take what the page's controls ask for, or what matplotlib's script has to say."""
+        try:
+            self._take(json.loads(message))
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            # No page of ours says such a thing.
+            self.close()
+
+    def _take(self, content: dict[str, Any]) -> None:
+        if content["type"] in ("look", "address"):
+            self._asked = parse_qs(content["query"], keep_blank_values=True)
+            # An address says what differs from the usual, the controls what differs from what is shown.
+            options, self._refused = options_of(
+                self._asked, self.screen.options if content["type"] == "look" else self._base
+            )
+            if options != self.screen.options:
+                self.screen.look_at(options)
+            self._tick()
+        elif content["type"] != "supports_binary":
+            for name in _BOUNDS.keys() & content.keys():
+                low, high = _BOUNDS[name]
+                content[name] = min(max(content[name], low), high)
+            self._manager.handle_json(content)
+            if content["type"] == "resize":
+                self.screen.redraw()
+
+    def _tick(self) -> None:
+        screen, failure = self.screen, ""
+        try:
+            if screen.tick():
+                self._drawn = False
+        except Exception as error:
+            # The page stays, and says it: other options may be possible.
+            failure = str(error) or type(error).__name__
+        params = _unique(name for snapshot in screen.snapshots for name in snapshot.params)
+        if screen.options.view is View.PARAM and not screen.options.param and params:
+            screen.look_at(dataclasses.replace(screen.options, param=params[0]))
+            return
+        if screen.options is not self._followed:
+            self._followed, self._since = screen.options, time.monotonic()
+            # What was zoomed, and what was under the mouse, is gone.
+            self._toolbar.update()
+            self._toolbar.set_message("")
+        if not screen.snapshots and not failure and time.monotonic() < self._since + _PATIENCE_SECONDS:
+            return
+        if not self._drawn:
+            self._drawn = True
+            screen.figure.canvas.draw_idle()
+        self._tell(failure, params)
+
+    def _tell(self, failure: str, params: list[str]) -> None:
+        """Send the page what has changed of what it shows."""
+        screen, options = self.screen, self.screen.options
+        status, *notices = (failure or screen.said()).splitlines()
+        found = noticed(screen.snapshots, options)
+        refused = dict(self._refused)
+        if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
+            refused["run"] = f"there is no run {options.run!r}"
+        further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel(c.name) is None}
+        there = _unique(name for snapshot in screen.snapshots for name in snapshot.params_there)
+        words, usual = words_of(options), words_of(self._base)
+        differing = {name: word for name, word in words.items() if word != usual[name]}
+        state: dict[str, object] = {
+            "visitor": self._name,
+            "status": {"words": status, "failed": bool(failure)},
+            "notices": notices,
+            "findings": _listed(found, several=len(screen.snapshots) > 1),
+            "choices": {
+                "run": ["", *_unique([*screen.names, *filter(None, [options.run])])],
+                "rank": _unique(
+                    ["merged", "spread", *(str(r) for s in screen.snapshots for r in s.ranks), options.rank]
+                ),
+                "statistic": _unique([*(name for s in screen.snapshots for name in s.statistics), options.statistic]),
+                "metrics": sorted(further | set(options.metrics)),
+            },
+            "params": {"names": params[:_LISTED], "matching": len(params), "there": len(there)},
+            "values": words | {name: self._asked[name] for name in self._refused if name == "params"},
+            "refused": refused,
+            "query": urlencode(differing, doseq=True, errors="replace"),
+        }
+        news = {name: value for name, value in state.items() if self._told.get(name) != value}
+        if news:
+            self._told = state
+            self.send_json({"type": "state", **news})
+
+    def send_json(self, content: dict[str, Any]) -> None:
+        """Called by matplotlib, too."""
+        self._send(json.dumps(content))
+
+    def send_binary(self, blob: bytes) -> None:
+        """Called by matplotlib."""
+        self._send(blob, binary=True)
+
+    def _send(self, message: str | bytes, binary: bool = False) -> None:
+        # A page may be closed at any time.
+        with contextlib.suppress(WebSocketClosedError):
+            self.write_message(message, binary).add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+
+    def on_close(self) -> None:
+        """Stop everything that goes on for this page; others are not kept waiting until its reader has ended."""
+        if self.site.visitors.pop(self._name, None) is not None:
+            self._ticks.stop()
+            self._manager.remove_web_socket(self)
+            asyncio.get_running_loop().run_in_executor(None, self.screen.close)
+
+
+def _listed(found: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
+    """Findings in words, how many there are of each severity, and that there are more than are listed."""
+    counts = Counter(finding.severity for _, _, finding in found)
+    listed = [
+        {
+            "number": number,
+            "severity": finding.severity,
+            "where": plain(f"{snapshot.name}, {span(finding)}" if several else span(finding)),
+            "sentence": plain(finding.sentence),
+            "advice": finding.advice,
+        }
+        for number, snapshot, finding in found[:_FINDINGS]
+    ]
+    words = ", ".join(f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in Severity if counts[each])
+    more = f"… and {len(found) - _FINDINGS} more: see `viewer check`" if len(found) > _FINDINGS else ""
+    return {"words": words, "listed": listed, "more": more}
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
