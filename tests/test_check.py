@@ -23,7 +23,9 @@ from tracer.log.run import LogError, beat, close_rank
 from tracer.log.store import Place
 from viewer.read.follow import Progress
 from viewer.read.monitor import FindingsMonitor
-from viewer.rules.evidence import Evidence
+from viewer.read.run import FollowedRun
+from viewer.read.waker import Waker
+from viewer.rules.evidence import Evidence, Record
 from viewer.rules.findings import LIMITS, THRESHOLDS, findings
 from viewer.surfaces.check import _followed, _tables
 
@@ -202,8 +204,8 @@ def test_following_forgives_a_training_that_was_silent(tmp_path: Path) -> None:
 class Scripted(FindingsMonitor):
     """A monitor before whose looks things happen, one after the other."""
 
-    def __init__(self, path: Path, *happens: Callable[[], object]) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *happens: Callable[[], object], waker: Waker | None = None) -> None:
+        super().__init__(path, waker=waker)
         self._happens = iter(happens)
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
@@ -221,7 +223,7 @@ def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: 
         publish_next(run, "metrics", metrics([number], [math.nan if number in (6, 7) else 1.0], f"val_loss_{number}"))
 
     looks = [partial(failed, number) for number in range(1, 10)]
-    _followed({"run": Scripted(run, *looks, lambda: close_run(run, 9))}, quiet=False)
+    _followed({"run": Scripted(run, *looks, lambda: close_run(run, 9))}, Waker(), quiet=False)
     said = capsys.readouterr().out
     assert re.findall(r"reason (\d)", said) == ["1", "2", "4", "8"]
     assert re.findall(r"warning .*val_loss_(\d) became", said) == ["6", "7"]
@@ -240,11 +242,11 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
         close_run(run, 29)
 
     looks = (lambda: None, lambda: file.write_text("{"), back)
-    (found,) = _followed({"run": Scripted(run, *looks)}, quiet=True).values()
+    (found,) = _followed({"run": Scripted(run, *looks)}, Waker(), quiet=True).values()
     assert (found[0].state, found[1]) == ("closed", ())
     file.write_text("{")
     with pytest.raises(LogError):
-        _followed({"run": FindingsMonitor(run)}, quiet=True)
+        _followed({"run": FindingsMonitor(run)}, Waker(), quiet=True)
 
 
 def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,11 +264,11 @@ def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatc
         else:
             monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 0.0)
 
-    (found,) = _followed({"run": Scripted(run, *[happens] * 5)}, quiet=True).values()
+    (found,) = _followed({"run": Scripted(run, *[happens] * 5)}, Waker(), quiet=True).values()
     assert (left, found[0].state, [each.kind for each in found[1]]) == ([], "stopped", ["silent"])
     monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 3600.0)
     bad = partial(publish_next, run, "extremes", rows(range(30, 40), bad=[33]))
-    (found,) = _followed({"run": Scripted(run, lambda: None, bad)}, quiet=True).values()
+    (found,) = _followed({"run": Scripted(run, lambda: None, bad)}, Waker(), quiet=True).values()
     assert {each.kind for each in found[1]} == {"silent", "nonfinite"}
 
 
@@ -286,7 +288,9 @@ def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monk
         raise OSError(5, "Input/output error")
 
     happens = (partial(age_heartbeat, run, 3600), fail, fail, fail, partial(beat, run, 0), partial(close_run, run, 29))
-    (found,) = _followed({"run": Scripted(run, *(partial(later, what) for what in happens))}, quiet=True).values()
+    (found,) = _followed(
+        {"run": Scripted(run, *(partial(later, what) for what in happens))}, Waker(), quiet=True
+    ).values()
     assert found[0].state == "closed"
 
 
@@ -301,9 +305,10 @@ def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
         watching.append(sum("Emitter" in type(thread).__name__ for thread in threading.enumerate()))
         close_run(live, 29)
 
-    ended = {name: FindingsMonitor(written(tmp_path / name)) for name in ("a", "b", "c")}
-    _followed({**ended, "live": Scripted(live, lambda: None, count)}, quiet=True)
-    assert 0 < watching[0] <= len(FindingsMonitor(live).folders)
+    waker = Waker()
+    ended = {name: FindingsMonitor(written(tmp_path / name), waker=waker) for name in ("a", "b", "c")}
+    _followed({**ended, "live": Scripted(live, lambda: None, count, waker=waker)}, waker, quiet=True)
+    assert 0 < watching[0] <= len(FollowedRun(live, Record).folders)
 
 
 def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:

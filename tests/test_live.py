@@ -27,8 +27,8 @@ from tracer.log.parts import merge
 from tracer.log.read import rows_dropped
 from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
 from viewer.options import View, ViewOptions
+from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
-from viewer.read.run import Live
 from viewer.snapshot import Snapshot
 from viewer.words import notices
 
@@ -169,7 +169,7 @@ def test_a_run_that_replaces_another_wakes_the_viewer(live: Live) -> None:
     woken_by(live, lambda: publish_next(run, "extremes", extremes([0])))
 
 
-@pytest.mark.parametrize("refusing", ["viewer.read.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["viewer.read.waker.Observer", "watchdog.observers.api.BaseObserver.schedule"])
 def test_without_events_the_rescan_finds_new_rows(live: Live, monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
     """Where the system refuses to watch folders, waiting lasts its time, and the next listing has the rows."""
 
@@ -417,7 +417,7 @@ def test_a_run_that_was_resumed_is_not_read_again(live: Live, monkeypatch: pytes
         snapshot = shown(live)
         assert drawn(snapshot) == list(range(3, 3 * attempt + 3))
         # A second reading would ask for another history.
-        monkeypatch.setattr("viewer.read.run.History", None)
+        monkeypatch.setattr("viewer.read.live.History", None)
 
 
 def test_an_event_alone_wakes_the_viewer(live: Live) -> None:

@@ -34,8 +34,8 @@ from tests.viewing import view
 from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
 from viewer.options import View, ViewOptions
+from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
-from viewer.read.run import Live
 from viewer.snapshot import Snapshot
 
 Seen = list[tuple[int, int, float]]

@@ -406,7 +406,7 @@ def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path)
 
 def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``poll_seconds`` watchdog is not begun, and each waiting lasts so long."""
-    monkeypatch.setattr("viewer.read.follow.Observer", lambda: pytest.fail("events were asked for"))
+    monkeypatch.setattr("viewer.read.waker.Observer", lambda: pytest.fail("events were asked for"))
     threads = threading.active_count()
     waits: list[float] = []
     runs = opened(tmp_path, poll_seconds=0.3)
@@ -419,7 +419,7 @@ def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch
     assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("refusing", ["viewer.read.follow.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["viewer.read.waker.Observer", "watchdog.observers.api.BaseObserver.schedule"])
 def test_a_full_inotify_table_costs_events_alone(
     opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
 ) -> None:

@@ -20,7 +20,7 @@ from tests.viewing import shown, view
 from viewer.draw.layers import Layers
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, matching
-from viewer.read.run import Live
+from viewer.read.live import Live
 from viewer.reduce.history import History
 from viewer.snapshot import Heatmap, Snapshot
 

@@ -24,7 +24,7 @@ from tests.viewing import SEEN_BY_USERS, shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat
 from viewer.options import Scale, View, ViewOptions, XAxis
-from viewer.read.run import Live
+from viewer.read.live import Live
 from viewer.read.runs import Runs
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces.chart import Line, chart, reduced

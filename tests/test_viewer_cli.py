@@ -46,7 +46,7 @@ def test_importing_the_viewer_imports_no_torch() -> None:
 
 def test_what_watchdog_logs_stays_off_the_terminal() -> None:
     """An error of watchdog's threads, which cost a wake-up at most, is not printed."""
-    code = "import logging, viewer.follow; logging.getLogger('watchdog.observers').error('a thread is inactive')"
+    code = "import logging, viewer.read.waker; logging.getLogger('watchdog.observers').error('a thread is inactive')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert ended.stderr == b""
 

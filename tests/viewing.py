@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.commands import DISPLAYS, viewer_says
 from tests.waiting import wait_until
-from viewer.read.run import Live
+from viewer.read.live import Live
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 

@@ -28,8 +28,8 @@ from tracer.log.parts import Part, known_problem, list_parts, merge, part_name
 from tracer.log.read import BadPartWarning, footer_problem, rows_dropped
 from tracer.log.run import LogError
 from viewer.options import View, ViewOptions
+from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
-from viewer.read.run import Live
 
 pytestmark = pytest.mark.slow
 

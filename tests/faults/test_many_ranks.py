@@ -20,7 +20,7 @@ from tests.torture import often
 from tests.waiting import wait_until
 from tracer.log import run as run_folder
 from tracer.log.parts import merge
-from viewer.read.run import Live
+from viewer.read.live import Live
 from viewer.words import notices
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.torture import often
 from tracer.log import schema
 from tracer.log.parts import all_parts, missing_numbers
 from viewer.read.follow import Follower
-from viewer.read.run import Live
+from viewer.read.live import Live
 
 pytestmark = pytest.mark.slow
 

@@ -7,14 +7,14 @@ import dataclasses
 import math
 import threading
 from collections.abc import Sequence
-from functools import partial
 
 import polars as pl
 
-from tracer.log import store
-from tracer.log.run import State, closed_summaries, holds_run, open_run, overall, rank_states, stopped
+from tracer.log.run import Run, closed_summaries, holds_run
 from tracer.log.store import Place
-from viewer.read.follow import Progress, Rows
+from viewer.read.follow import Progress
+from viewer.read.run import FollowedRun, News
+from viewer.read.waker import Waker
 from viewer.rules.evidence import Evidence, Record
 from viewer.rules.findings import LIMITS, Limits, findings
 from viewer.snapshot import Finding
@@ -30,9 +30,9 @@ class FindingsMonitor:
         path: The run's folder.
         limits: The rules' thresholds.
         rank: Only this rank's findings; None for those of all.
+        waker: Watches the run's folders while it goes on.
 
     Attributes:
-        folders: Those that have to be watched while the run goes on.
         findings: What is wrong with it, and what was and is over; the worst first.
         rank: Of which rank they are; None where of all.
         lock: Who shares it holds it for a refresh.
@@ -40,20 +40,23 @@ class FindingsMonitor:
         run_id: Which run the findings are of: after a deleted one, another may be in the same folder.
     """
 
-    def __init__(self, path: Place, limits: Limits = LIMITS, rank: int | None = None) -> None:
+    def __init__(
+        self, path: Place, limits: Limits = LIMITS, rank: int | None = None, waker: Waker | None = None
+    ) -> None:
         self.path = path
         self.rank = rank
-        self.folders = [path, *(path / table for table in Record.tables)]
         self.findings: tuple[Finding, ...] = ()
-        self._limits = limits
         self.lock = threading.Lock()
         self.current = False
         self.run_id: str | None = None
-        self._rows: Rows[Record] | None = None
+        self._limits = limits
+        self._followed = FollowedRun(path, self._record, rank, waker)
         self._begins: pl.DataFrame | None = None
-        self._seen: object = None
-        # How a run that has ended was left.
-        self._left: object = None
+
+    def _record(self, run: Run) -> Record:
+        if run.info["run_id"] != self.run_id:
+            self.run_id, self.findings, self._begins = run.info["run_id"], (), None
+        return Record(run)
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
         """Read what is new; what is known now, or None where nothing has changed or there is no run yet.
@@ -64,50 +67,29 @@ class FindingsMonitor:
         self.current = False
         if not holds_run(self.path):
             return None
-        run = open_run(self.path)
-        if run.info["run_id"] != self.run_id:
-            self._rows, self._begins, self._seen, self._left = None, None, None, None
-            self.findings = ()
-            self.run_id = run.info["run_id"]
-        # The state first: rows that are published before a run closes are then read before it shows as closed.
-        states = rank_states(self.path)
-        now, silent = overall(states), tuple(stopped(states))
-        if self._rows is None:
-            if self._left is not None and self._left == self._leave(now, silent):
-                self.current = True
-                return None
-            self._rows = Rows(self.path, partial(Record, run), self.rank)
-        # Where this is interrupted, what was read is not looked at yet.
-        seen, self._seen = self._seen, None
         try:
-            new = self._rows.read(progress)
+            evidence = self._followed.refresh(self._examined, progress)
         except FileNotFoundError:
             return None
         self.current = True
-        problems, complete = self._rows.problems, self._rows.complete(now)
-        known = now, silent, problems, complete
-        if not new and seen == known:
-            self._seen = known
-            return None
-        summaries = [each for each in closed_summaries(self.path) if self.rank in (None, each["rank"])]
-        evidence = self._rows.kept.evidence(
-            name=run.name,
-            state=now,
-            dropped=self._rows.dropped(summaries),
-            reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),
-            silent=silent,
-            problems=problems,
-            complete=complete,
-        )
-        self._find(evidence, self._past(self._rows.begins))
-        self._seen = known
-        if evidence.over:
-            # Of hundreds of runs, most have ended. One that is resumed is read again.
-            self._rows, self._seen, self._left = None, None, self._leave(now, silent)
         return evidence
 
-    def _leave(self, now: State, silent: tuple[int, ...]) -> object:
-        return now, silent, [store.inner_names(self.path, table) for table in Record.tables]
+    def _examined(self, news: News[Record]) -> Evidence:
+        summaries = [each for each in closed_summaries(self.path) if self.rank in (None, each["rank"])]
+        evidence = news.kept.evidence(
+            name=news.run.name,
+            state=news.state,
+            dropped=news.rows.dropped(summaries),
+            reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),
+            silent=news.stopped_ranks,
+            problems=news.problems,
+            complete=news.complete,
+        )
+        self._find(evidence, self._past(news.rows.begins))
+        if evidence.over:
+            # Of hundreds of runs, most have ended.
+            self._followed.leave()
+        return evidence
 
     def _past(self, begins: pl.DataFrame) -> list[Finding]:
         """The findings until now, without those of steps that attempts have abandoned since."""

@@ -1,164 +1,134 @@
-"""One run, from before it exists to after it has ended: what has been published comes out as a snapshot."""
+"""One run: its rows as they are published, its state, and whether anything has changed.
 
-from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime
+Whoever keeps something of a run follows it with this: the history of a figure, and the evidence of the rules.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Generic, TypeVar
 
-from tracer.log.run import (
-    LogError,
-    Run,
-    State,
-    closed_summaries,
-    holds_run,
-    open_run,
-    overall,
-    rank_states,
-    stopped,
-)
+from tracer.log import store
+from tracer.log.run import Run, State, open_run, overall, rank_states, stopped
 from tracer.log.store import Place
-from viewer.options import ViewOptions, matching
-from viewer.read.follow import Progress, Rows, Waker
-from viewer.reduce.history import History
-from viewer.snapshot import Snapshot
+from viewer.read.follow import Kept, Progress, Rows
+from viewer.read.waker import Waker
 
-# Covers file systems that give no events, and notices that a run stopped without closing.
-RESCAN_SECONDS = 2.0
+Used = TypeVar("Used")
+
+_TABLES = ("events", "extremes", "metrics", "histograms")
 
 
-class Live:
-    """One run, followed from before it exists to after it has ended.
+@dataclass(frozen=True)
+class News(Generic[Kept]):
+    """A run after something has changed.
+
+    Attributes:
+        run: Which run it is.
+        states: Of each rank that writes.
+        state: Of all of them.
+        stopped_ranks: Those that stopped without closing.
+        problems: What could not be read.
+        complete: False while a closed run's last rows are still to arrive.
+        rows: What has been read of it.
+    """
+
+    run: Run
+    states: Mapping[int, State]
+    state: State
+    stopped_ranks: tuple[int, ...]
+    problems: tuple[str, ...]
+    complete: bool
+    rows: Rows[Kept]
+
+    @property
+    def kept(self) -> Kept:
+        """What is kept of the run's rows."""
+        return self.rows.kept
+
+
+class FollowedRun(Generic[Kept]):
+    """A run that is followed, once it exists; after a deleted run, another may be in the same folder.
 
     Args:
         path: The run's folder.
-        options: What snapshots are to show; nothing else is read.
-        name: What it is called; without it, as its folder.
-        waker: Woken by what is published; without it, one of its own.
+        make: Makes what keeps the run's rows.
+        rank: Only this rank's rows; None for those of all.
+        waker: Watches the folders while the run goes on.
 
     Attributes:
         folders: Those that have to be watched while the run goes on.
     """
 
     def __init__(
-        self, path: Place, options: ViewOptions | None = None, name: str = "", waker: Waker | None = None
+        self, path: Place, make: Callable[[Run], Kept], rank: int | None = None, waker: Waker | None = None
     ) -> None:
         self.path = path
-        self.folders = [path, *(path / table for table in ("events", "extremes", "metrics", "histograms"))]
-        self._options = options or ViewOptions()
-        self._name = name
-        self._waker = waker or Waker()
+        self.folders = [path, *(path / table for table in _TABLES)]
+        self._rows: Rows[Kept] | None = None
+        self._make = make
+        self._rank = rank
+        self._waker = waker
         self._run: Run | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        # A folder that was deleted gives no events any more, although one of the same name exists.
-        self._waker.forget(self.folders)
-        self._shown: Snapshot | None = None
-        info = self._run.info if self._run is not None else {"params": [], "settings": {}}
-        names = [param["name"] for param in info["params"]]
-        self._params = tuple(names), tuple(matching(names, self._options.params))
-        settings = info["settings"]
-        stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
-        self._rows = Rows(self.path, partial(History, self._options, names, stride=stride))
+        # What was told last.
+        self._told: object = None
+        self._states: Mapping[int, State] = {}
+        # How a run that has ended was left.
+        self._left: object = None
 
     @property
     def run_id(self) -> str | None:
         """Which run it is; None before it exists."""
-        return None if self._run is None else self._run.info["run_id"]
+        return None if self._run is None else str(self._run.info["run_id"])
 
-    def refresh(self, progress: Progress | None = None) -> Snapshot | None:
-        """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
+    def refresh(self, use: Callable[[News[Kept]], Used], progress: Progress | None = None) -> Used | None:
+        """Read what is new, and give it to ``use``; what that makes of it, or None where nothing has changed.
+
+        Where ``use`` raises, it gets the same again with the next refresh.
 
         Raises:
-            LogError: the run's format is newer than this viewer's.
+            LogError: there is no run, or it cannot be read.
+            FileNotFoundError: a part was merged away, as a network disk's listing can hide: it is there next time.
         """
-        try:
-            run = open_run(self.path)
-        except LogError as error:
-            # It may have been deleted at this moment, and be there again by now.
-            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) or not holds_run(self.path):
-                return self._missed()
-            raise
-        if self._run is None or run.info.get("run_id") != self._run.info.get("run_id"):
-            self._run = run
-            self._begin()
+        run = open_run(self.path)
+        if run.info["run_id"] != self.run_id:
+            self._begin(run)
         # The state first: rows that are published before a run closes are then read before it shows as closed.
-        states = rank_states(self.path)
-        now = overall(states)
-        # Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
-        ended = now == "closed" or (now == "stopped" and bool(states))
-        (self._waker.forget if ended else self._waker.watch)(self.folders)
-        try:
-            new = self._rows.read(progress)
-        except FileNotFoundError:
-            # What was read meanwhile is shown later.
-            self._shown = None
-            return None
-        problems, complete = self._rows.problems, self._rows.complete(now)
-        shown = self._shown
-        seen = None if shown is None else (shown.state, shown.problems, shown.complete, shown.gone, shown.stopped_ranks)
-        if not new and seen == (now, problems, complete, False, tuple(stopped(states))):
-            return None
-        self._shown = self._snapshot(run, states, problems, complete)
-        return self._shown
+        states = self._states = rank_states(self.path)
+        state, stopped_ranks = overall(states), tuple(stopped(states))
+        self._watch(over=state == "closed" or (state == "stopped" and bool(states)))
+        if self._rows is None:
+            if self._left is not None and self._left == (states, self._inner_names()):
+                return None
+            self._rows = Rows(self.path, partial(self._make, run), self._rank)
+        # Where this is interrupted, what was read is told next time.
+        told, self._told = self._told, None
+        new = self._rows.read(progress)
+        known = state, stopped_ranks, self._rows.problems, self._rows.complete(state)
+        used = use(News(run, states, *known, self._rows)) if new or told != known else None
+        self._told = known
+        return used
 
-    def _missed(self) -> Snapshot | None:
-        """What was seen of a run whose folder is gone, once."""
-        if self._shown is None or self._shown.gone:
-            return None
-        self._shown = replace(self._shown, state="stopped", gone=True)
-        return self._shown
+    def _begin(self, run: Run) -> None:
+        self._run = run
+        self._rows = self._told = self._left = None
+        if self._waker is not None:
+            # A folder that was deleted gives no events any more, although one of the same name exists.
+            self._waker.forget(self.folders)
 
-    def troubled(self, error: Exception) -> Snapshot | None:
-        """What was seen of a run that cannot be read now, with its trouble, once; it is gone with the next refresh."""
-        problems = (" ".join(str(error).split()),)
-        if self._shown is not None and self._shown.problems == problems:
-            return None
-        self._shown = replace(self._shown or Snapshot(self._name, "stopped", None), problems=problems)
-        return self._shown
+    def _watch(self, over: bool) -> None:
+        """Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended."""
+        if self._waker is not None:
+            (self._waker.forget if over else self._waker.watch)(self.folders)
 
-    def _snapshot(self, run: Run, states: Mapping[int, State], problems: tuple[str, ...], complete: bool) -> Snapshot:
-        history = self._rows.kept
-        there, shown = self._params
-        now = overall(states)
-        closed = closed_summaries(self.path) if "closed" in states.values() else []
-        return Snapshot(
-            name=self._name or run.name,
-            state=now,
-            last_step=history.last_step,
-            curves=tuple(history.curves()),
-            extremes=history.extremes(),
-            layers=history.layers(),
-            histograms=history.histograms(),
-            problems=problems,
-            complete=complete,
-            started=datetime.fromisoformat(run.info["started"]).timestamp(),
-            last_time=history.last_time,
-            steps_per_second=history.steps_per_second(),
-            total_steps=run.info["settings"].get("total_steps"),
-            dropped=self._rows.dropped(closed),
-            ranks=tuple(states),
-            stopped_ranks=tuple(stopped(states)),
-            params=shown,
-            params_there=there,
-            statistics=_statistics(run.info["settings"]),
-        )
+    def repeat(self) -> None:
+        """Tell everything again at the next refresh, whether it has changed or not."""
+        self._told = None
 
-    def wait(self, seconds: float = RESCAN_SECONDS) -> None:
-        """Wait until something is published, at most so long."""
-        self._waker.wait(seconds)
+    def leave(self) -> None:
+        """Keep nothing of a run that has ended. One that is resumed is read again."""
+        self._rows = self._told = None
+        self._left = self._states, self._inner_names()
 
-    def wake(self) -> None:
-        """Wake who waits."""
-        self._waker.wake()
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._waker.close()
-
-
-def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
-    kinds = ("grad", "value", "applied") if settings.get("applied") else ("grad", "value")
-    return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))
+    def _inner_names(self) -> list[set[str]]:
+        return [store.inner_names(self.path, table) for table in _TABLES]

@@ -17,9 +17,10 @@ from tracer.log.run import (
 )
 from tracer.log.store import Place
 from viewer.options import View, ViewOptions, matching
-from viewer.read.follow import Progress, Waker
+from viewer.read.follow import Progress
+from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
-from viewer.read.run import RESCAN_SECONDS, Live
+from viewer.read.waker import RESCAN_SECONDS, Waker
 from viewer.rules.rule import LIMITS, Limits
 from viewer.snapshot import Finding, Snapshot
 

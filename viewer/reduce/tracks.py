@@ -1,6 +1,6 @@
 """Every parameter's course over the run, for the rules: a table of bins of steps × parameters, bounded in memory.
 
-Like ``viewer.grid`` it takes in rows as they come, by the million, and halves its resolution as the run grows. A cell
+Like the grid it takes in rows as they come, by the million, and halves its resolution as the run grows. A cell
 holds counts, sums, smallest and largest numbers, so that merging cells loses nothing that it holds.
 """
 

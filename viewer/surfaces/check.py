@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from viewer.read.monitor import FindingsMonitor
+    from viewer.read.waker import Waker
     from viewer.rules.evidence import Evidence
     from viewer.rules.findings import Limits
     from viewer.snapshot import Finding
@@ -90,6 +91,7 @@ def check(
 
     It ends with code 2 where there are errors, so that CI can fail a training.
     """
+    from viewer.read.waker import Waker
     from viewer.rules.findings import with_limits
     from viewer.snapshot import Severity
 
@@ -100,9 +102,10 @@ def check(
         limits = with_limits(rule or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    monitors = _monitors(runs or (), limits, rank)
     failed: dict[str, str] = {}
-    found = _followed(monitors, quiet=as_json) if follow else _checked(monitors, failed)
+    waker = Waker(events=follow)
+    monitors = _monitors(runs or (), limits, rank, waker)
+    found = _followed(monitors, waker, quiet=as_json) if follow else _checked(monitors, failed)
     found = _with_rank(found, monitors, failed)
     if as_json:
         those: list[object] = [_plain(name, rank, *each) for name, each in found.items()]
@@ -133,8 +136,8 @@ def _list_thresholds(as_json: bool) -> None:
     _print([table])
 
 
-def _monitors(runs: Sequence[str], limits: "Limits", rank: int | None) -> dict[str, "FindingsMonitor"]:
-    """A witness of each run that is meant, by its name."""
+def _monitors(runs: Sequence[str], limits: "Limits", rank: int | None, waker: "Waker") -> dict[str, "FindingsMonitor"]:
+    """A monitor of each run that is meant, by its name."""
     from tracer.log.run import LogError, holds_run, newest_run, runs_in
     from tracer.log.store import at
     from viewer.read.monitor import FindingsMonitor
@@ -143,7 +146,7 @@ def _monitors(runs: Sequence[str], limits: "Limits", rank: int | None) -> dict[s
     if not given:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
-    return {str(path): FindingsMonitor(path, limits, rank) for path in paths}
+    return {str(path): FindingsMonitor(path, limits, rank, waker) for path in paths}
 
 
 def _checked(monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> "Checked":
@@ -194,19 +197,17 @@ def _fail(name: str, error: Exception, monitors: Mapping[str, "FindingsMonitor"]
     print(f"viewer: {plain(str(error))}", file=sys.stderr)
 
 
-def _followed(monitors: Mapping[str, "FindingsMonitor"], quiet: bool) -> "Checked":
+def _followed(monitors: Mapping[str, "FindingsMonitor"], waker: "Waker", quiet: bool) -> "Checked":
     """Watch runs until one has an error, or all have ended; new findings are said as they come."""
     import polars as pl
 
     from tracer.log.run import LogError, holds_run
-    from viewer.read.follow import Waker
     from viewer.snapshot import Severity
     from viewer.words import plain
 
     for name, monitor in monitors.items():
         if not holds_run(monitor.path):
             print(f"viewer: {plain(name)} holds no run yet: waiting for it", file=sys.stderr)
-    waker = Waker()
     found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
     said = set()
     silent: dict[str, float] = {}
@@ -218,11 +219,7 @@ def _followed(monitors: Mapping[str, "FindingsMonitor"], quiet: bool) -> "Checke
         while True:
             for name, monitor in monitors.items():
                 if name in found and found[name][0].over and sure(name):
-                    # Each watch is a thread, and a folder may hold hundreds of runs that have ended.
-                    waker.forget(monitor.folders)
                     continue
-                # Before reading: what is published in between is not missed.
-                waker.watch(monitor.folders)
                 try:
                     # In this order: what is new is told once.
                     has_rank = _has_rank(monitor)

@@ -1,0 +1,132 @@
+"""The snapshots of one run, from before it exists to after it has ended."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from tracer.log.run import LogError, Run, closed_summaries, holds_run
+from tracer.log.store import Place
+from viewer.options import ViewOptions, matching
+from viewer.read.follow import Progress
+from viewer.read.run import FollowedRun, News
+from viewer.read.waker import RESCAN_SECONDS, Waker
+from viewer.reduce.history import History
+from viewer.snapshot import Snapshot
+
+
+class Live:
+    """One run as a figure shows it, followed from before it exists to after it has ended.
+
+    Args:
+        path: The run's folder.
+        options: What snapshots are to show; nothing else is read.
+        name: What it is called; without it, as its folder.
+        waker: Woken by what is published; without it, one of its own.
+
+    Attributes:
+        folders: Those that have to be watched while the run goes on.
+    """
+
+    def __init__(
+        self, path: Place, options: ViewOptions | None = None, name: str = "", waker: Waker | None = None
+    ) -> None:
+        self.path = path
+        self._options = options or ViewOptions()
+        self._name = name
+        self._waker = waker or Waker()
+        self._followed = FollowedRun(path, self._history, waker=self._waker)
+        self.folders = self._followed.folders
+        self._params: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        self._shown: Snapshot | None = None
+
+    def _history(self, run: Run) -> History:
+        names = [param["name"] for param in run.info["params"]]
+        self._params = tuple(names), tuple(matching(names, self._options.params))
+        settings = run.info["settings"]
+        stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
+        return History(self._options, names, stride=stride)
+
+    @property
+    def run_id(self) -> str | None:
+        """Which run it is; None before it exists."""
+        return self._followed.run_id
+
+    def refresh(self, progress: Progress | None = None) -> Snapshot | None:
+        """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
+
+        Raises:
+            LogError: the run's format is newer than this viewer's.
+        """
+        try:
+            snapshot = self._followed.refresh(self._snapshot, progress)
+        except FileNotFoundError:
+            return None
+        except LogError as error:
+            # It may have been deleted at this moment, and be there again by now.
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) or not holds_run(self.path):
+                return self._missed()
+            raise
+        self._shown = snapshot or self._shown
+        return snapshot
+
+    def _missed(self) -> Snapshot | None:
+        """What was seen of a run whose folder is gone, once."""
+        if self._shown is None or self._shown.gone:
+            return None
+        self._followed.repeat()
+        self._shown = replace(self._shown, state="stopped", gone=True)
+        return self._shown
+
+    def troubled(self, error: Exception) -> Snapshot | None:
+        """What was seen of a run that cannot be read now, with its trouble, once; it is gone with the next refresh."""
+        problems = (" ".join(str(error).split()),)
+        if self._shown is not None and self._shown.problems == problems:
+            return None
+        self._followed.repeat()
+        self._shown = replace(self._shown or Snapshot(self._name, "stopped", None), problems=problems)
+        return self._shown
+
+    def _snapshot(self, news: News[History]) -> Snapshot:
+        history = news.kept
+        there, shown = self._params
+        closed = closed_summaries(self.path) if "closed" in news.states.values() else []
+        return Snapshot(
+            name=self._name or news.run.name,
+            state=news.state,
+            last_step=history.last_step,
+            curves=tuple(history.curves()),
+            extremes=history.extremes(),
+            layers=history.layers(),
+            histograms=history.histograms(),
+            problems=news.problems,
+            complete=news.complete,
+            started=datetime.fromisoformat(news.run.info["started"]).timestamp(),
+            last_time=history.last_time,
+            steps_per_second=history.steps_per_second(),
+            total_steps=news.run.info["settings"].get("total_steps"),
+            dropped=news.rows.dropped(closed),
+            ranks=tuple(news.states),
+            stopped_ranks=news.stopped_ranks,
+            params=shown,
+            params_there=there,
+            statistics=_statistics(news.run.info["settings"]),
+        )
+
+    def wait(self, seconds: float = RESCAN_SECONDS) -> None:
+        """Wait until something is published, at most so long."""
+        self._waker.wait(seconds)
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._waker.close()
+
+
+def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
+    kinds = ("grad", "value", "applied") if settings.get("applied") else ("grad", "value")
+    return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))

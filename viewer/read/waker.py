@@ -1,0 +1,83 @@
+"""Watchdog wakes who waits for something to be published; what it is, the listing of the folder says."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver, ObservedWatch
+
+from tracer.log.store import Place
+
+# What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
+logging.getLogger("watchdog").addHandler(logging.NullHandler())
+
+# Covers file systems that give no events, and notices that a run stopped without closing.
+RESCAN_SECONDS = 2.0
+_EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
+
+
+class Waker(FileSystemEventHandler):
+    """Wakes who waits when something is published into one of the folders.
+
+    Where there are no events (an object store, a network disk, a full inotify table), ``wait`` just lasts its time:
+    callers list the folder after each wait, whatever woke them.
+
+    Args:
+        events: False never asks for any.
+    """
+
+    def __init__(self, events: bool = True) -> None:
+        self._events = events
+        self._woken = threading.Event()
+        self._observer: BaseObserver | None = None
+        self._watched: dict[Place, ObservedWatch] = {}
+
+    def watch(self, folders: Iterable[Place]) -> None:
+        """Watch those of these folders that exist on a disk and are not watched yet."""
+        for folder in (folder for folder in folders if isinstance(folder, Path)):
+            if not folder.is_dir():
+                # One of the same name that comes later needs a watch of its own.
+                self.forget([folder])
+            elif self._events and folder not in self._watched:
+                try:
+                    if self._observer is None:
+                        # Already the constructor may start a thread, and fail where the inotify table is full.
+                        self._observer = Observer()
+                        self._observer.start()
+                    self._watched[folder] = self._observer.schedule(self, str(folder), event_filter=_EVENTS)
+                except OSError:
+                    continue
+
+    def forget(self, folders: Iterable[Place]) -> None:
+        """Watch these folders no longer, so that ``watch`` begins anew."""
+        for folder in folders:
+            watched = self._watched.pop(folder, None)
+            if watched is not None and self._observer is not None:
+                # The folder may be gone, and its watch with it.
+                with contextlib.suppress(OSError, KeyError):
+                    self._observer.unschedule(watched)
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Called by watchdog in its own thread."""
+        self._woken.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a wake-up, at most so long; wake-ups that came meanwhile count as one."""
+        self._woken.wait(seconds)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Stop watching, and end watchdog's threads; ``watch`` begins anew."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+        self._observer = None
+        self._watched.clear()
