@@ -25,7 +25,7 @@ from viewer.draw.overview import Overview
 from viewer.draw.panels import heading
 from viewer.draw.parameter import Parameter
 from viewer.options import View, ViewOptions, XAxis
-from viewer.read.changes import until_closed
+from viewer.read.changes import changes
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.runs import Runs
 from viewer.snapshot import Curve, Finding, Severity, Snapshot
@@ -322,7 +322,7 @@ def test_every_surface_says_what_is_wrong_with_the_rank(tmp_path: Path, rank: st
 def test_following_yields_runs_with_their_findings(tmp_path: Path) -> None:
     """Files, terminals and notebooks draw what comes from here."""
     runs = Runs([written(tmp_path / "run", bad=[7])])
-    assert [titles(snapshots) for snapshots in until_closed(runs)] == [[["nonfinite"]]]
+    assert [titles(snapshots) for snapshots, _ in changes(runs)] == [[["nonfinite"]]]
     runs.close()
 
 

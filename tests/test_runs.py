@@ -16,7 +16,7 @@ from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.run import LogError, beat
 from viewer.options import View, ViewOptions
-from viewer.read.changes import until_closed
+from viewer.read.changes import changes
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
@@ -75,7 +75,7 @@ def test_following_ends_with_a_run_that_stays_dead(
 
     monkeypatch.setattr(Runs, "wait", wait)
     monkeypatch.setattr("viewer.read.changes.time", SimpleNamespace(monotonic=lambda: now))
-    states = [snapshot.state for (snapshot,) in until_closed(opened(run))]
+    states = [snapshot.state for (snapshot,), _ in changes(opened(run))]
     assert (states, now) == (["stopped"] * 3 + ["running"] + ["stopped"] * 8, 110)
 
 
@@ -340,7 +340,7 @@ def woken_by(runs: Runs, action: Callable[[], object]) -> None:
         action()
         wait_until(lambda: not waiter.is_alive())
     finally:
-        runs.wake()
+        runs.stop()
         waiter.join()
 
 
@@ -558,7 +558,7 @@ def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
     monkeypatch.setattr(Reader, "_progress", slow)
     reader = read(run)
     assert begun.wait(60)
-    reader._stop_asked.set()
+    reader.runs.stopping.set()
     go_on.set()
     reader.stop()
     assert batches == 1

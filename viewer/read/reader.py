@@ -1,13 +1,15 @@
-"""Reads runs in a thread of its own, for surfaces that must stay alive meanwhile."""
+"""Reads runs in a thread of its own, for a surface whose thread has to draw and to answer the user."""
 
 import threading
+from collections.abc import Sequence
 
+from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 
 
 class Reader(threading.Thread):
-    """Refreshes runs in a thread of its own, for a surface whose thread has to draw and to answer the user.
+    """Follows runs in a thread of its own.
 
     Attributes:
         runs: What it reads.
@@ -19,22 +21,15 @@ class Reader(threading.Thread):
     def __init__(self, runs: Runs) -> None:
         super().__init__(name="viewer-reader", daemon=True)
         self.runs = runs
-        self._stop_asked = threading.Event()
-        self.latest: tuple[Snapshot, ...] = ()
+        self.latest: Sequence[Snapshot] = ()
         self.read: tuple[int, int] = (0, 0)
         self.error: Exception | None = None
 
     def run(self) -> None:
         """Called by ``start``."""
         try:
-            while not self._stop_asked.is_set():
-                snapshots = self.runs.refresh(self._progress) or self.latest
-                # The first picture does not wait for findings; later ones come with them.
-                self.latest = self.latest or snapshots
-                self.latest = self.runs.examine(self._progress) or snapshots
-                self.runs.wait()
-        except _StoppedError:
-            pass
+            for snapshots, _ in changes(self.runs, self._progress, endless=True):
+                self.latest = snapshots
         except Exception as error:
             self.error = error
         finally:
@@ -42,15 +37,8 @@ class Reader(threading.Thread):
 
     def _progress(self, done: int, there: int) -> None:
         self.read = done, there
-        if self._stop_asked.is_set():
-            raise _StoppedError
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
-        self._stop_asked.set()
-        self.runs.wake()
+        self.runs.stop()
         self.join()
-
-
-class _StoppedError(Exception):
-    """Reading was to end while a long run was being opened."""

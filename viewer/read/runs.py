@@ -1,6 +1,7 @@
 """The runs that a user watches, as they come and go, with their findings."""
 
 import difflib
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ class Runs:
 
     Attributes:
         names: All that there are, whether they are shown or not.
+        stopping: Set where what follows these runs is to end.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Runs:
         self._unexamined: set[tuple[str, Place]] = set()
         self._found: list[tuple[str, Place]] = []
         self.names: tuple[str, ...] = ()
+        self.stopping = threading.Event()
 
     def refresh(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
         """Read what is new of every run; all of them as they are now, or None where nothing has changed.
@@ -171,8 +174,9 @@ class Runs:
         """Wait until something is published, at most so long as a rescan waits."""
         self._waker.wait(self._poll_seconds or RESCAN_SECONDS)
 
-    def wake(self) -> None:
-        """Wake who waits."""
+    def stop(self) -> None:
+        """End what follows these runs."""
+        self.stopping.set()
         self._waker.wake()
 
     def close(self) -> None:

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import ViewOptions
-from viewer.read.changes import until_closed
+from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
-from viewer.words import title
 
 FORMATS = ("png", "svg", "pdf")
 _DPI = 120
@@ -51,12 +50,8 @@ class FigureFile:
 
 def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
     """Write the figure on every change, until all have ended and the last rows have arrived; the last snapshots."""
-    drawn: object = None
     shown: Sequence[Snapshot] = ()
-    for snapshots in until_closed(runs):
-        # The title speaks of the time since the last row, too.
-        said = snapshots and title(snapshots, time.time(), runs.options)
-        if snapshots and (snapshots is not shown or said != drawn):
-            file.write(snapshots)
-        drawn, shown = said, snapshots
+    for shown, fresh in changes(runs):
+        if fresh:
+            file.write(shown)
     return shown

@@ -19,10 +19,8 @@ from tracer.log.store import Place, at
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import View, ViewOptions
-from viewer.read.changes import until_closed
+from viewer.read.changes import changes
 from viewer.read.runs import Runs, check_names, check_there
-from viewer.snapshot import Snapshot
-from viewer.words import title
 
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle
@@ -114,21 +112,17 @@ class Showing:
     def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
         self._runs = runs
         self._handle = handle
-        self._stop_asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="viewer-notebook", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End it now; the last picture stays."""
-        self._stop_asked.set()
-        self._runs.wake()
+        self._runs.stop()
         self._thread.join()
 
     def _run(self) -> None:
         try:
             self._follow()
-        except _StoppedError:
-            pass
         except Exception as error:
             self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
         finally:
@@ -137,19 +131,12 @@ class Showing:
     def _follow(self) -> None:
         picture = _Picture()
         view = fill(picture, self._runs.options)
-        shown: Sequence[Snapshot] = ()
-        said = ""
         before = time.thread_time()
-        for snapshots in until_closed(self._runs, self._progress):
-            # The title speaks of the time since the last row, too.
-            was, said = said, title(snapshots, time.time()) if snapshots else ""
-            if snapshots and (snapshots is not shown or said != was):
+        for snapshots, fresh in changes(self._runs):
+            if fresh:
                 view.update(snapshots, time.time())
                 self._put(picture)
-            shown = snapshots
-            self._stop_asked.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
-            if self._stop_asked.is_set():
-                return
+            self._runs.stopping.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
             before = time.thread_time()
 
     def _put(self, picture: _Picture) -> None:
@@ -157,16 +144,8 @@ class Showing:
 
         self._handle.update(Image(data=picture._repr_png_(), format="png"))
 
-    def _progress(self, *_: int) -> None:
-        if self._stop_asked.is_set():
-            raise _StoppedError
-
     def _ipython_display_(self) -> None:
         """As the last value of a cell it shows nothing: its picture is there already."""
-
-
-class _StoppedError(Exception):
-    """The picture was to end while a long run was being opened."""
 
 
 def _in_notebook() -> bool:

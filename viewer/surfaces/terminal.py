@@ -8,11 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 
-from viewer.read.changes import until_closed
+from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces.text import WORDS, ends, newest, picture
-from viewer.words import noticed, notices, plain, title, words
+from viewer.words import noticed, notices, plain, words
 
 _GATHER_SECONDS = 0.2
 
@@ -40,19 +40,18 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
     shown: Sequence[Snapshot] = ()
     drawn: object = None
     try:
-        for snapshots in until_closed(runs):
-            if not snapshots:
+        # Known before it is drawn, so that Ctrl-C leaves it on the terminal.
+        for shown, fresh in changes(runs):
+            if not shown:
                 continue
-            said, size = title(snapshots, time.time()), console.size
-            # Known before it is drawn, so that Ctrl-C leaves it on the terminal.
-            known, shown = snapshots is shown, snapshots
-            if not _over(snapshots) and not live.is_started:
+            size = console.size
+            if not _over(shown) and not live.is_started:
                 live.start()
-            if live.is_started and (said, size, known) != drawn:
-                live.update(picture(snapshots, runs.options, time.time(), *size), refresh=True)
-            drawn = said, size, True
+            if live.is_started and (fresh or size != drawn):
+                live.update(picture(shown, runs.options, time.time(), *size), refresh=True)
+            drawn = size
             # What several ranks publish at once is drawn at once.
-            time.sleep(0.0 if _over(snapshots) else _GATHER_SECONDS)
+            time.sleep(0.0 if _over(shown) else _GATHER_SECONDS)
     finally:
         live.stop()
         if shown:
@@ -65,7 +64,7 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     """A line for each run of which there is something new."""
     shown: Sequence[Snapshot] = ()
     said: set[object] = set()
-    for snapshots in until_closed(runs):
+    for snapshots, _ in changes(runs):
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
         news: dict[object, str] = {line: line for line in notices(snapshots)}
