@@ -37,11 +37,12 @@ from benchmarks.viewer import PARAMS, build, spread
 from tracer import demo
 from tracer.daemon import Daemon
 from tracer.encode import Encoder, landed
+from tracer.items import StepRows, rows_and_bytes
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts
 from tracer.log.run import create_run
 from tracer.parameters import named_parameters
-from tracer.rows import RowBuffer, StepRows, rows_and_bytes
+from tracer.rows import RowBuffer
 
 # What a trace lets its daemon keep in memory.
 from tracer.trace import _WAITING_BYTES

@@ -530,7 +530,7 @@ def test_a_live_nan_says_of_the_loss_what_is_known(loss: list[float], words: str
 def test_what_the_log_lacks_is_said() -> None:
     """Dropped rows, damaged parts, silent ranks, changed strides, failures, pauses and the exception that ended it."""
     events = (
-        Event(5, 0, "dropped", None, "3 rows of extremes"),
+        Event(5, 0, "dropped", None, '{"extremes": 3}'),
         Event(6, 0, "stride", None, "every 1 -> every 2"),
         Event(7, 0, "failed", "layer1", "no memory"),
         Event(8, 0, "paused", None, "a CUDA graph is captured"),

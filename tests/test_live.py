@@ -240,10 +240,10 @@ def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
 def test_what_was_dropped_before_a_run_was_resumed_counts_too(live: Live) -> None:
     """A loss counts once: as it is told, or as the mark counts those since the last resume; as in ``tracer info``."""
     run = new_run(live.path)
-    publish_next(run, "events", events([3], "dropped", detail="5 rows of extremes, 2 rows of metrics"))
+    publish_next(run, "events", events([3], "dropped", detail='{"extremes": 5, "metrics": 2}'))
     assert (shown(live).dropped, rows_dropped(run)) == (7, 7)
     publish_next(run, "events", events([3], "resumed", attempt=1))
-    publish_next(run, "events", events([9], "dropped", detail="30 rows of extremes", attempt=1))
+    publish_next(run, "events", events([9], "dropped", detail='{"extremes": 30}', attempt=1))
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 31}})
     evidence = FindingsMonitor(run).refresh()
     assert evidence is not None
@@ -253,9 +253,9 @@ def test_what_was_dropped_before_a_run_was_resumed_counts_too(live: Live) -> Non
 def test_what_was_dropped_before_a_checkpoint_was_restored_counts_once(live: Live) -> None:
     """The process is the same, so that its mark has counted that, too."""
     run = new_run(live.path)
-    publish_next(run, "events", events([3], "dropped", detail="5 rows of extremes"))
+    publish_next(run, "events", events([3], "dropped", detail='{"extremes": 5}'))
     publish_next(run, "events", events([2], "restored", attempt=1))
-    publish_next(run, "events", events([4], "dropped", detail="2 rows of extremes", attempt=1))
+    publish_next(run, "events", events([4], "dropped", detail='{"extremes": 2}', attempt=1))
     assert (shown(live).dropped, rows_dropped(run)) == (7, 7)
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 7}})
     assert (shown(live).dropped, rows_dropped(run)) == (7, 7)

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from tracer.encode import Encoder
+from tracer.items import Metric, event
 from tracer.parameters import NamedParameter, named_parameters
-from tracer.rows import Metric, MisfitError, RowBuffer, event
+from tracer.rows import MisfitError, RowBuffer
 
 
 class Mixed(nn.Module):

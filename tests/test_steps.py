@@ -14,8 +14,9 @@ from torch import nn
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
+from tracer.items import StepRows
 from tracer.log.run import state
-from tracer.rows import RowBuffer, StepRows
+from tracer.rows import RowBuffer
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

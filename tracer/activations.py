@@ -7,7 +7,6 @@ forward calls no hook: that is said once, and its outputs are left out.
 import math
 import time
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer.budget import Budget
 from tracer.extremes import dense, local
+from tracer.items import ActivationRows, HostCopy, event
+from tracer.outbox import Outbox
 from tracer.parameters import Select, name_filter, named_modules
-from tracer.rows import ActivationRows, HostCopy, Item, event
 from tracer.statistics import moments_of
 from tracer.steps import Recorder, running_backward
 from tracer.warn import in_short, warn
@@ -55,16 +55,16 @@ class Activations:
         self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
         self._seen = self._warned = False
 
-    def arm(self, recorder: Recorder, emit: Callable[[Item], None], budget: Budget | None) -> None:
+    def arm(self, recorder: Recorder, outbox: Outbox, budget: Budget | None) -> None:
         """Set the hook.
 
         Args:
             recorder: Knows to which step a forward belongs, and whether that is measured.
-            emit: Takes rows and events.
+            outbox: Takes rows and events.
             budget: What the work is to count against, if anything.
         """
         self._recorder = recorder
-        self._emit = emit
+        self._outbox = outbox
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
         if budget is not None:
             # And not the hook, in which the compiler would then find a clock.
@@ -123,7 +123,7 @@ class Activations:
             self._failed.add(name)
             message = f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})"
             if self._warned:
-                self._emit(event(self._recorder.step, "failed", message))
+                self._outbox.put(event(self._recorder.step, "failed", message))
             self._say(message)
 
     def _record(self, step: int, key: Key, output: object) -> None:
@@ -146,7 +146,7 @@ class Activations:
                 for keys in by_device.values()
             ]
             if blocks:
-                self._emit(ActivationRows(done, time.time_ns(), blocks))
+                self._outbox.put(ActivationRows(done, time.time_ns(), blocks))
             unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
@@ -157,7 +157,7 @@ class Activations:
     def _say(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            self._emit(event(self._recorder.step, "failed", message))
+            self._outbox.put(event(self._recorder.step, "failed", message))
             warn(message)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim.optimizer import Optimizer
 
-from tracer.rows import Number, number
+from tracer.items import Number, number
 
 
 class LossScale:

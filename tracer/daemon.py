@@ -61,7 +61,7 @@ class Daemon:
         limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
             and counted; half of it is published before its time.
         ripe: How many of the first items of a table belong together and may be published, while more are to come.
-        lost: Makes the item of ``events`` that says which rows were lost.
+        lost: Makes the item of ``events`` that says how many rows of which tables were lost, given the newest item.
 
     Raises:
         LogError: nothing can be written into the folder, or no thread can be started.
@@ -75,7 +75,7 @@ class Daemon:
         landed: Callable[[Any], Any],
         limit_bytes: int,
         ripe: Callable[[str, Sequence[Any]], int] = lambda _, items: len(items),
-        lost: Callable[[str], Any] | None = None,
+        lost: Callable[[Mapping[str, int], Any], Any] | None = None,
     ) -> None:
         self._ripe = ripe
         self._lost = lost
@@ -87,6 +87,7 @@ class Daemon:
         self._limit_bytes = limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake = threading.Event()
+        self._newest: Any = None
         self._waiting: dict[str, list[Any]] = {table: [] for table in encoders}
         # What was to be published and may have been: a store that did not answer. Only the same again repeats no row.
         self._tried: dict[str, tuple[int, pa.Table]] = {}
@@ -201,6 +202,7 @@ class Daemon:
             if entry is _END:
                 return True
             table, item, rows, size_bytes = entry
+            self._newest = item
             try:
                 self._waiting[table].append((self._landed(item), rows, size_bytes))
             except Exception as error:
@@ -240,7 +242,7 @@ class Daemon:
         dropped = dict(self.dropped)
         if table == "events" and self._lost is not None and self._told != dropped:
             lost = {table: rows - self._told[table] for table, rows in dropped.items()}
-            wanted.append(self._lost(", ".join(f"{rows} rows of {table}" for table, rows in lost.items() if rows)))
+            wanted.append(self._lost({table: rows for table, rows in lost.items() if rows}, self._newest))
         try:
             encoded = self._encoders[table](wanted) if wanted else None
         except Exception as error:

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
-from tracer.log import schema
-from tracer.rows import (
+from tracer.items import (
     QUANTITIES,
     ActivationRows,
     Event,
@@ -25,6 +24,7 @@ from tracer.rows import (
     Rows,
     StepRows,
 )
+from tracer.log import schema
 
 _NUMPY = {
     torch.float64: np.float64,

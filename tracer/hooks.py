@@ -17,8 +17,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from tracer.items import GRADIENT, VALUE
 from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
-from tracer.rows import GRADIENT, VALUE, Direct
+from tracer.rows import Direct
 
 Hook = Callable[[torch.Tensor], None]
 _Function = TypeVar("_Function", bound=Callable[..., object])

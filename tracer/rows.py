@@ -1,137 +1,30 @@
-"""One step's rows: a buffer on the device, and its crossing to the host.
+"""One step's numbers on their device: the buffer that hooks write into, and the histograms of a step."""
 
-This is the only place where data crosses from a device to the host.
-"""
-
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, reduce_into
+from tracer.items import (
+    APPLIED,
+    EMPTY,
+    GRADIENT,
+    VALUE,
+    Group,
+    HistogramRows,
+    HostCopy,
+    Layout,
+    Number,
+    StepRows,
+    Update,
+)
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, Measures, histogram
 
-VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
-QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16
-
-
-class HostCopy:
-    """A tensor on its way to the host; the training thread starts it, the daemon waits for it.
-
-    On CUDA the copy goes into pinned memory and nothing waits for it here. Torch's caching host allocator gives that
-    memory to a later copy once this one is dropped, which the daemon does with its next look into the queue.
-    Where the copy cannot be made, nothing is raised here: the daemon is told, and counts what is lost.
-
-    Args:
-        tensor: A tensor, or several that are stacked.
-    """
-
-    def __init__(self, tensor: torch.Tensor | list[torch.Tensor]) -> None:
-        self._done: torch.cuda.Event | None = None
-        self._error: Exception | None = None
-        try:
-            self._start(torch.stack(tensor) if isinstance(tensor, list) else tensor.detach())
-        except Exception as error:
-            # Without the frames that it has passed, which hold what this was called with.
-            self._error = error.with_traceback(None)
-
-    def _start(self, tensor: torch.Tensor) -> None:
-        if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(tensor.device))
-        else:
-            # Blocks until the copy is there: pinned memory and events are CUDA's.
-            self._host = tensor.cpu()
-
-    @property
-    def nbytes(self) -> int:
-        """What it takes on the host."""
-        return 0 if self._error else self._host.nbytes
-
-    def wait(self) -> torch.Tensor:
-        """The tensor on the host, once it has arrived. For the daemon: it may block, and raises what went wrong."""
-        if self._error is not None:
-            raise self._error
-        if self._done is not None:
-            self._done.synchronize()
-        return self._host
-
-
-Number = float | HostCopy
-Rows = npt.NDArray[np.float64] | HostCopy
-"""What is on the host, or on its way there: one number, or rows of several."""
-
-
-def number(tensor: torch.Tensor) -> Number:
-    """A one-element tensor's number as it is now, without a sync."""
-    # Reading a tensor that is on the host already is no sync.
-    return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The numbers of one dtype in a device's buffer: a row of so many columns for each of these parameters."""
-
-    dtype: torch.dtype
-    offset_bytes: int
-    indices: npt.NDArray[np.int64]
-    columns: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes of the buffer it takes."""
-        return len(self.columns) * len(self.indices) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each parameter's numbers lie: for each device, the groups in its buffer.
-
-    What is measured of a quantity (value, grad, applied) are its extremes, then what was asked for beside them; the
-    columns of all quantities follow each other.
-    """
-
-    names: tuple[str, ...]
-    elements: npt.NDArray[np.float64]
-    quantities: tuple[str, ...]
-    measures: Measures
-    groups: tuple[tuple[Group, ...], ...]
-
-    @cached_property
-    def rows_and_bytes(self) -> tuple[int, int]:
-        """How many rows a step has, and about what they take in memory until they are written."""
-        return len(self.names), 500 + (1 + 4 * len(self.quantities) * len(self.measures.measured)) * len(self.names)
-
-
-class Update(NamedTuple):
-    """An update that a ``GradScaler`` leaves to the optimizer: what it divides gradients by, and whether it skips."""
-
-    indices: list[int]
-    divisor: Number
-    skipped: Number
-
-
-class StepRows(NamedTuple):
-    """One step's rows on their way to the log. A tuple, since one is made in every step."""
-
-    step: int
-    time_ns: int
-    layout: Layout
-    present: bytes
-    copies: list[bytes | HostCopy]
-    loss_scale: Number = 1.0
-    updates: tuple[Update, ...] = ()
-    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -344,16 +237,6 @@ def _allocate(
     return block, tuple(groups)
 
 
-class HistogramRows(NamedTuple):
-    """Histograms on their way to the log: for each device the parameters and quantities, and a row a histogram."""
-
-    step: int
-    time_ns: int
-    blocks: Sequence[tuple[list[tuple[str, str]], Rows]]
-    loss_scale: Number = 1.0
-    attempt: int = 0
-
-
 class Histograms:
     """The histograms of one step, as they are collected.
 
@@ -379,57 +262,3 @@ class Histograms:
         blocks = [(keys, HostCopy([self._made[key] for key in keys])) for keys in by_device.values()]
         self._made.clear()
         return HistogramRows(step, time_ns, blocks, loss_scale)
-
-
-class ActivationRows(NamedTuple):
-    """One step's activations on their way to the log.
-
-    For each device the module, its mode and how many numbers it gave out, and a row of their moments for each of these.
-    """
-
-    step: int
-    time_ns: int
-    blocks: Sequence[tuple[list[tuple[str, bool, int]], Rows]]
-    attempt: int = 0
-
-
-class Metric(NamedTuple):
-    """One metric on its way to the log."""
-
-    step: int
-    time_ns: int
-    name: str
-    value: Number
-    attempt: int = 0
-
-
-class Event(NamedTuple):
-    """Something that happened to the trace itself, on its way to the log."""
-
-    step: int
-    time_ns: int
-    kind: str
-    param: str | None
-    detail: str
-    attempt: int = 0
-
-
-def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
-    """An event that happens now."""
-    return Event(step, time.time_ns(), kind, param, detail)
-
-
-Item = StepRows | HistogramRows | ActivationRows | Metric | Event
-"""What a trace sends to its daemon, which may write it when another attempt has begun: each knows its own."""
-
-
-def rows_and_bytes(item: Item) -> tuple[int, int]:
-    """How many rows of the log an item stands for, and about what it takes in memory until they are written."""
-    match item:
-        case StepRows():
-            return item.layout.rows_and_bytes
-        case HistogramRows() | ActivationRows():
-            rows = sum(len(keys) for keys, _ in item.blocks)
-            return rows, 500 + 150 * rows + sum(copy.nbytes for _, copy in item.blocks)
-        case _:
-            return 1, 300

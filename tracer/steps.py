@@ -20,7 +20,9 @@ from torch.optim.optimizer import Optimizer
 from tracer.amp import LossScale, deferred, driven_by_scaler
 from tracer.budget import Budget
 from tracer.hooks import Hooks, Tap
-from tracer.rows import Histograms, Item, Metric, MisfitError, Number, RowBuffer, Update, event, number
+from tracer.items import Metric, Number, Update, event, number
+from tracer.outbox import Outbox
+from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.statistics import Measures
 from tracer.warn import in_short, warn
 
@@ -64,7 +66,7 @@ class Recorder:
         first_step: The step to begin with.
         loss_scale: The ``GradScaler`` of the loop, if it has one.
         budget: What says how often to measure, instead of the settings.
-        emit: Takes rows, metrics and events.
+        outbox: Takes rows, metrics and events.
 
     Attributes:
         measured: How many steps have been recorded.
@@ -77,14 +79,14 @@ class Recorder:
         first_step: int,
         loss_scale: LossScale | None,
         budget: Budget | None,
-        emit: Callable[[Item], None],
+        outbox: Outbox,
     ) -> None:
         self._hooks = hooks
         self._settings = settings
         self._loss_scale = loss_scale
         self._budget = budget
         self._stride = settings.every if budget is None else budget.stride
-        self._emit = emit
+        self._outbox = outbox
         self._buffer = self._new_buffer()
         self._histograms = Histograms(settings.bins)
         self._histogrammed = -1
@@ -244,7 +246,7 @@ class Recorder:
         if not self._stopped:
             self._stopped, self._measuring, self._buffer.open = True, False, False
             message = in_short(error)
-            self._emit(event(step, "failed", message))
+            self._outbox.put(event(step, "failed", message))
             warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
     def _first_gradient(self, tap: Tap | None) -> None:
@@ -296,7 +298,7 @@ class Recorder:
             return False
         if not self._paused:
             self._paused = True
-            self._emit(event(self._step, "paused", "a CUDA graph is captured"))
+            self._outbox.put(event(self._step, "paused", "a CUDA graph is captured"))
             warn(_CAPTURED)
         return True
 
@@ -422,10 +424,10 @@ class Recorder:
         bill = budget.end_step(self._measuring)
         if bill is None:
             return
-        self._emit(Metric(self._step, self._ended_ns or time.time_ns(), "tracer_cost", bill.share))
+        self._outbox.put(Metric(self._step, self._ended_ns or time.time_ns(), "tracer_cost", bill.share))
         if bill.stride != bill.was:
             what = f"every {bill.was} -> every {bill.stride}: {bill.expected:.2%} of the time expected"
-            self._emit(event(self._step, "stride", what))
+            self._outbox.put(event(self._step, "stride", what))
 
     def _choose_what_to_measure(self) -> None:
         self._measuring = self.measures(self._step)
@@ -442,14 +444,14 @@ class Recorder:
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._begun:
             for name, value in self._loss_scale.metrics().items():
-                self._emit(Metric(self._step, time_ns, name, value))
+                self._outbox.put(Metric(self._step, time_ns, name, value))
         if self._measuring:
             self.measured += 1
             self._sweep()
-            self._emit(self._buffer.take(self._step, time_ns, scale))
+            self._outbox.put(self._buffer.take(self._step, time_ns, scale))
             if self._order:
                 names, self._order = list(self._order), None
-                self._emit(event(self._step, "order", json.dumps(names)))
+                self._outbox.put(event(self._step, "order", json.dumps(names)))
         if self._histogramming:
             self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False
@@ -490,7 +492,7 @@ class Recorder:
     def _emit_histograms(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
         rows = histograms.take(self._step, time_ns, scale)
         if rows.blocks:
-            self._emit(rows)
+            self._outbox.put(rows)
 
     def _record(self, tap: Tap, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         try:
@@ -520,7 +522,7 @@ class Recorder:
 
     def _say_unended(self) -> None:
         warn(_UNENDED)
-        self._emit(event(self._step, "unended", "several backwards and no update of a torch optimizer"))
+        self._outbox.put(event(self._step, "unended", "several backwards and no update of a torch optimizer"))
 
     def _refresh(self) -> None:
         """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
@@ -533,14 +535,14 @@ class Recorder:
             self._rebuild()
         self._joined.update(new)
         for change in changes:
-            self._emit(event(self._step, change.kind, change.detail, change.name))
+            self._outbox.put(event(self._step, change.kind, change.detail, change.name))
 
     def _give_up(self, tap: Tap, error: Exception) -> None:
         """Go on without one parameter."""
         tap.failed, tap.direct = True, None
         name = self._hooks.parameters[tap.index].name
         message = in_short(error)
-        self._emit(event(self._step, "failed", message, name))
+        self._outbox.put(event(self._step, "failed", message, name))
         if not self._warned:
             self._warned = True
             warn(f"{name} is no longer traced ({message}); any further one is only named in the run's events")

@@ -28,39 +28,27 @@ from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, landed
 from tracer.hooks import Hooks
+from tracer.items import (
+    HostCopy,
+    Metric,
+    Number,
+    event,
+    lost,
+    number,
+)
 from tracer.log import run as run_folder
 from tracer.log import schema, store
 from tracer.log.read import Attempts, with_rows
 from tracer.log.run import LogError
 from tracer.log.store import Place
+from tracer.outbox import Outbox
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
-from tracer.rows import (
-    ActivationRows,
-    Event,
-    HistogramRows,
-    HostCopy,
-    Item,
-    Metric,
-    Number,
-    StepRows,
-    event,
-    number,
-    rows_and_bytes,
-)
 from tracer.statistics import Measures, Stats, check_count
 from tracer.steps import Recorder, Settings
 from tracer.warn import in_short, warn
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.
 _WAITING_BYTES = 64 << 20
-
-_TABLES: Mapping[type[Item], str] = {
-    StepRows: "extremes",
-    HistogramRows: "histograms",
-    ActivationRows: "activations",
-    Metric: "metrics",
-    Event: "events",
-}
 
 _open: "set[Trace]" = set()
 
@@ -188,39 +176,29 @@ class Trace:
         self.path = _default_path(model) if path is None else store.at(path)
         resumed = resume and _has_begun(self.path, rank)
         if resumed:
-            first_step, self._attempt = _continue_run(self.path, rank)
+            first_step, attempt = _continue_run(self.path, rank)
             if rank == 0:
                 _compare(self.path, hooks)
         else:
-            first_step, self._attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
-        # The last step of which this attempt has recorded anything.
-        self._recorded = -1
+            first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
         loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
         budget = None if settings.budget is None else Budget(settings.budget, settings.every)
-        self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._emit)
         optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
         encoder = Encoder(rank, settings.fold)
         encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
-        recorder = self._recorder
-        self._daemon = Daemon(
-            self.path,
-            rank,
-            encoders,
-            landed,
-            _WAITING_BYTES,
-            encoder.ripe,
-            lambda losses: event(recorder.step, "dropped", losses)._replace(attempt=self._attempt),
-        )
+        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES, encoder.ripe, lost)
+        self._outbox = Outbox(self._daemon, attempt)
+        self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._outbox)
         what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
-        self._emit(event(first_step, "resumed" if resumed else "attached", what))
+        self._outbox.put(event(first_step, "resumed" if resumed else "attached", what))
         self._activations = activations
         self._settings = settings
         self._closed = self._inert = False
         try:
             self._recorder.arm()
             if activations is not None:
-                activations.arm(self._recorder, self._emit, budget)
+                activations.arm(self._recorder, self._outbox, budget)
         except BaseException as error:
             self._finish(in_short(error))
             raise
@@ -260,9 +238,8 @@ class Trace:
         values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
         if not self._closed:
             step = self._recorder.step
-            self._recorded = max(self._recorded, step)
             for name, value in values.items():
-                self._daemon.put("metrics", Metric(step, now, name, value, self._attempt))
+                self._outbox.put(Metric(step, now, name, value))
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
@@ -324,9 +301,8 @@ class Trace:
         if self._activations is not None:
             self._activations.flush()
         self._recorder.restore(step)
-        if step <= self._recorded:
-            self._attempt, self._recorded = self._attempt + 1, -1
-        self._emit(event(step, "restored", f"step {left} -> step {step}"))
+        self._outbox.restore(step)
+        self._outbox.put(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
@@ -363,7 +339,7 @@ class Trace:
                     self._activations.finish()
         finally:
             self._hooks.remove()
-            self._emit(event(self._recorder.step, "closed", reason))
+            self._outbox.put(event(self._recorder.step, "closed", reason))
             self._daemon.end({"last_step": self._recorder.step, "reason": reason})
             _open.discard(self)
 
@@ -375,14 +351,6 @@ class Trace:
         if self._activations is not None:
             self._activations.remove()
         self._daemon.abandon()
-
-    def _emit(self, item: Item) -> None:
-        table = _TABLES[type(item)]
-        if table != "events":
-            self._recorded = max(self._recorded, item.step)
-        # Most runs have one attempt, and items are made with its number.
-        stamped = item._replace(attempt=self._attempt) if self._attempt else item
-        self._daemon.put(table, stamped, *rows_and_bytes(item))
 
 
 def _reason(error: BaseException | None) -> str:

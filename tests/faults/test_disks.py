@@ -20,7 +20,7 @@ from tests.faults.test_failing_calls import assert_sound
 from tests.torture import often
 from tests.training import events, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
-from tracer.log import store
+from tracer.log import read, store
 from tracer.log.run import closed_summaries, state
 
 Figures = Callable[..., None]
@@ -251,7 +251,7 @@ def test_a_disk_that_hangs_stops_no_step(
     assert kept == [*range(309 - lost["extremes"] // 4), *range(309, loop.steps)]
     assert loop.steps - len(numbers(run)) == lost["metrics"]
     told = [detail for _, _, detail in events(run, "dropped")]
-    assert told == [", ".join(f"{rows} rows of {table}" for table, rows in lost.items() if rows)]
+    assert list(map(read.rows_lost, told)) == [{table: rows for table, rows in lost.items() if rows}]
     assert state(run) == "closed"
 
 

@@ -21,10 +21,12 @@ from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, we
 from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
+from tracer.items import HostCopy
 from tracer.log import schema
 from tracer.log.parts import all_parts, damage
+from tracer.log.read import rows_lost
 from tracer.log.run import closed_summaries
-from tracer.rows import HostCopy, RowBuffer
+from tracer.rows import RowBuffer
 from tracer.trace import _open
 from tracer.warn import warn
 
@@ -276,7 +278,7 @@ def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path, f
         figures(rows_lost_and_counted=sum(missing.values()) - uncounted, rows_lost_beyond_the_promise=uncounted)
         assert outcome.dropped == {**missing, "events": 0}, note
         told = [detail for _, _, detail in events(outcome.path, "dropped")]
-        assert told == [f"{missing[table]} rows of {table}"] * bool(missing[table]), note
+        assert list(map(rows_lost, told)) == [{table: missing[table]}] * bool(missing[table]), note
         outcomes += bool(missing[table])
     assert outcomes
 
@@ -341,7 +343,7 @@ def test_a_copy_to_the_host_that_fails_costs_its_rows_alone(lasting: bool, tmp_p
         assert outcome.dropped == {**missing, "events": 0}
         told = Counter(dict.fromkeys(missing, 0))
         for _, _, detail in events(outcome.path, "dropped"):
-            told.update({words.split(" rows of ")[1]: int(words.split()[0]) for words in detail.split(", ")})
+            told.update(rows_lost(detail))
         assert dict(told) == missing
         assert not events(outcome.path, "failed")
         assert kinds(outcome.warned) == {"did not give them": 1}

@@ -13,8 +13,9 @@ from torchvision.models import resnet18
 
 import tracer
 from tests.training import assert_rows, by_hand, events, metric, mlp
+from tracer.items import HostCopy, number
 from tracer.parameters import named_parameters
-from tracer.rows import HostCopy, RowBuffer, number
+from tracer.rows import RowBuffer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import warnings
 from collections import Counter
@@ -22,6 +23,8 @@ _ROWS_AT_ONCE = 1 << 20
 Paths = str | os.PathLike[str]
 Used = TypeVar("Used")
 
+# No table has so many: who says so is not believed.
+_MANY_ROWS = 10**15
 # The events with which an attempt begins, or goes back to an earlier step.
 _BEGINNINGS = ("resumed", "restored")
 _NO_STEPS = pl.DataFrame(schema={"rank": pl.Int32, "attempt": pl.Int32, "step": pl.Int64})
@@ -257,11 +260,21 @@ def rows_dropped(path: Place) -> int:
 def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int, str]]:
     """How many rows each rank told in these events to be lost, by attempt and kind of event."""
     wanted = events.filter(pl.col("kind").is_in(("dropped", "resumed")))
-    losses_told = pl.when(pl.col("kind") == "dropped").then("detail").str.extract_all(r"\d{1,15} rows")
     told: Counter[tuple[int, int, str]] = Counter()
-    for rank, attempt, kind, losses in wanted.select("rank", "attempt", "kind", losses_told).collect().iter_rows():
-        told[rank, attempt, kind] += sum(int(loss.split()[0]) for loss in losses or ())
+    for rank, attempt, kind, detail in wanted.select("rank", "attempt", "kind", "detail").collect().iter_rows():
+        told[rank, attempt, kind] += sum(rows_lost(detail).values()) if kind == "dropped" else 0
     return told
+
+
+def rows_lost(detail: str | None) -> dict[str, int]:
+    """How many rows of which tables an event ``dropped`` tells of; none, where it is damaged."""
+    try:
+        told = json.loads(detail or "")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    return {table: rows for table, rows in told.items() if isinstance(rows, int) and 0 <= rows < _MANY_ROWS}
 
 
 def all_dropped(told: Mapping[tuple[int, int, str], int], summaries: Iterable[Mapping[str, Any]]) -> int:

@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from tracer.log.read import rows_lost
 from viewer.rules.evidence import Event, Evidence
 from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity
@@ -21,6 +22,10 @@ _NOTED = {
 _RESTARTS = ("resumed", "restored")
 
 
+def _in_words(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} rows of {table}" for table, count in rows.items())
+
+
 def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
     """Rows that could not be written, or cannot be read."""
     found = []
@@ -28,7 +33,7 @@ def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
     if dropped or evidence.dropped:
         first = min((event.step for event in dropped), default=0)
         last = max((event.step for event in dropped), default=evidence.last_step)
-        many = f"{evidence.dropped:,}" if evidence.dropped else f"lastly {dropped[-1].detail}"
+        many = f"{evidence.dropped:,}" if evidence.dropped else f"lastly {_in_words(rows_lost(dropped[-1].detail))}"
         found.append(
             Finding(
                 "dropped",

@@ -1,0 +1,43 @@
+"""The way from a trace to its daemon."""
+
+from collections.abc import Mapping
+
+from tracer.daemon import Daemon
+from tracer.items import ActivationRows, Event, HistogramRows, Item, Metric, StepRows, rows_and_bytes
+
+_TABLES: Mapping[type[Item], str] = {
+    StepRows: "extremes",
+    HistogramRows: "histograms",
+    ActivationRows: "activations",
+    Metric: "metrics",
+    Event: "events",
+}
+
+
+class Outbox:
+    """Hands every row, metric and event to the daemon, with the number of the attempt in which it was made.
+
+    Args:
+        daemon: The daemon.
+        attempt: The attempt with which this process begins.
+    """
+
+    def __init__(self, daemon: Daemon, attempt: int) -> None:
+        self._daemon = daemon
+        self._attempt = attempt
+        # The last step of which this attempt has recorded anything.
+        self._last_step = -1
+
+    def put(self, item: Item) -> None:
+        """Hand over an item; never blocks, never raises."""
+        table = _TABLES[type(item)]
+        if table != "events":
+            self._last_step = max(self._last_step, item.step)
+        # Most runs have one attempt, and items are made with its number.
+        stamped = item._replace(attempt=self._attempt) if self._attempt else item
+        self._daemon.put(table, stamped, *rows_and_bytes(item))
+
+    def restore(self, step: int) -> None:
+        """Go on with this step: in another attempt, if anything of it, or of a later one, has been recorded."""
+        if step <= self._last_step:
+            self._attempt, self._last_step = self._attempt + 1, -1
