@@ -36,7 +36,7 @@ import tracer
 from benchmarks.viewer import PARAMS, build, spread
 from tracer import demo
 from tracer.daemon import Daemon
-from tracer.encode import Encoder, landed
+from tracer.encode import Encoder, on_host
 from tracer.items import StepRows, rows_and_bytes
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts
@@ -124,7 +124,7 @@ class Feed:
     def __init__(self, run: Path, pool: list[StepRows]) -> None:
         create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
         encoder = Encoder(0)
-        self.daemon = Daemon(run, 0, encoder.by_table(["extremes"]), landed, _WAITING_BYTES, encoder.ripe)
+        self.daemon = Daemon(run, 0, encoder.by_table(["extremes"]), on_host, _WAITING_BYTES, encoder.complete_prefix)
         thread = next(thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon")
         assert thread.ident is not None, "it is running"
         self._clock = time.pthread_getcpuclockid(thread.ident)

@@ -101,13 +101,13 @@ def test_half_the_limit_is_published_before_its_time(tmp_path: Path, monkeypatch
 def test_a_copy_that_never_lands_costs_its_rows_alone(tmp_path: Path) -> None:
     """A device that fails loses what it did not give, and the daemon goes on."""
 
-    def landed(item: int) -> int:
+    def on_host(item: int) -> int:
         if item == 1:
             raise RuntimeError("device lost")
         return item
 
     with pytest.warns(tracer.TracerWarning, match="device lost"):
-        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, landed, 1 << 20)
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, on_host, 1 << 20)
         for number in range(3):
             daemon.put("metrics", number)
         daemon.close({})

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tests.training import loss_of, mlp
-from tracer.hooks import Hooks, Tap
+from tracer.hooks import Hooks, ParamHook
 from tracer.parameters import named_parameters
 
 
@@ -13,8 +13,8 @@ class Notes:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
-        self.heard.append(f"gradient {tap.index}")
+    def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
+        self.heard.append(f"gradient {hook.index}")
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         self.heard.append("before")
@@ -66,7 +66,7 @@ def test_a_replaced_parameter_is_armed_again_and_the_old_one_freed() -> None:
     assert not hooks.stale()
     model[0].weight = nn.Parameter(torch.zeros(8, 6))
     assert hooks.stale()
-    assert [hooks.parameters[tap.index].name for tap in hooks.rearm()[0]] == ["0.weight"]
+    assert [hooks.parameters[hook.index].name for hook in hooks.rearm()[0]] == ["0.weight"]
     assert not hooks.stale()
     assert not old._post_accumulate_grad_hooks
     loss_of(model).backward()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracer
 from tests.training import events, loss_of, mlp, recorded
-from tracer.hooks import Tap
+from tracer.hooks import ParamHook
 from tracer.steps import Recorder
 
 
@@ -174,9 +174,9 @@ def test_once_it_is_known_hooks_record_by_themselves_again(tmp_path: Path, monke
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plain = Recorder.on_gradient
 
-    def on_gradient(self: Recorder, tap: Tap, tensor: torch.Tensor) -> None:
+    def on_gradient(self: Recorder, hook: ParamHook, tensor: torch.Tensor) -> None:
         reported[-1] += 1
-        plain(self, tap, tensor)
+        plain(self, hook, tensor)
 
     monkeypatch.setattr(Recorder, "on_gradient", on_gradient)
     with tracer.attach(model, tmp_path / "run"):

@@ -57,10 +57,11 @@ class Daemon:
         path: The run's folder.
         rank: The rank whose parts these are.
         encoders: For each table the function that turns a list of items into its rows.
-        landed: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
+        on_host: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
         limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
             and counted; half of it is published before its time.
-        ripe: How many of the first items of a table belong together and may be published, while more are to come.
+        complete_prefix: How many of the first items of a table may be published while more are to come: those that later
+            ones cannot add to.
         lost: Makes the item of ``events`` that says how many rows of which tables were lost, given the newest item.
 
     Raises:
@@ -72,18 +73,18 @@ class Daemon:
         path: Place,
         rank: int,
         encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]],
-        landed: Callable[[Any], Any],
+        on_host: Callable[[Any], Any],
         limit_bytes: int,
-        ripe: Callable[[str, Sequence[Any]], int] = lambda _, items: len(items),
+        complete_prefix: Callable[[str, Sequence[Any]], int] = lambda _, items: len(items),
         lost: Callable[[Mapping[str, int], Any], Any] | None = None,
     ) -> None:
-        self._ripe = ripe
+        self._complete_prefix = complete_prefix
         self._lost = lost
         self._path = path
         self._rank = rank
         # Events last, since they say what was lost of the others.
         self._encoders = dict(sorted(encoders.items(), key=lambda item: item[0] == "events"))
-        self._landed = landed
+        self._on_host = on_host
         self._limit_bytes = limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -204,7 +205,7 @@ class Daemon:
             table, item, rows, size_bytes = entry
             self._newest = item
             try:
-                self._waiting[table].append((self._landed(item), rows, size_bytes))
+                self._waiting[table].append((self._on_host(item), rows, size_bytes))
             except Exception as error:
                 self._gone_bytes += size_bytes
                 self.dropped[table] += rows
@@ -237,7 +238,7 @@ class Daemon:
     def _encode(self, table: str, everything: bool) -> tuple[int, pa.Table] | None:
         """The rows to publish now, and of how many items they are; None where there are none."""
         items = [item for item, _, _ in self._waiting[table]]
-        count = len(items) if everything else self._ripe(table, items)
+        count = len(items) if everything else self._complete_prefix(table, items)
         wanted = items[:count]
         dropped = dict(self.dropped)
         if table == "events" and self._lost is not None and self._told != dropped:

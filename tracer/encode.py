@@ -36,7 +36,7 @@ _NUMPY = {
 _SCALED = {"min", "max", "sum", "norm", "spread"}
 
 
-def landed(item: Any) -> Any:
+def on_host(item: Any) -> Any:
     """The same item with its copies on the host, so that pinned memory is not held until it is published."""
     if isinstance(item, StepRows):
         updates = tuple(
@@ -76,7 +76,7 @@ class Encoder:
         self._rank = rank
         self._fold = fold
 
-    def ripe(self, table: str, items: Sequence[Any]) -> int:
+    def complete_prefix(self, table: str, items: Sequence[Any]) -> int:
         """How many of these items may become rows now: of the extremes, those whose row's last step is among them."""
         if table != "extremes" or self._fold == 1 or not items:
             return len(items)

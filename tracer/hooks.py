@@ -44,7 +44,7 @@ def _not_compiled(hook: _Function) -> _Function:
     return hook
 
 
-class Tap:
+class ParamHook:
     """What is known of one traced tensor, and its hook.
 
     Attributes:
@@ -93,7 +93,7 @@ class Change(NamedTuple):
 class Listener(Protocol):
     """What the hooks report to. None of these may raise."""
 
-    def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
+    def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """A gradient has been accumulated into ``tensor.grad``."""
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
@@ -113,7 +113,7 @@ class Hooks:
     Attributes:
         chosen: The traced parameters, in model order.
         parameters: Those of them that have a shape already.
-        taps: Their taps, likewise.
+        param_hooks: Their hooks, likewise.
         reporting: Whether each gradient is reported to the listener.
         noted: Holds something once a gradient has arrived that was only noted; see ``report``.
 
@@ -127,7 +127,7 @@ class Hooks:
         self._listener: Listener | None = None
         self._wrap: Callable[[Hook], Hook] | None = None
         self._handles: list[RemovableHandle] = []
-        self.taps: list[Tap] = []
+        self.param_hooks: list[ParamHook] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
         self._note = self.noted.append
         self.reporting = True
@@ -187,60 +187,60 @@ class Hooks:
             return
         self.reporting = each
         self.noted.clear()
-        for tap in self.taps:
-            hooks = tap.tensor._post_accumulate_grad_hooks
+        for hook in self.param_hooks:
+            hooks = hook.tensor._post_accumulate_grad_hooks
             # Somebody else may have removed them all.
-            if tap.handle is not None and hooks and tap.handle.id in hooks:
-                hooks[tap.handle.id] = self._hook(tap)
+            if hook.handle is not None and hooks and hook.handle.id in hooks:
+                hooks[hook.handle.id] = self._hook(hook)
 
-    def rearm(self) -> tuple[list[Tap], list[Change]]:
+    def rearm(self) -> tuple[list[ParamHook], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
 
         Returns:
-            The taps of tensors that were not known before, and what has changed.
+            The hooks of tensors that were not known before, and what has changed.
         """
         listener = self._listener
         assert listener is not None
-        known = {id(tap.tensor): tap for tap in self.taps}
+        known = {id(hook.tensor): hook for hook in self.param_hooks}
         before = self._by_name()
         self._survey(self._look())
-        self.taps = [
-            known.pop(id(tensor)) if id(tensor) in known else Tap(tensor, listener) for tensor in self._tensors
+        self.param_hooks = [
+            known.pop(id(tensor)) if id(tensor) in known else ParamHook(tensor, listener) for tensor in self._tensors
         ]
-        new = [tap for tap in self.taps if tap.index < 0]
-        for index, tap in enumerate(self.taps):
-            tap.index = index
-            if tap.handle is None and tap.tensor.requires_grad:
-                tap.handle = _first_hook(tap.tensor, self._hook(tap))
-        for tap in known.values():
+        new = [hook for hook in self.param_hooks if hook.index < 0]
+        for index, hook in enumerate(self.param_hooks):
+            hook.index = index
+            if hook.handle is None and hook.tensor.requires_grad:
+                hook.handle = _first_hook(hook.tensor, self._hook(hook))
+        for hook in known.values():
             # Its hook may be the one that runs now.
-            tap.failed, tap.direct = True, None
-            if tap.handle is not None:
-                tap.handle.remove()
+            hook.failed, hook.direct = True, None
+            if hook.handle is not None:
+                hook.handle.remove()
         return new, _changes(before, self._by_name())
 
     def remove(self) -> None:
         """Remove every hook; harmless where they are removed already."""
         for handle in self._handles:
             handle.remove()
-        for tap in self.taps:
-            if tap.handle is not None:
-                tap.handle.remove()
-        self._handles, self.taps = [], []
+        for hook in self.param_hooks:
+            if hook.handle is not None:
+                hook.handle.remove()
+        self._handles, self.param_hooks = [], []
 
     def traces(self, tensors: set[int]) -> bool:
         """Whether any of the tensors with these ids is traced here."""
         return not self._ids.isdisjoint(tensors)
 
-    def held(self, optimizer: Optimizer) -> list[Tap]:
-        """The taps of the tensors that an optimizer holds."""
+    def held(self, optimizer: Optimizer) -> list[ParamHook]:
+        """The hooks of the tensors that an optimizer holds."""
         theirs = set(_ids_of(optimizer))
-        return [tap for tap in self.taps if id(tap.tensor) in theirs]
+        return [hook for hook in self.param_hooks if id(hook.tensor) in theirs]
 
-    def _hook(self, tap: Tap) -> Hook:
+    def _hook(self, hook: ParamHook) -> Hook:
         if not self.reporting:
             return self._note
-        return tap if self._wrap is None else self._wrap(tap)
+        return hook if self._wrap is None else self._wrap(hook)
 
     def _replaced(self) -> list[NamedParameter] | None:
         """The parameters as they are now, where these are not the ones that were armed."""

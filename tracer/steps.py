@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer
 
 from tracer.amp import LossScale, deferred, driven_by_scaler
 from tracer.budget import Budget
-from tracer.hooks import Hooks, Tap
+from tracer.hooks import Hooks, ParamHook
 from tracer.items import Metric, Number, Update, event, number
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
@@ -113,7 +113,7 @@ class Recorder:
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
         # Tensors that were first seen in this step, after their gradient may have arrived.
-        self._joined: set[Tap] = set()
+        self._joined: set[ParamHook] = set()
         self._unended: _Unended | None = _Unended()
         # The parameters whose gradients arrived in the first measured step, in that order; None once it was emitted.
         self._order: dict[str, None] | None = {}
@@ -154,25 +154,25 @@ class Recorder:
         """Whether neither this step is measured, nor its gradients reported."""
         return not (self._measuring or self._hooks.reporting)
 
-    def on_gradient(self, tap: Tap, tensor: torch.Tensor) -> None:
+    def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
         if self._alert or (self._loss_scale is not None and self._backward != running_backward()):
             if self._pauses():
                 return
-            self._at_border(lambda: self._first_gradient(tap))
-            if self._order is not None and self._measuring and not tap.failed:
-                self._order[self._hooks.parameters[tap.index].name] = None
-        if not self._measuring or tap.failed:
+            self._at_border(lambda: self._first_gradient(hook))
+            if self._order is not None and self._measuring and not hook.failed:
+                self._order[self._hooks.parameters[hook.index].name] = None
+        if not self._measuring or hook.failed:
             return
         try:
             if torch.is_grad_enabled():
                 # backward(create_graph=True) runs hooks in grad mode, and a reduction with a graph would keep it alive.
                 with torch.no_grad():
-                    self._record(tap, tensor, tensor.grad)
+                    self._record(hook, tensor, tensor.grad)
             else:
-                self._record(tap, tensor, tensor.grad)
+                self._record(hook, tensor, tensor.grad)
         except Exception as error:
-            self._give_up(tap, error)
+            self._give_up(hook, error)
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
@@ -249,7 +249,7 @@ class Recorder:
             self._outbox.put(event(step, "failed", message))
             warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
 
-    def _first_gradient(self, tap: Tap | None) -> None:
+    def _first_gradient(self, hook: ParamHook | None) -> None:
         """Begin the next step, if it is that of this gradient: the first one, as far as it is known, of a backward.
 
         Where gradients are only noted, it is some gradient since the last update, which is as good: of what they are
@@ -264,7 +264,7 @@ class Recorder:
         elif self._skipped():
             self._unended = None
             self._next_step_by_gradient()
-        if tap is not None and self._unended is not None and not self._unended.saw(tap.tensor):
+        if hook is not None and self._unended is not None and not self._unended.saw(hook.tensor):
             self._unended = None
             self._say_unended()
         self._backward = running_backward()
@@ -349,17 +349,17 @@ class Recorder:
     def _record_applied(self, optimizer: Optimizer) -> None:
         if not self._measuring:
             return
-        taps = [tap for tap in self._hooks.held(optimizer) if not tap.failed]
+        param_hooks = [hook for hook in self._hooks.held(optimizer) if not hook.failed]
         with torch.no_grad():
-            for tap in taps:
+            for hook in param_hooks:
                 try:
-                    self._buffer.record_applied(tap.index, tap.tensor.grad)
+                    self._buffer.record_applied(hook.index, hook.tensor.grad)
                 except Exception as error:
-                    self._give_up(tap, error)
+                    self._give_up(hook, error)
             left_to_it = deferred(optimizer)
             if left_to_it is not None:
                 divisor, skipped = left_to_it
-                indices = [tap.index for tap in taps]
+                indices = [hook.index for hook in param_hooks]
                 self._buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
 
     def _end_step(self) -> None:
@@ -467,25 +467,25 @@ class Recorder:
         if not self._buffer.incomplete:
             return
         with torch.no_grad():
-            for tap in self._hooks.taps:
-                if not self._buffer.present[tap.index] and not tap.failed:
+            for hook in self._hooks.param_hooks:
+                if not self._buffer.present[hook.index] and not hook.failed:
                     # Under a scaler it is not known whether that gradient has been unscaled by now.
-                    known = tap in self._joined and self._loss_scale is None
+                    known = hook in self._joined and self._loss_scale is None
                     try:
-                        self._record(tap, tap.tensor, tap.tensor.grad if known else None)
+                        self._record(hook, hook.tensor, hook.tensor.grad if known else None)
                     except Exception as error:
-                        self._give_up(tap, error)
+                        self._give_up(hook, error)
 
     def _snapshot(self) -> None:
         histograms = Histograms(self._settings.bins)
         scaled = self._loss_scale is not None and not self._ended and not self._loss_scale.unscaled
         self._refresh()
         with torch.no_grad():
-            for tap in self._hooks.taps:
+            for hook in self._hooks.param_hooks:
                 try:
-                    histograms.collect(self._hooks.parameters[tap.index].name, tap.tensor, tap.tensor.grad)
+                    histograms.collect(self._hooks.parameters[hook.index].name, hook.tensor, hook.tensor.grad)
                 except Exception as error:
-                    self._give_up(tap, error)
+                    self._give_up(hook, error)
         scale = self._loss_scale.scale if self._loss_scale is not None and scaled else 1.0
         self._emit_histograms(histograms, time.time_ns(), scale)
 
@@ -494,15 +494,15 @@ class Recorder:
         if rows.blocks:
             self._outbox.put(rows)
 
-    def _record(self, tap: Tap, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+    def _record(self, hook: ParamHook, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         try:
-            self._buffer.record(tap.index, value, gradient)
+            self._buffer.record(hook.index, value, gradient)
         except MisfitError:
             with self._border:
                 self._rebuild()
-            self._buffer.record(tap.index, value, gradient)
+            self._buffer.record(hook.index, value, gradient)
         if self._histogramming:
-            self._histograms.collect(self._hooks.parameters[tap.index].name, value, gradient)
+            self._histograms.collect(self._hooks.parameters[hook.index].name, value, gradient)
 
     def _new_buffer(self) -> RowBuffer:
         return RowBuffer(self._hooks.parameters, self._settings.measures, self._settings.quantities)
@@ -517,8 +517,8 @@ class Recorder:
 
     def _lend(self) -> None:
         """Let hooks write into the buffer where that is all there is to do."""
-        for tap in self._hooks.taps:
-            tap.direct = None if tap.failed else self._buffer.direct(tap.index)
+        for hook in self._hooks.param_hooks:
+            hook.direct = None if hook.failed else self._buffer.direct(hook.index)
 
     def _say_unended(self) -> None:
         warn(_UNENDED)
@@ -537,10 +537,10 @@ class Recorder:
         for change in changes:
             self._outbox.put(event(self._step, change.kind, change.detail, change.name))
 
-    def _give_up(self, tap: Tap, error: Exception) -> None:
+    def _give_up(self, hook: ParamHook, error: Exception) -> None:
         """Go on without one parameter."""
-        tap.failed, tap.direct = True, None
-        name = self._hooks.parameters[tap.index].name
+        hook.failed, hook.direct = True, None
+        name = self._hooks.parameters[hook.index].name
         message = in_short(error)
         self._outbox.put(event(self._step, "failed", message, name))
         if not self._warned:

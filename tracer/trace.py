@@ -26,7 +26,7 @@ from tracer.activations import Activations
 from tracer.amp import LossScale
 from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
-from tracer.encode import Encoder, landed
+from tracer.encode import Encoder, on_host
 from tracer.hooks import Hooks
 from tracer.items import (
     HostCopy,
@@ -187,7 +187,7 @@ class Trace:
         encoder = Encoder(rank, settings.fold)
         encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
         run_folder.prepare_folders(self.path, encoders)
-        self._daemon = Daemon(self.path, rank, encoders, landed, _WAITING_BYTES, encoder.ripe, lost)
+        self._daemon = Daemon(self.path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
         self._outbox = Outbox(self._daemon, attempt)
         self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._outbox)
         what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"

@@ -22,7 +22,7 @@ UPGRADE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 FILES = ("", "page.js", "page.css", "mpl.js", "_images/home.png")
-NEED = (*FILES, "figure.svg?visitor=me", "socket")
+NEED = (*FILES, "figure.svg?session=me", "socket")
 
 
 @pytest.fixture(scope="module")

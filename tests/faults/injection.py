@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tracer.hooks import Tap
+from tracer.hooks import ParamHook
 
 # Every call of ``os`` that tracer/log/store.py makes.
 CALLS = frozenset(
@@ -101,15 +101,15 @@ class _FaultyTorch(TorchFunctionMode):
 @contextmanager
 def faulty_torch(faults: Faults) -> Iterator[None]:
     """Let the operations of torch fail that the tracer calls in this thread, and not those of the training."""
-    call = Tap.__call__
+    call = ParamHook.__call__
 
-    def within(tap: Tap, tensor: torch.Tensor) -> None:
+    def within(hook: ParamHook, tensor: torch.Tensor) -> None:
         # Torch leaves the mode while it runs a backward.
         with _FaultyTorch(faults):
-            call(tap, tensor)
+            call(hook, tensor)
 
     with _FaultyTorch(faults), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tap, "__call__", within)
+        patch.setattr(ParamHook, "__call__", within)
         yield
 
 

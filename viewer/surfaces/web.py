@@ -1,4 +1,4 @@
-"""The surface in a browser: a page with a live figure and a control for every option, a figure a visitor.
+"""The surface in a browser: a page with a live figure and a control for every option; each session has its figure.
 
 Everything of matplotlib happens in the one thread of the loop that serves; runs are read in threads of their own.
 """
@@ -74,7 +74,7 @@ def serve(
 
     Args:
         open_runs: Opens the runs that options ask for.
-        options: What a visitor sees whose address asks for nothing.
+        options: What is shown where an address asks for nothing.
         host: The address to listen at; "" for this machine alone.
         port: The port, 0 for any free one; None for the usual one, or a free one where it is taken.
         say: Tells the user the page's address.
@@ -114,7 +114,7 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
     server = HTTPServer(
         Application(
             [
-                (r"/([^/]+)/socket", Visitor, given),
+                (r"/([^/]+)/socket", Session, given),
                 (r"/([^/]+)/figure\.([a-z]+)", Download, given),
                 (r"/([^/]+)/(.*)", File, given),
             ],
@@ -131,19 +131,19 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
         await asyncio.Event().wait()
     finally:
         server.stop()
-        for visitor in list(site.visitors.values()):
-            visitor.on_close()
+        for session in list(site.sessions.values()):
+            session.on_close()
         await server.close_all_connections()
 
 
 class Site:
-    """What visitors have in common.
+    """What sessions have in common.
 
     Attributes:
         token: What an address must begin with. As a folder, it is in every address that the page refers to by itself;
             a cookie would also go to whoever serves at another port of this host.
         files: What the page consists of: type and content, by name.
-        visitors: Those who look now, by the names that their pages know.
+        sessions: Those that are open, by the names that their pages know.
     """
 
     def __init__(self, open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, hosts: frozenset[str]) -> None:
@@ -151,7 +151,7 @@ class Site:
         self.options = options
         self.token = secrets.token_urlsafe()
         self.files = _files()
-        self.visitors: dict[str, Visitor] = {}
+        self.sessions: dict[str, Session] = {}
         self._hosts = hosts
 
     def refusal(self, host: str, token: str) -> str | None:
@@ -224,22 +224,22 @@ class File(_Guarded):
 
 
 class Download(_Guarded):
-    """A visitor's figure as he sees it, zoomed or not, as a file."""
+    """A session's figure as it is seen, zoomed or not, as a file."""
 
     def get(self, _: str, kind: str) -> None:
-        """Write the figure of the visitor who is named in the query."""
-        visitor = self.site.visitors.get(self.get_query_argument("visitor", ""))
-        if visitor is None or kind not in _DOWNLOADS:
+        """Write the figure of the session that is named in the query."""
+        session = self.site.sessions.get(self.get_query_argument("session", ""))
+        if session is None or kind not in _DOWNLOADS:
             self.refuse(404, "There is no such figure: reload the page, and save it as png, svg or pdf.")
             return
         content = io.BytesIO()
-        visitor.screen.figure.savefig(content, format=kind)
+        session.screen.figure.savefig(content, format=kind)
         self.set_header("Content-Type", _DOWNLOADS[kind])
         self.set_header("Content-Disposition", "attachment")
         self.write(content.getvalue())
 
 
-class Visitor(_Guarded, WebSocketHandler):
+class Session(_Guarded, WebSocketHandler):
     """One page: its figure, what it is asked to show, and what its user has to know."""
 
     def open(self, _: str) -> None:
@@ -257,7 +257,7 @@ class Visitor(_Guarded, WebSocketHandler):
         self._followed: ViewOptions | None = None
         self._drawn = False
         self._name = secrets.token_urlsafe()
-        self.site.visitors[self._name] = self
+        self.site.sessions[self._name] = self
         self._manager.add_web_socket(self)
         self._ticks = PeriodicCallback(self._tick, _TICK_MILLISECONDS)
         self._ticks.start()
@@ -325,7 +325,7 @@ class Visitor(_Guarded, WebSocketHandler):
         words, usual = words_of(options), words_of(self._base)
         differing = {name: word for name, word in words.items() if word != usual[name]}
         state: dict[str, object] = {
-            "visitor": self._name,
+            "session": self._name,
             "status": {"words": status, "failed": bool(failure)},
             "notices": notices,
             "findings": _listed(found, several=len(screen.snapshots) > 1),
@@ -362,7 +362,7 @@ class Visitor(_Guarded, WebSocketHandler):
 
     def on_close(self) -> None:
         """Stop everything that goes on for this page; others are not kept waiting until its reader has ended."""
-        if self.site.visitors.pop(self._name, None) is not None:
+        if self.site.sessions.pop(self._name, None) is not None:
             self._ticks.stop()
             self._manager.remove_web_socket(self)
             asyncio.get_running_loop().run_in_executor(None, self.screen.close)

@@ -45,7 +45,7 @@ socket.addEventListener("close", () => {
 });
 
 function download(_, format) {
-  const query = new URLSearchParams({ visitor: known.visitor });
+  const query = new URLSearchParams({ session: known.session });
   element("a", "", { href: `figure.${format}?${query}`, download: `${controls.view.value}.${format}` }).click();
 }
 
