@@ -29,7 +29,7 @@ import viewer
 from tests.logs import events as events_at
 from tests.logs import extremes, new_run, publish_next
 from tests.torture import often
-from tests.training import events, loss_of, mlp
+from tests.training import daemon_of, events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
@@ -442,8 +442,8 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def publish(loop: Loop, everything: bool = True) -> None:
     """What the daemon does on its cadence."""
-    loop.trace._daemon._drain()
-    loop.trace._daemon._publish_all(everything)
+    daemon_of(loop.trace)._drain()
+    daemon_of(loop.trace)._publish_all(everything)
 
 
 def test_rows_that_wait_keep_the_attempt_in_which_they_were_made(

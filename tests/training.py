@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tracer
+from tracer.daemon import Daemon
 
 Rows = dict[tuple[int, str], dict[str, Any]]
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
@@ -75,3 +76,9 @@ def loss_of(model: Callable[[torch.Tensor], torch.Tensor], size: int = 4) -> tor
     """A loss on fresh random data."""
     loss: torch.Tensor = model(torch.randn(size, 6)).square().mean()
     return loss
+
+
+def daemon_of(trace: tracer.Trace) -> Daemon:
+    """An open trace's daemon."""
+    assert trace._parts is not None, "the trace is open"
+    return trace._parts.daemon

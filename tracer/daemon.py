@@ -60,8 +60,8 @@ class Daemon:
         on_host: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
         limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
             and counted; half of it is published before its time.
-        complete_prefix: How many of the first items of a table may be published while more are to come: those that later
-            ones cannot add to.
+        complete_prefix: How many of the first items of a table may be published while more are to come: those to which
+            later ones cannot add.
         lost: Makes the item of ``events`` that says how many rows of which tables were lost, given the newest item.
 
     Raises:

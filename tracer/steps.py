@@ -12,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -23,7 +22,7 @@ from tracer.hooks import Hooks, ParamHook
 from tracer.items import Metric, Number, Update, event, number
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
-from tracer.statistics import Measures
+from tracer.settings import Settings
 from tracer.warn import in_short, warn
 
 # No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
@@ -38,25 +37,6 @@ def running_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is recorded, and for how long, as ``attach`` was told."""
-
-    every: int
-    budget: float | None
-    fold: int
-    measures: Measures
-    applied: bool
-    bins: int
-    histogram_every: int
-    total_steps: int | None
-
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """The quantities that are recorded of each parameter."""
-        return ("value", "grad", "applied") if self.applied else ("value", "grad")
-
-
 class Recorder:
     """Records the statistics of each step in a buffer, and emits a step's rows when the next step begins.
 
@@ -66,7 +46,6 @@ class Recorder:
         first_step: The step to begin with.
         loss_scale: The ``GradScaler`` of the loop, if it has one.
         budget: What says how often to measure, instead of the settings.
-        outbox: Takes rows, metrics and events.
 
     Attributes:
         measured: How many steps have been recorded.
@@ -79,14 +58,13 @@ class Recorder:
         first_step: int,
         loss_scale: LossScale | None,
         budget: Budget | None,
-        outbox: Outbox,
     ) -> None:
         self._hooks = hooks
         self._settings = settings
         self._loss_scale = loss_scale
         self._budget = budget
         self._stride = settings.every if budget is None else budget.stride
-        self._outbox = outbox
+        self._outbox: Outbox
         self._buffer = self._new_buffer()
         self._histograms = Histograms(settings.bins)
         self._histogrammed = -1
@@ -140,8 +118,9 @@ class Recorder:
         """How many steps have ended; the one to which a training forward belongs that runs now."""
         return self._step + 1 if self._ended or self._skipped() else self._step
 
-    def arm(self) -> None:
-        """Set the hooks: from now on they report to this recorder."""
+    def arm(self, outbox: Outbox) -> None:
+        """Set the hooks: from now on they report to this recorder, which puts what it records into the outbox."""
+        self._outbox = outbox
         self._hooks.arm(self, None if self._budget is None else self._budget.billed)
         self._lend()
 

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +44,9 @@ from tracer.log.run import LogError
 from tracer.log.store import Place
 from tracer.outbox import Outbox
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
-from tracer.statistics import Measures, Stats, check_count
-from tracer.steps import Recorder, Settings
+from tracer.settings import Settings
+from tracer.statistics import Stats
+from tracer.steps import Recorder
 from tracer.warn import in_short, warn
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.
@@ -110,46 +112,121 @@ def attach(
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
-    counts = {"every": every, "fold": fold, "histogram_every": histogram_every, "bins": bins}
-    if total_steps is not None:
-        counts["total_steps"] = total_steps
-    for name, count in counts.items():
-        check_count(name, count)
-    if budget is not None and not (isinstance(budget, numbers.Real) and 0 < budget < 1):
-        raise ValueError(f"budget={budget!r} must be a share of the time between 0 and 1, such as 0.01")
-    if fold > 1 and (every > 1 or budget is not None):
-        rare = f"every={every}" if budget is None else f"budget={budget}"
-        raise ValueError(f"{rare} leaves steps out, and fold={fold} measures each of them: give one of the two")
+    settings = Settings(
+        every=every,
+        budget=budget,
+        fold=fold,
+        stats=stats,
+        applied=applied,
+        histogram_every=histogram_every,
+        bins=bins,
+        total_steps=total_steps,
+    )
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    share = None if budget is None else float(budget)
-    settings = Settings(every, share, fold, Measures.of(stats), applied, bins, histogram_every, total_steps)
+    place = None if path is None else store.at(path)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker of a DataLoader, say, that was not forked. By the same mark multiprocessing itself knows that it is
         # not yet time for what the script does.
         warn("a child process runs the script that started it once more: nothing is traced there")
-        return Trace._idle(path, settings)
+        return Trace(place or Path("runs"), settings, None)
     hooks = Hooks(model, params)
-    ids = {id(parameter.tensor) for parameter in named_parameters(model)}
-    for other in list(_open):
-        if other.traces(ids):
-            raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
-        if path is not None and other.path.resolve() == store.at(path).resolve():
-            raise RuntimeError(
-                f"another model is being traced into {other.path}: give another path, or close that trace first"
-            )
+    _see_that_nobody_traces(model, place)
     if (reason := flattened(model)) is not None:
         warn(reason)
     outputs = None if activations is False or activations is None else Activations(model, activations)
     try:
-        return Trace(model, hooks, path, settings, scaler, outputs, resume)
+        return _begin(model, hooks, place, settings, scaler, outputs, resume)
     except OSError as error:
-        place = store.at(path or "runs")
-        raise LogError(f"{place} cannot be used: {in_short(error)}; is the disk as it should be?") from error
+        raise LogError(
+            f"{place or Path('runs')} cannot be used: {in_short(error)}; is the disk as it should be?"
+        ) from error
+
+
+def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
+    """Raise where a parameter of the model is traced already, or another model into this place."""
+    ids = {id(parameter.tensor) for parameter in named_parameters(model)}
+    for other in list(_open):
+        if other.traces(ids):
+            raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
+        if place is not None and other.path.resolve() == place.resolve():
+            raise RuntimeError(
+                f"another model is being traced into {other.path}: give another path, or close that trace first"
+            )
+
+
+def _begin(
+    model: nn.Module,
+    hooks: Hooks,
+    place: Place | None,
+    settings: Settings,
+    scaler: GradScaler | None,
+    activations: Activations | None,
+    resume: bool,
+) -> "Trace":
+    """Begin or resume a run, wire its parts, and set the hooks."""
+    rank, world = _rank_and_world()
+    if world > 1 and place is None:
+        raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
+    path = place or _default_path(model)
+    resumed = resume and _has_begun(path, rank)
+    if resumed:
+        first_step, attempt = _continue_run(path, rank)
+        if rank == 0:
+            _compare(path, hooks)
+    else:
+        first_step, attempt = _begin_run(path, rank, _describe(model, hooks, settings))
+    loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
+    budget = None if settings.budget is None else Budget(settings.budget, settings.every)
+    recorder = Recorder(hooks, settings, first_step, loss_scale, budget)
+    optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
+    encoder = Encoder(rank, settings.fold)
+    encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
+    run_folder.prepare_folders(path, encoders)
+    daemon = Daemon(path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
+    outbox = Outbox(daemon, attempt)
+    trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
+    what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
+    outbox.put(event(first_step, "resumed" if resumed else "attached", what))
+    try:
+        recorder.arm(outbox)
+        if activations is not None:
+            activations.arm(recorder, outbox, budget)
+    except BaseException as error:
+        trace._finish(in_short(error))
+        raise
+    _close_at_exit(trace)
+    if rank == 0:
+        does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
+        # Where stderr is closed, nobody reads it.
+        with contextlib.suppress(OSError, ValueError):
+            print(f"gradwatch {does}: {path} - watch it with: viewer {path}", file=sys.stderr)
+    return trace
+
+
+def _close_at_exit(trace: "Trace") -> None:
+    _open.add(trace)
+    # Registered anew, since what a child of multiprocessing inherits is forgotten there.
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+    if multiprocessing.parent_process() is not None:
+        # Before Python 3.13 such a child, if it was forked, ends without the interpreter's exit handlers.
+        multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a trace consists of until it is closed."""
+
+    hooks: Hooks
+    recorder: Recorder
+    activations: Activations | None
+    outbox: Outbox
+    daemon: Daemon
 
 
 class Trace:
@@ -159,71 +236,18 @@ class Trace:
         path: The run's folder, or its URI.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        hooks: Hooks,
-        path: str | os.PathLike[str] | None,
-        settings: Settings,
-        scaler: GradScaler | None,
-        activations: Activations | None,
-        resume: bool,
-    ) -> None:
-        rank, world = _rank_and_world()
-        if world > 1 and path is None:
-            raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
-        self._hooks = hooks
-        self.path = _default_path(model) if path is None else store.at(path)
-        resumed = resume and _has_begun(self.path, rank)
-        if resumed:
-            first_step, attempt = _continue_run(self.path, rank)
-            if rank == 0:
-                _compare(self.path, hooks)
-        else:
-            first_step, attempt = _begin_run(self.path, rank, _describe(model, hooks, settings))
-        loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
-        budget = None if settings.budget is None else Budget(settings.budget, settings.every)
-        optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
-        encoder = Encoder(rank, settings.fold)
-        encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
-        run_folder.prepare_folders(self.path, encoders)
-        self._daemon = Daemon(self.path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
-        self._outbox = Outbox(self._daemon, attempt)
-        self._recorder = Recorder(hooks, settings, first_step, loss_scale, budget, self._outbox)
-        what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
-        self._outbox.put(event(first_step, "resumed" if resumed else "attached", what))
-        self._activations = activations
+    def __init__(self, path: Place, settings: Settings, parts: _Parts | None) -> None:
+        self.path = path
         self._settings = settings
-        self._closed = self._inert = False
-        try:
-            self._recorder.arm()
-            if activations is not None:
-                activations.arm(self._recorder, self._outbox, budget)
-        except BaseException as error:
-            self._finish(in_short(error))
-            raise
-        _open.add(self)
-        # Registered anew, since what a child of multiprocessing inherits is forgotten there.
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-        if multiprocessing.parent_process() is not None:
-            # Before Python 3.13 such a child, if it was forked, ends without the interpreter's exit handlers.
-            multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
-        if rank == 0:
-            does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
-            # Where stderr is closed, nobody reads it.
-            with contextlib.suppress(OSError, ValueError):
-                print(f"gradwatch {does}: {self.path} - watch it with: viewer {self.path}", file=sys.stderr)
+        # None of one that takes every call and does nothing, and of one that has ended: who keeps it does not keep the
+        # model.
+        self._parts = parts
+        self._inert = self._closed = parts is None
+        self._next_step = 0
 
-    @classmethod
-    def _idle(cls, path: str | os.PathLike[str] | None, settings: Settings) -> "Trace":
-        """One that is closed from the start, and takes every call."""
-        trace = cls.__new__(cls)
-        trace.path = Path("runs") if path is None else store.at(path)
-        trace._settings = settings
-        trace._closed = trace._inert = True
-        trace._next_step = 0
-        return trace
+    @property
+    def _live(self) -> _Parts | None:
+        return None if self._closed else self._parts
 
     def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.
@@ -236,10 +260,11 @@ class Trace:
         """
         now = time.time_ns()
         values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
-        if not self._closed:
-            step = self._recorder.step
+        live = self._live
+        if live is not None:
+            step = live.recorder.step
             for name, value in values.items():
-                self._outbox.put(Metric(step, now, name, value))
+                live.outbox.put(Metric(step, now, name, value))
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
@@ -251,8 +276,9 @@ class Trace:
             TypeError: a metric is neither a number nor a one-element tensor; the step is then not ended.
         """
         values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
-        if not self._closed:
-            self._recorder.end_step()
+        live = self._live
+        if live is not None:
+            live.recorder.end_step()
             self.log(**values)
 
     def snapshot(self) -> None:
@@ -263,15 +289,17 @@ class Trace:
         """
         if not self._settings.measures.histogram:
             raise ValueError('snapshot() records histograms, so attach(model, stats="histogram") must ask for them')
-        if not self._closed:
-            self._recorder.snapshot()
+        live = self._live
+        if live is not None:
+            live.recorder.snapshot()
 
     def state_dict(self) -> dict[str, int]:
         """Where the training is, for its checkpoint: how many steps have ended.
 
         A loop that ends its steps with ``step`` saves its checkpoint after that call.
         """
-        return {"step": self._next_step if self._closed else self._recorder.next_step}
+        live = self._live
+        return {"step": self._next_step if live is None else live.recorder.next_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where the training was when ``state_dict`` gave this, since its checkpoint has been restored.
@@ -293,16 +321,17 @@ class Trace:
             raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {what}')
         if self._inert:
             return
-        if self._closed:
+        live = self._live
+        if live is None:
             raise RuntimeError(
                 f"the trace into {self.path} is closed: attach again, with resume=True, to go on with it"
             )
-        left = self._recorder.next_step
-        if self._activations is not None:
-            self._activations.flush()
-        self._recorder.restore(step)
-        self._outbox.restore(step)
-        self._outbox.put(event(step, "restored", f"step {left} -> step {step}"))
+        left = live.recorder.next_step
+        if live.activations is not None:
+            live.activations.flush()
+        live.recorder.restore(step)
+        live.outbox.restore(step)
+        live.outbox.put(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
@@ -320,37 +349,43 @@ class Trace:
 
     def traces(self, tensors: set[int]) -> bool:
         """Whether a tensor with one of these ids is traced here."""
-        return self._hooks.traces(tensors)
+        return self._parts is not None and self._parts.hooks.traces(tensors)
 
     def _finish(self, reason: str) -> None:
         self._end(reason)
-        self._daemon.wait()
-        # Who keeps a closed trace does not keep the model.
-        del self._hooks, self._recorder, self._activations
+        if self._parts is not None:
+            self._parts.daemon.wait()
+        self._parts = None
 
     def _end(self, reason: str) -> None:
         """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""
+        parts = self._parts
+        if parts is None:
+            return
         try:
             if not self._closed:
-                self._next_step = self._recorder.next_step
+                self._next_step = parts.recorder.next_step
                 self._closed = True
-                self._recorder.finish()
-                if self._activations is not None:
-                    self._activations.finish()
+                parts.recorder.finish()
+                if parts.activations is not None:
+                    parts.activations.finish()
         finally:
-            self._hooks.remove()
-            self._outbox.put(event(self._recorder.step, "closed", reason))
-            self._daemon.end({"last_step": self._recorder.step, "reason": reason})
+            parts.hooks.remove()
+            parts.outbox.put(event(parts.recorder.step, "closed", reason))
+            parts.daemon.end({"last_step": parts.recorder.step, "reason": reason})
             _open.discard(self)
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
-        self._next_step = self._recorder.next_step
+        live = self._live
+        if live is None:
+            return
+        self._next_step = live.recorder.next_step
         self._closed = True
-        self._hooks.remove()
-        if self._activations is not None:
-            self._activations.remove()
-        self._daemon.abandon()
+        live.hooks.remove()
+        if live.activations is not None:
+            live.activations.remove()
+        live.daemon.abandon()
 
 
 def _reason(error: BaseException | None) -> str:
@@ -429,16 +464,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
     return {
         "model": type(model).__name__,
         "params": [describe(parameter) for parameter in hooks.chosen],
-        "settings": {
-            "every": settings.every,
-            "budget": settings.budget,
-            "fold": settings.fold,
-            "stats": list(settings.measures.columns),
-            "applied": settings.applied,
-            "histogram_every": settings.histogram_every if settings.measures.histogram else None,
-            "bins": settings.bins if settings.measures.histogram else None,
-            "total_steps": settings.total_steps,
-        },
+        "settings": settings.described(),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

@@ -18,7 +18,7 @@ import tracer
 from tests.faults.injection import impatient
 from tests.faults.test_failing_calls import assert_sound
 from tests.torture import often
-from tests.training import events, loss_of, metric, mlp, recorded, steps
+from tests.training import daemon_of, events, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
 from tracer.log import read, store
 from tracer.log.run import closed_summaries, state
@@ -229,8 +229,8 @@ def test_a_disk_that_hangs_stops_no_step(
         loop.train()
         assert hung.wait(60)
         loop.train(300)
-        assert loop.trace._daemon._put_bytes - loop.trace._daemon._gone_bytes <= 100_000
-        lost = dict(loop.trace._daemon.dropped)
+        assert daemon_of(loop.trace)._put_bytes - daemon_of(loop.trace)._gone_bytes <= 100_000
+        lost = dict(daemon_of(loop.trace).dropped)
         assert lost["extremes"] > 0
         answers.set()
         wait_until(lambda: len(numbers(run)) == loop.steps - lost["metrics"])

@@ -15,6 +15,7 @@ from torch import nn
 
 import tracer
 from tests.torture import often
+from tests.training import daemon_of
 from tracer.log import schema
 from tracer.log.parts import all_parts, missing_numbers
 from viewer.read.follow import Follower
@@ -63,7 +64,7 @@ def test_nothing_grows_but_the_log(
         assert values == [float(step) for step in range(given[0], given[0] + len(values))]
         given[0] += len(values)
 
-    daemon = trace._daemon
+    daemon = daemon_of(trace)
     for step in range(steps):
         optimizer.zero_grad()
         model(batch).sum().backward()

@@ -16,7 +16,7 @@ from tests.logs import metrics
 from tests.remote.conftest import Server
 from tests.remote.runs import begin, metric_of, new_run, steps_of
 from tests.torture import often
-from tests.training import by_hand, loss_of, mlp
+from tests.training import by_hand, daemon_of, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.daemon import Daemon
 from tracer.log import store
@@ -109,7 +109,7 @@ def test_rows_of_an_outage_arrive_once_it_is_over(s3: Server, fault: str, figure
 def test_a_single_error_is_nobodys_business(s3: Server, figures: Figures) -> None:
     """A request that fails once is repeated at once: no warning, and no row is missing or there twice."""
     training = Training(s3.uri())
-    daemon = training.trace._daemon
+    daemon = daemon_of(training.trace)
     for kind in ("reset", "error", "lost") * often(1, 10):
         figures(requests_that_failed_once=1)
         s3.fails(kind, "PUT /bucket.*/(extremes|metrics)/", 1, status=500)
