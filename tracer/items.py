@@ -3,7 +3,9 @@
 This is the only place where data crosses from a device to the host.
 """
 
+import contextlib
 import json
+import numbers
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +75,31 @@ def number(tensor: torch.Tensor) -> Number:
     """A one-element tensor's number as it is now, without a sync."""
     # Reading a tensor that is on the host already is no sync.
     return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor)
+
+
+def metric_value(name: str, metric: object) -> Number:
+    """A metric's number, of whatever a user logs; a tensor on a device costs no host sync.
+
+    Raises:
+        TypeError: it is neither a number nor a one-element tensor.
+    """
+    if isinstance(metric, torch.Tensor):
+        try:
+            if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
+                return number(metric)
+        except Exception:
+            # On the host, of a tensor that is not one real number; else the daemon is told that it is lost.
+            if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
+                return HostCopy(metric)
+    elif isinstance(metric, HostCopy):
+        return metric
+    elif isinstance(metric, numbers.Real | np.bool_):
+        with contextlib.suppress(OverflowError):
+            return float(metric)
+    elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
+        return float(metric.item())
+    what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
+    raise TypeError(f"metric {name}={what} ({type(metric).__name__}) is not a number or a one-element tensor")
 
 
 @dataclass(frozen=True)

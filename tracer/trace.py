@@ -4,46 +4,37 @@ import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.util
-import numbers
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import polars as pl
-import pyarrow as pa
-import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from tracer.activations import Activations
 from tracer.amp import LossScale
+from tracer.begin import default_path, enter, rank_and_world
 from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
 from tracer.hooks import Hooks
 from tracer.items import (
-    HostCopy,
     Metric,
-    Number,
     event,
     lost,
-    number,
+    metric_value,
 )
 from tracer.log import run as run_folder
 from tracer.log import schema, store
-from tracer.log.read import Attempts, with_rows
 from tracer.log.run import LogError
 from tracer.log.store import Place
 from tracer.outbox import Outbox
-from tracer.parameters import NamedParameter, Select, flattened, named_parameters
+from tracer.parameters import Select, flattened, named_parameters
 from tracer.settings import Settings
 from tracer.statistics import Stats
 from tracer.steps import Recorder
@@ -169,17 +160,11 @@ def _begin(
     resume: bool,
 ) -> "Trace":
     """Begin or resume a run, wire its parts, and set the hooks."""
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     if world > 1 and place is None:
         raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
-    path = place or _default_path(model)
-    resumed = resume and _has_begun(path, rank)
-    if resumed:
-        first_step, attempt = _continue_run(path, rank)
-        if rank == 0:
-            _compare(path, hooks)
-    else:
-        first_step, attempt = _begin_run(path, rank, _describe(model, hooks, settings))
+    path = place or default_path(model)
+    resumed, first_step, attempt = enter(path, rank, resume, model, hooks, settings)
     loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
     budget = None if settings.budget is None else Budget(settings.budget, settings.every)
     recorder = Recorder(hooks, settings, first_step, loss_scale, budget)
@@ -259,7 +244,7 @@ class Trace:
             TypeError: a metric is neither; no metric of this call is then recorded.
         """
         now = time.time_ns()
-        values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
+        values = {name: metric_value(name, metric) for name, metric in metrics.items()}
         live = self._live
         if live is not None:
             step = live.recorder.step
@@ -275,7 +260,7 @@ class Trace:
         Raises:
             TypeError: a metric is neither a number nor a one-element tensor; the step is then not ended.
         """
-        values = {name: _metric_value(name, metric) for name, metric in metrics.items()}
+        values = {name: metric_value(name, metric) for name, metric in metrics.items()}
         live = self._live
         if live is not None:
             live.recorder.end_step()
@@ -408,128 +393,3 @@ def _abandon_all() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_all)
-
-
-def _metric_value(name: str, metric: object) -> Number:
-    if isinstance(metric, torch.Tensor):
-        try:
-            if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
-                return number(metric)
-        except Exception:
-            # On the host, of a tensor that is not one real number; else the daemon is told that it is lost.
-            if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
-                return HostCopy(metric)
-    elif isinstance(metric, HostCopy):
-        return metric
-    elif isinstance(metric, numbers.Real | np.bool_):
-        with contextlib.suppress(OverflowError):
-            return float(metric)
-    elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
-        return float(metric.item())
-    what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
-    raise TypeError(f"metric {name}={what} ({type(metric).__name__}) is not a number or a one-element tensor")
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _default_path(model: nn.Module) -> Path:
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
-    path, number = base, 1
-    while True:
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
-            path = base.with_name(f"{base.name}-{number}")
-
-
-def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str, Any]:
-    """What run.json says of the model, the settings and the libraries."""
-
-    def describe(parameter: NamedParameter) -> dict[str, Any]:
-        tensor = parameter.tensor
-        return {
-            "name": parameter.name,
-            "aliases": list(parameter.aliases),
-            "shape": None if parameter.lazy else list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "trainable": tensor.requires_grad,
-        }
-
-    return {
-        "model": type(model).__name__,
-        "params": [describe(parameter) for parameter in hooks.chosen],
-        "settings": settings.described(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "pyarrow": pa.__version__,
-            "polars": pl.__version__,
-        },
-    }
-
-
-def _has_begun(path: Place, rank: int) -> bool:
-    """Whether a rank has begun its part of a run; rank 0, which writes run.json, may be ahead of the others."""
-    try:
-        return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
-    except OSError as error:
-        raise LogError(f"{path} cannot be read: {in_short(error)}") from error
-
-
-def _begin_run(path: Place, rank: int, info: Mapping[str, Any]) -> tuple[int, int]:
-    """Begin a run, or a rank's part of it; the step and the attempt with which this rank begins."""
-    if rank == 0:
-        run_folder.create_run(path, info)
-    elif _has_begun(path, rank):
-        raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
-    else:
-        run_folder.prepare_folders(path)
-        run_folder.claim_rank(path, rank)
-    return 0, 0
-
-
-def _continue_run(path: Place, rank: int) -> tuple[int, int]:
-    """Open a run for more rows; the step and the attempt with which this rank goes on."""
-    run_folder.open_run(path)
-    run_folder.prepare_folders(path)
-    run_folder.reopen_rank(path, rank)
-    with store.brief_copies(path):
-        own = pl.col("rank") == rank
-        attempt = max(_largest(path, table, "attempt", lambda rows: rows.filter(own), 0) for table in schema.ALWAYS)
-        # A rank that was killed may have published less than others, which may be writing their next attempt by now.
-        known = pl.col("attempt") <= attempt
-        attempts = Attempts()
-        with_rows(path, "events", lambda events: attempts.note(events.filter(known)))
-
-        def latest(rows: pl.LazyFrame) -> pl.LazyFrame:
-            return attempts.latest(rows.filter(known))
-
-        step = max(_largest(path, table, "step", latest, -1) for table in ("extremes", "metrics"))
-    return step + 1, attempt + 1
-
-
-def _compare(path: Place, hooks: Hooks) -> None:
-    """Warn where most of a model's parameters are none of the run's: a path that was copied is a common mistake."""
-    known = {param["name"] for param in run_folder.open_run(path).info["params"]}
-    there = {parameter.name for parameter in hooks.chosen}
-    if 2 * len(known & there) < len(there):
-        warn(
-            f"{path} was begun with another model: it knows {len(known & there)} of these {len(there)} parameters; "
-            "is the path right?"
-        )
-
-
-def _largest(path: Place, table: str, column: str, chosen: Callable[[pl.LazyFrame], pl.LazyFrame], default: int) -> int:
-    """The largest number of a column in the chosen rows of all attempts."""
-
-    def ask(rows: pl.LazyFrame) -> int:
-        found = chosen(rows).select(pl.col(column).max()).collect().item()
-        return default if found is None else int(found)
-
-    return with_rows(path, table, ask, "all")

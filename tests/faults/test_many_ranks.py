@@ -113,7 +113,7 @@ def test_a_rank_is_claimed_once_by_those_who_looked_before(tmp_path: Path, monke
     """Of two who both saw that a rank had not begun, the second to claim it is told that it has."""
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setattr("tracer.trace._has_begun", lambda path, rank: False)
+    monkeypatch.setattr("tracer.begin._has_begun", lambda path, rank: False)
     run_folder.prepare_folders(tmp_path / "run")
     run_folder.claim_rank(tmp_path / "run", 3)
     with pytest.raises(tracer.LogError, match="already holds a run"):
