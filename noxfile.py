@@ -25,7 +25,7 @@ SEEN = Path(".nox/seen")
 
 # fmt: off
 CORE = [
-    "torch", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes", "extremes",
+    "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes", "extremes",
     "statistics", "activations", "compiled", "notebook",
     "distributed/test_ddp.py", "distributed/test_fsdp.py", "distributed/test_tensor_parallel.py",
 ]

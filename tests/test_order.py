@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import tracer
 from tests.training import events, loss_of, mlp, recorded
 from tracer.hooks import ParamHook
-from tracer.steps import Recorder
+from tracer.recorder import Recorder
 
 
 class Crossed(nn.Module):

@@ -16,7 +16,7 @@ from tests.training import recorded
 from tests.versions import TORCH
 from tracer.extremes import extremes_dtype
 from tracer.hooks import _not_compiled
-from tracer.steps import running_backward
+from tracer.recorder import running_backward
 
 PRIVATE = {
     "_C",

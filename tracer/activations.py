@@ -21,8 +21,8 @@ from tracer.extremes import dense, local
 from tracer.items import ActivationRows, HostCopy, event
 from tracer.outbox import Outbox
 from tracer.parameters import Select, name_filter, named_modules
+from tracer.recorder import Recorder, running_backward
 from tracer.statistics import moments_of
-from tracer.steps import Recorder, running_backward
 from tracer.warn import in_short, warn
 
 # torch says that a compiled module calls a global hook once more; this one does not mind.

@@ -35,9 +35,9 @@ from tracer.log.run import LogError
 from tracer.log.store import Place
 from tracer.outbox import Outbox
 from tracer.parameters import Select, flattened, named_parameters
+from tracer.recorder import Recorder
 from tracer.settings import Settings
 from tracer.statistics import Stats
-from tracer.steps import Recorder
 from tracer.warn import in_short, warn
 
 # What may wait in memory, for the next cadence or for a disk that does not keep up.

@@ -226,7 +226,9 @@ class _Interrupt:
 
 
 @pytest.mark.parametrize(
-    ("function", "stride"), [("", often(29, 1)), ("_next_step", 1), ("_end", 1)], ids=["any", "step", "end"]
+    ("function", "stride"),
+    [("", often(29, 1)), ("advance", 1), ("_leave", 1), ("_end", 1)],
+    ids=["any", "step", "leave", "end"],
 )
 def test_ctrl_c_at_any_line_leaves_a_true_log(
     function: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures

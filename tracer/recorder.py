@@ -1,11 +1,4 @@
-"""When a step ends, and what is recorded in it.
-
-A step is one optimizer update. Once an optimizer that holds a traced parameter has updated, the first gradient of a
-later backward begins the next step; so a step may hold several backwards and several updates. Where the same optimizer
-updates again without a gradient between (it calls a closure, or gradients were set by hand), that too is the next step.
-A loop without a torch optimizer ends its steps itself, with ``end_step``; from the first such call on, only these calls
-end steps.
-"""
+"""What is recorded of a step: its buffer, what no hook saw, histograms, and parameters that fail."""
 
 import json
 import threading
@@ -18,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from tracer.amp import LossScale, deferred, driven_by_scaler
 from tracer.budget import Budget
+from tracer.clock import NO_BACKWARD, Phase, StepClock
 from tracer.hooks import Hooks, ParamHook
 from tracer.items import Metric, Number, Update, event, number
 from tracer.outbox import Outbox
@@ -25,8 +19,6 @@ from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.settings import Settings
 from tracer.warn import in_short, warn
 
-# No backward is running. The id of the running one tells the backward in which an optimizer updated from a later one.
-_NO_BACKWARD = -1
 # So many backwards without an update are taken for a loop that updates by other means. Rather a late word than one to
 # somebody who accumulates gradients for long.
 _BACKWARDS_WITHOUT_UPDATE = 1000
@@ -68,26 +60,16 @@ class Recorder:
         self._buffer = self._new_buffer()
         self._histograms = Histograms(settings.bins)
         self._histogrammed = -1
-        self._step = first_step
+        self._clock = StepClock(first_step, self._leave)
         self.measured = 0
         self._stopped = False
-        # What belongs to this step has been emitted; Ctrl-C may have come before the next one began.
-        self._taken = False
-        self._explicit = False
-        # The step's update has happened; _ended_in is the backward during which it did, if any.
-        self._ended = False
-        self._ended_in = _NO_BACKWARD
-        self._ended_ns = 0
-        # The ids of the optimizers that have updated in this step.
-        self._updated: set[int] = set()
+        # The step of which everything has been emitted; Ctrl-C may have come before the next one began.
+        self._taken: int | None = None
         # Whether a GradScaler that was not given may drive an optimizer, and those that have been asked.
         self._look_for_scaler = loss_scale is None
         self._asked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         # The next gradient has to look whether it begins a step.
         self._alert = True
-        # A gradient of this step has arrived; in this backward, if it was the last one.
-        self._begun = False
-        self._backward = _NO_BACKWARD
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
         # Tensors that were first seen in this step, after their gradient may have arrived.
@@ -101,7 +83,7 @@ class Recorder:
         # of two steps alone, where one of them has to finish the old step before the other may record into the new one.
         # Re-entrant, since a signal handler that closes the trace may run in the thread that holds it.
         self._border = threading.RLock()
-        self._choose_what_to_measure()
+        self._choose_what_to_measure(self._clock.step)
         if budget is not None:
             # All that a training's thread does in here, step by step, but for the gradients' hooks.
             self.before_update = budget.billed(self.before_update)  # type: ignore[method-assign]
@@ -111,12 +93,12 @@ class Recorder:
     @property
     def step(self) -> int:
         """The step whose gradients came last."""
-        return self._step + 1 if self._ended and self._hooks.noted else self._step
+        return self._clock.step + 1 if self._clock.ended and self._hooks.noted else self._clock.step
 
     @property
     def next_step(self) -> int:
         """How many steps have ended; the one to which a training forward belongs that runs now."""
-        return self._step + 1 if self._ended or self._skipped() else self._step
+        return self._clock.step + 1 if self._clock.ended or self._skipped() else self._clock.step
 
     def arm(self, outbox: Outbox) -> None:
         """Set the hooks: from now on they report to this recorder, which puts what it records into the outbox."""
@@ -135,7 +117,7 @@ class Recorder:
 
     def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
-        if self._alert or (self._loss_scale is not None and self._backward != running_backward()):
+        if self._alert or (self._loss_scale is not None and self._clock.backward != running_backward()):
             if self._pauses():
                 return
             self._at_border(lambda: self._first_gradient(hook))
@@ -156,7 +138,7 @@ class Recorder:
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
         # Gradients were set by hand, perhaps: whether this update is another step can be said now, and not after it.
-        again = self._ended and not self._hooks.noted and id(optimizer) in self._updated
+        again = not self._hooks.noted and self._clock.repeats(id(optimizer))
         if (closure or again or not self._idle) and not self._pauses():
             self._at_border(lambda: self._before_update(optimizer, closure))
 
@@ -166,7 +148,7 @@ class Recorder:
             if self._idle and self._ends_another(optimizer):
                 return
         except Exception as error:
-            self._stop(self._step, error)
+            self._stop(self._clock.step, error)
         if not self._pauses():
             self._at_border(lambda: self._after_update(optimizer, closure))
 
@@ -177,19 +159,17 @@ class Recorder:
         with cold caches, which makes it five times as slow as it looks.
         """
         if (
-            not (self._ended and self._hooks.noted and id(optimizer) in self._updated)
-            or self._explicit
-            or self.measures(self._step + 2)
-            or running_backward() != _NO_BACKWARD
+            not (self._hooks.noted and self._clock.repeats(id(optimizer)))
+            or self._clock.explicit
+            or self.measures(self._clock.step + 2)
+            or running_backward() != NO_BACKWARD
             or not self._hooks.holds(optimizer)
         ):
             return False
         self._hooks.noted.clear()
         if self._budget is not None:
             self._budget.end_step(measured=False)
-        self._step += 1
-        self._ended_ns = time.time_ns()
-        self._updated = {id(optimizer)}
+        self._clock.repeat(id(optimizer))
         return True
 
     def end_step(self) -> None:
@@ -210,7 +190,7 @@ class Recorder:
 
     def _at_border(self, action: Callable[[], None]) -> None:
         """Do what happens between two steps; where it fails, training goes on."""
-        step = self._step
+        step = self._clock.step
         try:
             with self._border:
                 if self._hooks.noted:
@@ -234,35 +214,28 @@ class Recorder:
         Where gradients are only noted, it is some gradient since the last update, which is as good: of what they are
         reported for, the backward's id, the watch for the first update and a ``GradScaler``, nothing is needed there.
         """
-        if not self._alert and self._backward == running_backward():
+        backward = running_backward()
+        if not self._alert and self._clock.backward == backward:
             return
-        if self._ended:
-            if self._ended_in != _NO_BACKWARD and self._ended_in == running_backward():
-                return
-            self._next_step_by_gradient()
-        elif self._skipped():
+        skipped = not self._clock.ended and self._skipped()
+        if skipped:
             self._unended = None
-            self._next_step_by_gradient()
+        if not self._clock.gradient(backward, skipped):
+            return
         if hook is not None and self._unended is not None and not self._unended.saw(hook.tensor):
             self._unended = None
             self._say_unended()
-        self._backward = running_backward()
         # Once the order is known, too, a hook may write by itself.
         self._alert = self._unended is not None or self._order is not None
-        if not self._begun or (self._loss_scale is not None and self._loss_scale.updated):
+        if not self._clock.begun or (self._loss_scale is not None and self._loss_scale.updated):
             self._begin()
         # With a loss scale each backward has to be looked at, for histograms each tensor.
         self._buffer.open = self._measuring and not self._alert and self._loss_scale is None and not self._histogramming
 
-    def _next_step_by_gradient(self) -> None:
-        # What has come into the model meanwhile may have a gradient already, which is the next step's.
-        self._sweep(follow=False)
-        self._next_step()
-
     def _begin(self) -> None:
         if self._loss_scale is not None:
-            self._loss_scale.begin(new_step=not self._begun)
-        self._begun = True
+            self._loss_scale.begin(new_step=not self._clock.begun)
+        self._clock.begun = True
         if self._measuring:
             self._refresh()
 
@@ -273,17 +246,18 @@ class Recorder:
                 return False
         except Exception as error:
             # The device has failed, perhaps.
-            self._stop(self._step, error)
+            self._stop(self._clock.step, error)
             return False
         if not self._paused:
             self._paused = True
-            self._outbox.put(event(self._step, "paused", "a CUDA graph is captured"))
+            self._outbox.put(event(self._clock.step, "paused", "a CUDA graph is captured"))
             warn(_CAPTURED)
         return True
 
     def _skipped(self) -> bool:
         """Whether the step has ended though no optimizer has updated: the scaler found an infinity."""
-        return self._loss_scale is not None and self._begun and not self._explicit and self._loss_scale.skipped
+        clock = self._clock
+        return self._loss_scale is not None and clock.begun and not clock.explicit and self._loss_scale.skipped
 
     def _before_update(self, optimizer: Optimizer, closure: bool, late: bool = False) -> None:
         if self._loss_scale is not None:
@@ -291,16 +265,15 @@ class Recorder:
         if not self._hooks.holds(optimizer):
             if not self._hooks.misses(optimizer):
                 return
-            if self._ended:
+            if self._clock.ended:
                 # No hook could see the gradients that this update is about to use: they are the next step's.
-                self._next_step()
+                self._clock.advance()
             self._refresh()
         self._unended = None
         # Inside a backward most gradients are still to come, and what gets none is not updated either.
-        if running_backward() == _NO_BACKWARD:
-            if self._ended and id(optimizer) in self._updated and not self._explicit and not late:
-                # The same optimizer again, and no gradient between: it calls a closure, or gradients were set by hand.
-                self._next_step()
+        if running_backward() == NO_BACKWARD:
+            if not late:
+                self._clock.before_update(id(optimizer), NO_BACKWARD)
             self._sweep()
         if self._settings.applied and not closure:
             self._record_applied(optimizer)
@@ -319,11 +292,11 @@ class Recorder:
         if closure and self._settings.applied:
             # Its gradients came inside the update, and are still those that it used last.
             self._record_applied(optimizer)
-        self._updated.add(id(optimizer))
         if self._loss_scale is not None:
             self._loss_scale.after_update(optimizer)
-        if not self._explicit:
-            self._end(running_backward())
+        backward = running_backward()
+        if self._clock.after_update(id(optimizer), backward):
+            self._ended(backward)
 
     def _record_applied(self, optimizer: Optimizer) -> None:
         if not self._measuring:
@@ -342,95 +315,85 @@ class Recorder:
                 self._buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
 
     def _end_step(self) -> None:
-        if self._explicit and self._ended:
-            self._next_step()
-        self._explicit = True
+        self._clock.end_step()
         self._unended = None
-        self._end(_NO_BACKWARD)
+        self._ended(NO_BACKWARD)
         self._sweep()
 
-    def _end(self, backward: int) -> None:
-        """The step ends, in the backward with this id."""
-        # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
-        self._ended_in = backward
-        self._ended_ns = time.time_ns()
-        self._ended = True
+    def _ended(self, backward: int) -> None:
+        """The step has ended, in the backward with this id."""
         self._alert = True
         self._buffer.open = False
         if self._budget is not None:
             # Not before: whether gradients are reported in this step was decided by the stride until now.
             self._stride = self._budget.stride
-        measured = self.measures(self._step + 1)
-        self._hooks.report(measured or backward != _NO_BACKWARD or self._loss_scale is not None)
+        measured = self.measures(self._clock.step + 1)
+        self._hooks.report(measured or backward != NO_BACKWARD or self._loss_scale is not None)
         if measured and not self._measuring:
             # What came into the model in a step that is not measured: its gradient there is not the next step's.
             self._refresh()
 
     def _restore(self, step: int) -> None:
         try:
-            if self._ended or self._begun or self._swept:
-                self._next_step()
+            self._clock.restore(step, leave=self._swept)
         finally:
-            self._step = step
-            self._taken = False
+            self._taken = None
             self._histogrammed = -1
-            self._choose_what_to_measure()
+            self._choose_what_to_measure(self._clock.step)
             # As before the first step: the next gradient has to be looked at, and begins this one.
-            self._alert, self._buffer.open, self._backward = True, False, _NO_BACKWARD
+            self._alert, self._buffer.open = True, False
             self._hooks.report(each=True)
 
     def _finish(self) -> None:
         if self._unended is not None and self._unended.backwards > 1 and not self._skipped():
             self._say_unended()
-        if self._ended or self._begun:
+        if self._clock.phase is not Phase.EMPTY:
             self._take()
 
-    def _next_step(self) -> None:
+    def _leave(self, by_gradient: bool) -> None:
+        """The step is over; the next one begins."""
         try:
+            if by_gradient:
+                # What has come into the model meanwhile may have a gradient already, which is the next step's.
+                self._sweep(follow=False)
             self._take()
         finally:
             if self._budget is not None:
                 self._settle(self._budget)
-            self._step += 1
-            self._taken = False
-            self._ended = False
-            self._ended_ns = 0
-            self._begun = False
-            self._updated.clear()
-            self._choose_what_to_measure()
+            self._choose_what_to_measure(self._clock.step + 1)
 
     def _settle(self, budget: Budget) -> None:
         bill = budget.end_step(self._measuring)
         if bill is None:
             return
-        self._outbox.put(Metric(self._step, self._ended_ns or time.time_ns(), "tracer_cost", bill.share))
+        self._outbox.put(Metric(self._clock.step, self._clock.ended_ns or time.time_ns(), "tracer_cost", bill.share))
         if bill.stride != bill.was:
             what = f"every {bill.was} -> every {bill.stride}: {bill.expected:.2%} of the time expected"
-            self._outbox.put(event(self._step, "stride", what))
+            self._outbox.put(event(self._clock.step, "stride", what))
 
-    def _choose_what_to_measure(self) -> None:
-        self._measuring = self.measures(self._step)
-        number_due = self._step // self._settings.histogram_every
+    def _choose_what_to_measure(self, step: int) -> None:
+        self._measuring = self.measures(step)
+        number_due = step // self._settings.histogram_every
         self._histogramming = self._measuring and self._settings.measures.histogram and number_due != self._histogrammed
         if self._histogramming:
             self._histogrammed = number_due
 
     def _take(self) -> None:
-        if self._taken:
+        if self._taken == self._clock.step:
             return
-        self._taken = True
-        time_ns = self._ended_ns or time.time_ns()
+        self._taken = self._clock.step
+        time_ns = self._clock.ended_ns or time.time_ns()
         scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
-        if self._loss_scale is not None and self._begun:
+        if self._loss_scale is not None and self._clock.begun:
             for name, value in self._loss_scale.metrics().items():
-                self._outbox.put(Metric(self._step, time_ns, name, value))
+                self._outbox.put(Metric(self._clock.step, time_ns, name, value))
         if self._measuring:
             self.measured += 1
             self._sweep()
-            self._outbox.put(self._buffer.take(self._step, time_ns, scale))
+            self._outbox.put(self._buffer.take(self._clock.step, time_ns, scale))
             if self._order:
                 names, self._order = list(self._order), None
-                self._outbox.put(event(self._step, "order", json.dumps(names)))
+                self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
         if self._histogramming:
             self._emit_histograms(self._histograms, time_ns, scale)
         self._swept = False
@@ -441,7 +404,7 @@ class Recorder:
             return
         self._swept = True
         # A replaced parameter's hook is silent; its gradient may have come before the first that a hook saw.
-        if follow and (self._buffer.incomplete or not self._begun):
+        if follow and (self._buffer.incomplete or not self._clock.begun):
             self._refresh()
         if not self._buffer.incomplete:
             return
@@ -457,7 +420,7 @@ class Recorder:
 
     def _snapshot(self) -> None:
         histograms = Histograms(self._settings.bins)
-        scaled = self._loss_scale is not None and not self._ended and not self._loss_scale.unscaled
+        scaled = self._loss_scale is not None and not self._clock.ended and not self._loss_scale.unscaled
         self._refresh()
         with torch.no_grad():
             for hook in self._hooks.param_hooks:
@@ -469,7 +432,7 @@ class Recorder:
         self._emit_histograms(histograms, time.time_ns(), scale)
 
     def _emit_histograms(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
-        rows = histograms.take(self._step, time_ns, scale)
+        rows = histograms.take(self._clock.step, time_ns, scale)
         if rows.blocks:
             self._outbox.put(rows)
 
@@ -501,7 +464,7 @@ class Recorder:
 
     def _say_unended(self) -> None:
         warn(_UNENDED)
-        self._outbox.put(event(self._step, "unended", "several backwards and no update of a torch optimizer"))
+        self._outbox.put(event(self._clock.step, "unended", "several backwards and no update of a torch optimizer"))
 
     def _refresh(self) -> None:
         """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
@@ -514,14 +477,14 @@ class Recorder:
             self._rebuild()
         self._joined.update(new)
         for change in changes:
-            self._outbox.put(event(self._step, change.kind, change.detail, change.name))
+            self._outbox.put(event(self._clock.step, change.kind, change.detail, change.name))
 
     def _give_up(self, hook: ParamHook, error: Exception) -> None:
         """Go on without one parameter."""
         hook.failed, hook.direct = True, None
         name = self._hooks.parameters[hook.index].name
         message = in_short(error)
-        self._outbox.put(event(self._step, "failed", message, name))
+        self._outbox.put(event(self._clock.step, "failed", message, name))
         if not self._warned:
             self._warned = True
             warn(f"{name} is no longer traced ({message}); any further one is only named in the run's events")
@@ -546,7 +509,7 @@ class _Unended:
 
     def __init__(self) -> None:
         self.backwards = 0
-        self._backward = _NO_BACKWARD
+        self._backward = NO_BACKWARD
         self._written = 0
         self._watched: torch.Tensor | None = None
         self._version = 0
