@@ -85,7 +85,7 @@ def seen(path: Path, table: str = "extremes", **options: Any) -> Seen:
 
 def shown(live: Live) -> Snapshot:
     """How a run is now."""
-    live._shown = None
+    live._followed.repeat()
     snapshot = live.refresh()
     assert snapshot is not None
     return snapshot
