@@ -25,8 +25,8 @@ SEEN = Path(".nox/seen")
 
 # fmt: off
 CORE = [
-    "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes", "extremes",
-    "statistics", "activations", "compiled", "notebook",
+    "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes",
+    "extremes", "statistics", "activations", "compiled", "notebook",
     "distributed/test_ddp.py", "distributed/test_fsdp.py", "distributed/test_tensor_parallel.py",
 ]
 """What depends on PyTorch: hooks, steps, loops, mixed precision, dtypes, statistics, compilers, ranks."""
