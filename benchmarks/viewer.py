@@ -53,8 +53,8 @@ _READ = """
 import sys, time
 from pathlib import Path
 from viewer.read.runs import Runs
-from viewer.options import Look, View
-runs = Runs([Path(sys.argv[1])], Look(View(sys.argv[2])))
+from viewer.options import View, ViewOptions
+runs = Runs([Path(sys.argv[1])], ViewOptions(View(sys.argv[2])))
 begun = time.perf_counter()
 runs.refresh()
 read = time.perf_counter()

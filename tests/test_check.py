@@ -308,7 +308,7 @@ def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
     waker = Waker()
     ended = {name: FindingsMonitor(written(tmp_path / name), waker=waker) for name in ("a", "b", "c")}
     _followed({**ended, "live": Scripted(live, lambda: None, count, waker=waker)}, waker, quiet=True)
-    assert 0 < watching[0] <= len(FollowedRun(live, Record).folders)
+    assert 0 < watching[0] <= len(FollowedRun(live, Record, Record.tables).folders)
 
 
 def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def steps_of(story: str) -> list[int]:
     a scaler has skipped. ``u`` and ``v`` are updates of two optimizers, ``U`` is one inside the last backward. ``e`` is
     an ``end_step``, and a number goes on with that step.
     """
-    clock = StepClock(0, lambda _: None)
+    clock = StepClock(0, lambda _: clock.next())
     backward = NO_BACKWARD
     found = []
     for word in story.split():
@@ -70,7 +70,12 @@ def test_what_happens_belongs_to_its_step(story: str, steps: str) -> None:
 def test_a_step_is_left_while_it_still_has_its_number() -> None:
     """Whoever has to emit a step is called once for each, before the next one begins, and told what begins it."""
     left: list[tuple[int, bool]] = []
-    clock = StepClock(3, lambda by_gradient: left.append((clock.step, by_gradient)))
+
+    def leave(by_gradient: bool) -> None:
+        left.append((clock.step, by_gradient))
+        clock.next()
+
+    clock = StepClock(3, leave)
     for backward in range(2):
         clock.gradient(backward)
         clock.after_update(1, NO_BACKWARD)
@@ -80,7 +85,7 @@ def test_a_step_is_left_while_it_still_has_its_number() -> None:
 
 
 def test_a_step_goes_through_its_phases() -> None:
-    """It is empty, has gradients, and has ended; what fails where it is left does not stop the count."""
+    """It is empty, has gradients, and has ended; where it cannot be left, it is still the same step."""
 
     def fail(_: bool) -> None:
         raise RuntimeError("no room")
@@ -95,7 +100,7 @@ def test_a_step_goes_through_its_phases() -> None:
     with pytest.raises(RuntimeError, match="no room"):
         clock.gradient(1)
     assert phases == [Phase.EMPTY, Phase.OPEN, Phase.ENDED]
-    assert (clock.step, clock.phase) == (1, Phase.EMPTY)
+    assert (clock.step, clock.phase) == (0, Phase.ENDED)
 
 
 def test_the_clock_needs_no_tensor() -> None:

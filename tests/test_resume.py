@@ -648,6 +648,26 @@ def test_ranks_resume_at_the_same_step_whoever_comes_first(
     assert sorted(found.rows()) == [(rank, begin + number) for rank in (0, 1) for number in range(3)]
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_ranks_that_went_back_resume_together_whatever_each_has_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """One rank logs each step, another one logs nothing, and measures few: both have begun the same attempts."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        with training(tmp_path / "run", every=every) as loop:
+            for number in range(18):
+                if number == 8:
+                    loop.trace.load_state_dict({"step": 5})
+                loop.train(float(number))
+                loop.trace.log(**({"loss": 1.0} if rank == 0 else {}))
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        with training(tmp_path / "run", every=every, resume=True) as loop:
+            assert loop.step == 15
+
+
 def test_a_branch_that_was_abandoned_is_not_resumed(tmp_path: Path) -> None:
     """After a restore the run goes on after the last step that counts, even where the restored branch has none."""
     run = new_run(tmp_path / "run")

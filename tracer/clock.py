@@ -29,6 +29,7 @@ class StepClock:
     Args:
         step: The step to begin with.
         leave: Called where a step is over, while ``step`` is still its number; with whether a gradient begins the next.
+            It calls ``next`` once everything of the step has been taken: so an interruption before that loses nothing.
 
     Attributes:
         step: The step that is under way, or has ended last.
@@ -127,14 +128,15 @@ class StepClock:
             self.backward = NO_BACKWARD
 
     def advance(self, by_gradient: bool = False) -> None:
+        """The step is over."""
+        self._leave(by_gradient)
+
+    def next(self) -> None:
         """Begin the next step."""
-        try:
-            self._leave(by_gradient)
-        finally:
-            self.step += 1
-            self.begun = self._ended = False
-            self.ended_ns = 0
-            self._updated.clear()
+        self.step += 1
+        self.begun = self._ended = False
+        self.ended_ns = 0
+        self._updated.clear()
 
     def _end(self, backward: int) -> None:
         # In this order: a gradient that arrives meanwhile must not take this backward for a later one.

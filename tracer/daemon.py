@@ -179,8 +179,7 @@ class Daemon:
         # The small tables first: extremes may need all the time there is.
         for table in sorted(self._encoders, key=lambda table: self.rows[table]):
             self._outside(partial(self._merge, table))
-        # It knows the model, which who keeps a closed trace is not to keep.
-        self._lost = None
+        self._newest = None
         self._ended.set()
 
     def _insist(self, action: Callable[[], bool]) -> None:

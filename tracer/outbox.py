@@ -20,11 +20,13 @@ class Outbox:
     Args:
         daemon: The daemon.
         attempt: The attempt with which this process begins.
+        first_step: Its first step.
     """
 
-    def __init__(self, daemon: Daemon, attempt: int) -> None:
+    def __init__(self, daemon: Daemon, attempt: int, first_step: int) -> None:
         self._daemon = daemon
         self._attempt = attempt
+        self._first_step = first_step
         # The last step of which this attempt has recorded anything.
         self._last_step = -1
 
@@ -32,12 +34,24 @@ class Outbox:
         """Hand over an item; never blocks, never raises."""
         table = _TABLES[type(item)]
         if table != "events":
-            self._last_step = max(self._last_step, item.step)
+            self.reached(item.step)
         # Most runs have one attempt, and items are made with its number.
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))
 
-    def restore(self, step: int) -> None:
-        """Go on with this step: in another attempt, if anything of it, or of a later one, has been recorded."""
-        if step <= self._last_step:
-            self._attempt, self._last_step = self._attempt + 1, -1
+    def reached(self, step: int) -> None:
+        """The loop has come to this step, whether anything of it is recorded or not."""
+        self._last_step = max(self._last_step, step)
+
+    def restore(self, step: int, ended: int) -> None:
+        """Go on with this step: in another attempt, if it is one of those that this attempt has been through.
+
+        It does not depend on what has been recorded of them: of several ranks, some may have recorded nothing.
+
+        Args:
+            step: The step.
+            ended: How many steps had ended.
+        """
+        if step <= self._last_step or self._first_step < ended > step:
+            self._attempt, self._last_step, self._first_step = self._attempt + 1, -1, step
+        self._first_step = min(self._first_step, step)

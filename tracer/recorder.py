@@ -63,6 +63,8 @@ class Recorder:
         self._clock = StepClock(first_step, self._leave)
         self.measured = 0
         self._stopped = False
+        # The step for which it was decided what to measure.
+        self._chosen = first_step
         # The step of which everything has been emitted; Ctrl-C may have come before the next one began.
         self._taken: int | None = None
         # Whether a GradScaler that was not given may drive an optimizer, and those that have been asked.
@@ -83,7 +85,7 @@ class Recorder:
         # of two steps alone, where one of them has to finish the old step before the other may record into the new one.
         # Re-entrant, since a signal handler that closes the trace may run in the thread that holds it.
         self._border = threading.RLock()
-        self._choose_what_to_measure(self._clock.step)
+        self._choose_what_to_measure()
         if budget is not None:
             # All that a training's thread does in here, step by step, but for the gradients' hooks.
             self.before_update = budget.billed(self.before_update)  # type: ignore[method-assign]
@@ -222,6 +224,9 @@ class Recorder:
             self._unended = None
         if not self._clock.gradient(backward, skipped):
             return
+        if self._chosen != self._clock.step:
+            # Ctrl-C came where the step before was left.
+            self._choose_what_to_measure()
         if hook is not None and self._unended is not None and not self._unended.saw(hook.tensor):
             self._unended = None
             self._say_unended()
@@ -295,6 +300,8 @@ class Recorder:
         if self._loss_scale is not None:
             self._loss_scale.after_update(optimizer)
         backward = running_backward()
+        if not self._clock.explicit:
+            self._beware()
         if self._clock.after_update(id(optimizer), backward):
             self._ended(backward)
 
@@ -315,15 +322,19 @@ class Recorder:
                 self._buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
 
     def _end_step(self) -> None:
+        self._beware()
         self._clock.end_step()
         self._unended = None
         self._ended(NO_BACKWARD)
         self._sweep()
 
-    def _ended(self, backward: int) -> None:
-        """The step has ended, in the backward with this id."""
+    def _beware(self) -> None:
+        """Before the step ends, since Ctrl-C may come right after: the next gradient has to be looked at."""
         self._alert = True
         self._buffer.open = False
+
+    def _ended(self, backward: int) -> None:
+        """The step has ended, in the backward with this id."""
         if self._budget is not None:
             # Not before: whether gradients are reported in this step was decided by the stride until now.
             self._stride = self._budget.stride
@@ -339,7 +350,7 @@ class Recorder:
         finally:
             self._taken = None
             self._histogrammed = -1
-            self._choose_what_to_measure(self._clock.step)
+            self._choose_what_to_measure()
             # As before the first step: the next gradient has to be looked at, and begins this one.
             self._alert, self._buffer.open = True, False
             self._hooks.report(each=True)
@@ -352,15 +363,16 @@ class Recorder:
 
     def _leave(self, by_gradient: bool) -> None:
         """The step is over; the next one begins."""
+        if by_gradient:
+            # What has come into the model meanwhile may have a gradient already, which is the next step's.
+            self._sweep(follow=False)
         try:
-            if by_gradient:
-                # What has come into the model meanwhile may have a gradient already, which is the next step's.
-                self._sweep(follow=False)
             self._take()
         finally:
             if self._budget is not None:
                 self._settle(self._budget)
-            self._choose_what_to_measure(self._clock.step + 1)
+            self._clock.next()
+            self._choose_what_to_measure()
 
     def _settle(self, budget: Budget) -> None:
         bill = budget.end_step(self._measuring)
@@ -371,12 +383,15 @@ class Recorder:
             what = f"every {bill.was} -> every {bill.stride}: {bill.expected:.2%} of the time expected"
             self._outbox.put(event(self._clock.step, "stride", what))
 
-    def _choose_what_to_measure(self, step: int) -> None:
+    def _choose_what_to_measure(self) -> None:
+        step = self._clock.step
         self._measuring = self.measures(step)
         number_due = step // self._settings.histogram_every
         self._histogramming = self._measuring and self._settings.measures.histogram and number_due != self._histogrammed
         if self._histogramming:
             self._histogrammed = number_due
+        # Last, as Ctrl-C may come before.
+        self._chosen = step
 
     def _take(self) -> None:
         if self._taken == self._clock.step:

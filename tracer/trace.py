@@ -173,7 +173,7 @@ def _begin(
     encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
     run_folder.prepare_folders(path, encoders)
     daemon = Daemon(path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
-    outbox = Outbox(daemon, attempt)
+    outbox = Outbox(daemon, attempt, first_step)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
     what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
     outbox.put(event(first_step, "resumed" if resumed else "attached", what))
@@ -248,6 +248,7 @@ class Trace:
         live = self._live
         if live is not None:
             step = live.recorder.step
+            live.outbox.reached(step)
             for name, value in values.items():
                 live.outbox.put(Metric(step, now, name, value))
 
@@ -315,7 +316,7 @@ class Trace:
         if live.activations is not None:
             live.activations.flush()
         live.recorder.restore(step)
-        live.outbox.restore(step)
+        live.outbox.restore(step, left)
         live.outbox.put(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
@@ -362,15 +363,16 @@ class Trace:
 
     def _abandon(self) -> None:
         """In a forked child: the parent's trace is not this process's business."""
-        live = self._live
-        if live is None:
+        parts = self._parts
+        if parts is None:
             return
-        self._next_step = live.recorder.next_step
-        self._closed = True
-        live.hooks.remove()
-        if live.activations is not None:
-            live.activations.remove()
-        live.daemon.abandon()
+        if not self._closed:
+            self._next_step = parts.recorder.next_step
+            self._closed = True
+        parts.hooks.remove()
+        if parts.activations is not None:
+            parts.activations.remove()
+        parts.daemon.abandon()
 
 
 def _reason(error: BaseException | None) -> str:

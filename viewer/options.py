@@ -130,7 +130,7 @@ def options_of(words: Mapping[str, Sequence[str]], base: ViewOptions) -> tuple[V
     """The options that words ask for, and, by name, why some were refused: there, and where no word is, the base holds.
 
     Args:
-        words: As from ``words_of``; names that are none of an option are passed over.
+        words: As from ``words_of``; names of no option are passed over.
         base: What holds where nothing is asked for.
     """
     options, refused = base, {}

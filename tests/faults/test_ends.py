@@ -1,6 +1,8 @@
 """Normal ends lose nothing, and none is delayed by more than five seconds: real processes that end in every way."""
 
+import contextlib
 import functools
+import inspect
 import itertools
 import os
 import shutil
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tracer
 from tests.faults.injection import impatient
@@ -279,4 +282,42 @@ def test_ctrl_c_at_any_line_leaves_a_true_log(
         assert_sound(run)
         if not interrupt.where:
             assert number > 9, "nothing was interrupted"
+            return
+
+
+class _AtEntry(_Interrupt):
+    """Presses Ctrl-C at the N-th call within the tracer, where Python looks whether it was pressed."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        # A generator that is closed is called, too, where nothing can be raised.
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            super().__call__(frame, "line" if event == "call" else "", argument)
+        return None
+
+
+def test_a_training_that_goes_on_after_ctrl_c_is_measured_at_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook a cell is interrupted and run again: no step is measured that is not due, nor one of two steps."""
+    impatient(monkeypatch)
+    for number in itertools.count(1, often(3, 1)):
+        run = tmp_path / f"run-{number}"
+        model = nn.Linear(1, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        interrupt = _AtEntry(number, "")
+        with tracer.attach(model, run, every=2):
+            for gradient in range(8):
+                with contextlib.suppress(KeyboardInterrupt):
+                    sys.settrace(interrupt)
+                    optimizer.zero_grad()
+                    model(torch.tensor([float(gradient)])).sum().backward()
+                    optimizer.step()
+                sys.settrace(None)
+        found = {step: row["grad_max"] for (step, _), row in recorded(run).items()}
+        assert not [step for step in found if step % 2], interrupt.where
+        # An update that was interrupted may count, or not: so each row is of its step, or of one of the next two.
+        assert all(of is None or of - step in (0, 1, 2) for step, of in found.items()), (interrupt.where, found)
+        assert len(found) >= 3, interrupt.where
+        if not interrupt.where:
+            assert number > 50, "nothing was interrupted"
             return

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -271,10 +272,11 @@ def rows_lost(detail: str | None) -> dict[str, int]:
     try:
         told = json.loads(detail or "")
     except (ValueError, RecursionError):
-        return {}
+        # As the first logs have it.
+        return {table: int(rows) for rows, table in re.findall(r"(\d{1,15}) rows of (\w+)", detail or "")}
     if not isinstance(told, dict):
         return {}
-    return {table: rows for table, rows in told.items() if isinstance(rows, int) and 0 <= rows < _MANY_ROWS}
+    return {table: rows for table, rows in told.items() if type(rows) is int and 0 <= rows < _MANY_ROWS}
 
 
 def all_dropped(told: Mapping[tuple[int, int, str], int], summaries: Iterable[Mapping[str, Any]]) -> int:

@@ -9,10 +9,12 @@ from tracer.log.run import LogError, Run, closed_summaries, holds_run
 from tracer.log.store import Place
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
-from viewer.read.run import FollowedRun, News
+from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import RESCAN_SECONDS, Waker
 from viewer.reduce.history import History
 from viewer.snapshot import Snapshot
+
+_TABLES = ("events", "extremes", "metrics", "histograms")
 
 
 class Live:
@@ -35,12 +37,15 @@ class Live:
         self._options = options or ViewOptions()
         self._name = name
         self._waker = waker or Waker()
-        self._followed = FollowedRun(path, self._history, waker=self._waker)
+        self._followed = FollowedRun(path, self._history, _TABLES, waker=self._waker)
         self.folders = self._followed.folders
         self._params: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self._shown: Snapshot | None = None
+        self._shown_id = ""
 
     def _history(self, run: Run) -> History:
+        if run.info["run_id"] != self._shown_id:
+            self._shown, self._shown_id = None, run.info["run_id"]
         names = [param["name"] for param in run.info["params"]]
         self._params = tuple(names), tuple(matching(names, self._options.params))
         settings = run.info["settings"]
@@ -60,7 +65,7 @@ class Live:
         """
         try:
             snapshot = self._followed.refresh(self._snapshot, progress)
-        except FileNotFoundError:
+        except PartGoneError:
             return None
         except LogError as error:
             # It may have been deleted at this moment, and be there again by now.

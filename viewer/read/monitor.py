@@ -13,7 +13,7 @@ import polars as pl
 from tracer.log.run import Run, closed_summaries, holds_run
 from tracer.log.store import Place
 from viewer.read.follow import Progress
-from viewer.read.run import FollowedRun, News
+from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker
 from viewer.rules.evidence import Evidence, Record
 from viewer.rules.findings import LIMITS, Limits, findings
@@ -50,7 +50,7 @@ class FindingsMonitor:
         self.current = False
         self.run_id: str | None = None
         self._limits = limits
-        self._followed = FollowedRun(path, self._record, rank, waker)
+        self._followed = FollowedRun(path, self._record, Record.tables, rank, waker)
         self._begins: pl.DataFrame | None = None
 
     def _record(self, run: Run) -> Record:
@@ -66,10 +66,11 @@ class FindingsMonitor:
         """
         self.current = False
         if not holds_run(self.path):
+            self._followed.watch()
             return None
         try:
             evidence = self._followed.refresh(self._examined, progress)
-        except FileNotFoundError:
+        except PartGoneError:
             return None
         self.current = True
         return evidence

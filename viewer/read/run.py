@@ -3,7 +3,7 @@
 Whoever keeps something of a run follows it with this: the history of a figure, and the evidence of the rules.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -15,8 +15,6 @@ from viewer.read.follow import Kept, Progress, Rows
 from viewer.read.waker import Waker
 
 Used = TypeVar("Used")
-
-_TABLES = ("events", "extremes", "metrics", "histograms")
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,17 @@ class News(Generic[Kept]):
         return self.rows.kept
 
 
+class PartGoneError(Exception):
+    """A part was merged away while it was read."""
+
+
 class FollowedRun(Generic[Kept]):
     """A run that is followed, once it exists; after a deleted run, another may be in the same folder.
 
     Args:
         path: The run's folder.
         make: Makes what keeps the run's rows.
+        tables: Those whose rows it takes.
         rank: Only this rank's rows; None for those of all.
         waker: Watches the folders while the run goes on.
 
@@ -61,10 +64,16 @@ class FollowedRun(Generic[Kept]):
     """
 
     def __init__(
-        self, path: Place, make: Callable[[Run], Kept], rank: int | None = None, waker: Waker | None = None
+        self,
+        path: Place,
+        make: Callable[[Run], Kept],
+        tables: Sequence[str],
+        rank: int | None = None,
+        waker: Waker | None = None,
     ) -> None:
         self.path = path
-        self.folders = [path, *(path / table for table in _TABLES)]
+        self._tables = tables
+        self.folders = [path, *(path / table for table in tables)]
         self._rows: Rows[Kept] | None = None
         self._make = make
         self._rank = rank
@@ -88,7 +97,7 @@ class FollowedRun(Generic[Kept]):
 
         Raises:
             LogError: there is no run, or it cannot be read.
-            FileNotFoundError: a part was merged away, as a network disk's listing can hide: it is there next time.
+            PartGoneError: a part was merged away, as a network disk's listing can hide: it is there next time.
         """
         run = open_run(self.path)
         if run.info["run_id"] != self.run_id:
@@ -96,14 +105,17 @@ class FollowedRun(Generic[Kept]):
         # The state first: rows that are published before a run closes are then read before it shows as closed.
         states = self._states = rank_states(self.path)
         state, stopped_ranks = overall(states), tuple(stopped(states))
-        self._watch(over=state == "closed" or (state == "stopped" and bool(states)))
+        self.watch(over=state == "closed" or (state == "stopped" and bool(states)))
         if self._rows is None:
             if self._left is not None and self._left == (states, self._inner_names()):
                 return None
             self._rows = Rows(self.path, partial(self._make, run), self._rank)
         # Where this is interrupted, what was read is told next time.
         told, self._told = self._told, None
-        new = self._rows.read(progress)
+        try:
+            new = self._rows.read(progress)
+        except FileNotFoundError as error:
+            raise PartGoneError from error
         known = state, stopped_ranks, self._rows.problems, self._rows.complete(state)
         used = use(News(run, states, *known, self._rows)) if new or told != known else None
         self._told = known
@@ -116,8 +128,11 @@ class FollowedRun(Generic[Kept]):
             # A folder that was deleted gives no events any more, although one of the same name exists.
             self._waker.forget(self.folders)
 
-    def _watch(self, over: bool) -> None:
-        """Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended."""
+    def watch(self, over: bool = False) -> None:
+        """Watch the folders of a run that goes on, or is yet to come, and no longer those of one that has ended.
+
+        Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
+        """
         if self._waker is not None:
             (self._waker.forget if over else self._waker.watch)(self.folders)
 
@@ -131,4 +146,4 @@ class FollowedRun(Generic[Kept]):
         self._left = self._states, self._inner_names()
 
     def _inner_names(self) -> list[set[str]]:
-        return [store.inner_names(self.path, table) for table in _TABLES]
+        return [store.inner_names(self.path, table) for table in self._tables]
