@@ -16,7 +16,7 @@ from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, ne
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
 
-MODULES = ["viewer", *(f"viewer.{module.name}" for module in pkgutil.iter_modules(viewer.__path__))]
+MODULES = ["viewer", *(module.name for module in pkgutil.walk_packages(viewer.__path__, "viewer."))]
 
 
 def closed_run(path: Path) -> Path:

@@ -230,8 +230,8 @@ class _Interrupt:
 
 @pytest.mark.parametrize(
     ("function", "stride"),
-    [("", often(29, 1)), ("advance", 1), ("_leave", 1), ("_end", 1)],
-    ids=["any", "step", "leave", "end"],
+    [("", often(29, 1)), ("_leave", 1), ("_end", 1)],
+    ids=["any", "step", "end"],
 )
 def test_ctrl_c_at_any_line_leaves_a_true_log(
     function: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures
