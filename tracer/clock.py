@@ -36,7 +36,9 @@ class StepClock:
         explicit: Whether the loop ends its steps itself.
         begun: Whether a gradient of this step has arrived.
         backward: The id of the backward of the last gradient; -1 before the first.
+        ended: Whether the step's update has happened.
         ended_ns: When the step ended, in ns since 1970; 0 before.
+        updated: The ids of the optimizers that have updated in this step.
     """
 
     def __init__(self, step: int, leave: Callable[[bool], None]) -> None:
@@ -46,29 +48,23 @@ class StepClock:
         self.backward = NO_BACKWARD
         self.ended_ns = 0
         self._leave = leave
-        self._ended = False
+        self.ended = False
         # The backward during which the step ended, if any.
         self._ended_in = NO_BACKWARD
-        # The ids of the optimizers that have updated in this step.
-        self._updated: set[int] = set()
+        self.updated: set[int] = set()
 
     @property
     def phase(self) -> Phase:
         """How far the step is."""
-        return Phase.ENDED if self._ended else Phase.OPEN if self.begun else Phase.EMPTY
-
-    @property
-    def ended(self) -> bool:
-        """Whether the step's update has happened."""
-        return self._ended
+        return Phase.ENDED if self.ended else Phase.OPEN if self.begun else Phase.EMPTY
 
     def repeats(self, optimizer: int) -> bool:
         """Whether this optimizer has ended the step already."""
-        return self._ended and optimizer in self._updated
+        return self.ended and optimizer in self.updated
 
     def ends_in(self, backward: int) -> bool:
         """Whether the step's update happened during this backward, whose later gradients still belong to the step."""
-        return self._ended and self._ended_in != NO_BACKWARD and self._ended_in == backward
+        return self.ended and self._ended_in != NO_BACKWARD and self._ended_in == backward
 
     def gradient(self, backward: int, skipped: bool = False) -> bool:
         """A gradient arrives, the first of a backward as far as it is known; whether it is to be looked at.
@@ -79,7 +75,7 @@ class StepClock:
         """
         if self.ends_in(backward):
             return False
-        if self._ended or skipped:
+        if self.ended or skipped:
             self.advance(by_gradient=True)
         self.backward = backward
         return True
@@ -95,7 +91,7 @@ class StepClock:
 
     def after_update(self, optimizer: int, backward: int) -> bool:
         """An optimizer has updated; whether that ends the step."""
-        self._updated.add(optimizer)
+        self.updated.add(optimizer)
         if not self.explicit:
             self._end(backward)
         return not self.explicit
@@ -104,11 +100,11 @@ class StepClock:
         """Count a step like the one before it, of which nothing is kept: gradients, and an update by this optimizer."""
         self.step += 1
         self.ended_ns = time.time_ns()
-        self._updated = {optimizer}
+        self.updated = {optimizer}
 
     def end_step(self) -> None:
         """The loop ends the step itself."""
-        if self.explicit and self._ended:
+        if self.explicit and self.ended:
             self.advance()
         self.explicit = True
         self._end(NO_BACKWARD)
@@ -134,12 +130,12 @@ class StepClock:
     def next(self) -> None:
         """Begin the next step."""
         self.step += 1
-        self.begun = self._ended = False
+        self.begun = self.ended = False
         self.ended_ns = 0
-        self._updated.clear()
+        self.updated.clear()
 
     def _end(self, backward: int) -> None:
         # In this order: a gradient that arrives meanwhile must not take this backward for a later one.
         self._ended_in = backward
         self.ended_ns = time.time_ns()
-        self._ended = True
+        self.ended = True

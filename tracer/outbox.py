@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tracer.daemon import Daemon
-from tracer.items import ActivationRows, Event, HistogramRows, Item, Metric, StepRows, rows_and_bytes
+from tracer.items import ActivationRows, Event, HistogramRows, Item, Metric, Number, StepRows, rows_and_bytes
 
 _TABLES: Mapping[type[Item], str] = {
     StepRows: "extremes",
@@ -34,14 +34,17 @@ class Outbox:
         """Hand over an item; never blocks, never raises."""
         table = _TABLES[type(item)]
         if table != "events":
-            self.reached(item.step)
+            self._last_step = max(self._last_step, item.step)
         # Most runs have one attempt, and items are made with its number.
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))
 
-    def reached(self, step: int) -> None:
-        """The loop has come to this step, whether anything of it is recorded or not."""
-        self._last_step = max(self._last_step, step)
+    def log(self, step: int, time_ns: int, metrics: Mapping[str, Number]) -> None:
+        """Hand over metrics, if any, of the step to which the loop has come. A loop does so at each step."""
+        if step > self._last_step:
+            self._last_step = step
+        for name, value in metrics.items():
+            self._daemon.put("metrics", Metric(step, time_ns, name, value, self._attempt))
 
     def restore(self, step: int, ended: int) -> None:
         """Go on with this step: in another attempt, if it is one of those that this attempt has been through.

@@ -95,7 +95,8 @@ class Recorder:
     @property
     def step(self) -> int:
         """The step whose gradients came last."""
-        return self._clock.step + 1 if self._clock.ended and self._hooks.noted else self._clock.step
+        clock = self._clock
+        return clock.step + 1 if clock.ended and self._hooks.noted else clock.step
 
     @property
     def next_step(self) -> int:
@@ -160,10 +161,11 @@ class Recorder:
         As any other way gives the same number, this is here for its speed alone: whatever an idle step does is done
         with cold caches, which makes it five times as slow as it looks.
         """
+        clock = self._clock
         if (
-            not (self._hooks.noted and self._clock.repeats(id(optimizer)))
-            or self._clock.explicit
-            or self.measures(self._clock.step + 2)
+            not (clock.ended and self._hooks.noted and id(optimizer) in clock.updated)
+            or clock.explicit
+            or self.measures(clock.step + 2)
             or running_backward() != NO_BACKWARD
             or not self._hooks.holds(optimizer)
         ):
@@ -171,7 +173,7 @@ class Recorder:
         self._hooks.noted.clear()
         if self._budget is not None:
             self._budget.end_step(measured=False)
-        self._clock.repeat(id(optimizer))
+        clock.repeat(id(optimizer))
         return True
 
     def end_step(self) -> None:

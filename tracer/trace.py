@@ -24,7 +24,6 @@ from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
 from tracer.hooks import Hooks
 from tracer.items import (
-    Metric,
     event,
     lost,
     metric_value,
@@ -245,12 +244,8 @@ class Trace:
         """
         now = time.time_ns()
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
-        live = self._live
-        if live is not None:
-            step = live.recorder.step
-            live.outbox.reached(step)
-            for name, value in values.items():
-                live.outbox.put(Metric(step, now, name, value))
+        if self._parts is not None and not self._closed:
+            self._parts.outbox.log(self._parts.recorder.step, now, values)
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
