@@ -62,10 +62,6 @@ class StepClock:
         """Whether this optimizer has ended the step already."""
         return self.ended and optimizer in self.updated
 
-    def ends_in(self, backward: int) -> bool:
-        """Whether the step's update happened during this backward, whose later gradients still belong to the step."""
-        return self.ended and self._ended_in != NO_BACKWARD and self._ended_in == backward
-
     def gradient(self, backward: int, skipped: bool = False) -> bool:
         """A gradient arrives, the first of a backward as far as it is known; whether it is to be looked at.
 
@@ -73,10 +69,11 @@ class StepClock:
             backward: The id of the backward.
             skipped: The step has ended although no optimizer has updated: a ``GradScaler`` found an infinity.
         """
-        if self.ends_in(backward):
+        if self.ended and self._ended_in != NO_BACKWARD and self._ended_in == backward:
+            # The update happened during this backward: its later gradients belong to the same step.
             return False
         if self.ended or skipped:
-            self.advance(by_gradient=True)
+            self._leave(True)
         self.backward = backward
         return True
 
@@ -87,7 +84,7 @@ class StepClock:
         backward most gradients are still to come.
         """
         if backward == NO_BACKWARD and self.repeats(optimizer) and not self.explicit:
-            self.advance()
+            self._leave(False)
 
     def after_update(self, optimizer: int, backward: int) -> bool:
         """An optimizer has updated; whether that ends the step."""
@@ -105,7 +102,7 @@ class StepClock:
     def end_step(self) -> None:
         """The loop ends the step itself."""
         if self.explicit and self.ended:
-            self.advance()
+            self._leave(False)
         self.explicit = True
         self._end(NO_BACKWARD)
 
@@ -118,14 +115,12 @@ class StepClock:
         """
         try:
             if leave or self.phase is not Phase.EMPTY:
-                self.advance()
+                self._leave(False)
         finally:
+            # Whether it could be left or not.
+            self.next()
             self.step = step
             self.backward = NO_BACKWARD
-
-    def advance(self, by_gradient: bool = False) -> None:
-        """The step is over."""
-        self._leave(by_gradient)
 
     def next(self) -> None:
         """Begin the next step."""

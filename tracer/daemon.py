@@ -179,7 +179,6 @@ class Daemon:
         # The small tables first: extremes may need all the time there is.
         for table in sorted(self._encoders, key=lambda table: self.rows[table]):
             self._outside(partial(self._merge, table))
-        self._newest = None
         self._ended.set()
 
     def _insist(self, action: Callable[[], bool]) -> None:
@@ -202,9 +201,9 @@ class Daemon:
             if entry is _END:
                 return True
             table, item, rows, size_bytes = entry
-            self._newest = item
             try:
-                self._waiting[table].append((self._on_host(item), rows, size_bytes))
+                self._newest = self._on_host(item)
+                self._waiting[table].append((self._newest, rows, size_bytes))
             except Exception as error:
                 self._gone_bytes += size_bytes
                 self.dropped[table] += rows
@@ -240,7 +239,7 @@ class Daemon:
         count = len(items) if everything else self._complete_prefix(table, items)
         wanted = items[:count]
         dropped = dict(self.dropped)
-        if table == "events" and self._lost is not None and self._told != dropped:
+        if table == "events" and self._lost is not None and self._newest is not None and self._told != dropped:
             lost = {table: rows - self._told[table] for table, rows in dropped.items()}
             wanted.append(self._lost({table: rows for table, rows in lost.items() if rows}, self._newest))
         try:

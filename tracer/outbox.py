@@ -27,7 +27,7 @@ class Outbox:
         self._daemon = daemon
         self._attempt = attempt
         self._first_step = first_step
-        # The last step of which this attempt has recorded anything.
+        # The last step to which this attempt has come, as far as something was handed over or logged.
         self._last_step = -1
 
     def put(self, item: Item) -> None:
@@ -55,6 +55,7 @@ class Outbox:
             step: The step.
             ended: How many steps had ended.
         """
-        if step <= self._last_step or self._first_step < ended > step:
+        went_back = step < ended and self._first_step < ended
+        if went_back or step <= self._last_step:
             self._attempt, self._last_step, self._first_step = self._attempt + 1, -1, step
         self._first_step = min(self._first_step, step)

@@ -274,7 +274,7 @@ class Recorder:
                 return
             if self._clock.ended:
                 # No hook could see the gradients that this update is about to use: they are the next step's.
-                self._clock.advance()
+                self._leave(by_gradient=False)
             self._refresh()
         self._unended = None
         # Inside a backward most gradients are still to come, and what gets none is not updated either.

@@ -23,7 +23,7 @@ _RESTARTS = ("resumed", "restored")
 
 
 def _in_words(rows: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} rows of {table}" for table, count in rows.items()) or "nobody knows how many"
+    return ", ".join(f"{count:,} rows of {table}" for table, count in rows.items()) or "an unknown number"
 
 
 def lost(evidence: Evidence, limits: Limits) -> list[Finding]:
