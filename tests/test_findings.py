@@ -14,7 +14,7 @@ import pytest
 import viewer.rules.findings
 from tests.logs import extremes
 from tracer.log.run import State
-from viewer.reduce.tracks import Tracks
+from viewer.reduce.param_history import ParamHistory
 from viewer.rules.evidence import Event, Evidence, Param
 from viewer.rules.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits
 from viewer.snapshot import Curve, Finding, Severity
@@ -42,14 +42,14 @@ def made(
     **given: Any,
 ) -> Evidence:
     """A run of parameters with these rows and shapes, (8, 8) where none is given, and these metrics."""
-    tracks = Tracks(list(rows))
+    tracks = ParamHistory(list(rows))
     names = ("value_min", "value_max", "grad_min", "grad_max")
     each = [rows[name](step) for step in steps for name in rows]
     columns = dict(zip(names, map(list, zip(*each, strict=True)), strict=True))
     tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, list(rows), columns))).lazy())
     described = {name: Param(name, (shapes or {}).get(name, (8, 8))) for name in rows}
     curves = tuple(curve(name, numbers) for name, numbers in (metrics or {}).items())
-    return Evidence(**{"courses": tracks.courses(), "described": described, "curves": curves, **given})
+    return Evidence(**{"courses": tracks.tables(), "described": described, "curves": curves, **given})
 
 
 def curve(name: str, numbers: Sequence[float], every: int = 1) -> Curve:
@@ -669,12 +669,12 @@ def test_strides_and_folds_leave_rules_as_they_are() -> None:
 
 def test_several_ranks_count_as_one() -> None:
     """A hundred steps of two ranks are a hundred steps."""
-    tracks = Tracks(["a", "b"])
+    tracks = ParamHistory(["a", "b"])
     for rank in (0, 1):
         columns = {"grad_min": [0.0, -0.1] * 60, "grad_max": [0.0, 0.1] * 60}
         table = extremes(range(60), ["a", "b"], columns, rank)
         tracks.absorb(pl.DataFrame(pl.from_arrow(table)).lazy())
-    evidence = Evidence(courses=tracks.courses(), described={name: Param(name, (8, 8)) for name in "ab"})
+    evidence = Evidence(courses=tracks.tables(), described={name: Param(name, (8, 8)) for name in "ab"})
     assert said(evidence, "dead") == []
     (found,) = [each for each in findings(evidence, with_limits(["dead.rows=60"])) if each.kind == "dead"]
     assert found.numbers["rows"] == 60
@@ -733,13 +733,13 @@ def from_0(step: int) -> Row:
 
 def joined(late: Sequence[int], value: float) -> Evidence:
     """A run of 100 steps in which a second parameter joined, whose value this is, without a gradient."""
-    tracks = Tracks(["first"])
+    tracks = ParamHistory(["first"])
     for name, steps, size, grad in (("first", range(100), weight, 0.1), ("late", late, lambda step: value, None)):
         rows = zip(*(row(step, grad, size(step)) for step in steps), strict=True)
         numbers = dict(zip(("value_min", "value_max", "grad_min", "grad_max"), map(list, rows), strict=True))
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, [name], numbers))).lazy())
     described = {name: Param(name, (8, 8)) for name in ("first", "late")}
-    return Evidence(courses=tracks.courses(), described=described)
+    return Evidence(courses=tracks.tables(), described=described)
 
 
 def metrics_alone(**metrics: Sequence[float]) -> Evidence:

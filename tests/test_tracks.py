@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+import tracemalloc
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.logs import extremes
-from viewer.reduce.tracks import Courses, Tracks
+from viewer.reduce.param_history import ParamHistory, ParamTables
 
 PARAMS = ("conv.weight", "fc.bias", "late")
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, 5e-324, 1.7e308, None]
@@ -93,7 +94,7 @@ def expected(rows: list[Row], capacity: int) -> dict[str, dict[tuple[int, str], 
     return cells
 
 
-def table(courses: Courses, name: str) -> dict[tuple[int, str], float]:
+def table(courses: ParamTables, name: str) -> dict[tuple[int, str], float]:
     """What is in a table, by the bin's first step and the parameter."""
     numbers = getattr(courses, name)
     return {
@@ -117,10 +118,10 @@ def test_in_any_pieces_the_courses_equal_the_oracle(data: st.DataObject, rows: l
     # A rank publishes by itself, so that ranks may be behind each other.
     if data.draw(st.booleans()):
         rows = sorted(rows, key=lambda row: (row[2], row[0]))
-    tracks = Tracks(PARAMS[:2], capacity)
+    tracks = ParamHistory(PARAMS[:2], capacity)
     for begin, end in itertools.pairwise([0, *sorted(cuts), len(rows)]):
         tracks.absorb(frame(rows[begin:end]).lazy() if begin < end else frame(rows).clear().lazy())
-    courses, oracle = tracks.courses(), expected(rows, capacity)
+    courses, oracle = tracks.tables(), expected(rows, capacity)
     for name in COUNTS:
         assert {key: n for key, n in table(courses, name).items() if n} == {k: n for k, n in oracle[name].items() if n}
     for name in OTHERS:
@@ -148,9 +149,9 @@ def test_in_any_pieces_the_courses_equal_the_oracle(data: st.DataObject, rows: l
 
 def test_courses_do_not_change_with_what_comes_later() -> None:
     """What was given out stays as it was: another thread may be looking at it."""
-    tracks = Tracks(["weight"])
+    tracks = ParamHistory(["weight"])
     tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5)))).lazy())
-    courses = tracks.courses()
+    courses = tracks.tables()
     before = courses.rows.copy(), courses.first_step.copy()
     tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5, 900)))).lazy())
     assert (courses.rows == before[0]).all()
@@ -158,36 +159,39 @@ def test_courses_do_not_change_with_what_comes_later() -> None:
 
 
 def test_memory_is_bounded_whatever_the_length_and_the_number_of_parameters() -> None:
-    """A million steps, or ten thousand parameters, take no more than so many cells."""
-    tracks = Tracks(["weight"])
+    """A million steps have no more bins than 512, and ten thousand parameters take no more than 100 MB."""
+    tracks = ParamHistory(["weight"])
     for begin in range(0, 1_000_000, 100_000):
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(begin, begin + 100_000, 97)))).lazy())
-    assert 256 <= tracks.courses().rows.size <= 512
+    assert 256 <= tracks.tables().rows.size <= 512
     names = [f"layer{number}" for number in range(10_000)]
-    tracks = Tracks(names)
+    tracemalloc.start()
+    tracks = ParamHistory(names)
     for step in (0, 10**9):
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], names))).lazy())
-    assert sum(cells.size for cells in tracks._cells.values()) <= 16 * 600_000
+    taken_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken_bytes < 100e6
 
 
 def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit into a piece is taken in piece by piece, with the same result."""
     rows = pl.DataFrame(pl.from_arrow(extremes(range(50), ["a", "b"]))).lazy()
-    whole, pieces = Tracks(["a", "b"], 16), Tracks(["a", "b"], 16)
+    whole, pieces = ParamHistory(["a", "b"], 16), ParamHistory(["a", "b"], 16)
     whole.absorb(rows)
-    monkeypatch.setattr("viewer.reduce.tracks._READ_ROWS", 33)
-    monkeypatch.setattr("viewer.reduce.tracks._PIECE_ROWS", 7)
+    monkeypatch.setattr("viewer.reduce.param_history._READ_ROWS", 33)
+    monkeypatch.setattr("viewer.reduce.param_history._PIECE_ROWS", 7)
     pieces.absorb(rows)
     for name in (*COUNTS, *OTHERS):
-        np.testing.assert_allclose(getattr(pieces.courses(), name), getattr(whole.courses(), name))
+        np.testing.assert_allclose(getattr(pieces.tables(), name), getattr(whole.tables(), name))
 
 
 def test_a_row_that_comes_late_is_compared_with_none() -> None:
     """As from a network disk that lists parts in another order: it counts, and later rows follow the latest."""
-    tracks = Tracks(["weight"], 64)
+    tracks = ParamHistory(["weight"], 64)
     for step, high in ((10, 8.0), (5, 7.0), (11, 10.0)):
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], values={"value_max": [high]}))).lazy())
-    courses = tracks.courses()
+    courses = tracks.tables()
     assert courses.ends.tolist() == [5, 10, 11]
     assert courses.followed.ravel().tolist() == [0, 0, 1]
     assert courses.update[2, 0] == pytest.approx(0.25)
@@ -196,19 +200,19 @@ def test_a_row_that_comes_late_is_compared_with_none() -> None:
 
 def test_rows_of_one_part_may_stand_in_any_order() -> None:
     """They are compared in the order of their steps."""
-    tracks = Tracks(["weight"], 64)
+    tracks = ParamHistory(["weight"], 64)
     rows = extremes([11, 5, 10], values={"value_max": [10.0, 4.0, 8.0]})
     tracks.absorb(pl.DataFrame(pl.from_arrow(rows)).lazy())
-    courses = tracks.courses()
+    courses = tracks.tables()
     assert courses.followed.ravel().tolist() == [0, 1, 1]
     assert courses.update.ravel().tolist() == pytest.approx([math.nan, 1 / 5, 1 / 4], nan_ok=True)
 
 
 def test_a_rank_that_is_far_behind_finds_its_place() -> None:
     """Steps before all that were seen shift the table, also where it has room for later ones."""
-    tracks = Tracks(["weight"], 9)
+    tracks = ParamHistory(["weight"], 9)
     for steps in ([10, 16, 23, 35, 44, 59], [0, 28]):
         tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps))).lazy())
-    courses = tracks.courses()
+    courses = tracks.tables()
     assert courses.begins.tolist() == [0, 8, 16, 24, 32, 40, 56]
     assert courses.rows.ravel().tolist() == [1, 1, 2, 1, 1, 1, 1]

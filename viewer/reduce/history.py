@@ -15,7 +15,7 @@ import polars as pl
 from tracer.log.schema import STATISTICS
 from viewer.options import SPREAD, View, ViewOptions, matching
 from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, of_extremes, seconds_of
-from viewer.reduce.grid import Grid
+from viewer.reduce.heatmap import Magnitudes
 from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 
 # So many cells has the strip of all parameters, in at most so many columns.
@@ -56,11 +56,10 @@ class History:
         # The last step and time of rows that may not be shown.
         self._newest = -1, -math.inf
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
-        self._bins: dict[str, Bins | Grid]
+        self._bins: dict[str, Bins | Magnitudes]
         if self._options.view is View.LAYERS:
-            self._bins = {
-                "extremes": Grid(_needed(self._options.statistic), self._params, columns, stride or 1, stride is None)
-            }
+            shown = _needed(self._options.statistic)
+            self._bins = {"extremes": Magnitudes(shown, self._params, columns, stride or 1, stride is None)}
         elif self._options.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(of_extremes(self._statistics), capacity),
@@ -185,8 +184,8 @@ class History:
 
     def layers(self) -> Heatmap | None:
         """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
-        grid = self._bins["extremes"]
-        return grid.layers() if isinstance(grid, Grid) else None
+        bins = self._bins["extremes"]
+        return bins.heatmap() if isinstance(bins, Magnitudes) else None
 
 
 def _curve(name: str, bins: pl.DataFrame) -> Curve:

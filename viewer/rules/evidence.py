@@ -12,9 +12,11 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.run import Run, State
+from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
 from viewer.reduce.metrics import is_validation
-from viewer.reduce.tracks import Courses, Integers, Tracks
+from viewer.reduce.param_history import ParamHistory
+from viewer.reduce.param_history import ParamTables as Courses
 from viewer.snapshot import Curve
 
 # Of each kind of event of a rank so many are kept.
@@ -165,7 +167,7 @@ class Record:
         settings = run.info["settings"]
         self._settings = settings
         stride = max(settings.get(name) or 1 for name in ("every", "fold"))
-        self._tracks = Tracks(list(self._described), width=stride)
+        self._params = ParamHistory(list(self._described), width=stride)
         self._metrics = History()
         self._events: list[Event] = []
         self._counts: Counter[tuple[str, int]] = Counter()
@@ -177,7 +179,7 @@ class Record:
         elif table == "metrics":
             self._metrics.absorb("metrics", rows)
         else:
-            self._tracks.absorb(rows)
+            self._params.absorb(rows)
 
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
@@ -192,7 +194,7 @@ class Record:
         Args:
             **how: How the run is, as the attributes of ``Evidence``.
         """
-        courses = self._tracks.courses()
+        courses = self._params.tables()
         return Evidence(
             courses=courses if len(courses.ends) else None,
             curves=tuple(self._metrics.curves()),

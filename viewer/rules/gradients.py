@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from viewer.reduce.tracks import Courses, Floats
+from viewer.reduce.cells import Floats
+from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Limits, longest, on_params
 from viewer.snapshot import Finding, Severity

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from viewer.reduce.cells import Floats
 from viewer.reduce.metrics import is_validation
-from viewer.reduce.tracks import Floats
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Limits
 from viewer.snapshot import Curve, Finding, Severity

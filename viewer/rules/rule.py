@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from viewer.reduce.tracks import Courses, Floats, Integers
+from viewer.reduce.cells import Floats, Integers
+from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence
 from viewer.snapshot import Finding, Number, Severity
 

@@ -6,7 +6,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from viewer.reduce.tracks import Courses, Floats
+from viewer.reduce.cells import Floats
+from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence, Param
 from viewer.rules.rule import Limits, longest, on_params
 from viewer.snapshot import Finding, Severity

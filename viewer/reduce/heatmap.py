@@ -1,0 +1,76 @@
+"""The largest magnitudes of all parameters over the run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from viewer.reduce.cells import Cells, Floats, Integers
+from viewer.snapshot import Heatmap
+
+
+class Magnitudes:
+    """Takes in rows, and makes the heat map of them.
+
+    Args:
+        columns: The columns of rows whose magnitude is meant: of several, the largest.
+        params: The parameters in model order; others that come later stand behind them.
+        capacity: How many bins of steps there may be.
+        width: How many steps a bin covers at first: where rows are so far apart, none between them stays empty.
+        holds: Whether a bin without rows shows the one before it: where nobody knows how far rows are apart.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], params: Sequence[str], capacity: int, width: int = 1, holds: bool = False
+    ) -> None:
+        self._columns = columns
+        self._holds = holds
+        self._cells = Cells({"magnitude": np.maximum, "nonfinite": np.maximum}, params, capacity, width)
+        self._times = Cells({"seconds": np.maximum}, [""], capacity, width)
+
+    def absorb(self, rows: pl.LazyFrame) -> None:
+        """Take in rows, in any order of steps; where this raises, nothing has changed."""
+        largest = pl.max_horizontal(pl.col(column).abs() for column in self._columns)
+        finite = pl.all_horizontal(pl.col(column).is_finite() for column in self._columns)
+        first, last = rows.select(first=pl.col("step").min(), last=pl.col("step").max()).collect().row(0)
+        if first is None:
+            return
+        reduced = (
+            rows.select(
+                pl.col("step").floordiv(self._cells.width_with(first, last)).alias("bin"),
+                pl.col("param").cast(pl.Categorical),
+                pl.col("step"),
+                pl.col("time"),
+                pl.when(finite).then(largest).alias("magnitude"),
+                finite.not_().alias("nonfinite"),
+            )
+            .group_by("bin", "param")
+            .agg(pl.col("step", "time", "magnitude").max(), pl.col("nonfinite").any())
+            .collect(engine="streaming")
+        )
+        step = reduced["step"].to_numpy()
+        magnitude = reduced["magnitude"].cast(pl.Float64).fill_null(-np.inf).to_numpy()
+        nonfinite = reduced["nonfinite"].fill_null(value=False).to_numpy()
+        param = self._cells.numbers_of(reduced["param"])
+        self._cells.absorb(step, param, {"magnitude": magnitude, "nonfinite": nonfinite})
+        seconds = reduced["time"].dt.epoch("us").to_numpy() / 1e6
+        self._times.absorb(step, np.zeros_like(step), {"seconds": seconds})
+
+    def ends(self) -> tuple[Integers, Floats]:
+        """Of each bin that has rows, the last step and its time in seconds since 1970."""
+        _, ends, columns = self._times.filled()
+        return ends, columns["seconds"][:, 0]
+
+    def heatmap(self) -> Heatmap | None:
+        """The heat map; None before the first row."""
+        begins, _, columns = self._cells.filled()
+        if not len(begins):
+            return None
+        places = (begins - begins[0]) // self._cells.width
+        bins = np.arange(places[-1] + 1)
+        newest = np.searchsorted(places, bins, side="right") - 1
+        magnitudes, nonfinite = columns["magnitude"][newest], columns["nonfinite"][newest] > 0
+        if not self._holds:
+            empty = places[newest] < bins
+            magnitudes[empty], nonfinite[empty] = np.nan, False
+        return Heatmap(list(self._cells.params), int(begins[0]), self._cells.width, magnitudes.T, nonfinite.T)
