@@ -1,4 +1,4 @@
-"""Rows reduced to bins of steps: minima of minima, maxima of maxima, and the first step that is not finite."""
+"""Rows reduced to bins of steps: the minimum of minima, the maximum of maxima, the first step that is not finite."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ CAPACITY = 2048
 
 
 def _finite(column: str) -> pl.Expr:
-    # polars' min and max skip NaN but not infinity, and one infinity would hide what is finite in its bin.
+    # The min and max of polars skip NaN but not infinity: one infinity would hide the finite numbers of its bin.
     return pl.when(pl.col(column).is_finite()).then(pl.col(column))
 
 
@@ -26,19 +26,19 @@ def _first_nonfinite(*columns: str) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How rows become bins: each row is prepared, then a bin's rows, and later bins, are reduced by the same rules."""
+    """How rows become bins: each row is prepared, then the rows of a bin are reduced, later whole bins."""
 
     keys: tuple[str, ...]
     prepare: tuple[pl.Expr, ...]
     reduce: tuple[pl.Expr, ...]
 
 
-# Of every bin the last step, and its time.
+# Each bin keeps its last step and the time of that.
 _LAST = (pl.col("step").max(), pl.col("time").max())
 
 
 def of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduction:
-    """Minimum of minima, maximum of maxima; what is neither has both, ``<name>_low`` and ``<name>_high``."""
+    """Reduce ``*_min`` by min and ``*_max`` by max; other statistics get both, as ``_low`` and ``_high``."""
     ends = [name for name in statistics if name.endswith(("_min", "_max"))]
     others = [name for name in statistics if name not in ends]
     kinds = sorted({name.partition("_")[0] for name in ends})
@@ -78,13 +78,13 @@ METRICS = Reduction(
         pl.col("high").max(),
         pl.col("total").sum(),
         pl.col("count").sum(),
-        # What several ranks logged at the last step counts as its mean, too.
+        # Several ranks may log at the last step: their mean counts.
         pl.col("newest", "writers").filter(pl.col("step") == pl.col("step").max()).sum(),
         pl.col("nonfinite").min(),
     ),
 )
 
-# Of each bin the newest histogram, whole: what lies between is in the extremes.
+# Each bin keeps its newest histogram whole: the extremes show what lies between.
 HISTOGRAMS = Reduction(
     keys=("of", "rank"),
     prepare=tuple(map(pl.col, ("of", "rank", "step", "time", "low", "high", "counts"))),
@@ -101,7 +101,7 @@ class Bins:
 
     Attributes:
         width: How many steps a bin covers.
-        frame: A row a bin and key: ``bin``, the keys, ``step`` (the last one in the bin) and what the reduction makes.
+        frame: One row for each bin and key: ``bin``, the keys, ``step`` (the last one in the bin), the reduced columns.
     """
 
     reduction: Reduction
@@ -138,7 +138,7 @@ class Bins:
         self.frame, self.width, self._steps = new.sort(by), width, steps
 
     def ends(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Of each bin the last step and its time in seconds since 1970."""
+        """Give the last step of each bin, and its time in seconds since 1970."""
         if self.frame is None:
             return np.zeros(0, dtype=np.int64), np.zeros(0)
         frame = self.frame.group_by("bin").agg(*_LAST).sort("bin")
@@ -146,5 +146,5 @@ class Bins:
 
 
 def seconds_of(frame: pl.DataFrame) -> list[float]:
-    """The times of a frame's rows, in seconds since 1970."""
+    """Give the times of a frame's rows, in seconds since 1970."""
     return (frame["time"].dt.epoch("us") / 1e6).to_list()

@@ -1,7 +1,8 @@
-"""A table of bins of steps × parameters, with any columns: what heat maps and rules keep of millions of rows.
+"""A table of bins of steps × parameters, with any columns: heat maps and rules keep millions of rows in it.
 
-Its memory is bounded: the resolution of steps is halved whenever the bins would be too many. Counts and sums, smallest
-and largest numbers lose nothing when cells are merged. The table is numpy's, as models have ten thousand parameters.
+Its memory is bounded: the resolution of steps is halved whenever there would be too many bins. Counts, sums, smallest
+and largest numbers lose nothing when cells are merged. It is an array and not a frame, since a model may have ten
+thousand parameters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class Cells:
         return tuple(self._number_of)
 
     def numbers_of(self, params: pl.Series) -> Integers:
-        """The number of each row's parameter.
+        """Number each row's parameter.
 
         Args:
             params: The rows' parameters, as categories.
@@ -62,7 +63,7 @@ class Cells:
         return numbers
 
     def width_with(self, first: int, last: int) -> int:
-        """The width of bins once rows of these steps have been taken in."""
+        """Give the width of a bin once rows of these steps have been taken in."""
         first, last = self._range_with(first, last)
         width = self.width
         while last // width - first // width >= self._capacity:
@@ -75,7 +76,7 @@ class Cells:
         return min(first, self._first_bin * self.width), max(last, int(self._ends.max()))
 
     def absorb(self, step: Integers, param: Integers, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take in rows, which are many times cheaper where those of one cell stand together.
+        """Take in rows; it is many times faster where rows of one cell stand together.
 
         Args:
             step: Of each row.
@@ -93,7 +94,7 @@ class Cells:
             merge.at(self._columns[name].reshape(-1), cell[begins], reduced)
 
     def _make_room(self, first: int, last: int) -> None:
-        """Lay the table out anew where these steps, or a parameter, have no place in it."""
+        """Make a larger table where these steps, or a parameter, have no place in this one."""
         width = self.width_with(first, last)
         first, last = self._range_with(first, last)
         first_bin, bins = first // width, last // width - first // width + 1
@@ -101,7 +102,7 @@ class Cells:
         count = len(self._number_of)
         if (width, first_bin, shape[1]) == (self.width, self._first_bin, count) and bins <= shape[0]:
             return
-        # Room for what comes next, so that a run that is followed is not laid out at every step.
+        # With room for what comes next: a run that is followed needs no new table at every step.
         bins = min(self._capacity, bins + bins // 4 + 1)
         used = np.flatnonzero(self._ends >= 0)
         places = (self._first_bin + used) * self.width // width - first_bin
@@ -114,7 +115,7 @@ class Cells:
         self.width, self._first_bin, self._ends = width, first_bin, ends
 
     def filled(self) -> tuple[Integers, Integers, dict[str, Floats]]:
-        """The first step of each bin that has rows, its last step with a row, and copies of its cells by column.
+        """Give of each bin that has rows its first step, its last step with a row, and copies of its cells by column.
 
         Cells are of shape (bins, parameters). The smallest and the largest of nothing are NaN.
         """

@@ -57,12 +57,12 @@ class Magnitudes:
         self._times.absorb(step, np.zeros_like(step), {"seconds": seconds})
 
     def ends(self) -> tuple[Integers, Floats]:
-        """Of each bin that has rows, the last step and its time in seconds since 1970."""
+        """Give the last step of each bin that has rows, and its time in seconds since 1970."""
         _, ends, columns = self._times.filled()
         return ends, columns["seconds"][:, 0]
 
     def heatmap(self) -> Heatmap | None:
-        """The heat map; None before the first row."""
+        """Give the heat map; None before the first row."""
         begins, _, columns = self._cells.filled()
         if not len(begins):
             return None

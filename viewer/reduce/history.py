@@ -1,8 +1,7 @@
-"""What the viewer keeps in memory of a run: reduced to bins of steps, bounded, with every extreme in it.
+"""The run as a figure needs it: reduced to bins of steps, bounded in memory, with every extreme.
 
-A bin holds the minimum of minima and the maximum of maxima of its steps, and the first of them with a NaN or an
-infinity, so that neither a spike nor a NaN is ever lost, however long the run. As the bins fill, their resolution is
-halved.
+A bin holds the minimum of minima, the maximum of maxima, and its first step with a NaN or an infinity. So no spike and
+no NaN is lost, however long the run is. As the bins fill, the resolution of steps is halved.
 """
 
 import math
@@ -18,29 +17,29 @@ from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, of_extremes,
 from viewer.reduce.heatmap import Magnitudes
 from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 
-# So many cells has the strip of all parameters, in at most so many columns.
+# The heat map of all parameters has at most so many cells, in at most so many columns.
 _CELLS, _COLUMNS = 1_000_000, 512
 _HISTOGRAM_COLUMNS = 256
 _SPEED_SECONDS = 60.0
 
 
 def _needed(statistic: str) -> list[str]:
-    """The columns that hold a statistic: the largest magnitude is in every log's extremes."""
+    """Give the columns that hold a statistic: every log's extremes give the largest magnitude."""
     of, _, name = statistic.partition("_")
     return [f"{of}_min", f"{of}_max"] if name == "absmax" else [statistic]
 
 
 class History:
-    """What a view needs of a run, bounded in memory.
+    """Keeps of a run's rows what a view shows.
 
     Args:
-        options: What of the run, and of which ranks and parameters.
+        options: The view, and the ranks and parameters that it shows.
         params: The parameters in model order.
         capacity: How many bins each curve has.
-        stride: How many steps lie between rows; None if that changes.
+        stride: How many steps lie between rows; None where that changes.
 
     Attributes:
-        tables: The tables that it takes rows of.
+        tables: The tables whose rows it takes.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class History:
         self._options = options or ViewOptions()
         self._params = matching(list(params), self._options.params)
         self._statistics = set(STATISTICS)
-        # The last step and time of rows that may not be shown.
+        # The last step and time of all rows, those that are not shown included.
         self._newest = -1, -math.inf
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
         self._bins: dict[str, Bins | Magnitudes]
@@ -79,7 +78,7 @@ class History:
         if self._options.only_rank is not None:
             rows = rows.filter(pl.col("rank") == self._options.only_rank)
         if self._options.view is View.PARAM or self._options.params:
-            # How far the run is does not depend on what of it is shown.
+            # The run's progress does not depend on which parameters are shown.
             step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)
             if step is not None:
                 self._newest = max(self._newest[0], step), max(self._newest[1], time.timestamp())
@@ -93,16 +92,16 @@ class History:
         bins.absorb(rows)
 
     def _with_statistics(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Rows with every column that is needed: parts of one table may differ in their statistics."""
+        """Add the columns that are needed and missing: parts of one table may differ in their statistics."""
         columns = rows.collect_schema().names()
         needed = self._statistics
         if self._options.view is View.LAYERS:
             needed = set(_needed(self._options.statistic))
         elif self._options.view is View.PARAM:
-            found = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
+            recorded = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
             bins = self._bins["extremes"]
-            if found - needed and isinstance(bins, Bins):
-                self._statistics = needed = needed | found
+            if recorded - needed and isinstance(bins, Bins):
+                self._statistics = needed = needed | recorded
                 bins.reduction = of_extremes(sorted(needed))
         return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed - set(columns))
 
@@ -122,19 +121,19 @@ class History:
         return [ends for bins in self._bins.values() if len((ends := bins.ends())[0])]
 
     def steps_per_second(self) -> float | None:
-        """The speed over the last minute, or over the last two bins where these take longer; None where unknown."""
+        """Give the speed over the last minute, or over the last two bins if they took longer; None where unknown."""
         steps, seconds = self._bins["extremes"].ends()
         if len(steps) < 2:
             return None
         ages = seconds[-1] - seconds
-        # Before a clock was set back, times say nothing about the speed.
+        # Times from before a clock was set back say nothing about the speed.
         beyond = np.flatnonzero((ages < 0) | (ages > _SPEED_SECONDS))
         begin = min(int(beyond[-1]) + 1 if len(beyond) else 0, len(steps) - 2)
         elapsed = seconds[-1] - seconds[begin]
         return float((steps[-1] - steps[begin]) / elapsed) if elapsed > 0 else None
 
     def curves(self) -> list[Curve]:
-        """Every metric, by name."""
+        """Give every metric, sorted by name."""
         frame = self._frame("metrics")
         if frame is None:
             return []
@@ -145,7 +144,7 @@ class History:
         return bins.frame if isinstance(bins, Bins) else None
 
     def extremes(self) -> Extremes | None:
-        """The extremes of all parameters, or of the one that is shown; None before their first row."""
+        """Give the extremes of all parameters, or of the one that is shown; None before the first row."""
         frame = self._frame("extremes")
         if frame is None:
             return None
@@ -169,9 +168,9 @@ class History:
         )
 
     def histograms(self) -> dict[str, list[Histogram]]:
-        """The shown parameter's, for "value" and "grad", by step; several of one step are of several ranks."""
+        """Give the shown parameter's histograms for "value" and "grad", by step; each rank has its own."""
         frame = self._frame("histograms")
-        found: dict[str, list[Histogram]] = {}
+        histograms: dict[str, list[Histogram]] = {}
         if frame is not None:
             rows = frame.filter(pl.col("counts").is_not_null())
             for of, step, low, high, counts, time in zip(
@@ -179,11 +178,11 @@ class History:
                 seconds_of(rows),
                 strict=True,
             ):
-                found.setdefault(of, []).append(Histogram(step, time, low, high, counts))
-        return found
+                histograms.setdefault(of, []).append(Histogram(step, time, low, high, counts))
+        return histograms
 
     def layers(self) -> Heatmap | None:
-        """Every parameter's magnitudes; None before the first row, or where they were not asked for."""
+        """Give every parameter's magnitudes; None before the first row, and in other views."""
         bins = self._bins["extremes"]
         return bins.heatmap() if isinstance(bins, Magnitudes) else None
 

@@ -14,7 +14,7 @@ from tracer.log.schema import STATISTICS
 from viewer.reduce.cells import Cells, Floats, Integers
 
 _CELLS, _COLUMNS = 600_000, 512
-# So many rows are held in memory at once, and so many are worked on, which fit into a processor's cache.
+# So many rows are read into memory at once. They are reduced in smaller pieces, which fit into a processor's cache.
 _READ_ROWS, _PIECE_ROWS = 500_000, 20_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
@@ -28,7 +28,7 @@ Largest = Annotated[Floats, np.maximum]
 
 @dataclass(frozen=True)
 class ParamTables:
-    """Every parameter over the run, at one moment of it: it never changes.
+    """Every parameter over the run, as known at one moment. Immutable.
 
     A row's magnitude is that of its gradient's largest element. Its update is how far the value's extremes have moved
     since the row before, as a share of their size, for each step between.
@@ -139,9 +139,9 @@ class _Rows:
 
 
 class ParamHistory:
-    """Takes in rows of ``extremes``; each rank's in the order of its steps.
+    """Takes in rows of ``extremes``: those of each rank in the order of steps.
 
-    A row that comes behind a later step of its rank counts in everything but in what compares it with the row before.
+    A row that arrives after a later step of its rank is not compared with the row before it; all else counts.
 
     Args:
         params: The parameters in model order; others that come later stand behind them.
@@ -175,7 +175,7 @@ class ParamHistory:
                 break
 
     def _columns(self, frame: pl.DataFrame) -> list[npt.NDArray[Any]]:
-        """The columns of rows: parameter's number, rank, step, whether there is a value, a gradient, the extremes."""
+        """Give rows as columns: the parameter's number, rank, step, has a value, has a gradient, the extremes."""
         numbers = self._cells.numbers_of(frame["param"])
         has = [_present(frame[name]) for name in ("value_min", "grad_min")]
         extremes = [_numbers(frame[name]) for name in STATISTICS]
@@ -190,7 +190,7 @@ class ParamHistory:
         self._note_firsts(rows)
 
     def _make_room(self, ranks: int, params: int) -> None:
-        """Lay out anew what is known of each parameter, where there are more of them, or more ranks."""
+        """Widen the arrays where there are more parameters, or more ranks, than they have room for."""
         if self._newest_step.shape == (ranks, params):
             return
         self._first_bad = _widened(self._first_bad, (2, params), _NEVER)
@@ -201,7 +201,7 @@ class ParamHistory:
         self._newest_change = _widened(self._newest_change, (2, ranks, params), np.nan)
 
     def _counted(self, rows: _Rows) -> dict[str, npt.NDArray[Any]]:
-        """The columns of each row alone."""
+        """Give the columns that need each row alone."""
         magnitude = rows.magnitude
         some = magnitude > 0
         return {
@@ -219,7 +219,7 @@ class ParamHistory:
         }
 
     def _compared(self, rows: _Rows) -> dict[str, npt.NDArray[Any]]:
-        """The columns that compare each row with the one before of the same parameter and rank."""
+        """Give the columns that compare each row with the one before of its parameter and rank."""
         ranks = [self._place_of_rank[rank] for rank in rows.rank[rows.groups].tolist()]
         places = np.array(ranks), rows.param[rows.groups]
         step, value = np.roll(rows.step, 1), np.roll(rows.value, 1, axis=1)
@@ -238,7 +238,7 @@ class ParamHistory:
         distance = np.maximum(np.abs(change[0]), np.abs(change[1]))
         moved = (distance > 0) & (size > 0)
         share = np.divide(distance, size, where=moved, out=np.ones(len(moved)))
-        # Between subnormal and huge numbers even a share overflows.
+        # A change between subnormal and huge numbers overflows even as a share.
         share = share.clip(_TINY, _HUGE) / np.where(moved, apart, 1)
         return {
             "followed": ~np.isnan(distance),
@@ -249,7 +249,7 @@ class ParamHistory:
         }
 
     def _note_firsts(self, rows: _Rows) -> None:
-        """Keep each parameter's first step, its extremes there of all ranks together, and its first bad steps."""
+        """Keep each parameter's first step, the extremes of all ranks there, and its first bad steps."""
         for bad, first in zip((rows.bad_value, rows.bad_grad), self._first_bad, strict=True):
             np.minimum.at(first, rows.param[bad], rows.step[bad])
         params, steps = rows.param[rows.groups], rows.step[rows.groups]
@@ -262,7 +262,7 @@ class ParamHistory:
         np.fmax.at(self._first[1], params[first_rows], value[1])
 
     def tables(self) -> ParamTables:
-        """Every parameter until now."""
+        """Give every parameter as known now."""
         begins, ends, cells = self._cells.filled()
         first_low, first_high = self._first.copy()
         return ParamTables(
@@ -284,7 +284,7 @@ def _known(steps: Integers) -> Integers:
 
 
 def _widened(old: npt.NDArray[Any], shape: tuple[int, ...], nothing: float) -> npt.NDArray[Any]:
-    """The same array with room behind its ends."""
+    """Give the same array with more room at the end of each axis."""
     more = [(0, size - known) for size, known in zip(shape, old.shape, strict=True)]
     return np.pad(old, more, constant_values=nothing)
 
@@ -299,7 +299,7 @@ def _sorted(
 ) -> _Rows:
     ranks = np.unique(rank)
     key = params if len(ranks) == 1 else params * len(ranks) + np.searchsorted(ranks, rank)
-    # Integers of two bytes are sorted by their digits, in no time.
+    # numpy sorts integers of two bytes by their digits, which is fastest.
     order = np.argsort(key.astype(np.min_scalar_type(int(key.max()))), kind="stable")
     groups = np.flatnonzero(np.diff(key[order], prepend=-1))
     back = np.diff(step[order]) < 0
@@ -310,7 +310,7 @@ def _sorted(
     low, high, grad_low, grad_high = (numbers[order] for numbers in extremes)
     value = np.stack([low, high])
     no_value = ~np.isfinite(low + high)
-    # The sum of two large numbers may overflow, and is no NaN for it.
+    # The sum of two large finite numbers may overflow: look at these again.
     no_value[no_value] = ~np.isfinite(value[:, no_value]).all(axis=0)
     value[:, no_value] = np.nan
     magnitude = np.maximum(np.abs(grad_low), np.abs(grad_high))
