@@ -25,16 +25,22 @@ SEEN = Path(".nox/seen")
 
 # fmt: off
 CORE = [
-    "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes",
-    "extremes", "statistics", "activations", "compiled", "notebook",
-    "distributed/test_ddp.py", "distributed/test_fsdp.py", "distributed/test_tensor_parallel.py",
+    *(
+        f"tracer/test_{name}.py"
+        for name in (
+            "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes",
+            "extremes", "statistics", "activations", "compiled", "notebook",
+        )
+    ),
+    *(f"distributed/test_{name}.py" for name in ("ddp", "fsdp", "tensor_parallel")),
 ]
 """What depends on PyTorch: hooks, steps, loops, mixed precision, dtypes, statistics, compilers, ranks."""
 
 LOG_AND_VIEWER = [
-    "schema", "parts", "read", "run", "follow", "history", "tracks", "live", "runs", "findings", "check", "diff",
-    "noticed", "status", "look", "marks", "overview", "strip", "parameter", "images", "screen", "files", "terminal",
-    "viewer_cli",
+    *(f"tracer/log/test_{name}.py" for name in ("schema", "parts", "read", "run")),
+    *(f"viewer/test_{name}.py" for name in ("options", "words", "cli")),
+    "viewer/read", "viewer/reduce", "viewer/rules/test_findings.py", "viewer/draw", "viewer/diff/test_diff.py",
+    *(f"viewer/surfaces/test_{name}.py" for name in ("check", "noticed", "screen", "files", "terminal")),
 ]
 """What needs no PyTorch: the log and the viewer."""
 # fmt: on
@@ -45,7 +51,7 @@ QUICK = ("-m", "not slow or smoke")
 
 def _run(session: nox.Session, name: str, tests: list[str], *more: str) -> None:
     """Run tests, keep what they saw, and delete the environment."""
-    files = [f"tests/{each if each.endswith('.py') else f'test_{each}.py'}" for each in tests]
+    files = [f"tests/{path}" for path in tests]
     options = ("-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *more)
     try:
         session.run("python", "-m", "pytest", *files, *options, f"--junitxml={SEEN.absolute() / name}.xml")

@@ -15,7 +15,7 @@ from tests.logs import close_run, extremes, publish_next
 from tests.logs import new_run as new_local_run
 from tests.remote.conftest import Server
 from tests.remote.runs import begin, new_run, steps_of
-from tests.test_run import assert_one_goes_on, reopening
+from tests.tracer.log.test_run import assert_one_goes_on, reopening
 from tests.training import loss_of, mlp
 from tracer.log import remote, store
 from tracer.log.parts import all_parts, damage, list_parts, merge, publish

@@ -33,7 +33,7 @@ from tracer.log.run import (
 )
 from tracer.log.store import Place
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 INFO = {"model": "ResNet", "params": [], "settings": {"every": 1}, "versions": {}}
 
 

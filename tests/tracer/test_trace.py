@@ -18,7 +18,7 @@ from torch import nn
 
 import tracer
 from tests.logs import new_run
-from tests.test_hooks import hooks_on
+from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
 from tracer.log.run import state
 from tracer.rows import RowBuffer

@@ -15,7 +15,7 @@ import viewer
 from tests.figures import canvas, check_contrast, check_texts, entries
 from tests.halves import first_of
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
-from tests.test_check import PARAMS, rows, written
+from tests.viewer.surfaces.test_check import PARAMS, rows, written
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log.run import beat, close_rank

@@ -630,7 +630,7 @@ for last_call in range(1, 10**6):
 @pytest.mark.slow
 def test_a_writer_may_die_before_any_call(tmp_path: Path) -> None:
     """Before whichever call to the system a writer is killed, what it had published is there once, and merges on."""
-    subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=True, cwd=Path(__file__).parents[3])
     runs = sorted(tmp_path.iterdir(), key=lambda run: int(run.name))
     assert len(runs) > 30
     for run in runs:
@@ -668,7 +668,7 @@ def test_a_killed_writer_leaves_a_whole_log(tmp_path: Path, kill: int) -> None:
     chance = random.Random(kill)
     merging = kill % 5
     command = [sys.executable, "-c", WRITER, str(run), str(merging)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as writer:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as writer:
         assert writer.stdout is not None
         acknowledged = [int(writer.stdout.readline()) for _ in range(chance.randint(1, 60))]
         # About as long as a publish and a merge take, so that the kill falls anywhere in what the writer does.

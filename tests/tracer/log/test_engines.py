@@ -26,7 +26,7 @@ from tracer.log.parts import list_parts
 pytestmark = pytest.mark.slow
 
 NAN, INF = math.nan, math.inf
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 TABLES = ("extremes", "metrics", "histograms")
 # Both engines take NaN as the largest number there is, so that max keeps it and min would skip it.
 QUESTIONS = {
@@ -163,7 +163,7 @@ def spark(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Sp
     # Into a file: of a pipe, which a process that is left behind would hold open, there would be no end.
     with (folder / "said").open("w+") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.worker_spark", json.dumps(asked)],
+            [sys.executable, "-m", "tests.tracer.log.worker_spark", json.dumps(asked)],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
             stdout=said,

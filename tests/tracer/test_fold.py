@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 from tests.logs import new_run
-from tests.test_daemon import encode
+from tests.tracer.test_daemon import encode
 from tests.training import loss_of, metric, mlp, recorded
 from tests.waiting import wait_until
 from tracer.daemon import Daemon

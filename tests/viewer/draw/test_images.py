@@ -1,6 +1,7 @@
 """Every view as it looks: pictures of runs whose numbers are fixed, compared with those in ``tests/images``.
 
-Where a view was changed on purpose, ``python -m tests.test_images`` draws them anew: look at each before you commit it.
+Where a view was changed on purpose, ``python -m tests.viewer.draw.test_images`` draws them anew: look at each before
+you commit it.
 """
 
 import math
@@ -18,7 +19,7 @@ import viewer
 from tests.halves import first_of
 from tests.logs import close_run, histograms_of, metrics, new_run, publish_next, statistics
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[2] / "images"
 STEPS = range(80)
 PARAMS = ("conv.weight", "conv.bias", "fc.weight")
 # The root of the mean squared difference of all pixels, of 255: a machine may round a few otherwise, while a missing

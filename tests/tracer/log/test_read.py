@@ -431,7 +431,7 @@ def test_a_run_is_read_while_it_is_written_and_merged(tmp_path: Path) -> None:
     """While another process publishes and merges without a pause, each scan gives all rows so far, each once."""
     run = new_run(tmp_path / "run")
     command = [sys.executable, "-c", WRITER, str(run)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as writer:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as writer:
         assert writer.stdout is not None
         try:
             read = 0

@@ -21,7 +21,7 @@ from tests.logs import close_run, metrics, new_run, publish_next
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 # Executes a notebook as a frontend does, and writes every display that it is told of into a file each, as it comes.
 FRONTEND = """
