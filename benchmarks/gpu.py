@@ -1,18 +1,18 @@
-"""What tracing costs on a GPU: time, throughput, kernel launches, and whether anything waits for the GPU.
+"""The cost of tracing on a GPU: time, throughput, kernel launches, and whether anything waits for the GPU.
 
-ResNet-50 (batches of 64 images of 224 by 224, in float32 and under bfloat16 autocast) and torch's own encoder in the
-size of GPT-2 (12 layers, d_model 768, 85 million numbers; 8 sequences of 512 tokens, under bfloat16 autocast), each
-plain, traced, and traced with ``every=10``. Each contestant trains its own copy; the plain one does not look at its
-loss, the traced ones log it. Contestants take turns in a random order, and what one costs is its difference to the
-plain one of the same round.
+There are two models. ResNet-50 has batches of 64 images of 224 by 224, in float32 and under bfloat16 autocast. Torch's
+own encoder has the size of GPT-2 (12 layers, d_model 768, 85 million numbers), and 8 sequences of 512 tokens, under
+bfloat16 autocast. Each is trained plain, traced, and traced with ``every=10``. Each contestant trains its own copy. The
+plain one does not look at its loss, the traced ones log it. Contestants take turns in a random order. The cost of one
+is its difference to the plain one of the same round.
 
 - *ms a step*: of single steps, with ``torch.cuda.synchronize()`` before and after each. The first launches of such a
-  step find an idle GPU, so what the CPU does there shows in full.
-- *samples a second*: of 20 steps in a row, with a synchronization before the first and after the last. This is how
-  trainings run: what the CPU does beside a busy GPU costs nothing here.
+  step find an idle GPU, so the work of the CPU there shows in full.
+- *samples a second*: of 20 steps in a row, with a synchronization before the first and after the last. Trainings run
+  like this: work of the CPU beside a busy GPU costs nothing here.
 - *launches a step*: kernels launched, counted by ``torch.profiler`` over ten steps and divided by ten.
-- *without waiting*: whether ten steps pass under ``torch.cuda.set_sync_debug_mode("error")``, where the calls that make
-  the CPU wait for the GPU raise. The tracer would turn such an error into a warning: that counts as a failure.
+- *without waiting*: whether ten steps pass under ``torch.cuda.set_sync_debug_mode("error")``. In this mode, calls that
+  make the CPU wait for the GPU raise. The tracer would turn such an error into a warning, which counts as a failure.
 
 Without a CUDA device it says so, and measures nothing. Run: ``python -m benchmarks.gpu``.
 """
@@ -45,13 +45,13 @@ IN_A_ROW = 2 * EVERY
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained.
+    """A model to train.
 
     Attributes:
-        title: What it is called.
+        title: Its name in the table.
         model: The model, on the device.
         inputs: A batch, on the device.
-        autocast: The dtype to compute in; None for the parameters' own.
+        autocast: The dtype to compute in; None for that of the parameters.
     """
 
     title: str
@@ -78,7 +78,7 @@ def _dtype(autocast: torch.dtype | None) -> str:
 
 
 def training_step(workload: Workload, model: nn.Module, after: Callable[[torch.Tensor], None]) -> Step:
-    """One step of training a copy of the workload's model; ``after`` is given the loss before the update."""
+    """One step of training a copy of the workload's model; ``after`` gets the loss, before the update."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     device, autocast = workload.inputs.device, workload.autocast
 
@@ -96,7 +96,7 @@ def training_step(workload: Workload, model: nn.Module, after: Callable[[torch.T
 def measure(
     steps: Mapping[str, Step], own_hooks: OwnHooks, device: torch.device, rounds: int, in_a_row: int
 ) -> dict[str, list[float]]:
-    """Seconds a step, for each contestant and round, of so many steps in a row."""
+    """Seconds a step, for each contestant and round, over ``in_a_row`` steps."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name in random.sample(list(steps), len(steps)):
@@ -111,13 +111,13 @@ def measure(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def launches(step: Step, device: torch.device) -> float:
-    """How many kernels a step launches, on average."""
+    """The kernels that a step launches, on average."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(EVERY):
             step()
@@ -126,7 +126,7 @@ def launches(step: Step, device: torch.device) -> float:
 
 
 def waiting(step: Step) -> str:
-    """The first call of a few steps that makes the CPU wait for the GPU, or nothing."""
+    """The first call in a few steps that makes the CPU wait for the GPU; "" if there is none."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", tracer.TracerWarning)
@@ -175,7 +175,7 @@ def report(
     launched: Mapping[str, float],
     waited: Mapping[str, str],
 ) -> Table:
-    """A row a contestant."""
+    """The table, with a row for each contestant."""
     table = Table("contestant", "ms a step", "extra ms", "quartiles", title=workload.title)
     for column in ("samples a second", "× plain's", "quartiles", "launches a step", "without waiting"):
         table.add_column(column)
@@ -198,7 +198,7 @@ def report(
 
 
 def quartiles(numbers: list[float], form: str) -> str:
-    """The first and the third."""
+    """The first and the third quartile."""
     low, _, high = statistics.quantiles(numbers, n=4)
     return f"{low:{form}} to {high:{form}}"
 

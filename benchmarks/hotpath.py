@@ -1,11 +1,14 @@
-"""Other ways to find extremes, which the tracer does not use: what each costs a training step, beside what it does.
+"""The cost of other ways to find extremes, beside the tracer's own.
 
-All of them take minimum and maximum of every parameter and gradient at every step, and do nothing else: no steps are
-counted, nothing is kept. They differ in the function (``torch.aminmax``; ``amin`` and ``amax``; a loop that numba has
-compiled, over the numbers' bits as integers, whose order is that of the numbers, with NaN beyond both ends) and in the
-moment (in the gradients' hooks; in one sweep after the backward; in a callback at its end). The floor is one
-``torch.sum`` of each, in a sweep. numba comes with ``pip install -e '.[bench]'``; without it that row is left out.
-Run: ``python -m benchmarks.hotpath``.
+All of them take minimum and maximum of every parameter and gradient at every step. They do nothing else: they count no
+steps and keep nothing. They differ in two things:
+
+- *The function*: ``torch.aminmax``, or ``amin`` and ``amax``, or a loop compiled by numba. The loop reads the numbers'
+  bits as integers: their order is that of the numbers, and NaN lies beyond both ends.
+- *The moment*: in the gradients' hooks, in one sweep after the backward, or in a callback at the backward's end.
+
+The floor is one ``torch.sum`` of each tensor, in a sweep. numba comes with ``pip install -e '.[bench]'``. Without it,
+its row is left out. Run: ``python -m benchmarks.hotpath``.
 """
 
 import copy
@@ -32,12 +35,12 @@ WARM_UP = 20
 
 
 def aminmax(tensor: torch.Tensor, out: Pair) -> None:
-    """Both in one pass over memory."""
+    """Minimum and maximum in one pass over memory."""
     torch.aminmax(tensor, out=out)
 
 
 def amin_and_amax(tensor: torch.Tensor, out: Pair) -> None:
-    """Two passes, each of which is faster."""
+    """Minimum and maximum in two passes, each of which is faster."""
     torch.amin(tensor, (), out=out[0])
     torch.amax(tensor, (), out=out[1])
 
@@ -75,7 +78,7 @@ def compiled_loop() -> Reduce:
 
 
 def places(model: nn.Module) -> dict[nn.Parameter, tuple[Pair, Pair]]:
-    """Where a parameter's extremes and those of its gradient go."""
+    """The places for the extremes of each parameter and of its gradient."""
     block = torch.zeros(len(list(model.parameters())), 2, 2)
     return {
         parameter: ((row[0, 0], row[0, 1]), (row[1, 0], row[1, 1]))
@@ -91,7 +94,7 @@ def record(to: dict[nn.Parameter, tuple[Pair, Pair]], reduce: Reduce, parameter:
 
 
 def in_hooks(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
-    """As soon as each gradient is there."""
+    """Find extremes as soon as each gradient is there."""
     to = places(model)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(partial(record, to, reduce))
@@ -99,7 +102,7 @@ def in_hooks(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
 
 
 def in_a_sweep(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
-    """All at once, after the backward."""
+    """Find all extremes at once, after the backward."""
     to = places(model)
 
     @torch.no_grad()
@@ -111,7 +114,7 @@ def in_a_sweep(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
 
 
 def at_the_end(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
-    """All at once, in the backward's last moment; hooks only note which gradients have come."""
+    """Find all extremes at once, in the backward's last moment; hooks only note which gradients have come."""
     to = places(model)
     noted: list[Any] = []
 
@@ -132,7 +135,7 @@ def at_the_end(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
-    """All of them, the floor, and what the tracer takes."""
+    """All of them, the floor, and the tracer."""
     ways: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
         "plain": lambda model: lambda: None,
         "floor": lambda model: partial(read_once, model),

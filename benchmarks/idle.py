@@ -1,9 +1,11 @@
-"""How long the commands take to start, and what a viewer takes of a core while there is nothing to show.
+"""The time that commands take to start, and the share of a core that a viewer takes while there is nothing to show.
 
-Starting: fresh processes in turns, each beside an empty Python of the same round. Idle: all viewers at once, each on a
-run that publishes nothing; the time of a core that they take between two moments, after they have started and drawn.
-A live run has its heartbeat renewed, as by a training, and the age of its last row grows; a closed one ends all
-surfaces but the page. One run is to take less than 1 %. Run: ``python -m benchmarks.idle``.
+- *Starting*: fresh processes in turns, each beside an empty Python of the same round.
+- *Idle*: all viewers at once, each on a run that publishes nothing. After they have started and drawn, their time of a
+  core is taken between two moments. A live run has its heartbeat renewed, as by a training, and the age of its last row
+  grows. A closed run ends all surfaces but the page. The aim is less than 1 % for one run.
+
+Run: ``python -m benchmarks.idle``.
 """
 
 import argparse
@@ -49,7 +51,7 @@ BEAT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Watched:
-    """A run, or a folder of them, and the folders of those that are to seem alive."""
+    """A run, or a folder of runs, and the folders of the runs that should seem alive."""
 
     name: str
     path: Path
@@ -80,7 +82,7 @@ def started(repeats: int) -> dict[str, list[float]]:
 
 
 def starting(seconds: dict[str, list[float]]) -> Table:
-    """What each start takes, and beyond an empty Python of the same round."""
+    """The time of each start, and its difference to an empty Python of the same round."""
     table = Table("started", "from start to end", "from, to", "beyond Python", "from, to", title="Starting")
     for name, found in seconds.items():
         beyond = [a - b for a, b in zip(found, seconds[NOTHING], strict=True)]
@@ -89,7 +91,7 @@ def starting(seconds: dict[str, list[float]]) -> Table:
 
 
 def runs(folder: Path) -> Iterator[Watched]:
-    """What is watched: small, large and several, live, closed and yet to come."""
+    """The runs to watch: small, large and several, live, closed and yet to come."""
     # So that the age of the last row changes as it does.
     many = build(folder / "many", 310 * MANY_PARTS, MANY_PARTS, began=time.time() - 0.25 * MANY_PARTS)
     live = build(folder / "live", 6_200, 1, began=time.time())
@@ -134,14 +136,14 @@ def watching(run: Watched, surface: str, folder: Path) -> Iterator[Idle]:
 
 
 def core_seconds(process: "subprocess.Popen[str]") -> float:
-    """The time of a core that a process has taken, with its children that have ended."""
+    """The time of a core that a process and its ended children have taken."""
     # The name before it may hold anything, a parenthesis as well.
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 async def look(process: "subprocess.Popen[str]") -> None:
-    """Open the page that a viewer serves, and take its pictures."""
+    """Open a viewer's page, and take its pictures."""
     page = await connected(await asyncio.to_thread(served, process))
     while True:
         await received(page)
@@ -184,7 +186,7 @@ async def shares(watched: list[Watched], folder: Path, settle: float, seconds: f
 
 
 def idling(watched: list[Watched], found: dict[tuple[str, str], float]) -> Table:
-    """The shares, a row a run and a column a surface."""
+    """The shares, with a row for each run and a column for each surface."""
     table = Table("run", *SURFACES, title="Idle: share of a core")
     for run in watched:
         table.add_row(run.name, *(f"{found[run.name, s]:.2%}" if s in run.surfaces else "ends" for s in SURFACES))

@@ -1,12 +1,14 @@
-"""What the log takes: bytes a row, rows a second, the daemon's share of a core, and what a merge takes.
+"""The cost of the log: bytes a row, rows a second, the daemon's share of a core, and the cost of a merge.
 
-Bytes are those of a real training, a ResNet-18 that learns handwritten digits as ``tracer demo`` has it. For what the
-daemon takes, it is fed with steps as the recorder makes them, of 62 parameters in float32 that wander and have
-gradients of noise, no number of which is repeated within a page of the log. The runs to merge are those of
-``benchmarks.viewer``; each is merged by a fresh process, from ``tracer merge`` to its end, with its files in the page
-cache. A peak is what the process itself had in memory (``VmHWM``, so on Linux): what ``wait4`` says can be the peak of
-the process that started it.
-Run: ``python -m benchmarks.log``; as a file it would hide the package of its name.
+- *Bytes* are those of a real training: a ResNet-18 that learns handwritten digits, as in ``tracer demo``.
+- *The daemon* is fed with steps as the recorder makes them. They have 62 parameters in float32 that wander, and
+  gradients of noise. No number is repeated within a page of the log.
+- *The runs to merge* are those of ``benchmarks.viewer``. A fresh process merges each, from ``tracer merge`` to its end,
+  with its files in the page cache.
+- *A peak* is the memory of the process itself (``VmHWM``, so on Linux). ``wait4`` could give the peak of the process
+  that started it.
+
+Run: ``python -m benchmarks.log``. Run as a file, it would hide the package of its name.
 """
 
 import argparse
@@ -44,7 +46,7 @@ from tracer.log.run import create_run
 from tracer.parameters import named_parameters
 from tracer.rows import RowBuffer
 
-# What a trace lets its daemon keep in memory.
+# The bytes that a trace lets its daemon keep in memory.
 from tracer.trace import _WAITING_BYTES
 
 # More numbers of a column than a page of the log holds, so that none is compressed as the repetition of another.
@@ -62,7 +64,7 @@ main()
 
 
 def size_bytes(parts: list[Part]) -> int:
-    """What these parts take on the disk."""
+    """The size of these parts on the disk."""
     return sum(part.file().stat().st_size for part in parts)
 
 
@@ -74,7 +76,7 @@ def published(run: Path) -> tuple[list[int], float]:
 
 
 def bytes_a_row(folder: Path, epochs: int) -> Table:
-    """Train, and see what its extremes take: in the parts of the daemon, merged, and as CSV."""
+    """Train, and measure the bytes of its extremes: in the parts of the daemon, merged, and as CSV."""
     run, console = folder / "digits", Console(quiet=True)
     training, validation = demo.load("digits", folder).split(0.2)
     torch.manual_seed(0)
@@ -114,11 +116,11 @@ def recorded_steps() -> list[StepRows]:
 
 
 class Feed:
-    """A daemon of a run of its own, and what it was fed.
+    """A daemon with a run of its own, and the steps that it was fed with.
 
     Args:
         run: The run's folder.
-        pool: The steps that it is fed with, again and again, under new numbers.
+        pool: The steps to feed it with, again and again, under new numbers.
     """
 
     def __init__(self, run: Path, pool: list[StepRows]) -> None:
@@ -133,16 +135,16 @@ class Feed:
 
     @property
     def cpu_seconds(self) -> float:
-        """What the daemon's thread has used."""
+        """The CPU time that the daemon's thread has used."""
         return time.clock_gettime(self._clock)
 
     @property
     def published(self) -> int:
-        """How many rows are in the log."""
+        """The number of rows in the log."""
         return self.daemon.rows["extremes"]
 
     def put(self) -> None:
-        """One step more."""
+        """Feed one more step."""
         step = self._pool[self.steps % len(self._pool)]._replace(step=self.steps, time_ns=time.time_ns())
         self.daemon.put("extremes", step, *rows_and_bytes(step))
         self.steps += 1
@@ -150,7 +152,7 @@ class Feed:
 
 @contextmanager
 def feed(run: Path, pool: list[StepRows]) -> Iterator[Feed]:
-    """A daemon to feed; in the end it has published all."""
+    """A daemon to feed; at the end it has published everything."""
     feeding = Feed(run, pool)
     yield feeding
     feeding.daemon.close({"last_step": feeding.steps - 1, "reason": ""})
@@ -159,7 +161,7 @@ def feed(run: Path, pool: list[StepRows]) -> Iterator[Feed]:
 
 
 def flood(run: Path, pool: list[StepRows], rows: int) -> tuple[float, float]:
-    """Rows a second, and a CPU second of the daemon, when it is fed as much as it takes without dropping any."""
+    """Rows a second, and rows a CPU second of the daemon, when fed with as much as it takes without dropping any."""
     count, size = rows_and_bytes(pool[0])
     most = _WAITING_BYTES * 3 // 4 // size * count
     with feed(run, pool) as feeding:
@@ -176,9 +178,9 @@ def flood(run: Path, pool: list[StepRows], rows: int) -> tuple[float, float]:
 
 
 def shares(run: Path, pool: list[StepRows], rate: int, seconds: float) -> tuple[list[float], float]:
-    """At so many rows a second, the daemon's share of one core in each window of time, and its parts' bytes a row.
+    """The daemon's share of one core in each window of time, and its parts' bytes a row, at ``rate`` rows a second.
 
-    The first second is left out of the shares.
+    The shares leave out the first second.
     """
     bounds = [1 + seconds / WINDOWS * number for number in range(WINDOWS + 1)]
     marks: list[tuple[float, float]] = []
@@ -205,7 +207,7 @@ def merged(run: Path) -> tuple[float, float]:
 
 
 def merging(folder: Path, rows: int, repeats: int) -> Table:
-    """What it takes to merge runs of so many rows; a tiny one shows what the process itself takes."""
+    """The cost of merging runs of so many rows; a tiny run shows the cost of the process itself."""
     table = Table("run", "MB before", "MB after", "merged in", "from, to", "peak", "from, to", title="Merging")
     for count, parts in ((PARAMS * 100, 10), (rows, 300), (rows, 3000)):
         run = build(folder / f"{count}-{parts}", count, parts)

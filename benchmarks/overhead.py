@@ -1,9 +1,9 @@
-"""What tracing costs a training step, beside its floor and beside reading the same four numbers with ``.item()``.
+"""The cost of tracing a training step, beside its floor and beside reading the same four numbers with ``.item()``.
 
 Each contestant trains its own copy of a model, and keeps its loss: the traced ones with ``trace.log``, the others with
-``loss.item()``. The floor reads every value and every gradient once, with ``torch.sum``. A round takes one step of
-each, in a random order, so that what else the machine does falls on all of them alike; what a contestant costs is its
-difference to the plain step of the same round. Run: ``python -m benchmarks.overhead``.
+``loss.item()``. The floor reads every value and every gradient once, with ``torch.sum``. A round takes one step of each
+contestant, in a random order, so that other work of the machine slows all of them alike. The cost of a contestant is
+its difference to the plain step of the same round. Run: ``python -m benchmarks.overhead``.
 """
 
 import argparse
@@ -37,9 +37,9 @@ EVERY = 10
 TRACED = {"traced": 1, f"every={EVERY}": EVERY}
 # Steps before those that count; a multiple of EVERY.
 WARM_UP = 20
-# A budget is a share of the time that passes, so no others' steps may come between: turns of so many.
+# A budget is a share of the time that passes, so steps of others may not come between: a turn has this many.
 TURN_STEPS = 256
-# Medians of so many parts of the rounds are compared, to see how much a ratio depends on when it was measured.
+# The rounds are compared in this many parts, to see how much a ratio depends on when it was measured.
 BLOCKS = 8
 
 
@@ -56,7 +56,7 @@ def resnet() -> tuple[nn.Module, torch.Tensor]:
 
 
 def transformer() -> tuple[nn.Module, torch.Tensor]:
-    """Torch's own encoder with 10.6 million numbers in 74 parameters, and 8 sequences of 32 tokens."""
+    """Torch's own encoder, 10.8 million numbers in 74 parameters with its last layer, and 8 sequences of 32 tokens."""
     layer = nn.TransformerEncoderLayer(d_model=384, nhead=6, dim_feedforward=1536, batch_first=True)
     encoder = nn.TransformerEncoder(layer, num_layers=6, enable_nested_tensor=False)
     return nn.Sequential(encoder, nn.Flatten(), nn.Linear(32 * 384, 10)), torch.randn(8, 32, 384)
@@ -75,17 +75,17 @@ class Tiny(nn.Module):
 
 
 def tiny() -> tuple[nn.Module, torch.Tensor]:
-    """A thousand parameters so small that only what is done once for each of them counts."""
+    """A thousand parameters so small that only the work done once for each of them counts."""
     return Tiny(), torch.randn(8, 4)
 
 
 MODELS: Mapping[str, tuple[Build, int]] = {
     "MLP, 14 parameters": (mlp, 10),
     "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": (resnet, 1),
-    "TransformerEncoder, 76 parameters": (transformer, 1),
+    "TransformerEncoder, 74 parameters": (transformer, 1),
     "1,000 parameters of 4 or 16 elements": (tiny, 2),
 }
-"""By title: how to build a model, and how many rounds of it stand for one of the largest."""
+"""By title: a model's builder, and its number of rounds for each round of the largest models."""
 
 
 @torch.no_grad()
@@ -124,14 +124,15 @@ def training_step(model: nn.Module, inputs: torch.Tensor, after: Callable[[torch
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: torch.Tensor) -> int:
-    """How many numbers a model gives for each of its inputs."""
+    """The number of outputs of a model for each input."""
     return int(model(inputs).shape[1])
 
 
 class OwnHooks:
-    """Has each contestant's steps call only the hooks that it registered itself.
+    """Makes each contestant's steps call only its own hooks.
 
-    A tracer's hooks on optimizers are the process's: the others' updates would call them, too, and seem slower for it.
+    A tracer's hooks on optimizers belong to the process. The other contestants' updates would call them, too, and seem
+    slower.
     """
 
     def __init__(self) -> None:
@@ -139,12 +140,12 @@ class OwnHooks:
         self._owned: dict[str, list[dict[int, Any]]] = {}
 
     def belong_to(self, name: str) -> None:
-        """The hooks that are registered now belong to this contestant."""
+        """Give the hooks that are registered now to this contestant."""
         self._owned[name] = [dict(hooks) for hooks in self._kinds]
         self.only("")
 
     def only(self, name: str) -> None:
-        """Leave the hooks of one contestant alone."""
+        """Register the hooks of one contestant, and no others."""
         for at, hooks in enumerate(self._kinds):
             hooks.clear()
             if name in self._owned:
@@ -168,7 +169,7 @@ def measure(
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
-    """Plain, the floor, with the loop, and traced: every step, or every tenth."""
+    """Plain, with the floor, with the loop, and traced at every step and at every tenth."""
     model, inputs = build()
     losses: list[float] = []
 
@@ -202,9 +203,10 @@ def contest(build: Build, rounds: int) -> dict[str, list[float]]:
 
 
 def extra_seconds(seconds: Seconds, name: str, part: slice = slice(None)) -> float:
-    """The median difference to the plain step of the same round, what slows the machine for a while slowing both.
+    """The median difference to the plain step of the same round: other work of the machine slows both.
 
-    Where only some steps are measured, the mean of the medians of each tenth step: of the second, say, of ten.
+    If only every tenth step is measured, it is the mean of ten medians: one of all first steps of ten, one of all
+    second steps, and so on.
     """
     differences = [a - b for a, b in zip(seconds[name][part], seconds["plain"][part], strict=True)]
     period = TRACED.get(name, 1)
@@ -218,7 +220,7 @@ def blocks(rounds: int) -> list[slice]:
 
 
 def report(title: str, seconds: Seconds) -> Table:
-    """Medians, what each contestant costs, and its ratios within this run with the quartiles of the blocks' ratios."""
+    """Medians, the cost of each contestant, and its ratios in this run with the quartiles of the blocks' ratios."""
     table = Table("contestant", "median ms a step", "extra ms", "× plain", "extra × floor's", "extra × loop's")
     table.title = title
     plain = statistics.median(seconds["plain"])
@@ -240,7 +242,7 @@ def report(title: str, seconds: Seconds) -> Table:
 
 
 def budget(build: Build, share: float, turns: int) -> Table:
-    """Train plainly, plainly again, and with a budget, in turns of many steps, and compare what these took."""
+    """Train plainly, plainly again, and with a budget, in turns of many steps, and compare their times."""
     model, inputs = build()
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -265,7 +267,7 @@ def budget(build: Build, share: float, turns: int) -> Table:
         costs = tracer.scan(path, "metrics").filter(pl.col("name") == "tracer_cost", pl.col("step") >= TURN_STEPS)
         own = costs.collect()["value"].to_list()
     table = Table("", "median", "quartiles", title=f"MLP with budget={share}, {turns} turns of {TURN_STEPS} steps")
-    # The first turn of each, in which the budget settles, does not count.
+    # The first turn of each does not count: the budget settles in it.
     beyond = {
         name: [a / b - 1 for a, b in zip(seconds[name][1:], seconds["plain"][1:], strict=True)]
         for name in ("traced", "plain again")

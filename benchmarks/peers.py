@@ -1,45 +1,46 @@
-"""What others who record parameters and gradients cost in the same training step, beside traced.
+"""The cost of other tools that record parameters and gradients, in the same training step, beside the tracer.
 
-Each contestant has a process of its own, where it trains one copy of a model and a second copy is trained plainly: some
-of them look for one another in a process (trainscope joins a running wandb), and wandb has threads that would slow the
-rest. A round takes one step of each of the two, in a random order; *extra* is the median difference between them. All
-read their loss with ``loss.item()``, but for traced, which is given it as a tensor. What a contestant does in threads
-or processes of its own (gradwatch, wandb and TensorBoard write there) slows both copies, and is not in the difference.
+Each contestant has a process of its own, because some look for one another in a process (trainscope joins a running
+wandb), and wandb has threads that would slow the rest. The process trains one copy of a model with the contestant and a
+second copy plainly. A round takes one step of each, in a random order. *Extra* is the median difference between them.
+All read their loss with ``loss.item()``, except traced, which gets it as a tensor. Work in a contestant's own threads
+or processes (gradwatch, wandb and TensorBoard write there) slows both copies, and is not in the difference.
 
-What each is asked for, and records:
+Each contestant is asked for this, and records this:
 
-- plain: nothing; the loss is kept in a list. How far it is from its twin is noise.
+- plain: nothing. The loss is kept in a list. The difference to its twin is noise.
 - traced: ``tracer.attach(model)``: minimum and maximum of every parameter and gradient, every step.
-- traced, histograms: ``stats="histogram", histogram_every=1``: these, and a histogram of 10 bins of each of both.
-- TensorBoard: ``add_histogram`` of every parameter and gradient, every step, in its own bins (more than 1,500, of which
-  it leaves out the empty ones at both ends), with minimum, maximum, sum and sum of squares.
+- traced, histograms: ``stats="histogram", histogram_every=1``: the same, and a histogram of 10 bins of every parameter
+  and gradient.
+- TensorBoard: ``add_histogram`` of every parameter and gradient, every step, in its own bins, with minimum, maximum,
+  sum and sum of squares. It has more than 1,500 bins, and leaves out the empty ones at both ends.
 - wandb: ``wandb.watch(log="all", log_freq=1)`` and ``wandb.log``, offline: a histogram of 64 bins of the finite
   elements of every parameter and gradient, every step.
-- trainscope: its profile "debug", which records at every step all that it can: norm, mean, standard deviation, minimum,
-  largest magnitude and 16 bins of every parameter; norm, mean, largest magnitude and the fraction that is not finite of
-  every gradient (no signed extremes, no histogram); seven statistics of what every innermost module gives out. Its
-  optimizer is a twin of the loop's, of which it reads nothing but the learning rate under SGD.
-- torchinstruments: ``sampler=AlwaysSampler()``: nine statistics and a histogram of what every module gives out, and of
-  the gradients of these. It knows neither parameters nor their gradients, so it measures other tensors than the others,
-  and it has no place for a loss, which is kept in a list. It writes its whole history anew at every forward and
-  backward: its cost grows with the steps taken before, and this is the one of a run of so many rounds.
+- trainscope: its profile "debug", which records all that it can at every step. Of every parameter: norm, mean, standard
+  deviation, minimum, largest magnitude and 16 bins. Of every gradient: norm, mean, largest magnitude and the fraction
+  that is not finite (no signed extremes, no histogram). Of the output of every innermost module: seven statistics. Its
+  optimizer is a twin of the loop's. Under SGD it reads only the learning rate of it.
+- torchinstruments: ``sampler=AlwaysSampler()``: nine statistics and a histogram of every module's outputs, and of the
+  gradients of these. It knows neither parameters nor their gradients, so it measures other tensors than the others. It
+  has no place for a loss, which is kept in a list. It writes its whole history again at every forward and backward, so
+  its cost grows with the steps taken before: this is the cost in a run of so many rounds.
 
-The rows "by default" are the same calls at the frequency that each has unless asked: ``log_freq=1000`` of wandb, one
-forward a minute of torchinstruments, and trainscope's every fifth step for modules and every fiftieth for histograms.
-Their numbers are means a step: trainscope's over whole periods of its 50 steps; of the other two, what the steps cost
-that they leave out, and what the row above costs at every step, each as often as it occurs. Their quartiles are those
-of the steps that were taken. TensorBoard has no frequency of its own, and traced takes every step by default.
+The rows "by default" are the same calls at each tool's own frequency: ``log_freq=1000`` of wandb, one forward a minute
+of torchinstruments, and trainscope's every fifth step for modules and every fiftieth for histograms. Their numbers are
+means a step. For trainscope they are means over whole periods of its 50 steps. For the other two, they are computed
+from the cost of a step that is left out and the cost of a step in the row above, each weighted by how often it occurs.
+Their quartiles are those of the steps that were taken. TensorBoard has no frequency of its own, and traced takes every
+step by default.
 
-*Bytes a step* is what the contestant's folder grew by from its first step until it was closed, divided by the steps.
+*Bytes a step* is the growth of the contestant's folder from its first step until it was closed, divided by the steps.
 
-*Host reads a step* is how often the thread that trains reads a tensor's numbers: ``aten::_local_scalar_dense`` (of
-``item``, ``float``, ``bool`` and their like), and tensors of which ``cpu``, ``numpy`` or ``tolist`` is called. Each
-would wait for a GPU if its tensor were there. Without a GPU it cannot be known which of these tensors a contestant
-would have copied to the host at once, before it reads them several times, nor that traced would copy without waiting
-what it reads here: its loss, and its histograms. What waits inside an operation, such as indexing by a mask, is not
-seen.
+*Host reads a step* counts how often the training thread reads a tensor's numbers: ``aten::_local_scalar_dense`` (from
+``item``, ``float``, ``bool`` and the like), and tensors on which ``cpu``, ``numpy`` or ``tolist`` is called. Each would
+wait for a GPU if its tensor were there. Two things cannot be known without a GPU. A contestant might copy a tensor to
+the host at once, and then read it several times. And traced would copy its loss and its histograms without waiting.
+Waits inside an operation, such as indexing by a mask, are not counted.
 
-Run: ``python -m benchmarks.peers``; ``pip install -e '.[demo,bench]'`` brings the peers. Who is missing is left out.
+Run: ``python -m benchmarks.peers``; ``pip install -e '.[demo,bench]'`` brings the peers. A missing one is left out.
 """
 
 import argparse
@@ -79,7 +80,7 @@ MODELS: Mapping[str, Build] = {
 }
 """How to build a model, by title."""
 
-# After so many steps trainscope, by default, does the same again.
+# By default, trainscope does the same again after this many steps.
 PERIOD = 50
 WANDB_STEPS = 1000
 LEAST_ROUNDS = 10
@@ -136,7 +137,7 @@ def wandb(model: nn.Module, folder: Path, log_freq: int = 1) -> Iterator[After]:
 
 
 def wandb_by_default(model: nn.Module, folder: Path) -> AbstractContextManager[After]:
-    """Let wandb watch as often as it does unless asked."""
+    """Let wandb watch as often as it does by default."""
     return wandb(model, folder, WANDB_STEPS)
 
 
@@ -153,7 +154,7 @@ def trainscope(model: nn.Module, folder: Path, profile: str = "debug") -> Iterat
 
 
 def trainscope_by_default(model: nn.Module, folder: Path) -> AbstractContextManager[After]:
-    """Attach trainscope as it is unless asked."""
+    """Attach trainscope with its defaults."""
     return trainscope(model, folder, "default")
 
 
@@ -177,14 +178,14 @@ def torchinstruments_always(model: nn.Module, folder: Path) -> AbstractContextMa
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row.
+    """One row of the table.
 
     Attributes:
-        attach: How it is attached to a model and writes into a folder; it gives what is called after each backward.
-        package: What must be installed.
-        period: After how many steps it does the same again.
-        sampling: Of one that leaves out most steps: the contestant that leaves out none, and the share of steps that
-            this one takes, given how many seconds a step lasts.
+        attach: Attaches it to a model, to write into a folder; gives the function to call after each backward.
+        package: The package that must be installed.
+        period: The number of steps after which it does the same again.
+        sampling: For one that leaves out most steps: the name of the contestant that leaves out none, and the share of
+            steps that this one takes, given the seconds a step.
     """
 
     attach: Attach
@@ -222,7 +223,7 @@ class _Scalars(TorchDispatchMode):
 
 
 def host_reads(step: Step) -> int:
-    """How often a step reads a tensor's numbers on the host, in this thread."""
+    """The number of times that a step reads a tensor's numbers on the host, in this thread."""
     thread = threading.get_ident()
     # The tensors themselves are kept, so that no id is given to another one.
     whole: dict[int, torch.Tensor] = {}
@@ -245,15 +246,15 @@ def host_reads(step: Step) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contestant cost.
+    """The cost of a contestant.
 
     Attributes:
         plain: The median seconds of a plain step.
         extra: Seconds a step beyond it.
-        quartiles: Those of the differences.
-        rounds: How many differences there are.
-        bytes_a_step: By how much its folder grew.
-        reads_a_step: How often the host read a tensor.
+        quartiles: The quartiles of the differences.
+        rounds: The number of differences.
+        bytes_a_step: The growth of its folder.
+        reads_a_step: The number of times that the host read a tensor.
     """
 
     plain: float
@@ -282,7 +283,7 @@ def contest(name: str, title: str, seconds: float) -> Outcome:
             times = measure(steps, rounds, warm_up=0, own_hooks=own_hooks)
             own_hooks.only("peer")
             reads = sum(host_reads(steps["peer"]) for _ in range(contestant.period))
-        # To close may also tidy up, and one that took no further step has then grown by less than nothing.
+        # Closing may also tidy up: the folder of one that took no further step has then shrunk.
         grown = max(0, folder_bytes(Path(folder)) - before)
     differences = [peer - alone for peer, alone in zip(times["peer"], times["plain"], strict=True)]
     low, _, high = statistics.quantiles(differences, n=4)
@@ -303,7 +304,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def mixed(rare: Outcome, always: Outcome, share: float) -> Outcome:
-    """What one costs that takes this share of the steps, of what it costs in none of them and in each."""
+    """The cost of one that takes this share of the steps, from its costs when it takes none and when it takes all."""
 
     def mix(of: Callable[[Outcome], float]) -> float:
         return (1 - share) * of(rare) + share * of(always)
@@ -332,7 +333,7 @@ def outcomes(names: list[str], title: str, seconds: float) -> dict[str, Outcome]
 
 
 def report(title: str, found: Mapping[str, Outcome]) -> Table:
-    """A row a contestant."""
+    """The table, with a row for each contestant."""
     columns = ("rounds", "extra ms a step", "quartiles", "× plain", "bytes a step", "host reads a step")
     table = Table("contestant", *columns, title=title)
     for name, outcome in found.items():
@@ -369,7 +370,7 @@ def main() -> None:
     console.print(f"{versions}; {torch.get_num_threads()} threads")
     names = [name for name, contestant in CONTESTANTS.items() if contestant.package in there]
     with tempfile.TemporaryDirectory() as folder:
-        # Where the processes put what is temporary: wandb has files beside those of its run, and leaves some of them.
+        # The processes put temporary files here: wandb has some beside those of its run, and does not delete all.
         os.environ["TMPDIR"] = folder
         for title in MODELS:
             if arguments.model in title:

@@ -1,18 +1,18 @@
-"""What people ask of a log, asked of the log, and of the same rows as CSV, in SQLite and in TensorBoard's event files.
+"""The time of typical questions to the log, and to the same rows in CSV, SQLite and TensorBoard's event files.
 
-The rows are those of 62 parameters in float32, as ResNet-18 has: values that wander, gradients of noise, and near the
-end one gradient that is NaN, and everything from the next step on. Each question is asked by a fresh process, in turns,
-and timed from the opening of the files to the answer, without the imports; files are in the page cache. ``tracer.scan``
-also checks every byte against its checksum, which ``scan_parquet`` on the run's folder does not.
+The rows are those of 62 parameters in float32, as ResNet-18 has. Values wander, and gradients are noise. Near the end
+one gradient is NaN, and everything from the next step on. A fresh process asks each question, in turns. The time runs
+from the opening of the files to the answer, without imports. Files are in the page cache. ``tracer.scan`` also checks
+every byte against its checksum, and ``scan_parquet`` on the run's folder does not.
 
 All contestants hold step, time, parameter and the four extremes, and must give the same answers. CSV has its numbers
-in the shortest text that gives the same float32. SQLite stores NaN as null, so that the two cannot be told apart in it;
-here nothing else is null. Event files take one event a number, as ``SummaryWriter.add_scalar`` writes them, and are
-read whole by TensorBoard's ``EventAccumulator``, without TensorFlow; they take part in a smaller contest only, in which
-all others are, too. A peak is that of the whole process, its imports included (``VmHWM``, so on Linux).
+in the shortest text that gives the same float32. SQLite stores NaN as null, so it cannot tell the two apart; here
+nothing else is null. Event files hold one event for each number, as ``SummaryWriter.add_scalar`` writes them.
+TensorBoard's ``EventAccumulator`` reads them whole, without TensorFlow. They take part only in a smaller contest, with
+all others. A peak is that of the whole process, with its imports (``VmHWM``, so on Linux).
 
-pandas and tensorboard come with ``pip install -e '.[bench]'``; what is not installed is left out. Ten million rows take
-3 GB of temporary disk. Run: ``python -m benchmarks.scan``; as a file it would hide the package of its name.
+pandas and tensorboard come with ``pip install -e '.[bench]'``. A missing one is left out. Ten million rows take 3 GB of
+temporary disk. Run: ``python -m benchmarks.scan``. Run as a file, it would hide the package of its name.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def build_log(path: Path, rows: int) -> None:
 
 
 def plain(table: pa.Table) -> pl.DataFrame:
-    """Rows in the columns that all contestants have; the time in microseconds."""
+    """Rows in the columns that all contestants have, with the time in microseconds."""
     frame = pl.DataFrame(pl.from_arrow(table.select(COLUMNS)))
     return frame.with_columns(pl.col("time").dt.epoch("us"), pl.col("param").cast(pl.String))
 
@@ -206,7 +206,7 @@ def of_csv() -> dict[str, Question]:
 
 def of_sqlite() -> dict[str, Question]:
     """The questions to a database, in SQL."""
-    # MIN and MAX leave out what is null, which was NaN.
+    # MIN and MAX leave out null, which was NaN.
     overall = ", ".join(
         f"CASE WHEN COUNT({name}) = COUNT(*) THEN {name.split('_')[1].upper()}({name}) END"
         for name in schema.STATISTICS
@@ -271,7 +271,7 @@ def of_events() -> dict[str, Question]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that keeps the rows, in a file or folder of its own or another's, and what answers from it."""
+    """A way to keep the rows, in its own file or folder or another contestant's, and to answer from it."""
 
     file: str
     build: Callable[[Path, int], None]
@@ -280,7 +280,7 @@ class Contestant:
 
     @property
     def library(self) -> str | None:
-        """The package that has to be installed for it."""
+        """The package that it needs."""
         return None if self.module is None else self.module.partition(".")[0]
 
 
@@ -296,21 +296,21 @@ CONTESTANTS: Mapping[str, Contestant] = {
 
 
 def digest(answer: Answer) -> str:
-    """The same for the same answer, whoever gave it."""
+    """A digest of an answer; equal answers have equal digests, whichever contestant gave them."""
     found = hashlib.sha256()
     for column in map(list, answer):
         if isinstance(column[0], str):
             found.update("\n".join(column).encode())
             continue
         numbers = np.array(column, dtype=np.float64)
-        # There are many NaN.
+        # There are many kinds of NaN.
         numbers[np.isnan(numbers)] = np.nan
         found.update(numbers.tobytes())
     return found.hexdigest()
 
 
 def answer_once(contestant: str, question: str, folder: Path) -> None:
-    """Answer one question, in this process, and print what it took and the answer's digest."""
+    """Answer one question in this process, and print its time, its peak and the answer's digest."""
     asked = CONTESTANTS[contestant]
     if asked.module is not None:
         importlib.import_module(asked.module)
@@ -322,14 +322,14 @@ def answer_once(contestant: str, question: str, folder: Path) -> None:
 
 
 def ask(contestant: str, question: str, folder: Path) -> Mapping[str, Any]:
-    """What a fresh process says."""
+    """The output of ``answer_once`` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.scan", "--ask", contestant, question, str(folder)]
     found: Mapping[str, Any] = json.loads(subprocess.check_output(command))
     return found
 
 
 def contest(folder: Path, rows: int, names: Sequence[str], repeats: int) -> Iterator[Table]:
-    """Build what these contestants keep, of about so many rows, and ask them every question in turns."""
+    """Build these contestants' files, of about so many rows, and ask them every question in turns."""
     rows = round(rows / len(NAMES)) * len(NAMES)
     sizes = Table("kept in", "MB", "bytes a row", title=f"{rows:,} rows on the disk")
     for file, build in {CONTESTANTS[name].file: CONTESTANTS[name].build for name in names}.items():
@@ -355,7 +355,7 @@ def contest(folder: Path, rows: int, names: Sequence[str], repeats: int) -> Iter
 
 
 def report(rows: int, names: Sequence[str], found: Mapping[tuple[str, str], list[Mapping[str, Any]]]) -> Table:
-    """Medians with their spread, and how many times as long as the first contestant each took."""
+    """Medians with their spread, and the time of each as a multiple of the first contestant's."""
     table = Table("question", "asked of", "median s", "from, to", "s a million rows", "× scan's", "peak MB")
     table.title = f"Questions to {rows:,} rows"
     for question in QUESTIONS:

@@ -1,6 +1,6 @@
-"""What a traced step costs with more than extremes: each further statistic, beside the plain step of the same round.
+"""The cost of each further statistic in a traced step, beside the plain step of the same round.
 
-Each contestant trains its own copy of the model; a round takes one step of each, in a random order. Run:
+Each contestant trains its own copy of the model. A round takes one step of each, in a random order. Run:
 ``python -m benchmarks.statistics``.
 """
 

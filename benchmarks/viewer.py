@@ -1,9 +1,9 @@
-"""How long the viewer takes to open runs of up to ten million rows, to take in what is new, to draw, and to judge.
+"""The time that the viewer takes to open runs of up to ten million rows, to take in new rows, to draw, and to judge.
 
-The runs have 62 parameters, as ResNet-18, or 10,000, and numbers as float32 gives them. Each is opened by a fresh
-process, from ``viewer RUN --save FILE`` to its end; files are in the page cache. A redraw is to cost the same
-whatever the length of the run: of one view, the lines of ``Following`` are to be alike. Run:
-``python -m benchmarks.viewer``; as a file it would hide the package of its name. ``--rows 200000 --delays 5`` tries it.
+The runs have 62 parameters, as ResNet-18, or 10,000, and numbers as float32 gives them. A fresh process opens each,
+from ``viewer RUN --save FILE`` to its end. Files are in the page cache. A redraw should cost the same whatever the
+length of the run, so the lines of ``Following`` should be alike within one view. Run: ``python -m benchmarks.viewer``.
+Run as a file, it would hide the package of its name. ``--rows 200000 --delays 5`` makes a short try.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PARAMS = 62
 MANY_PARAMS = 10_000
 MANY_PARTS = 3000
 
-# What wait4 says of a child can be the peak of the process that started it.
+# For a child, wait4 can give the peak of the process that started it.
 _OPEN = """
 import atexit
 from pathlib import Path
@@ -113,7 +113,7 @@ class Case:
 
 
 def cases(folder: Path, count: int) -> Iterator[Case]:
-    """Small, medium, large, and large as while the training goes on; then all layers, and many parameters."""
+    """Small, medium and large runs, a large one in parts as during a training, all layers, and many parameters."""
     yield Case("1 k rows", build(folder / "1k", 1_000, 1))
     yield Case("100 k rows", build(folder / "100k", 100_000, 1))
     parts = min(MANY_PARTS, max(2, count // 1000))
@@ -139,7 +139,7 @@ def ended(*arguments: str) -> tuple[float, float]:
 
 
 def judgements(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The commands that go over whole runs."""
+    """The commands that read whole runs."""
     merged, many, wide = (str(folder / name) for name in ("merged", "many", "wide"))
     yield "viewer check, the largest run in 1 part", ("check", merged)
     yield "viewer check, the same in many parts", ("check", many)
@@ -154,7 +154,7 @@ def read(run: Path, view: View) -> list[float]:
 
 
 def followed(case: Case, repeats: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds to take in a new part of five steps, to judge the run anew, and to redraw the figure's file."""
+    """Seconds to take in a new part of five steps, to judge the run again, and to redraw the figure's file."""
     run, look = case.run, ViewOptions(case.view)
     watched, file = Runs([run], look), FigureFile(run / "figure.png", look)
     watched.refresh()
@@ -198,7 +198,7 @@ async def delays_of_page(run: Path, repeats: int) -> list[float]:
         page = await connected(served(process))
         found = []
         for number in later(run, repeats):
-            # What is still to come of the step before is no answer to this one.
+            # Pictures of the step before may still come, and are no answer to this one.
             with contextlib.suppress(TimeoutError):
                 while True:
                     await asyncio.wait_for(received(page), 0.5)
@@ -228,7 +228,7 @@ async def connected(address: str) -> WebSocketClientConnection:
 
 
 async def received(page: WebSocketClientConnection) -> None:
-    """Take part in the page's talk, as matplotlib's script does, until a picture comes."""
+    """Answer the viewer, as matplotlib's script in a page does, until a picture comes."""
     while not isinstance(message := await page.read_message(), bytes):
         assert message is not None, "the viewer has ended"
         if json.loads(message)["type"] == "draw":
@@ -246,7 +246,7 @@ def viewer(run: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def later(run: Path, repeats: int) -> Iterator[int]:
-    """The next publish numbers of a run, each after a pause that is never the same."""
+    """The next publish numbers of a run, each after a pause of another length."""
     first = max(part.last for part in all_parts(run, "extremes")) + 1
     for number in range(first, first + repeats):
         time.sleep(random.uniform(0.3, 0.6))
@@ -254,14 +254,14 @@ def later(run: Path, repeats: int) -> Iterator[int]:
 
 
 def publish_steps(run: Path, number: int) -> float:
-    """Publish five more steps, as a process that lives does; when they were."""
+    """Publish five more steps, as a living process does; the time when they were published."""
     beat(run, 0)
     publish(run, "extremes", 0, number, rows(200_000 + 5 * number, 5))
     return time.perf_counter()
 
 
 def spread(numbers: list[float], unit: str = "s", factor: float = 1.0) -> tuple[str, str]:
-    """The median, and from the smallest to the largest."""
+    """The median, and the range from the smallest to the largest."""
     low, middle, high = (factor * number for number in (min(numbers), statistics.median(numbers), max(numbers)))
     return f"{middle:.3g} {unit}", f"{low:.3g} to {high:.3g}"
 
