@@ -1,4 +1,4 @@
-"""The snapshots of one run, from before it exists to after it has ended."""
+"""Snapshots of one run, from before it exists to after it has ended."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,12 +22,12 @@ class Live:
 
     Args:
         path: The run's folder.
-        options: What snapshots are to show; nothing else is read.
-        name: What it is called; without it, as its folder.
-        waker: Woken by what is published; without it, one of its own.
+        options: What the snapshots show; nothing else is read.
+        name: The run's name in figures; by default its folder's name.
+        waker: Woken by what is published; by default one of its own.
 
     Attributes:
-        folders: Those that have to be watched while the run goes on.
+        folders: The folders to watch while the run goes on.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Live:
 
     @property
     def run_id(self) -> str | None:
-        """Which run it is; None before it exists."""
+        """The run's id; None before it exists."""
         return self._followed.run_id
 
     def refresh(self, progress: Progress | None = None) -> Snapshot | None:
-        """Read what is new; the run as it is now, or None where nothing has changed or there is no run yet.
+        """Read what is new, and give the run as it is now; None where nothing has changed, or there is no run yet.
 
         Raises:
             LogError: the run's format is newer than this viewer's.
@@ -68,7 +68,7 @@ class Live:
         except PartGoneError:
             return None
         except LogError as error:
-            # It may have been deleted at this moment, and be there again by now.
+            # The run may have been deleted a moment ago, and another one may stand there by now.
             if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) or not holds_run(self.path):
                 return self._missed()
             raise
@@ -76,7 +76,7 @@ class Live:
         return snapshot
 
     def _missed(self) -> Snapshot | None:
-        """What was seen of a run whose folder is gone, once."""
+        """Give the last snapshot of a run whose folder is gone, once."""
         if self._shown is None or self._shown.gone:
             return None
         self._followed.repeat()
@@ -84,7 +84,7 @@ class Live:
         return self._shown
 
     def troubled(self, error: Exception) -> Snapshot | None:
-        """What was seen of a run that cannot be read now, with its trouble, once; it is gone with the next refresh."""
+        """Give the last snapshot of a run that cannot be read now, with the problem, once."""
         problems = (" ".join(str(error).split()),)
         if self._shown is not None and self._shown.problems == problems:
             return None
@@ -94,7 +94,7 @@ class Live:
 
     def _snapshot(self, news: News[History]) -> Snapshot:
         history = news.kept
-        there, shown = self._params
+        all_params, shown = self._params
         closed = closed_summaries(self.path) if "closed" in news.states.values() else []
         return Snapshot(
             name=self._name or news.run.name,
@@ -114,7 +114,7 @@ class Live:
             ranks=tuple(news.states),
             stopped_ranks=news.stopped_ranks,
             params=shown,
-            params_there=there,
+            params_there=all_params,
             statistics=_statistics(news.run.info["settings"]),
         )
 

@@ -1,6 +1,6 @@
-"""Follows a run for its findings: what is wrong with it now, and what was.
+"""Follows a run for its findings: those that hold now, and those that did.
 
-It has followers of its own, so that figures need not wait for it, and need not be of what rules look at.
+It reads the run by itself, so that no figure waits for findings, and each figure reads only what it shows.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from viewer.snapshot import Finding
 
 
 class FindingsMonitor:
-    """Follows one run for its findings. Several figures share it, whatever they show: it is read once for all of them.
+    """Follows one run for its findings. Several figures share it, whatever view they show: it reads the run once.
 
-    Of one rank, findings are those of what it wrote, as curves are: of a metric that another one logged, nothing is
-    known. How the run is as a whole, and which ranks are silent, is so for each of its ranks.
+    The findings of one rank come from what that rank wrote: it knows nothing of a metric that another rank logged. The
+    state of the run, and which ranks are silent, are the same for all of its ranks.
 
     Args:
         path: The run's folder.
@@ -33,11 +33,11 @@ class FindingsMonitor:
         waker: Watches the run's folders while it goes on.
 
     Attributes:
-        findings: What is wrong with it, and what was and is over; the worst first.
-        rank: Of which rank they are; None where of all.
-        lock: Who shares it holds it for a refresh.
-        current: Whether the last refresh read all that there was.
-        run_id: Which run the findings are of: after a deleted one, another may be in the same folder.
+        findings: Those that hold now, and those that did, the worst first.
+        rank: The rank whose findings they are; None for those of all ranks.
+        lock: Held during a refresh, where several threads share it.
+        current: Whether the last refresh read everything.
+        run_id: The run whose findings they are: another run may have taken the place of a deleted one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FindingsMonitor:
         return Record(run)
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
-        """Read what is new; what is known now, or None where nothing has changed or there is no run yet.
+        """Read what is new, and give the evidence; None where nothing has changed, or there is no run yet.
 
         Raises:
             LogError: the run cannot be read.
@@ -76,7 +76,7 @@ class FindingsMonitor:
         return evidence
 
     def _examined(self, news: News[Record]) -> Evidence:
-        summaries = [each for each in closed_summaries(self.path) if self.rank in (None, each["rank"])]
+        summaries = [summary for summary in closed_summaries(self.path) if self.rank in (None, summary["rank"])]
         evidence = news.kept.evidence(
             name=news.run.name,
             state=news.state,
@@ -88,19 +88,19 @@ class FindingsMonitor:
         )
         self._find(evidence, self._past(news.rows.begins))
         if evidence.over:
-            # Of hundreds of runs, most have ended.
+            # A folder may hold hundreds of runs that have ended.
             self._followed.leave()
         return evidence
 
     def _past(self, begins: pl.DataFrame) -> list[Finding]:
-        """The findings until now, without those of steps that attempts have abandoned since."""
+        """Give the findings until now, without those of steps that have been abandoned since."""
         new = begins if self._begins is None else begins.join(self._begins, on=begins.columns, how="anti")
         self._begins = begins
         since = min(new["step"], default=math.inf)
         return [finding for finding in self.findings if finding.last_step < since]
 
     def _find(self, evidence: Evidence, past: Sequence[Finding]) -> None:
-        found = findings(evidence, self._limits)
-        kinds = {finding.kind for finding in found}
-        over = [dataclasses.replace(finding, over=True) for finding in past if finding.kind not in kinds]
-        self.findings = tuple(sorted([*found, *over], key=lambda finding: finding.order))
+        present = findings(evidence, self._limits)
+        kinds = {finding.kind for finding in present}
+        resolved = [dataclasses.replace(finding, over=True) for finding in past if finding.kind not in kinds]
+        self.findings = tuple(sorted([*present, *resolved], key=lambda finding: finding.order))

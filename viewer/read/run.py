@@ -1,6 +1,6 @@
-"""One run: its rows as they are published, its state, and whether anything has changed.
+"""One run that is followed: its rows as they are published, its state, and whether anything has changed.
 
-Whoever keeps something of a run follows it with this: the history of a figure, and the evidence of the rules.
+The history of a figure and the evidence of the rules are both made from it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +22,13 @@ class News(Generic[Kept]):
     """A run after something has changed.
 
     Attributes:
-        run: Which run it is.
-        states: Of each rank that writes.
-        state: Of all of them.
-        stopped_ranks: Those that stopped without closing.
-        problems: What could not be read.
+        run: The run.
+        states: The state of each rank that writes.
+        state: The state of the whole run.
+        stopped_ranks: The ranks that stopped without closing.
+        problems: Sentences that say what could not be read.
         complete: False while a closed run's last rows are still to arrive.
-        rows: What has been read of it.
+        rows: The rows that have been read.
     """
 
     run: Run
@@ -41,7 +41,7 @@ class News(Generic[Kept]):
 
     @property
     def kept(self) -> Kept:
-        """What is kept of the run's rows."""
+        """The keeper of the run's rows."""
         return self.rows.kept
 
 
@@ -54,13 +54,13 @@ class FollowedRun(Generic[Kept]):
 
     Args:
         path: The run's folder.
-        make: Makes what keeps the run's rows.
-        tables: Those whose rows it takes.
+        make: Makes the keeper of the run's rows.
+        tables: The tables whose rows it takes.
         rank: Only this rank's rows; None for those of all.
         waker: Watches the folders while the run goes on.
 
     Attributes:
-        folders: Those that have to be watched while the run goes on.
+        folders: The folders to watch while the run goes on.
     """
 
     def __init__(
@@ -79,30 +79,29 @@ class FollowedRun(Generic[Kept]):
         self._rank = rank
         self._waker = waker
         self._run: Run | None = None
-        # What was told last.
         self._told: object = None
         self._states: Mapping[int, State] = {}
-        # How a run that has ended was left.
+        # The states and files of a run that has ended, when its rows were let go.
         self._left: object = None
 
     @property
     def run_id(self) -> str | None:
-        """Which run it is; None before it exists."""
+        """The run's id; None before it exists."""
         return None if self._run is None else str(self._run.info["run_id"])
 
     def refresh(self, use: Callable[[News[Kept]], Used], progress: Progress | None = None) -> Used | None:
-        """Read what is new, and give it to ``use``; what that makes of it, or None where nothing has changed.
+        """Read what is new, give it to ``use``, and return its result; None where nothing has changed.
 
-        Where ``use`` raises, it gets the same again with the next refresh.
+        If ``use`` raises, it gets the same again at the next refresh.
 
         Raises:
             LogError: there is no run, or it cannot be read.
-            PartGoneError: a part was merged away, as a network disk's listing can hide: it is there next time.
+            PartGoneError: a part was merged away, and a network disk still lists it; the next refresh finds its rows.
         """
         run = open_run(self.path)
         if run.info["run_id"] != self.run_id:
             self._begin(run)
-        # The state first: rows that are published before a run closes are then read before it shows as closed.
+        # The state is read first: then the rows that were published before a run closed are read before it shows so.
         states = self._states = rank_states(self.path)
         state, stopped_ranks = overall(states), tuple(stopped(states))
         self.watch(over=state == "closed" or (state == "stopped" and bool(states)))
@@ -110,7 +109,7 @@ class FollowedRun(Generic[Kept]):
             if self._left is not None and self._left == (states, self._inner_names()):
                 return None
             self._rows = Rows(self.path, partial(self._make, run), self._rank)
-        # Where this is interrupted, what was read is told next time.
+        # If this is interrupted, the next refresh tells what was read.
         told, self._told = self._told, None
         try:
             new = self._rows.read(progress)
@@ -125,11 +124,11 @@ class FollowedRun(Generic[Kept]):
         self._run = run
         self._rows = self._told = self._left = None
         if self._waker is not None:
-            # A folder that was deleted gives no events any more, although one of the same name exists.
+            # The watch of a deleted folder gives no events for a new folder of its name.
             self._waker.forget(self.folders)
 
     def watch(self, over: bool = False) -> None:
-        """Watch the folders of a run that goes on, or is yet to come, and no longer those of one that has ended.
+        """Watch the folders while the run goes on, or is yet to come; forget them once it is over.
 
         Each watch is a thread of watchdog's, and a folder may hold hundreds of runs that have ended.
         """
@@ -137,11 +136,11 @@ class FollowedRun(Generic[Kept]):
             (self._waker.forget if over else self._waker.watch)(self.folders)
 
     def repeat(self) -> None:
-        """Tell everything again at the next refresh, whether it has changed or not."""
+        """Tell everything at the next refresh, even if nothing has changed."""
         self._told = None
 
     def leave(self) -> None:
-        """Keep nothing of a run that has ended. One that is resumed is read again."""
+        """Let go of the rows of a run that has ended; if it is resumed, it is read again."""
         self._rows = self._told = None
         self._left = self._states, self._inner_names()
 
