@@ -135,9 +135,7 @@ class History:
     def curves(self) -> list[Curve]:
         """Give every metric, sorted by name."""
         frame = self._frame("metrics")
-        if frame is None:
-            return []
-        return [_curve(str(name), bins) for (name,), bins in sorted(frame.group_by("name", maintain_order=True))]
+        return [] if frame is None else _curves(frame.sort("name", "bin"))
 
     def _frame(self, table: str) -> pl.DataFrame | None:
         bins = self._bins.get(table)
@@ -187,15 +185,24 @@ class History:
         return bins.heatmap() if isinstance(bins, Magnitudes) else None
 
 
-def _curve(name: str, bins: pl.DataFrame) -> Curve:
-    mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(float("nan")))
-    return Curve(
-        name,
+def _curves(bins: pl.DataFrame) -> list[Curve]:
+    """Cut bins, which are sorted by name, into curves: there may be thousands, so whole columns are converted at once."""
+    nan = float("nan")
+    mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(nan))
+    newest = (bins["newest"] / bins["writers"]).to_list()
+    nonfinite = bins["nonfinite"].to_list()
+    columns = [
         bins["step"].to_list(),
         mean.to_series().to_list(),
-        bins["low"].fill_null(float("nan")).to_list(),
-        bins["high"].fill_null(float("nan")).to_list(),
-        bins["nonfinite"].drop_nulls().to_list(),
+        bins["low"].fill_null(nan).to_list(),
+        bins["high"].fill_null(nan).to_list(),
         seconds_of(bins),
-        bins["newest"][-1] / bins["writers"][-1],
-    )
+    ]
+    curves, begin = [], 0
+    for name, count in bins.group_by("name", maintain_order=True).len().iter_rows():
+        end = begin + count
+        step, means, low, high, time = (column[begin:end] for column in columns)
+        bad_steps = [step for step in nonfinite[begin:end] if step is not None]
+        curves.append(Curve(name, step, means, low, high, bad_steps, time, newest[end - 1]))
+        begin = end
+    return curves
