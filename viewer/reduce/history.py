@@ -186,7 +186,7 @@ class History:
 
 
 def _curves(bins: pl.DataFrame) -> list[Curve]:
-    """Cut bins, which are sorted by name, into curves: there may be thousands, so whole columns are converted at once."""
+    """Cut bins, sorted by name, into curves. There may be thousands, so whole columns are converted at once."""
     nan = float("nan")
     mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(nan))
     newest = (bins["newest"] / bins["writers"]).to_list()
