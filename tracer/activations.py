@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer.budget import Budget
 from tracer.extremes import dense, local
+from tracer.hooks import running_backward
 from tracer.items import ActivationRows, HostCopy, event
 from tracer.outbox import Outbox
 from tracer.parameters import Select, name_filter, named_modules
-from tracer.recorder import Recorder, running_backward
+from tracer.recorder import Recorder
 from tracer.statistics import moments_of
 from tracer.warn import in_short, warn
 

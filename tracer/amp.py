@@ -15,6 +15,11 @@ from torch.optim.optimizer import Optimizer
 
 from tracer.items import Number, number
 
+SCALER_NOT_GIVEN = (
+    "a GradScaler drives this optimizer, so gradients are recorded as they are, multiplied by its scale: "
+    "give the scaler to attach(model, scaler=scaler) to have them divided"
+)
+
 
 class LossScale:
     """A ``GradScaler``, as one step after the other sees it.

@@ -28,6 +28,11 @@ _requires_grad = attrgetter("requires_grad")
 _END = object()
 
 
+def running_backward() -> int:
+    """The id of the backward that runs in this thread, or -1."""
+    return torch._C._current_graph_task_id()
+
+
 def _not_compiled(hook: _Function) -> _Function:
     """Have the compiler neither take a function into what it compiles, nor compile it and what it calls.
 
@@ -178,14 +183,14 @@ class Hooks:
         found = self._replaced()
         return found is not None and not {id(parameter.tensor) for parameter in found}.isdisjoint(_ids_of(optimizer))
 
-    def report(self, each: bool) -> None:
+    def report(self, reporting: bool) -> None:
         """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
 
         To note one calls no Python function, which is a tenth of the work of reporting it.
         """
-        if each is self.reporting:
+        if reporting is self.reporting:
             return
-        self.reporting = each
+        self.reporting = reporting
         self.noted.clear()
         for hook in self.param_hooks:
             hooks = hook.tensor._post_accumulate_grad_hooks

@@ -15,8 +15,7 @@ import tracer
 from tests.training import recorded
 from tests.versions import TORCH
 from tracer.extremes import extremes_dtype
-from tracer.hooks import _not_compiled
-from tracer.recorder import running_backward
+from tracer.hooks import _not_compiled, running_backward
 
 PRIVATE = {
     "_C",

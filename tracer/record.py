@@ -1,0 +1,172 @@
+"""The record of the step under way: its buffer, its histograms, and parameters that join, change or fail."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from tracer.amp import deferred
+from tracer.clock import StepClock
+from tracer.hooks import Hooks, ParamHook
+from tracer.items import Number, Update, event, number
+from tracer.outbox import Outbox
+from tracer.rows import Histograms, MisfitError, RowBuffer
+from tracer.settings import Settings
+from tracer.warn import in_short, warn
+
+
+class StepRecord:
+    """The numbers of the step under way, on the devices of its parameters.
+
+    Args:
+        hooks: The hooks of the parameters.
+        settings: What to record.
+        clock: Knows the step.
+        border: Held while the buffer is replaced.
+
+    Attributes:
+        buffer: Holds the extremes, and further statistics.
+        histogramming: Whether this step's histograms are recorded.
+        histogrammed: How often histograms were due by the last step that has some; -1 before the first.
+        order: The parameters whose gradients have arrived, in that order, in the first measured step; None after it.
+        joined: Tensors that were first seen in this step, after their gradient may have arrived.
+    """
+
+    def __init__(self, hooks: Hooks, settings: Settings, clock: StepClock, border: threading.RLock) -> None:
+        self._hooks = hooks
+        self._settings = settings
+        self._clock = clock
+        self._border = border
+        self._outbox: Outbox
+        self.buffer = self._new_buffer()
+        self._histograms = Histograms(settings.bins)
+        self.histogramming = False
+        self.histogrammed = -1
+        self.order: dict[str, None] | None = {}
+        self.joined: set[ParamHook] = set()
+        self._warned = False
+
+    def arm(self, outbox: Outbox) -> None:
+        """Let the hooks, which are set by now, write into the buffer; what is recorded goes into the outbox."""
+        self._outbox = outbox
+        self._lend()
+
+    def choose_histograms(self, measuring: bool) -> None:
+        """Decide whether the step's histograms are recorded."""
+        times_due = self._clock.step // self._settings.histogram_every
+        self.histogramming = measuring and self._settings.measures.histogram and times_due != self.histogrammed
+        if self.histogramming:
+            self.histogrammed = times_due
+
+    def record(self, hook: ParamHook, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``."""
+        try:
+            self.buffer.record(hook.index, value, gradient)
+        except MisfitError:
+            with self._border:
+                self._rebuild()
+            self.buffer.record(hook.index, value, gradient)
+        if self.histogramming:
+            self._histograms.collect(self._hooks.parameters[hook.index].name, value, gradient)
+
+    def record_applied(self, optimizer: Optimizer) -> None:
+        """Record the gradients that an optimizer is about to apply."""
+        param_hooks = [hook for hook in self._hooks.held(optimizer) if not hook.failed]
+        self._attempt(param_hooks, lambda hook: self.buffer.record_applied(hook.index, hook.tensor.grad))
+        left_to_it = deferred(optimizer)
+        if left_to_it is not None:
+            divisor, skipped = left_to_it
+            indices = [hook.index for hook in param_hooks]
+            self.buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
+
+    def complete(self, with_gradients: bool) -> None:
+        """Record the values of parameters whose hooks were not called in this step.
+
+        Args:
+            with_gradients: Whether to record the gradients of those that joined in this step, too.
+        """
+        if not self.buffer.incomplete:
+            return
+
+        def record(hook: ParamHook) -> None:
+            known = with_gradients and hook in self.joined
+            self.record(hook, hook.tensor, hook.tensor.grad if known else None)
+
+        silent = (hook for hook in self._hooks.param_hooks if not self.buffer.present[hook.index] and not hook.failed)
+        self._attempt(silent, record)
+
+    def emit_rows(self, time_ns: int, scale: Number) -> None:
+        """Emit the step's rows, and the first time the order of its gradients."""
+        self._outbox.put(self.buffer.take(self._clock.step, time_ns, scale))
+        if self.order:
+            names, self.order = list(self.order), None
+            self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
+
+    def emit_histograms(self, time_ns: int, scale: Number) -> None:
+        """Emit the step's histograms."""
+        self._emit(self._histograms, time_ns, scale)
+
+    def snapshot(self, scale: Number) -> None:
+        """Emit histograms of all parameters and gradients as they are now."""
+        histograms = Histograms(self._settings.bins)
+        self.refresh()
+        self._attempt(
+            self._hooks.param_hooks,
+            lambda hook: histograms.collect(self._hooks.parameters[hook.index].name, hook.tensor, hook.tensor.grad),
+        )
+        self._emit(histograms, time.time_ns(), scale)
+
+    def refresh(self) -> None:
+        """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
+        if not self._hooks.stale():
+            return
+        new, changes = self._hooks.rearm()
+        names = tuple(parameter.name for parameter in self._hooks.parameters)
+        # Other names, another order, or another tensor under a name.
+        if names != self.buffer.layout.names or any(change.kind not in ("frozen", "unfrozen") for change in changes):
+            self._rebuild()
+        self.joined.update(new)
+        for change in changes:
+            self._outbox.put(event(self._clock.step, change.kind, change.detail, change.name))
+
+    def give_up(self, hook: ParamHook, error: Exception) -> None:
+        """Go on without one parameter."""
+        hook.failed, hook.direct = True, None
+        name = self._hooks.parameters[hook.index].name
+        message = in_short(error)
+        self._outbox.put(event(self._clock.step, "failed", message, name))
+        if not self._warned:
+            self._warned = True
+            warn(f"{name} is no longer traced ({message}); the run's events name any further one")
+
+    def _attempt(self, param_hooks: Iterable[ParamHook], action: Callable[[ParamHook], None]) -> None:
+        with torch.no_grad():
+            for hook in param_hooks:
+                try:
+                    action(hook)
+                except Exception as error:
+                    self.give_up(hook, error)
+
+    def _emit(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
+        rows = histograms.take(self._clock.step, time_ns, scale)
+        if rows.blocks:
+            self._outbox.put(rows)
+
+    def _new_buffer(self) -> RowBuffer:
+        return RowBuffer(self._hooks.parameters, self._settings.measures, self._settings.quantities)
+
+    def _rebuild(self) -> None:
+        """Make a buffer for the parameters as they are now, and carry over what the old one holds of this step."""
+        buffer = self._new_buffer()
+        with torch.no_grad():
+            buffer.carry(self.buffer)
+        self.buffer = buffer
+        self._lend()
+
+    def _lend(self) -> None:
+        """Let hooks write into the buffer themselves where extremes are all that is recorded."""
+        for hook in self._hooks.param_hooks:
+            hook.direct = None if hook.failed else self.buffer.direct(hook.index)
