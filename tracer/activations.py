@@ -1,7 +1,7 @@
 """The outputs of modules: their extremes, mean and standard deviation in each step, seen by one global forward hook.
 
-Global, since a hook in a module would be pickled, and copied, with it. Code that ``torch.compile`` has made of a
-forward calls no hook: that is said once, and its outputs are left out.
+The hook is global, since a hook in a module would be pickled and copied with it. Compiled code calls no hook: one
+warning says so, and its outputs are left out.
 """
 
 import math
@@ -17,16 +17,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from tracer.budget import Budget
+from tracer.clock import NO_BACKWARD
 from tracer.extremes import dense, local
 from tracer.hooks import running_backward
-from tracer.items import ActivationRows, HostCopy, event
+from tracer.items import ActivationRows, event, host_blocks
 from tracer.outbox import Outbox
 from tracer.parameters import Select, name_filter, named_modules
 from tracer.recorder import Recorder
 from tracer.statistics import moments_of
 from tracer.warn import in_short, warn
 
-# torch says that a compiled module calls a global hook once more; this one does not mind.
+# torch warns that a compiled module calls a global hook twice; this hook does not mind.
 _CALLED_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
 
 Key = tuple[str, bool]
@@ -49,7 +50,7 @@ class Activations:
         self._survey()
         if not self._modules:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
-        # By step: a training forward runs before the step that it belongs to begins.
+        # By step, since a training forward runs before its step begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
         self._failed: set[str] = set()
         self._handle: RemovableHandle | None = None
@@ -57,28 +58,22 @@ class Activations:
         self._seen = self._warned = False
 
     def arm(self, recorder: Recorder, outbox: Outbox, budget: Budget | None) -> None:
-        """Set the hook.
-
-        Args:
-            recorder: Knows to which step a forward belongs, and whether that is measured.
-            outbox: Takes rows and events.
-            budget: What the work is to count against, if anything.
-        """
+        """Set the hook. The recorder knows to which step a forward belongs, and whether that step is measured."""
         self._recorder = recorder
         self._outbox = outbox
         warnings.filterwarnings("ignore", message=_CALLED_TWICE)
         if budget is not None:
-            # And not the hook, in which the compiler would then find a clock.
+            # Not the hook itself: the compiler would trace into it, and find a clock.
             self._record = budget.billed(self._record)  # type: ignore[method-assign]
         self._handle = register_module_forward_hook(self._on_output)
 
     def remove(self) -> None:
-        """Remove the hook; harmless where there is none."""
+        """Remove the hook, if there is one."""
         if self._handle is not None:
             self._handle.remove()
 
     def finish(self) -> None:
-        """Remove the hook, and emit what has been recorded; harmless where none was set."""
+        """Remove the hook, if there is one, and emit what has been recorded."""
         if self._handle is None:
             return
         self.remove()
@@ -94,11 +89,11 @@ class Activations:
             self._say(f"the last activations are lost ({in_short(error)})")
 
     def _survey(self) -> None:
-        everything = named_modules(self._model)
-        # Without its wrappers, whose mode a loop may leave alone.
-        self._root = everything[""]
-        # Kept alive, so that no other module can bear one of these ids.
-        self._modules = {name: module for name, module in everything.items() if self._wanted(name)}
+        modules = named_modules(self._model)
+        # The model without its wrappers, whose mode a loop may not set.
+        self._root = modules[""]
+        # Kept alive, so that no other module can get one of these ids.
+        self._modules = {name: module for name, module in modules.items() if self._wanted(name)}
         self._names = {id(module): name for name, module in self._modules.items()}
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
@@ -108,12 +103,12 @@ class Activations:
         if torch.compiler.is_compiling():
             self._compiled = True
             return
-        # A forward inside a backward is a checkpoint's, which repeats one that was seen; a tracer's has no numbers.
-        if running_backward() != -1 or torch._C._get_tracing_state() is not None:
+        # A checkpoint's forward, inside a backward, repeats one that was seen. A forward that is traced has no numbers.
+        if running_backward() != NO_BACKWARD or torch._C._get_tracing_state() is not None:
             return
         try:
             self._seen = True
-            # Parts of a training forward run without gradients: a frozen backbone, say, or what is checkpointed.
+            # Parts of a training forward run without gradients: a frozen backbone, or a checkpointed module.
             training = self._root.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
@@ -131,21 +126,13 @@ class Activations:
         seen = self._steps.setdefault(step, {})
         for tensor in map(_measurable, tree_leaves(output)):
             if tensor is not None:
-                count, numbers = tensor.numel(), moments_of(tensor)
-                if key in seen:
-                    count, numbers = _together(*seen[key], count, numbers)
-                seen[key] = count, numbers
+                count, moments = tensor.numel(), moments_of(tensor)
+                seen[key] = _together(*seen[key], count, moments) if key in seen else (count, moments)
 
     def _emit_before(self, step: int) -> None:
         for done in [label for label in self._steps if label < step]:
             seen = self._steps.pop(done)
-            by_device: dict[torch.device, list[Key]] = {}
-            for key, (_, numbers) in seen.items():
-                by_device.setdefault(numbers.device, []).append(key)
-            blocks = [
-                ([(*key, seen[key][0]) for key in keys], HostCopy([seen[key][1] for key in keys]))
-                for keys in by_device.values()
-            ]
+            blocks = host_blocks({(*key, count): moments for key, (count, moments) in seen.items()})
             if blocks:
                 self._outbox.put(ActivationRows(done, time.time_ns(), blocks))
             unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
@@ -163,7 +150,7 @@ class Activations:
 
 
 def _measurable(leaf: object) -> torch.Tensor | None:
-    """A part of an output as real numbers; None where it has none, or stands for others, in a transformation, say."""
+    """A part of an output as real numbers; None if it has none, or stands for others, as in a transformation."""
     if isinstance(leaf, PackedSequence):
         leaf = leaf.data
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
@@ -176,15 +163,15 @@ def _measurable(leaf: object) -> torch.Tensor | None:
     return dense(tensor) if tensor.numel() else None
 
 
-def _together(count: int, numbers: torch.Tensor, more: int, others: torch.Tensor) -> tuple[int, torch.Tensor]:
+def _together(count: int, moments: torch.Tensor, more: int, others: torch.Tensor) -> tuple[int, torch.Tensor]:
     """The moments of two sets of numbers as one (Chan, Golub & LeVeque 1983), in roots, which do not overflow."""
     total = count + more
-    others = others.to(numbers.device)
-    low, high = torch.minimum(numbers[0], others[0]), torch.maximum(numbers[1], others[1])
-    delta = others[2] - numbers[2]
-    # With an infinity among them, minimum and maximum say what the mean is.
+    others = others.to(moments.device)
+    low, high = torch.minimum(moments[0], others[0]), torch.maximum(moments[1], others[1])
+    delta = others[2] - moments[2]
+    # With an infinity among the numbers, the mean follows from minimum and maximum.
     infinite = torch.maximum(low.abs(), high.abs()).isinf()
-    mean = torch.where(infinite, low + high, numbers[2] + delta * (more / total))
-    spread = torch.hypot(torch.hypot(numbers[3], others[3]), delta * math.sqrt(count * more / total))
+    mean = torch.where(infinite, low + high, moments[2] + delta * (more / total))
+    spread = torch.hypot(torch.hypot(moments[3], others[3]), delta * math.sqrt(count * more / total))
     spread = torch.where(infinite, math.nan, spread)
     return total, torch.stack([low, high, mean, spread])

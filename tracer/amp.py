@@ -1,6 +1,6 @@
-"""What a ``GradScaler`` does to gradients: by what it multiplied them, and whether it skips an update.
+"""The scale of a ``GradScaler``, and the updates that it skips.
 
-Reads the scaler and never changes it: torch offers no hook for it, and to wrap its methods would break its pickling.
+The scaler is read and never changed: torch offers no hook for it, and wrapped methods would break its pickling.
 """
 
 import gc
@@ -29,16 +29,16 @@ class LossScale:
         ours: Whether an optimizer holds a traced parameter.
 
     Attributes:
-        scale: By what the step's gradients were multiplied: 1.0 where the scaler scales nothing.
+        scale: The factor of the step's gradients: 1.0 if the scaler scales nothing.
     """
 
     def __init__(self, scaler: GradScaler, ours: Callable[[Optimizer], bool]) -> None:
         self._scaler = scaler
         self._ours = ours
-        # The scaler knows optimizers by their ids alone.
+        # The scaler knows only the ids of optimizers.
         self._optimizers: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
-        # Of this step: who has updated, what those found that unscale their gradients themselves, and whether an update
-        # was skipped before another model's made the scaler forget it.
+        # In this step: the optimizers that have updated, whether those that unscale gradients themselves found an
+        # infinity, and whether an update was skipped before that of another model made the scaler forget it.
         self._updated: set[int] = set()
         self._found_inf: list[torch.Tensor] = []
         self._skip_seen = False
@@ -56,16 +56,16 @@ class LossScale:
             self._updated.clear()
             self._found_inf.clear()
         # One entry an optimizer. ``GradScaler.update`` replaces the whole dictionary; the old one, kept here, still
-        # holds what was found in the step, and what an earlier step left there is known from now on.
+        # holds the entries of the step. Those of earlier steps are in it already.
         self._states = self._scaler._per_optimizer_states
         self._earlier = set(self._states)
         self._is_ours: dict[int, bool] = {}
         scale = self._scaler._scale
-        # Read now, since the scaler's update changes it in place.
+        # Read now, since ``GradScaler.update`` changes it in place.
         self.scale: Number = 1.0 if scale is None else number(scale)
 
     def before_update(self, optimizer: Optimizer) -> None:
-        """Remember an optimizer, ours or another's, and what it has found if it unscales its gradients itself."""
+        """Remember an optimizer, and, if it is ours and unscales gradients itself, whether it has found an infinity."""
         self._optimizers[id(optimizer)] = optimizer
         left_to_it = deferred(optimizer)
         if self._ours(optimizer) and left_to_it is not None:
@@ -78,52 +78,54 @@ class LossScale:
     @property
     def skipped(self) -> bool:
         """Whether the scaler has skipped an update of ours in this step."""
-        # Known by what did not happen: the scaler adds up what it found, of all optimizers, in the first one's place.
+        # Skipped are optimizers that were to update and have not: the scaler's own count mixes all optimizers.
         done = {key for key, state in self._looked().items() if self.updated or state["stage"] is OptState.STEPPED}
         return self._skip_seen or not done <= self._updated
 
     @property
     def unscaled(self) -> bool:
-        """Whether our gradients have been looked at, and so divided, in this step."""
+        """Whether our gradients have been divided by the scale in this step."""
         return bool(self._looked())
 
     def metrics(self) -> dict[str, Number]:
-        """What is logged of the step that ends: the scale, and, if there was an update, whether it was skipped."""
+        """The metrics of the step that ends: the scale, and, if there was an update, whether it was skipped."""
         if self.skipped:
             return {"amp_scale": self.scale, "skipped": 1.0}
         if not self._updated:
             return {"amp_scale": self.scale}
-        found = [inf.reshape(()).to(self._found_inf[0].device) for inf in self._found_inf]
-        return {"amp_scale": self.scale, "skipped": number(torch.stack(found).amax() > 0) if found else 0.0}
+        infinities = [inf.reshape(()).to(self._found_inf[0].device) for inf in self._found_inf]
+        skipped = number(torch.stack(infinities).amax() > 0) if infinities else 0.0
+        return {"amp_scale": self.scale, "skipped": skipped}
 
     def _looked(self) -> dict[int, dict[str, Any]]:
-        """What the scaler noted, by id, of optimizers of ours whose gradients it has looked at in this step."""
+        """The scaler's entries, by id, of our optimizers whose gradients it has looked at in this step."""
         states = {key: state for key, state in self._states.items() if key not in self._earlier}
         return {key: state for key, state in states.items() if state["found_inf_per_device"] and self._holds_ours(key)}
 
     def _holds_ours(self, key: int) -> bool:
         if key not in self._is_ours:
             if key not in self._optimizers:
-                # One that the scaler has always skipped has never called a hook.
-                for thing in gc.get_objects():
-                    if issubclass(type(thing), Optimizer):
-                        self._optimizers[id(thing)] = thing
+                # An optimizer that the scaler has always skipped has never called a hook.
+                for candidate in gc.get_objects():
+                    if issubclass(type(candidate), Optimizer):
+                        self._optimizers[id(candidate)] = candidate
             optimizer = self._optimizers.get(key)
-            # One that is gone by now, at the end of a training, was ours as far as anyone knows.
+            # An optimizer that is gone by now, at the end of a training, is taken for ours.
             self._is_ours[key] = optimizer is None or self._ours(optimizer)
         return self._is_ours[key]
 
 
 def deferred(optimizer: Optimizer) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-    """What a scaler leaves to an optimizer that does its own unscaling: the divisor, if any, and whether to skip."""
+    """The work that a scaler leaves to an optimizer that unscales itself: the divisor, if any, and whether to skip."""
     found_inf = getattr(optimizer, "found_inf", None)
     return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)
 
 
 def driven_by_scaler() -> bool:
-    """Whether the update that is running was called by a ``GradScaler`` that scales.
+    """Whether a ``GradScaler`` that scales has called the running update.
 
-    Looks at the call stack, since an optimizer is not told who calls it: for once an optimizer, not for each step.
+    Looks at the call stack, since an optimizer does not know its caller. So it is asked once an optimizer, and not in
+    each step.
     """
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:

@@ -1,11 +1,11 @@
-"""How a rank's part of a run begins: in a new folder, or after the last step of a run that is there."""
+"""How a rank's part of a run begins: in a new folder, or after the last step of an existing run."""
 
 import os
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -23,31 +23,34 @@ from tracer.settings import Settings
 from tracer.warn import in_short, warn
 
 
-class Entry(NamedTuple):
-    """Where a rank's part of a run begins, or goes on."""
+def enter(
+    path: Place, rank: int, resume: bool, model: nn.Module, hooks: Hooks, settings: Settings
+) -> tuple[bool, int, int]:
+    """Begin a rank's part of a run, or go on with it, if it exists and ``resume`` asks for that.
 
-    resumed: bool
-    first_step: int
-    attempt: int
-
-
-def enter(path: Place, rank: int, resume: bool, model: nn.Module, hooks: Hooks, settings: Settings) -> Entry:
-    """Begin a rank's part of a run, or, where it is there and that is asked for, go on with it.
+    Returns:
+        Whether the run goes on, and the first step and the attempt.
 
     Raises:
         LogError: there is a run already, it cannot be read, or another process writes it.
     """
     if resume and _has_begun(path, rank):
-        entry = Entry(True, *_continue_run(path, rank))
+        first_step, attempt = _continue_run(path, rank)
         if rank == 0:
             _compare(path, hooks)
-        return entry
-    _begin_run(path, rank, _describe(model, hooks, settings))
-    return Entry(False, 0, 0)
+        return True, first_step, attempt
+    if rank == 0:
+        run_folder.create_run(path, _describe(model, hooks, settings))
+    elif _has_begun(path, rank):
+        raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
+    else:
+        run_folder.prepare_folders(path)
+        run_folder.claim_rank(path, rank)
+    return False, 0, 0
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank, and how many there are: of the process group, or as torchrun says."""
+    """This process's rank, and the number of ranks: of the process group, or as torchrun says."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,7 +70,7 @@ def default_path(model: nn.Module) -> Path:
 
 
 def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str, Any]:
-    """What run.json says of the model, the settings and the libraries."""
+    """The content of run.json on the model, the settings and the libraries."""
 
     def describe(parameter: NamedParameter) -> dict[str, Any]:
         tensor = parameter.tensor
@@ -100,26 +103,15 @@ def _has_begun(path: Place, rank: int) -> bool:
         raise LogError(f"{path} cannot be read: {in_short(error)}") from error
 
 
-def _begin_run(path: Place, rank: int, info: Mapping[str, Any]) -> None:
-    """Begin a run, or a rank's part of it."""
-    if rank == 0:
-        run_folder.create_run(path, info)
-    elif _has_begun(path, rank):
-        raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
-    else:
-        run_folder.prepare_folders(path)
-        run_folder.claim_rank(path, rank)
-
-
 def _continue_run(path: Place, rank: int) -> tuple[int, int]:
-    """Open a run for more rows; the step and the attempt with which this rank goes on."""
+    """Open a run for more rows. Returns the step and the attempt with which this rank goes on."""
     run_folder.open_run(path)
     run_folder.prepare_folders(path)
     run_folder.reopen_rank(path, rank)
     with store.brief_copies(path):
         own = pl.col("rank") == rank
         attempt = max(_largest(path, table, "attempt", lambda rows: rows.filter(own), 0) for table in schema.ALWAYS)
-        # A rank that was killed may have published less than others, which may be writing their next attempt by now.
+        # A killed rank may have published fewer steps than others, which may be writing their next attempt by now.
         known = pl.col("attempt") <= attempt
         attempts = Attempts()
         with_rows(path, "events", lambda events: attempts.note(events.filter(known)))
@@ -132,12 +124,12 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
 
 
 def _compare(path: Place, hooks: Hooks) -> None:
-    """Warn where most of a model's parameters are none of the run's: a path that was copied is a common mistake."""
+    """Warn if the run knows less than half of a model's parameters: a wrong path is a common mistake."""
     known = {param["name"] for param in run_folder.open_run(path).info["params"]}
-    there = {parameter.name for parameter in hooks.chosen}
-    if 2 * len(known & there) < len(there):
+    names = {parameter.name for parameter in hooks.chosen}
+    if 2 * len(known & names) < len(names):
         warn(
-            f"{path} was begun with another model: it knows {len(known & there)} of these {len(there)} parameters; "
+            f"{path} was begun with another model: it knows {len(known & names)} of these {len(names)} parameters; "
             "is the path right?"
         )
 
@@ -146,7 +138,7 @@ def _largest(path: Place, table: str, column: str, chosen: Callable[[pl.LazyFram
     """The largest number of a column in the chosen rows of all attempts."""
 
     def ask(rows: pl.LazyFrame) -> int:
-        found = chosen(rows).select(pl.col(column).max()).collect().item()
-        return default if found is None else int(found)
+        largest = chosen(rows).select(pl.col(column).max()).collect().item()
+        return default if largest is None else int(largest)
 
     return with_rows(path, table, ask, "all")

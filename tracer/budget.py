@@ -1,47 +1,35 @@
-"""How often to measure so that a trace costs no more than a given share of the time: it watches its own work.
+"""The budget: how often to measure, so that tracing takes no more than a given share of the time.
 
-A step that is measured costs more than one that is not. Of both, and of the training beside them, the medians of the
-last few steps are known, which a step that the machine interrupts does not move; from them follows the stride, the
-number of steps of which one is measured, that keeps the budget. Only the time of the training's own threads counts:
-not the daemon's, and on a GPU not the reductions that wait in its stream.
+One step in each ``stride`` is measured. The stride follows from the median costs of the last few measured steps, of
+unmeasured ones, and of the training itself. A step that the machine interrupts does not move a median. Only time in the
+training's own threads counts: not the daemon's, and not the reductions that wait in a GPU's stream.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median, median_low
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 clock = time.perf_counter
 
 # The first guess: rare enough to be safe, often enough to have six samples within a hundred steps.
 _FIRST_STRIDE = 16
-# Rows this far apart are still a curve; where even this is too much, it is the steps that are not measured that cost.
+# Rows this far apart are still a curve. If even these cost too much, the unmeasured steps are the cause.
 _LAST_STRIDE = 1024
-# Up until this part of the budget is expected to be used, since a median is less than a mean where some steps cost more
-# than the others; down if no more than that part would be, so that the stride does not swing with each sample.
+# The stride rises until tracing is expected to use this part of the budget, since a median hides the dearest steps. It
+# falls if that leaves the lower part, so that it does not swing with each sample.
 _UP, _DOWN = 0.8, 0.65
 _MEASURED, _UNMEASURED = 9, 25
 
 _P = ParamSpec("_P")
 
 
-@dataclass(frozen=True)
-class Bill:
-    """What tracing has cost since the last bill.
-
-    Attributes:
-        share: The tracer's share of the time, from 0 to 1.
-        stride: Of so many steps one is to be measured from now on.
-        was: The stride before.
-        expected: What share that will cost, as far as is known.
-    """
+class Bill(NamedTuple):
+    """The tracer's share of the time since the last bill, from 0 to 1, and the change of the stride, in words."""
 
     share: float
-    stride: int
-    was: int
-    expected: float
+    change: str | None
 
 
 class Budget:
@@ -108,7 +96,10 @@ class Budget:
         share = self._work / self._seconds if self._seconds > 0 else 0.0
         self._seconds = self._work = 0.0
         was, self.stride = self.stride, self._next_stride()
-        return Bill(share, self.stride, was, self._expected(self.stride))
+        if self.stride == was:
+            return Bill(share, None)
+        expected = self._expected(self.stride)
+        return Bill(share, f"every {was} -> every {self.stride}: {expected:.2%} of the time expected")
 
     def _expected(self, stride: int) -> float:
         """The share of the time that tracing takes with a stride."""

@@ -1,8 +1,8 @@
-"""The command ``tracer``: a demo, and what one asks of a log that lies on the disk.
+"""The command ``tracer``: a demo, a look at a model, and care for a run's log.
 
 Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line is wrong, 130 ended with Ctrl-C.
 
-What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
+Slow modules are imported where they are used, so that ``--help`` and a wrong option are answered at once.
 """
 
 import importlib
@@ -55,22 +55,22 @@ def demo(
 
 @app.command()
 def doctor(
-    target: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="A model, or what makes one when called.")],
+    target: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="A model, or a callable that makes one.")],
 ) -> None:
-    """Say what of a model would be recorded, parameter by parameter, and why not."""
+    """Say for each parameter of a model whether it would be recorded, and why not."""
     from tracer.notebook import doctor as examine
 
-    found = examine(_model_of(target))
+    parameters = examine(_model_of(target))
     table = Table(box=None, pad_edge=False)
-    for name in found.columns:
+    for name in parameters.columns:
         table.add_column(name, no_wrap=name != "note")
-    for row in found.iter_rows():
+    for row in parameters.iter_rows():
         table.add_row(*row)
-    states = found.group_by("state", maintain_order=True).len()
     console.print(table, highlight=False, markup=False)
+    states = parameters.group_by("state", maintain_order=True).len()
     summary = ", ".join(f"{count} {state}" for state, count in states.iter_rows())
-    print(f"{found.height} parameters: {summary or 'none'}")
-    if not set(found["state"]) & {"traced", "sharded", "lazy"}:
+    print(f"{parameters.height} parameters: {summary or 'none'}")
+    if not set(parameters["state"]) & {"traced", "sharded", "lazy"}:
         raise _failed("there is no gradient to trace in this model, so attach would refuse it")
 
 
@@ -81,7 +81,7 @@ def _model_of(target: str) -> Any:
     module, _, attribute = target.partition(":")
     if not attribute:
         raise _failed(f"{target!r} is not of the form MODULE:FACTORY, as torchvision.models:resnet18 is")
-    # As for `python -m`: what lies in the current folder can be imported.
+    # As for `python -m`: modules in the current folder can be imported.
     sys.path.insert(0, "")
     try:
         made = getattr(importlib.import_module(module), attribute)
@@ -150,7 +150,7 @@ def info(run: RunArgument) -> None:
 
 
 def _attempts(run: str) -> str:
-    """How many attempts a run has had, and what of them was abandoned; nothing where there is only one."""
+    """The number of attempts of a run, and of the rows that a later one replaces; nothing if there is only one."""
     import polars as pl
 
     from tracer.log.read import scan
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; every error becomes one line and an exit code.
 
     Args:
-        arguments: Its words, without the command's name; those that this process was started with by default.
+        arguments: The words after the command's name; by default those of this process.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """What is wrong outside; an error of the tracer's own is raised again."""
+    """An error from outside in one line; an error of the tracer's own is raised again."""
     import polars as pl
 
     from tracer.log.run import LogError

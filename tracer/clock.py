@@ -1,7 +1,7 @@
 """When a step ends: a state machine that knows gradients and updates, and no tensor.
 
 A step is one optimizer update. Once an optimizer that holds a traced parameter has updated, the first gradient of a
-later backward begins the next step; so a step may hold several backwards and several updates. Where the same optimizer
+later backward begins the next step. So a step may hold several backwards and several updates. If the same optimizer
 updates again without a gradient between (it calls a closure, or gradients were set by hand), that too is the next step.
 A loop without a torch optimizer ends its steps itself, with ``end_step``; from the first such call on, only these calls
 end steps.
@@ -28,8 +28,8 @@ class StepClock:
 
     Args:
         step: The step to begin with.
-        leave: Called where a step is over, while ``step`` is still its number; with whether a gradient begins the next.
-            It calls ``next`` once everything of the step has been taken: so an interruption before that loses nothing.
+        leave: Called when a step is over, while ``step`` is still its number, with whether a gradient begins the next.
+            It calls ``next`` once everything of the step has been taken, so that an interruption before loses nothing.
 
     Attributes:
         step: The step that is under way, or has ended last.
@@ -46,12 +46,12 @@ class StepClock:
         self.explicit = False
         self.begun = False
         self.backward = NO_BACKWARD
-        self.ended_ns = 0
-        self._leave = leave
         self.ended = False
+        self.ended_ns = 0
+        self.updated: set[int] = set()
+        self._leave = leave
         # The backward during which the step ended, if any.
         self._ended_in = NO_BACKWARD
-        self.updated: set[int] = set()
 
     @property
     def phase(self) -> Phase:
@@ -63,7 +63,7 @@ class StepClock:
         return self.ended and optimizer in self.updated
 
     def gradient(self, backward: int, skipped: bool = False) -> bool:
-        """A gradient arrives, the first of a backward as far as it is known; whether it is to be looked at.
+        """A gradient arrives, the first of a backward as far as is known. Returns whether it may begin a step.
 
         Args:
             backward: The id of the backward.
@@ -78,16 +78,15 @@ class StepClock:
         return True
 
     def before_update(self, optimizer: int, backward: int) -> None:
-        """An optimizer is about to update.
+        """An optimizer is about to update. If it has ended the step already, this is the next step's update.
 
-        The same one again, and no gradient between: it calls a closure, or gradients were set by hand. Inside a
-        backward most gradients are still to come.
+        Not so inside a backward, where most gradients are still to come.
         """
         if backward == NO_BACKWARD and self.repeats(optimizer) and not self.explicit:
             self._leave(False)
 
     def after_update(self, optimizer: int, backward: int) -> bool:
-        """An optimizer has updated; whether that ends the step."""
+        """An optimizer has updated. Returns whether that ends the step."""
         self.updated.add(optimizer)
         if not self.explicit:
             self._end(backward)
@@ -107,7 +106,7 @@ class StepClock:
         self._end(NO_BACKWARD)
 
     def restore(self, step: int, *, leave: bool = False) -> None:
-        """Go on with this step, as before its first gradient; the one that is under way is over.
+        """Go on with this step, as before its first gradient; the one under way is over.
 
         Args:
             step: The step.

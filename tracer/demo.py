@@ -19,7 +19,7 @@ from tracer.trace import Trace
 
 _BATCH = 32
 _VALIDATION_SHARE = 0.2
-# torchvision's sets are many times larger than the digits: a part of them keeps the demo within minutes on a CPU.
+# torchvision's sets are many times larger than the digits. A part of them keeps the demo within minutes on a CPU.
 _LARGEST = 6_000
 _SIZE_PIXELS = 32
 _SEED = 0
@@ -40,15 +40,15 @@ class Images:
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch in random order."""
-        for chosen in torch.randperm(len(self.labels), generator=generator).split(_BATCH):
-            yield self.images[chosen], self.labels[chosen]
+        for batch in torch.randperm(len(self.labels), generator=generator).split(_BATCH):
+            yield self.images[batch], self.labels[batch]
 
 
 def load(name: str, folder: Path) -> Images:
     """Load a data set: ``digits`` comes with scikit-learn, the others are downloaded into ``folder``.
 
     Raises:
-        tracer.LogError: the data set, or what it needs, is not here and cannot be had.
+        tracer.LogError: the data set, or a library that it needs, is missing and cannot be downloaded.
     """
     try:
         if name == "digits":
@@ -72,19 +72,15 @@ def load(name: str, folder: Path) -> Images:
     return Images(images.expand(-1, 3, -1, -1) / white * 2 - 1, labels.long())
 
 
-def steps_of(training: Images, epochs: int) -> int:
-    """How many steps a training takes."""
-    return epochs * -(-len(training.labels) // _BATCH)
-
-
-def train(model: nn.Module, training: Images, validation: Images, epochs: int, trace: Trace, console: Console) -> float:
+def train(
+    model: nn.Module, training: Images, validation: Images, epochs: int, steps: int, trace: Trace, console: Console
+) -> float:
     """Train a classifier, logging loss and accuracy at each step, and on the validation images after each epoch.
 
     Returns:
         The last validation accuracy.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    steps = steps_of(training, epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(_SEED)
     accuracy = 0.0
@@ -124,7 +120,7 @@ def has_display() -> bool:
 
 @contextlib.contextmanager
 def viewer_beside(run: Path, figure: Path) -> Iterator[None]:
-    """Viewers, as processes of their own: one keeps a figure fresh until the run is closed, one is a window, if it can.
+    """Start viewers as processes: one updates a figure until the run is closed, the other is a window, if it can open.
 
     The window stays open afterwards, for the user to close, unless the training ended with an exception.
     """
@@ -156,13 +152,13 @@ tracer.scan("{run}").select("param", "step",
 
 
 def demo(path: Path, data: str, epochs: int, console: Console) -> None:
-    """Train, watch and report.
+    """Train on a data set, watch, and report.
 
     Args:
         path: The run's folder, which must not hold a run yet.
         data: ``digits``, ``fashion-mnist`` or ``cifar10``.
-        epochs: How many.
-        console: Where to print.
+        epochs: The number of epochs.
+        console: Shows progress and results.
 
     Raises:
         tracer.LogError: the data or torchvision is missing, or ``path`` cannot take a run.
@@ -177,20 +173,19 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
     console.print(f"ResNet-18, random weights, on {len(images.labels):,} real images ({data})")
     figure = path.parent / f"{path.name}.png"
     training, validation = images.split(_VALIDATION_SHARE)
-    with (
-        viewer_beside(path, figure),
-        tracer.attach(model, path, total_steps=steps_of(training, epochs)) as trace,
-    ):
-        accuracy = train(model, training, validation, epochs, trace, console)
+    steps = epochs * -(-len(training.labels) // _BATCH)
+    with viewer_beside(path, figure), tracer.attach(model, path, total_steps=steps) as trace:
+        accuracy = train(model, training, validation, epochs, steps, trace, console)
     overall = tracer.overall_extremes(tracer.model_extremes(model))
-    console.print(f"log                   {path}", highlight=False)
-    console.print(f"figure                {figure}", highlight=False)
-    console.print(f"validation accuracy   {accuracy:.3f}", highlight=False)
-    for name, number in overall.items():
-        console.print(f"{name:21} {number:.4g}", highlight=False)
     top = largest_gradient(path).collect().row(0, named=True)
-    console.print(
-        f"largest gradient      {top['gradient']:.4g} in {top['param']} at step {top['step']}", highlight=False
-    )
+    facts = {
+        "log": path,
+        "figure": figure,
+        "validation accuracy": f"{accuracy:.3f}",
+        **{name: f"{number:.4g}" for name, number in overall.items()},
+        "largest gradient": f"{top['gradient']:.4g} in {top['param']} at step {top['step']}",
+    }
+    for name, fact in facts.items():
+        console.print(f"{name:21} {fact}", highlight=False)
     console.print("found with polars:", highlight=False)
     console.print(_QUERY.format(run=path), style="cyan", highlight=False, soft_wrap=True)

@@ -1,11 +1,11 @@
-"""Rows in the form of the log: waits for what is on its way to the host, and makes tables of it. Runs in the daemon."""
+"""Items -> tables of the log. Runs in the daemon, and waits for copies that are on their way to the host."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-# pyarrow imports these two with its first array and its first cast: in the little time that a close has.
+# Otherwise pyarrow imports these two with its first array and its first cast: perhaps within the seconds of a close.
 import numpy.ma
 import numpy.typing as npt
 import pyarrow as pa
@@ -32,12 +32,12 @@ _NUMPY = {
     torch.float16: np.float16,
     torch.bfloat16: np.uint16,
 }
-# What is measured of a gradient and changes with its scale; counts do not.
+# The measured numbers of a gradient that change with its scale; counts do not.
 _SCALED = {"min", "max", "sum", "norm", "spread"}
 
 
 def on_host(item: Any) -> Any:
-    """The same item with its copies on the host, so that pinned memory is not held until it is published."""
+    """The same item with its copies on the host, so that pinned memory is free before it is published."""
     if isinstance(item, StepRows):
         updates = tuple(
             update._replace(divisor=_number(update.divisor), skipped=_number(update.skipped)) for update in item.updates
@@ -65,11 +65,11 @@ def _number(value: Number) -> float:
 
 
 class Encoder:
-    """Turns rows into tables of the log, for one rank. Runs in the daemon.
+    """Turns items into tables of the log, for one rank.
 
     Args:
         rank: The rank.
-        fold: How many steps a row of the extremes covers: those with the same number when divided by it.
+        fold: How many steps a row of the extremes covers: those whose number, divided by it, is the same.
     """
 
     def __init__(self, rank: int, fold: int = 1) -> None:
@@ -77,7 +77,7 @@ class Encoder:
         self._fold = fold
 
     def complete_prefix(self, table: str, items: Sequence[Any]) -> int:
-        """How many of these items may become rows now: of the extremes, those whose row's last step is among them."""
+        """How many of these items may become rows now: a folded row waits for its last step."""
         if table != "extremes" or self._fold == 1 or not items:
             return len(items)
         newest = items[-1]
@@ -86,15 +86,15 @@ class Encoder:
         return sum(self._row(rows) != self._row(newest) for rows in items)
 
     def _row(self, rows: StepRows) -> tuple[int, int]:
-        """What is the same for all steps of a row: a step that is repeated in another attempt is in another row."""
+        """The row of a step; a step that is repeated in another attempt is in another row."""
         return rows.attempt, rows.step // self._fold
 
     def by_table(self, tables: Iterable[str]) -> dict[str, Callable[[Sequence[Any]], pa.Table]]:
-        """For each of these tables the method that makes its rows."""
+        """The method that makes the rows of each of these tables."""
         return {table: getattr(self, table) for table in tables}
 
     def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
-        """The rows of these steps: one a parameter and step, or a parameter and several steps folded into one."""
+        """The rows of these steps: one a parameter and step, or a parameter and several folded steps."""
         runs: list[list[StepRows]] = []
         for rows in steps:
             if not runs or runs[-1][0].layout is not rows.layout:
@@ -120,8 +120,8 @@ class Encoder:
                 with np.errstate(all="ignore"):
                     numbers |= {name: numbers[name] / divisor for name in _SCALED.intersection(numbers)}
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
-                folded, there = _folded(statistic, values, recorded, starts)
-                columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~there[keep])
+                folded, known = _folded(statistic, values, recorded, starts)
+                columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~known[keep])
         names = pa.DictionaryArray.from_arrays(
             pa.array(np.tile(np.arange(count, dtype=np.int32), len(starts))[keep.ravel()]),
             pa.array(layout.names, type=pa.string()),
@@ -160,12 +160,11 @@ class Encoder:
         return self._table("events", [(event, event.kind, event.param, event.detail) for event in events])
 
     def _table(self, table: str, rows: list[tuple[Any, ...]]) -> pa.Table:
-        """A table of rows: each an item, which knows its step and time, and what follows in the columns."""
-        columns_of = schema.SCHEMAS[table]
+        """A table of rows: each an item, which knows its step and time, and the values of the table's own columns."""
+        table_schema = schema.SCHEMAS[table]
         items, *columns = zip(*rows, strict=True)
         key = self._key(items)
-        types = columns_of.types[len(key) :]
-        return pa.table([*key, *map(pa.array, columns, types)], schema=columns_of)
+        return pa.table([*key, *map(pa.array, columns, table_schema.types[len(key) :])], schema=table_schema)
 
     def _key(
         self, items: Sequence[Item], repeats: npt.NDArray[np.int64] | int = 1
@@ -184,29 +183,26 @@ def _folded(
     recorded: npt.NDArray[np.bool_],
     starts: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """A statistic of several steps, and where there is one: the least minimum, the mean of means, else the largest.
+    """A statistic of each row, and where it is known: the smallest minimum, the mean of means, else the largest.
 
-    Args:
-        statistic: Its name.
-        values: Of each step and parameter, where ``recorded`` says that it is one.
-        recorded: See ``values``.
-        starts: The first of the steps that become a row, of each row.
+    ``values`` has shape (steps, parameters), ``recorded`` says where it holds one, and each of ``starts`` is the index
+    of a row's first step.
     """
     if len(starts) == len(values):
         return values, recorded
-    there = np.logical_or.reduceat(recorded, starts, axis=0)
-    # A NaN stays one in each of them, and where there is nothing, whatever comes out is not kept.
+    known = np.logical_or.reduceat(recorded, starts, axis=0)
+    # A NaN stays NaN in each reduction, and a result that is not known is not kept.
     with np.errstate(all="ignore"):
         if statistic == "mean":
             counts = np.add.reduceat(recorded.astype(np.int64), starts, axis=0)
-            return np.add.reduceat(np.where(recorded, values, 0.0), starts, axis=0) / counts, there
+            return np.add.reduceat(np.where(recorded, values, 0.0), starts, axis=0) / counts, known
         if statistic == "min":
-            return np.minimum.reduceat(np.where(recorded, values, np.inf), starts, axis=0), there
-        return np.maximum.reduceat(np.where(recorded, values, -np.inf), starts, axis=0), there
+            return np.minimum.reduceat(np.where(recorded, values, np.inf), starts, axis=0), known
+        return np.maximum.reduceat(np.where(recorded, values, -np.inf), starts, axis=0), known
 
 
 def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """What a ``GradScaler`` has multiplied each gradient by; takes back what it let the optimizer skip."""
+    """The scale of each gradient. In ``recorded``, takes back updates that a ``GradScaler`` let the optimizer skip."""
     divisors = np.ones(recorded.shape)
     for at, rows in enumerate(steps):
         if quantity == "grad":
@@ -221,20 +217,20 @@ def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.boo
 
 def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, list[int] | None]:
     low, high, *counts = numbers
-    # A scaler that found an infinity in every step has halved its scale to 0.
+    # The scale may be 0, as above.
     with np.errstate(all="ignore"):
         extremes = np.array([low, high]) / loss_scale
     return extremes[0], extremes[1], None if np.isnan(counts[0]) else [int(count) for count in counts]
 
 
 def _numbers(steps: list[StepRows]) -> npt.NDArray[np.float64]:
-    """What was measured, as float64 of shape (steps, parameters, quantities, measured)."""
+    """All measured numbers, as float64 of shape (steps, parameters, quantities, measured)."""
     layout = steps[0].layout
     shape = len(layout.names), len(layout.quantities), len(layout.measures.measured)
     numbers = np.zeros((len(steps), shape[0], shape[1] * shape[2]))
     for device, groups in enumerate(layout.groups):
-        flat = b"".join(_bytes(rows.copies[device]) for rows in steps)
-        blocks = np.frombuffer(flat, dtype=np.uint8).reshape(len(steps), -1)
+        joined = b"".join(_bytes(rows.copies[device]) for rows in steps)
+        blocks = np.frombuffer(joined, dtype=np.uint8).reshape(len(steps), -1)
         for group in groups:
             raw = np.ascontiguousarray(blocks[:, group.offset_bytes : group.offset_bytes + group.size_bytes])
             values = raw.view(_NUMPY[group.dtype])

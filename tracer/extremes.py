@@ -22,8 +22,8 @@ def extremes_dtype(parameter: torch.Tensor) -> torch.dtype:
         parameter: The parameter itself, not its local shard: the shard knows nothing of a declared ``grad_dtype``.
     """
     dtype = reduced_dtype(parameter.dtype)
-    # A leaf may declare that its gradient has another dtype, or, by None, that it may have any. A tensor that is none
-    # may not be asked: torch 2.11 to 2.14 raise.
+    # A leaf may declare another dtype for its gradient, or None for any. Other tensors may not be asked: torch 2.11 to
+    # 2.14 raise.
     declared = getattr(parameter, "grad_dtype", dtype) if parameter.is_leaf else dtype
     gradient = declared or torch.float32
     return torch.promote_types(dtype, gradient) if gradient in NATIVE else dtype
@@ -32,7 +32,7 @@ def extremes_dtype(parameter: torch.Tensor) -> torch.dtype:
 def reduce_into(tensor: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Write a tensor's minimum and maximum into two 0-dim tensors of its ``reduced_dtype``, without a host sync.
 
-    A NaN anywhere makes both NaN, as in ``torch.aminmax``. Of a complex tensor, real and imaginary parts count alike.
+    A NaN anywhere makes both NaN, as in ``torch.aminmax``. The parts of complex numbers count as numbers of their own.
 
     Args:
         tensor: Any shape with at least one element; call this under ``torch.no_grad``.
@@ -47,7 +47,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """A real, dense tensor with the same extremes."""
     if tensor.layout is not torch.strided:
         elements = tensor.numel()
-        # A sync where the device is not the CPU: the number of distinct indices decides the result's shape.
+        # Except on the CPU this is a sync: the number of distinct indices decides the result's shape.
         tensor = tensor.coalesce().values()
         if tensor.numel() < elements:
             tensor = torch.cat([tensor.flatten(), tensor.new_zeros(1)])
@@ -62,9 +62,9 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this process holds: a ``DTensor``'s shard, or the tensor itself.
 
-    To merge the shards' extremes is left to the readers: a collective in a hook could wait for a rank for ever.
+    Readers merge the shards' extremes: a collective in a hook could wait for a rank for ever.
     """
-    # By its method, since to import DTensor takes half a second, and most runs have none.
+    # Known by its method, since an import of DTensor takes half a second, and most runs have none.
     to_local: Callable[[], torch.Tensor] | None = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 

@@ -1,7 +1,4 @@
-"""Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update.
-
-Registers, re-arms and removes them; of rows it knows where an extreme is to be written.
-"""
+"""Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -34,14 +31,11 @@ def running_backward() -> int:
 
 
 def _not_compiled(hook: _Function) -> _Function:
-    """Have the compiler neither take a function into what it compiles, nor compile it and what it calls.
-
-    Where a whole step is compiled, it would else do so for each tensor anew.
-    """
+    """Keep the compiler from a function and all that it calls; else it compiles them for each tensor anew."""
     try:
         from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
     except ImportError:
-        # An older torch. What this wraps around a function costs more than a microsecond a call.
+        # An older torch. Its wrapper costs more than a microsecond a call.
         return torch._compile._disable_dynamo(hook)  # type: ignore[return-value]
     function = cast("FunctionType", hook)
     set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
@@ -50,14 +44,14 @@ def _not_compiled(hook: _Function) -> _Function:
 
 
 class ParamHook:
-    """What is known of one traced tensor, and its hook.
+    """The hook of one traced tensor.
 
     Attributes:
         tensor: The tensor.
         index: Its index among the traced parameters.
-        handle: The hook's, where it is set.
-        failed: Whether it is no longer recorded.
-        direct: Where its extremes may be written by the hook itself.
+        handle: Removes the hook, once it is set.
+        failed: Whether the tensor is no longer recorded.
+        direct: Where the hook may write the extremes itself.
     """
 
     __slots__ = ("_report", "direct", "failed", "handle", "index", "tensor")
@@ -81,14 +75,14 @@ class ParamHook:
             torch.aminmax(tensor, out=direct.value)
             torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
         except Exception:
-            # It has been converted, is sparse, is part of another graph, or there is none: the listener knows.
+            # The gradient is missing, sparse, of another dtype, or part of another graph: the listener handles it.
             self._report(self, tensor)
             return
         direct.buffer.present[direct.index] |= VALUE | GRADIENT
 
 
 class Change(NamedTuple):
-    """What has become of a parameter."""
+    """A change of a parameter in the model."""
 
     kind: Literal["joined", "replaced", "frozen", "unfrozen", "removed"]
     name: str
@@ -96,7 +90,7 @@ class Change(NamedTuple):
 
 
 class Listener(Protocol):
-    """What the hooks report to. None of these may raise."""
+    """Receives the hooks' reports. None of these may raise."""
 
     def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """A gradient has been accumulated into ``tensor.grad``."""
@@ -120,7 +114,7 @@ class Hooks:
         parameters: Those of them that have a shape already.
         param_hooks: Their hooks, likewise.
         reporting: Whether each gradient is reported to the listener.
-        noted: Holds something once a gradient has arrived that was only noted; see ``report``.
+        noted: Holds a tensor once a gradient has arrived that was only noted; see ``report``.
 
     Raises:
         ValueError: the model has no trainable parameter, or none is selected.
@@ -154,12 +148,7 @@ class Hooks:
             )
 
     def arm(self, listener: Listener, wrap: Callable[[Hook], Hook] | None = None) -> None:
-        """Set all hooks; from now on they report to ``listener``.
-
-        Args:
-            listener: What is reported to.
-            wrap: Makes of a gradient's hook the one that is set.
-        """
+        """Set all hooks, each gradient hook wrapped in ``wrap``; from now on they report to ``listener``."""
         self._listener = listener
         self._wrap = wrap
         self._handles = [
@@ -169,7 +158,7 @@ class Hooks:
         self.rearm()
 
     def stale(self) -> bool:
-        """Whether the model's parameters are no longer those that were armed."""
+        """Whether the model's parameters have changed since they were armed."""
         if not self._trainable_as_before() or self._replaced() is not None:
             return True
         return bool(self._lazy) and not all(map(is_lazy, self._lazy))
@@ -180,13 +169,13 @@ class Hooks:
 
     def misses(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""
-        found = self._replaced()
-        return found is not None and not {id(parameter.tensor) for parameter in found}.isdisjoint(_ids_of(optimizer))
+        now = self._replaced()
+        return now is not None and not {id(parameter.tensor) for parameter in now}.isdisjoint(_ids_of(optimizer))
 
     def report(self, reporting: bool) -> None:
         """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
 
-        To note one calls no Python function, which is a tenth of the work of reporting it.
+        A note calls no Python function, and so costs a tenth of a report.
         """
         if reporting is self.reporting:
             return
@@ -194,7 +183,7 @@ class Hooks:
         self.noted.clear()
         for hook in self.param_hooks:
             hooks = hook.tensor._post_accumulate_grad_hooks
-            # Somebody else may have removed them all.
+            # Another library may have removed all hooks.
             if hook.handle is not None and hooks and hook.handle.id in hooks:
                 hooks[hook.handle.id] = self._hook(hook)
 
@@ -202,7 +191,7 @@ class Hooks:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
 
         Returns:
-            The hooks of tensors that were not known before, and what has changed.
+            The hooks of new tensors, and the changes.
         """
         listener = self._listener
         assert listener is not None
@@ -218,14 +207,14 @@ class Hooks:
             if hook.handle is None and hook.tensor.requires_grad:
                 hook.handle = _first_hook(hook.tensor, self._hook(hook))
         for hook in known.values():
-            # Its hook may be the one that runs now.
+            # This may be the hook that runs now.
             hook.failed, hook.direct = True, None
             if hook.handle is not None:
                 hook.handle.remove()
         return new, _changes(before, self._by_name())
 
     def remove(self) -> None:
-        """Remove every hook; harmless where they are removed already."""
+        """Remove every hook; harmless if they are removed already."""
         for handle in self._handles:
             handle.remove()
         for hook in self.param_hooks:
@@ -239,8 +228,8 @@ class Hooks:
 
     def held(self, optimizer: Optimizer) -> list[ParamHook]:
         """The hooks of the tensors that an optimizer holds."""
-        theirs = set(_ids_of(optimizer))
-        return [hook for hook in self.param_hooks if id(hook.tensor) in theirs]
+        ids = set(_ids_of(optimizer))
+        return [hook for hook in self.param_hooks if id(hook.tensor) in ids]
 
     def _hook(self, hook: ParamHook) -> Hook:
         if not self.reporting:
@@ -248,26 +237,26 @@ class Hooks:
         return hook if self._wrap is None else self._wrap(hook)
 
     def _replaced(self) -> list[NamedParameter] | None:
-        """The parameters as they are now, where these are not the ones that were armed."""
+        """The model's parameters as they are now, if they are not those that were armed."""
         if self._held_as_before():
             return None
         now, then = self._look(), self.chosen
         if [(new.name, id(new.tensor)) for new in now] != [(old.name, id(old.tensor)) for old in then]:
             return now
-        # Something else has changed, a module without parameters, say: it need not be looked at again.
+        # Another change, such as a module without parameters, which need not be looked at again.
         self._survey(now)
         return None
 
     def _look(self) -> list[NamedParameter]:
-        """The parameters that are to be traced, as the model holds them now."""
+        """The parameters to trace, as the model holds them now."""
         armed = {(id(parameter.owner), parameter.key): parameter.tensor for parameter in self.chosen}
-        found = []
+        wanted = []
         for parameter in named_parameters(self._model):
             if self._wanted(parameter.name):
                 before = armed.get((id(parameter.owner), parameter.key))
                 gathered = before is not None and _gathered(parameter.tensor, before)
-                found.append(replace(parameter, tensor=before) if before is not None and gathered else parameter)
-        return found
+                wanted.append(replace(parameter, tensor=before) if before is not None and gathered else parameter)
+        return wanted
 
     def _survey(self, chosen: list[NamedParameter]) -> None:
         self.chosen = chosen
@@ -275,7 +264,7 @@ class Hooks:
         self._tensors = [parameter.tensor for parameter in self.parameters]
         self._lazy = [parameter.tensor for parameter in chosen if parameter.lazy]
         self._ids = {id(parameter.tensor) for parameter in chosen}
-        # Everything that the model's modules hold, kept alive so that nothing new can bear its id.
+        # Everything that the model's modules hold. It is kept alive, or something new could get its id.
         self._modules = list(self._model.modules())
         owners: list[dict[str, Any]] = [
             held for module in self._modules for held in (module._parameters, module._modules)
@@ -291,7 +280,7 @@ class Hooks:
     # These two are asked in each measured step, so they loop in the interpreter's own functions.
 
     def _held_as_before(self) -> bool:
-        # Both end in a mark that nothing else is, so that they differ where one of them is longer.
+        # Both end with the same unique object, so that they differ if one of them is longer.
         return not any(self._empty) and all(map(is_, self._held(), self._kept))
 
     def _trainable_as_before(self) -> bool:
@@ -307,7 +296,7 @@ class Hooks:
 def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimizer, Any, Any], None]:
     @_not_compiled
     def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        # The first of the arguments is the optimizer itself.
+        # The first argument is the optimizer itself.
         report(optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
 
     return hook
@@ -335,8 +324,8 @@ def _changes(
 def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:
     """Whether a tensor stands in for a sharded one, which FSDP puts back before the optimizer's update.
 
-    Such a stand-in lies on no device mesh, on a smaller one, or on the same in another way; what replaces a sharded
-    parameter for good lies as that did.
+    A stand-in lies on no device mesh, on a smaller one, or on the same mesh in another way. A parameter that replaces a
+    sharded one for good lies as that one did.
     """
     layout = _layout(armed)
     return layout is not None and _layout(now) != layout
@@ -349,7 +338,7 @@ def _layout(tensor: torch.Tensor) -> tuple[object, object] | None:
 
 
 def _first_hook(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
-    """Register a hook before those that are there: a user's may update the parameter and free its gradient."""
+    """Register a hook before all others: a user's hook may update the parameter and free its gradient."""
     handle: RemovableHandle = tensor.register_post_accumulate_grad_hook(hook)
     hooks = tensor._post_accumulate_grad_hooks
     for key in [key for key in hooks if key != handle.id]:

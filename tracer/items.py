@@ -1,7 +1,4 @@
-"""What crosses to the daemon: rows, metrics and events, with the copies that are on their way to the host.
-
-This is the only place where data crosses from a device to the host.
-"""
+"""Items that go to the daemon: rows, metrics and events. Only here data crosses from a device to the host."""
 
 import contextlib
 import json
@@ -10,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +18,15 @@ from tracer.statistics import Measures
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
 QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
 
+_Key = TypeVar("_Key")
+
 
 class HostCopy:
-    """A tensor on its way to the host; the training thread starts it, the daemon waits for it.
+    """A tensor on its way to the host. The training thread starts the copy, and the daemon waits for it.
 
-    On CUDA the copy goes into pinned memory and nothing waits for it here. Torch's caching host allocator gives that
-    memory to a later copy once this one is dropped, which the daemon does with its next look into the queue.
-    Where the copy cannot be made, nothing is raised here: the daemon is told, and counts what is lost.
+    On CUDA the copy goes into pinned memory. Torch's caching host allocator gives that memory to a later copy once the
+    daemon drops this one, with its next look into the queue. If the copy fails, only ``wait`` raises: the daemon counts
+    what is lost.
 
     Args:
         tensor: A tensor, or several that are stacked.
@@ -39,7 +38,7 @@ class HostCopy:
         try:
             self._start(torch.stack(tensor) if isinstance(tensor, list) else tensor.detach())
         except Exception as error:
-            # Without the frames that it has passed, which hold what this was called with.
+            # Without its frames, which hold the tensor.
             self._error = error.with_traceback(None)
 
     def _start(self, tensor: torch.Tensor) -> None:
@@ -54,11 +53,11 @@ class HostCopy:
 
     @property
     def nbytes(self) -> int:
-        """What it takes on the host."""
+        """Its size on the host."""
         return 0 if self._error else self._host.nbytes
 
     def wait(self) -> torch.Tensor:
-        """The tensor on the host, once it has arrived. For the daemon: it may block, and raises what went wrong."""
+        """The tensor on the host, once it has arrived. For the daemon: it may block, and raises the copy's error."""
         if self._error is not None:
             raise self._error
         if self._done is not None:
@@ -68,7 +67,15 @@ class HostCopy:
 
 Number = float | HostCopy
 Rows = npt.NDArray[np.float64] | HostCopy
-"""What is on the host, or on its way there: one number, or rows of several."""
+"""One number, or rows of several, on the host or on its way there."""
+
+
+def host_blocks(tensors: Mapping[_Key, torch.Tensor]) -> list[tuple[list[_Key], HostCopy]]:
+    """Start to copy tensors of one shape, stacked, to the host: for each device the keys and their rows."""
+    by_device: dict[torch.device, list[_Key]] = {}
+    for key, tensor in tensors.items():
+        by_device.setdefault(tensor.device, []).append(key)
+    return [(keys, HostCopy([tensors[key] for key in keys])) for keys in by_device.values()]
 
 
 def number(tensor: torch.Tensor) -> Number:
@@ -78,17 +85,17 @@ def number(tensor: torch.Tensor) -> Number:
 
 
 def metric_value(name: str, metric: object) -> Number:
-    """A metric's number, of whatever a user logs; a tensor on a device costs no host sync.
+    """The number of a metric; a tensor on a device costs no host sync.
 
     Raises:
-        TypeError: it is neither a number nor a one-element tensor.
+        TypeError: the metric is neither a number nor a one-element tensor.
     """
     if isinstance(metric, torch.Tensor):
         try:
             if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
                 return number(metric)
         except Exception:
-            # On the host, of a tensor that is not one real number; else the daemon is told that it is lost.
+            # A tensor of one real number that cannot be read is counted as lost by the daemon.
             if metric.numel() == 1 and not metric.is_complex() and not metric.is_meta:
                 return HostCopy(metric)
     elif isinstance(metric, HostCopy):
@@ -98,13 +105,13 @@ def metric_value(name: str, metric: object) -> Number:
             return float(metric)
     elif isinstance(metric, np.ndarray) and metric.size == 1 and metric.dtype.kind in "biuf":
         return float(metric.item())
-    what = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
-    raise TypeError(f"metric {name}={what} ({type(metric).__name__}) is not a number or a one-element tensor")
+    shown = f"a tensor of shape {tuple(metric.shape)}" if isinstance(metric, torch.Tensor) else repr(metric)
+    raise TypeError(f"metric {name}={shown} ({type(metric).__name__}) is not a number or a one-element tensor")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The numbers of one dtype in a device's buffer: a row of so many columns for each of these parameters."""
+    """The numbers of one dtype in a device's buffer: a row for each of these parameters, with these columns."""
 
     dtype: torch.dtype
     offset_bytes: int
@@ -113,7 +120,7 @@ class Group:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes of the buffer it takes."""
+        """Its size in the buffer."""
         return len(self.columns) * len(self.indices) * self.dtype.itemsize
 
 
@@ -121,8 +128,7 @@ class Group:
 class Layout:
     """Where each parameter's numbers lie: for each device, the groups in its buffer.
 
-    What is measured of a quantity (value, grad, applied) are its extremes, then what was asked for beside them; the
-    columns of all quantities follow each other.
+    The columns of one quantity (value, grad, applied) follow those of another: the extremes first, then the rest.
     """
 
     names: tuple[str, ...]
@@ -133,12 +139,12 @@ class Layout:
 
     @cached_property
     def rows_and_bytes(self) -> tuple[int, int]:
-        """How many rows a step has, and about what they take in memory until they are written."""
+        """How many rows a step has, and about how many bytes they take in memory until they are written."""
         return len(self.names), 500 + (1 + 4 * len(self.quantities) * len(self.measures.measured)) * len(self.names)
 
 
 class Update(NamedTuple):
-    """An update that a ``GradScaler`` leaves to the optimizer: what it divides gradients by, and whether it skips."""
+    """An optimizer's update that unscales gradients itself: by which divisor, and whether it is skipped."""
 
     indices: list[int]
     divisor: Number
@@ -159,7 +165,7 @@ class StepRows(NamedTuple):
 
 
 class HistogramRows(NamedTuple):
-    """Histograms on their way to the log: for each device the parameters and quantities, and a row a histogram."""
+    """Histograms on their way to the log: for each device the parameters and quantities, and a row for each."""
 
     step: int
     time_ns: int
@@ -171,7 +177,7 @@ class HistogramRows(NamedTuple):
 class ActivationRows(NamedTuple):
     """One step's activations on their way to the log.
 
-    For each device the module, its mode and how many numbers it gave out, and a row of their moments for each of these.
+    For each device the modules, their modes and how many numbers each gave out, and a row of moments for each.
     """
 
     step: int
@@ -207,11 +213,11 @@ def event(step: int, kind: str, detail: str, param: str | None = None) -> Event:
 
 
 Item = StepRows | HistogramRows | ActivationRows | Metric | Event
-"""What a trace sends to its daemon, which may write it when another attempt has begun: each knows its own."""
+"""An item knows its attempt, since the daemon may write it when another has begun."""
 
 
 def rows_and_bytes(item: Item) -> tuple[int, int]:
-    """How many rows of the log an item stands for, and about what it takes in memory until they are written."""
+    """How many rows of the log an item stands for, and about how many bytes it takes until they are written."""
     match item:
         case StepRows():
             return item.layout.rows_and_bytes
@@ -223,5 +229,5 @@ def rows_and_bytes(item: Item) -> tuple[int, int]:
 
 
 def lost(rows: Mapping[str, int], newest: Item) -> Event:
-    """The event that says how many rows of which tables could not be written, at the step that was heard of last."""
+    """The event that rows of these tables could not be written, at the step of the newest item."""
     return Event(newest.step, time.time_ns(), "dropped", None, json.dumps(rows), newest.attempt)

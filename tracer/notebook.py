@@ -1,4 +1,4 @@
-"""Plain functions for a notebook, which need no run: the same numbers that a trace records, of a model as it is now."""
+"""Plain functions for a notebook, without a run: the numbers that a trace records, of a model as it is now."""
 
 import math
 from collections.abc import Mapping
@@ -43,16 +43,14 @@ def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 10) 
             histograms.collect(parameter.name, parameter.tensor, parameter.tensor.grad)
     encoder = Encoder(rank=0)
     columns = [f"{of}_{statistic}" for of in ("value", "grad") for statistic in measures.columns]
-    found: dict[str, dict[str, Any]] = {}
-    for row in encoder.extremes([buffer.take(0, 0)]).to_pylist():
-        found[row["param"]] = {column: row[column] for column in columns}
     if measures.histogram:
-        for numbers in found.values():
-            numbers |= {"value_histogram": None, "grad_histogram": None}
-        rows = histograms.take(0, 0)
-        for row in encoder.histograms([rows]).to_pylist() if rows.blocks else ():
-            found[row["param"]][f"{row['of']}_histogram"] = {key: row[key] for key in ("low", "high", "counts")}
-    return found
+        columns += ["value_histogram", "grad_histogram"]
+    rows = encoder.extremes([buffer.take(0, 0)]).to_pylist()
+    numbers = {row["param"]: {column: row.get(column) for column in columns} for row in rows}
+    made = histograms.take(0, 0)
+    for row in encoder.histograms([made]).to_pylist() if made.blocks else ():
+        numbers[row["param"]][f"{row['of']}_histogram"] = {key: row[key] for key in ("low", "high", "counts")}
+    return numbers
 
 
 def model_extremes(model: nn.Module) -> dict[str, dict[str, float | None]]:
@@ -70,15 +68,15 @@ def model_extremes(model: nn.Module) -> dict[str, dict[str, float | None]]:
 
 @torch.no_grad()
 def doctor(model: nn.Module) -> pl.DataFrame:
-    """Look at a model before it is trained: what of it would be recorded, and why not.
+    """Examine a model before it is trained: which parameters would be recorded, and why others would not.
 
     Args:
         model: Any module; wrapped, sharded or compiled as it will be when it is attached.
 
     Returns:
         A row a parameter: ``param``; ``state``: traced, sharded (traced, each rank its own part), frozen, lazy or
-        unsupported; ``shape`` and ``dtype``; ``records``: what is recorded of it as things stand; and ``note``: what it
-        is tied to, what part of it is here, or why it cannot be recorded.
+        unsupported; ``shape`` and ``dtype``; ``records``: the recorded quantities as things stand; and ``note``: its
+        tied names, the part of it that is here, or the reason why it cannot be recorded.
     """
     reason = flattened(model)
     rows = [_diagnosis(parameter, reason) for parameter in named_parameters(model)]
@@ -111,7 +109,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _trouble(parameter: NamedParameter) -> str | None:
-    """Why a parameter cannot be recorded, found out by doing it."""
+    """The reason why a parameter cannot be recorded, if there is one: recording it is tried."""
     if parameter.tensor.is_meta:
         return "on the meta device, so it has no numbers yet"
     try:

@@ -15,19 +15,13 @@ _TABLES: Mapping[type[Item], str] = {
 
 
 class Outbox:
-    """Hands every row, metric and event to the daemon, with the number of the attempt in which it was made.
-
-    Args:
-        daemon: The daemon.
-        attempt: The attempt with which this process begins.
-        first_step: Its first step.
-    """
+    """Hands every row, metric and event to the daemon, with the number of the attempt in which it was made."""
 
     def __init__(self, daemon: Daemon, attempt: int, first_step: int) -> None:
         self._daemon = daemon
         self._attempt = attempt
         self._first_step = first_step
-        # The last step to which this attempt has come, as far as something was handed over or logged.
+        # The last step of this attempt of which something was handed over.
         self._last_step = -1
 
     def put(self, item: Item) -> None:
@@ -35,25 +29,22 @@ class Outbox:
         table = _TABLES[type(item)]
         if table != "events":
             self._last_step = max(self._last_step, item.step)
-        # Most runs have one attempt, and items are made with its number.
+        # Most runs have one attempt, 0, and items are made with that number.
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))
 
     def log(self, step: int, time_ns: int, metrics: Mapping[str, Number]) -> None:
-        """Hand over metrics, if any, of the step to which the loop has come. A loop does so at each step."""
+        """Hand over metrics, if any, of the step to which the loop has come."""
+        # A loop calls this at each step, so it makes no more calls than it must.
         if step > self._last_step:
             self._last_step = step
         for name, value in metrics.items():
             self._daemon.put("metrics", Metric(step, time_ns, name, value, self._attempt))
 
     def restore(self, step: int, ended: int) -> None:
-        """Go on with this step: in another attempt, if it is one of those that this attempt has been through.
+        """Go on with this step, where so many had ended: in another attempt, if this one has been through the step.
 
-        It does not depend on what has been recorded of them: of several ranks, some may have recorded nothing.
-
-        Args:
-            step: The step.
-            ended: How many steps had ended.
+        That does not depend on recorded rows: some of several ranks may have recorded nothing.
         """
         went_back = step < ended and self._first_step < ended
         if went_back or step <= self._last_step:

@@ -11,14 +11,14 @@ from torch.nn.parameter import is_lazy
 
 Select = str | re.Pattern[str] | Callable[[str], bool]
 
-# The names under which torch's wrappers keep the module that they wrap. "module" is also a name that people give.
+# The names under which torch's wrappers keep the wrapped module. "module" is also a name that users give.
 _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPERS_OF_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True, eq=False)
 class NamedParameter:
-    """One parameter: its name in the log, its other names where it is tied, and where the model keeps it."""
+    """One parameter: its name in the log, its other names if it is tied, and where the model keeps it."""
 
     name: str
     aliases: tuple[str, ...]
@@ -33,7 +33,7 @@ class NamedParameter:
 
     @property
     def sharded(self) -> bool:
-        """Whether it is a ``DTensor``, of which each process holds a part."""
+        """Whether it is a ``DTensor``: each process holds a part."""
         return hasattr(self.tensor, "to_local")
 
 
@@ -51,8 +51,8 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Have FSDP put back the sharded parameters of a model, where a forward has left gathered ones in their places."""
-    # Whoever shards a model has imported it; to import it here would cost everyone half a second.
+    """Have FSDP put back a model's sharded parameters, if a forward has left gathered ones in their places."""
+    # A loop that shards a model has imported FSDP. An import here would cost everyone half a second.
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     for module in model.modules() if hasattr(fsdp, "FSDPModule") else ():
         if isinstance(module, fsdp.FSDPModule):
@@ -60,8 +60,8 @@ def reshard(model: nn.Module) -> None:
 
 
 def flattened(model: nn.Module) -> str | None:
-    """Why a model's parameters cannot be told apart, where that is so."""
-    # By its name, so as not to import it.
+    """The reason why a model's parameters cannot be told apart, if there is one."""
+    # Known by its name, which needs no import.
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         return "FullyShardedDataParallel flattens parameters and hides their gradients: shard with fully_shard instead"
     return None
@@ -69,10 +69,10 @@ def flattened(model: nn.Module) -> str | None:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of a model once, under its first name, "" for the model itself; of a wrapper, what it wraps."""
-    found: dict[int, tuple[str, nn.Module]] = {}
+    by_id: dict[int, tuple[str, nn.Module]] = {}
     for name, module in _named_modules(model):
-        found.setdefault(id(module), (name, module))
-    return dict(found.values())
+        by_id.setdefault(id(module), (name, module))
+    return dict(by_id.values())
 
 
 def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -87,11 +87,11 @@ def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
 
 
 def name_filter(select: Select | None, argument: str = "params") -> Callable[[str], bool]:
-    """The function that says of a name whether ``select`` means it: a regular expression may match anywhere in it.
+    """The function that says whether a name is selected: a regular expression may match anywhere in it.
 
     Args:
-        select: What the user gave; None means every name.
-        argument: As what the user gave it.
+        select: The user's selection; None means every name.
+        argument: The name of that argument.
 
     Raises:
         ValueError: the pattern is not a regular expression.

@@ -21,11 +21,7 @@ from tracer.warn import in_short, warn
 class StepRecord:
     """The numbers of the step under way, on the devices of its parameters.
 
-    Args:
-        hooks: The hooks of the parameters.
-        settings: What to record.
-        clock: Knows the step.
-        border: Held while the buffer is replaced.
+    ``border`` is held while the buffer is replaced.
 
     Attributes:
         buffer: Holds the extremes, and further statistics.
@@ -105,9 +101,11 @@ class StepRecord:
             names, self.order = list(self.order), None
             self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
 
-    def emit_histograms(self, time_ns: int, scale: Number) -> None:
-        """Emit the step's histograms."""
-        self._emit(self._histograms, time_ns, scale)
+    def emit_histograms(self, time_ns: int, scale: Number, histograms: Histograms | None = None) -> None:
+        """Emit the step's histograms, or these."""
+        rows = (histograms or self._histograms).take(self._clock.step, time_ns, scale)
+        if rows.blocks:
+            self._outbox.put(rows)
 
     def snapshot(self, scale: Number) -> None:
         """Emit histograms of all parameters and gradients as they are now."""
@@ -117,7 +115,7 @@ class StepRecord:
             self._hooks.param_hooks,
             lambda hook: histograms.collect(self._hooks.parameters[hook.index].name, hook.tensor, hook.tensor.grad),
         )
-        self._emit(histograms, time.time_ns(), scale)
+        self.emit_histograms(time.time_ns(), scale, histograms)
 
     def refresh(self) -> None:
         """Follow the model where its parameters have materialised, been replaced, added, frozen or unfrozen."""
@@ -149,11 +147,6 @@ class StepRecord:
                     action(hook)
                 except Exception as error:
                     self.give_up(hook, error)
-
-    def _emit(self, histograms: Histograms, time_ns: int, scale: Number) -> None:
-        rows = histograms.take(self._clock.step, time_ns, scale)
-        if rows.blocks:
-            self._outbox.put(rows)
 
     def _new_buffer(self) -> RowBuffer:
         return RowBuffer(self._hooks.parameters, self._settings.measures, self._settings.quantities)

@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import TypeVarTuple
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -23,6 +24,7 @@ _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
     "updates outside of the graph, steps are counted and values recorded, but no gradients"
 )
+_Args = TypeVarTuple("_Args")
 
 
 class Recorder:
@@ -105,7 +107,7 @@ class Recorder:
         if self._alert or (self._loss_scale is not None and self._clock.backward != running_backward()):
             if self._pauses():
                 return
-            self._at_border(lambda: self._first_gradient(hook))
+            self._at_border(self._first_gradient, hook)
             if self._step_record.order is not None and self._measuring and not hook.failed:
                 self._step_record.order[self._hooks.parameters[hook.index].name] = None
         if not self._measuring or hook.failed:
@@ -125,7 +127,7 @@ class Recorder:
         # If gradients were set by hand, only now can be said whether this update is another step.
         again = not self._hooks.noted and self._clock.repeats(id(optimizer))
         if (closure or again or not self._idle) and not self._pauses():
-            self._at_border(lambda: self._before_update(optimizer, closure))
+            self._at_border(self._before_update, optimizer, closure)
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
@@ -135,7 +137,7 @@ class Recorder:
         except Exception as error:
             self._stop(self._clock.step, error)
         if not self._pauses():
-            self._at_border(lambda: self._after_update(optimizer, closure))
+            self._at_border(self._after_update, optimizer, closure)
 
     def _ends_another(self, optimizer: Optimizer) -> bool:
         """Count a step at once, if it is like the one before, and nothing is recorded of it or of the next.
@@ -168,21 +170,21 @@ class Recorder:
 
     def restore(self, step: int) -> None:
         """Go on with any step; emit first what was recorded of the one under way."""
-        self._at_border(lambda: self._restore(step))
+        self._at_border(self._restore, step)
 
     def finish(self) -> None:
         """Emit the last step, if any gradient or update belongs to it."""
         self._at_border(self._finish)
 
-    def _at_border(self, action: Callable[[], None]) -> None:
-        """Do what happens between two steps; where it fails, training goes on."""
+    def _at_border(self, action: Callable[[*_Args], None], *args: *_Args) -> None:
+        """Do what happens between two steps; if it fails, training goes on."""
         step = self._clock.step
         try:
             with self._border:
                 if self._hooks.noted:
                     self._hooks.noted.clear()
                     self._first_gradient(None)
-                action()
+                action(*args)
         except Exception as error:
             self._stop(step, error)
 
@@ -345,9 +347,8 @@ class Recorder:
         if bill is None:
             return
         self._outbox.put(Metric(self._clock.step, self._clock.ended_ns or time.time_ns(), "tracer_cost", bill.share))
-        if bill.stride != bill.was:
-            detail = f"every {bill.was} -> every {bill.stride}: {bill.expected:.2%} of the time expected"
-            self._outbox.put(event(self._clock.step, "stride", detail))
+        if bill.change is not None:
+            self._outbox.put(event(self._clock.step, "stride", bill.change))
 
     def _choose_what_to_measure(self) -> None:
         self._measuring = self.measures(self._clock.step)

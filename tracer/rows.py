@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from tracer.items import (
     Number,
     StepRows,
     Update,
+    host_blocks,
 )
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, Measures, histogram
@@ -28,28 +30,25 @@ _ALIGN_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Where one tensor's numbers go: views of one number each."""
-
-    extremes: tuple[torch.Tensor, torch.Tensor]
-    further: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
 class Slot:
-    """Where one parameter's numbers go, by quantity."""
+    """Where one parameter's numbers go: for each quantity views of one number each."""
 
     dtype: torch.dtype
     reduce: Callable[..., object]
-    quantities: tuple[Numbers, ...]
+    extremes: list[tuple[torch.Tensor, torch.Tensor]]
+    further: list[tuple[torch.Tensor, ...]]
+
+    def views(self) -> Iterator[torch.Tensor]:
+        """All of them."""
+        return chain(*self.extremes, *self.further)
 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
     """Where a hook may write extremes itself, while its buffer is ``open``.
 
-    The most common parameter needs no more than two reductions. To go through all that the others need would take
-    longer than these, since a hook finds cold caches.
+    Most parameters need two reductions and nothing else. The code for all other cases would take longer than these two,
+    since a hook runs with cold caches.
     """
 
     value: tuple[torch.Tensor, torch.Tensor]
@@ -68,8 +67,8 @@ class RowBuffer:
     All numbers of a device share one block of bytes, so that a step crosses to the host in one copy a device.
 
     Attributes:
-        present: What has been recorded of each parameter.
-        open: Whether hooks may write into it without being asked.
+        present: A byte for each parameter: its quantities that have been recorded.
+        open: Whether hooks may write into the buffer themselves.
     """
 
     def __init__(
@@ -83,11 +82,11 @@ class RowBuffer:
             tensors = [local(parameter.tensor) for parameter in parameters]
         extremes = [extremes_dtype(parameter.tensor) for parameter in parameters]
         self._blocks: list[torch.Tensor] = []
-        # The same bytes where they are on the host already, where no torch operation need be called to copy them.
+        # The bytes of a block that is on the host: they are copied without a torch operation.
         self._views: list[memoryview | None] = []
         groups = []
         for device in dict.fromkeys(tensor.device for tensor in tensors):
-            # What is made under inference mode could not be written to outside of it.
+            # A tensor made under inference mode could not be written to outside of it.
             with torch.inference_mode(False):
                 block, device_groups = _allocate(device, tensors, extremes, measures, len(quantities), slots)
             self._blocks.append(block)
@@ -105,11 +104,11 @@ class RowBuffer:
         self.open = False
 
     def direct(self, index: int) -> Direct | None:
-        """Where a parameter's hook may write itself; None if there is more to do for this one."""
+        """Where a parameter's hook may write itself; None if this parameter needs more than two reductions."""
         slot = self.slots[index]
         if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
             return None
-        return Direct(slot.quantities[0].extremes, slot.quantities[1].extremes, self, index)
+        return Direct(slot.extremes[0], slot.extremes[1], self, index)
 
     @property
     def incomplete(self) -> bool:
@@ -130,44 +129,44 @@ class RowBuffer:
         slot = self.slots[index]
         if value.dtype is not slot.dtype:
             raise MisfitError
-        numbers = slot.quantities
+        extremes = slot.extremes
         try:
-            slot.reduce(value, out=numbers[0].extremes)
+            slot.reduce(value, out=extremes[0])
             if gradient is not None:
-                slot.reduce(gradient, out=numbers[1].extremes)
+                slot.reduce(gradient, out=extremes[1])
         except RuntimeError:
-            if value.device != numbers[0].extremes[0].device:
+            if value.device != extremes[0][0].device:
                 raise MisfitError from None
-            # A gradient that is sparse, or of another dtype than its parameter's.
-            reduce_into(value, numbers[0].extremes)
+            # The gradient is sparse, or has another dtype than its parameter.
+            reduce_into(value, extremes[0])
             if gradient is not None:
-                reduce_into(gradient, numbers[1].extremes)
+                reduce_into(gradient, extremes[1])
         if self._measures.further:
-            self._measures.measure(value, numbers[0].further)
+            self._measures.measure(value, slot.further[0])
             if gradient is not None:
-                self._measures.measure(gradient, numbers[1].further)
+                self._measures.measure(gradient, slot.further[1])
         self.present[index] = (VALUE if gradient is None else VALUE | GRADIENT) | (before & APPLIED)
 
     def record_applied(self, index: int, gradient: torch.Tensor | None) -> None:
         """Record the gradient that an optimizer applies, if any; under ``torch.no_grad``, without a host sync."""
         if gradient is None or self.present[index] == EMPTY or _partial(gradient):
             return
-        numbers, gradient = self.slots[index].quantities[2], local(gradient)
-        reduce_into(gradient, numbers.extremes)
-        self._measures.measure(gradient, numbers.further)
+        slot, gradient = self.slots[index], local(gradient)
+        reduce_into(gradient, slot.extremes[2])
+        self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
 
     def note_update(self, update: Update) -> None:
-        """What was recorded as applied to some parameters is to be divided, or taken back if the update is skipped."""
+        """Have the applied gradients of some parameters divided, or taken back if the update is skipped."""
         self._updates.append(update)
 
     def carry(self, old: "RowBuffer") -> None:
-        """Take over what an older buffer has recorded in this step."""
+        """Take over the numbers that an older buffer has recorded in this step."""
         index_of = {name: index for index, name in enumerate(self.layout.names)}
         for before, name in enumerate(old.layout.names):
             index = index_of.get(name)
             if index is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
-                for to, source in zip(_views(self.slots[index]), _views(old.slots[before]), strict=True):
+                for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=True):
                     to.copy_(source)
                 self.present[index] = old.present[before]
         for update in old._updates:
@@ -187,13 +186,8 @@ class RowBuffer:
 
 
 def _partial(gradient: torch.Tensor) -> bool:
-    """Whether this rank holds a summand of the gradient, which only the optimizer will add up with the others'."""
+    """Whether this rank holds a summand of the gradient; the optimizer will add up all ranks' summands."""
     return any(placement.is_partial() for placement in getattr(gradient, "placements", ()))
-
-
-def _views(slot: Slot) -> Iterator[torch.Tensor]:
-    for numbers in slot.quantities:
-        yield from (*numbers.extremes, *numbers.further)
 
 
 def _allocate(
@@ -227,38 +221,30 @@ def _allocate(
         for index, row in zip(group.indices.tolist(), rows.view(-1, len(group.columns)), strict=True):
             views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
     for index, view in views.items():
-        places = []
-        for first in range(0, quantities * width, width):
-            low, high, *further = (view[first + number] for number in range(width))
-            places.append(Numbers((low, high), tuple(further)))
+        firsts = range(0, quantities * width, width)
+        places = [(view[first], view[first + 1]) for first in firsts]
+        further = [tuple(view[first + number] for number in range(2, width)) for first in firsts]
         dtype = tensors[index].dtype
-        native = dtype in NATIVE and places[0].extremes[0].dtype is dtype
-        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, tuple(places))
+        native = dtype in NATIVE and places[0][0].dtype is dtype
+        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, places, further)
     return block, tuple(groups)
 
 
 class Histograms:
-    """The histograms of one step, as they are collected.
-
-    Args:
-        bins: How many bins each has.
-    """
+    """Collects the histograms of one step, each with so many bins."""
 
     def __init__(self, bins: int) -> None:
         self.bins = bins
-        self._made: dict[tuple[str, str], torch.Tensor] = {}
+        self._histograms: dict[tuple[str, str], torch.Tensor] = {}
 
     def collect(self, param: str, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Make a parameter's histograms; under ``torch.no_grad``, without a host sync."""
         for of, tensor in (("value", value), ("grad", gradient)):
             if tensor is not None and local(tensor).numel():
-                self._made[param, of] = histogram(local(tensor), self.bins)
+                self._histograms[param, of] = histogram(local(tensor), self.bins)
 
     def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> HistogramRows:
         """Send them to the host and begin anew."""
-        by_device: dict[torch.device, list[tuple[str, str]]] = {}
-        for key, made in self._made.items():
-            by_device.setdefault(made.device, []).append(key)
-        blocks = [(keys, HostCopy([self._made[key] for key in keys])) for keys in by_device.values()]
-        self._made.clear()
+        blocks = host_blocks(self._histograms)
+        self._histograms.clear()
         return HistogramRows(step, time_ns, blocks, loss_scale)

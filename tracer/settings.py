@@ -1,4 +1,4 @@
-"""What is recorded, and how often: the arguments of ``attach``, checked."""
+"""The settings of a trace: the arguments of ``attach`` on what is recorded and how often, checked."""
 
 import numbers
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from tracer.statistics import Measures, Stats, check_count
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of ``attach`` on what to record; there they are described.
+    """The arguments of ``attach`` on what to record, described there.
 
     Attributes:
-        measures: What ``stats`` asks to have measured.
+        measures: The measurements that ``stats`` needs.
 
     Raises:
         ValueError: a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
@@ -39,19 +39,17 @@ class Settings:
                 raise ValueError(f"budget={self.budget!r} must be a share of the time between 0 and 1, such as 0.01")
             object.__setattr__(self, "budget", float(self.budget))
         if self.fold > 1 and (self.every > 1 or self.budget is not None):
-            rare = f"every={self.every}" if self.budget is None else f"budget={self.budget}"
-            raise ValueError(
-                f"{rare} leaves steps out, and fold={self.fold} measures each of them: give one of the two"
-            )
+            other = f"every={self.every}" if self.budget is None else f"budget={self.budget}"
+            raise ValueError(f"{other} leaves steps out, and fold={self.fold} measures each step: give one of the two")
         object.__setattr__(self, "measures", Measures.of(self.stats))
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """The quantities that are recorded of each parameter."""
+        """The quantities of each parameter that are recorded."""
         return ("value", "grad", "applied") if self.applied else ("value", "grad")
 
     def described(self) -> dict[str, Any]:
-        """What run.json says of them."""
+        """The settings as run.json holds them."""
         histograms = self.measures.histogram
         return {
             "every": self.every,

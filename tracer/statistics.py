@@ -1,7 +1,7 @@
-"""Statistics beyond the extremes: what is measured of a tensor on its device, and what the host makes of that.
+"""Statistics beyond the extremes: measured on a tensor's device, and derived from that on the host.
 
-Mean, norm and standard deviation are accumulated in float64: there squares of tiny gradients do not vanish, nor do
-those of huge ones overflow, while torch's float32 norm is 4e-3 off on large tensors.
+Mean, norm and standard deviation are accumulated in float64, where squares of tiny gradients do not vanish, and squares
+of huge ones do not overflow. On large tensors torch's float32 norm is 4e-3 off.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ import torch
 
 from tracer.extremes import dense
 
-# What can be asked for beside the extremes, in the order of its columns; "histogram" has a table of its own.
+# The statistics beside the extremes, in the order of their columns; "histogram" has a table of its own.
 STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 
-# What is measured, and for which statistics.
+# Each measured number, and the statistics that need it.
 _NEEDED_FOR = {
     "sum": {"mean", "std"},
     "norm": {"norm"},
@@ -26,7 +26,7 @@ _NEEDED_FOR = {
     "nonfinite": {"nonfinite"},
 }
 
-# How many numbers are converted at once on the host.
+# On the host so many numbers are converted at once: the float64 copy of a large tensor at once is ten times as slow.
 _PIECE = 1 << 18
 
 Stats = str | Iterable[str]
@@ -35,11 +35,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Measures:
-    """What a choice of statistics needs to have measured, in as few passes over memory as it allows.
+    """The measurements that a choice of statistics needs, in as few passes over memory as it allows.
 
     Attributes:
         columns: The statistics, in the order of their columns; the extremes come first.
-        further: What is measured beside the extremes. The spread is the L2 norm of the distances from the mean.
+        further: The measurements beside the extremes. The spread is the L2 norm of the distances from the mean.
         histogram: Whether histograms were asked for.
     """
 
@@ -49,7 +49,7 @@ class Measures:
 
     @classmethod
     def of(cls, stats: Stats) -> "Measures":
-        """The measures of what a user asks for: ``"extremes"``, and any of ``STATISTICS`` and ``"histogram"``.
+        """The measures for ``"extremes"``, and any of ``STATISTICS`` and ``"histogram"``.
 
         Raises:
             ValueError: there is no such statistic.
@@ -65,11 +65,11 @@ class Measures:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """All that is measured of a tensor, in the order of a buffer's columns."""
+        """All measurements of a tensor, in the order of a buffer's columns."""
         return ("min", "max", *self.further)
 
     def measure(self, tensor: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
-        """Measure what is to be measured further, without a host sync; under ``torch.no_grad``.
+        """Make the further measurements, without a host sync; under ``torch.no_grad``.
 
         Args:
             tensor: Any shape with at least one element; a sparse one is measured in its dense form.
@@ -79,14 +79,14 @@ class Measures:
             place.copy_(number)
 
     def derive(self, measured: Mapping[str, Array], elements: Array) -> dict[str, Array]:
-        """The columns, by statistic, from what was measured; arrays that broadcast, float64.
+        """The columns, by statistic, from the measurements; arrays that broadcast, float64.
 
         Args:
             measured: An array for each name in ``self.measured``.
             elements: How many numbers each tensor has, real and imaginary parts counted apart.
         """
         columns = {**measured, "absmax": np.maximum(np.abs(measured["min"]), np.abs(measured["max"]))}
-        # Of a tensor without an element nothing is said, whatever comes out here.
+        # The rows of a tensor without an element are null, whatever is calculated here.
         with np.errstate(all="ignore"):
             if "sum" in measured:
                 columns["mean"] = measured["sum"] / elements
@@ -98,10 +98,10 @@ class Measures:
 
 
 def check_count(name: str, count: object) -> None:
-    """See that an argument is a number of something.
+    """Check an argument that counts something.
 
     Raises:
-        ValueError: it is no whole number, or less than 1.
+        ValueError: it is not a whole number, or less than 1.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"{name}={count!r} must be a whole number, 1 or more")
@@ -113,7 +113,6 @@ EXTREMES = Measures.of("extremes")
 def _measure(tensor: torch.Tensor, names: Sequence[str]) -> Iterator[torch.Tensor]:
     pieces: Sequence[torch.Tensor] = (tensor,)
     if tensor.is_cpu and tensor.numel() > _PIECE:
-        # On the host the float64 copy of a large tensor at once is ten times as slow.
         pieces = tensor.flatten().split(_PIECE)
     total = tensor
     for name in names:
@@ -161,8 +160,8 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
         bins: How many bins.
 
     Returns:
-        float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts; these are NaN where the distance between
-        those two is not finite in the tensor's dtype, so that there are no edges.
+        float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts. The counts are NaN if the distance between
+        minimum and maximum is not finite in the tensor's dtype, so that there are no edges.
     """
     numbers = dense(tensor).flatten()
     if numbers.dtype is torch.bfloat16:
@@ -173,7 +172,7 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
     first, last = torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
     extent, ticks = last - first, torch.arange(1, bins, device=numbers.device).to(numbers.dtype)
     step = extent / bins
-    # As NumPy does where the step is less than the smallest number that there is.
+    # As NumPy does where the step is too small for any number but 0.
     inner = torch.where(step == 0, ticks / bins * extent, ticks * step) + first
     index = torch.bucketize(numbers, inner, right=True)
     counts = torch.zeros(bins, dtype=torch.int64, device=numbers.device)

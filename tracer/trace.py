@@ -23,11 +23,7 @@ from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
 from tracer.hooks import Hooks
-from tracer.items import (
-    event,
-    lost,
-    metric_value,
-)
+from tracer.items import event, lost, metric_value
 from tracer.log import run as run_folder
 from tracer.log import schema, store
 from tracer.log.run import LogError
@@ -64,35 +60,35 @@ def attach(
 ) -> "Trace":
     """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
 
-    Use it as a context manager, or call ``close`` on what it returns; at the interpreter's exit it is closed anyway.
-    It prints one line with the run's folder. Where a child process of multiprocessing runs the script once more, as it
-    does under spawn and forkserver, its trace records nothing.
+    Use the trace as a context manager, or call its ``close``; the interpreter's exit closes it in any case. One line
+    with the run's folder is printed. Nothing is traced in a child process of multiprocessing that runs the script once
+    more, as under spawn and forkserver.
 
     Args:
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
         path: The run's folder, or a URI such as ``s3://bucket/runs/a``. Without it, ``runs/<time>-<model class>``.
-        every: Measure every so many steps: those whose number it divides. Metrics are recorded at every step.
-        budget: The share of the training's time that tracing may take, 0.01 for 1 %: the tracer watches its own cost,
-            and measures every 1, 2, 4, 8, … times ``every`` steps as the budget allows. The share that it takes is the
-            metric ``tracer_cost``, each change an event. Time on a GPU, and of the thread that writes, is not counted.
-        fold: Make one row of so many steps: each step is measured, and the row holds the smallest minimum and the
-            largest maximum, the mean of means, and of every other statistic the largest. ``span`` says how many steps
-            a row covers. Metrics are recorded at every step.
+        every: Measure one of so many steps: those whose number it divides. Metrics are recorded at every step.
+        budget: The share of the training's time that tracing may take, 0.01 for 1 %. The tracer watches its own cost,
+            and measures every 1, 2, 4, 8, … times ``every`` steps as the budget allows. The metric ``tracer_cost`` is
+            its share, and each change is an event. Time on a GPU, and of the thread that writes, is not counted.
+        fold: Make one row of so many steps. Each step is measured, and the row holds the smallest minimum, the largest
+            maximum, the mean of means, and the largest of every other statistic. ``span`` is the number of steps that
+            the row covers. Metrics are recorded at every step.
         params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
-        stats: What to record beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population),
-            ``"norm"`` (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (how many
-            elements are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
+        stats: Statistics beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population), ``"norm"``
+            (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (the number of elements
+            that are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
         scaler: The loop's ``GradScaler``: gradients are recorded divided by its scale, and the metrics ``amp_scale``
             and ``skipped`` are written for each step.
-        activations: Whether to record the outputs of modules: True for all, or which, as in ``params``. The name of
-            the model itself is "".
-        histogram_every: Every how many steps to record histograms, where ``stats`` asks for them.
-        bins: How many bins they have.
-        total_steps: How many steps the run will have, for the viewer to say how long it still takes.
-        resume: Go on with the run in ``path``, after its last step, or begin it where there is none yet. To go on from
-            a checkpoint, hand its state to ``Trace.load_state_dict``.
+        activations: Whether to record the outputs of modules: True for all, or a selection as in ``params``. The name
+            of the model itself is "".
+        histogram_every: Record histograms, if ``stats`` asks for them, in one of so many steps.
+        bins: The number of bins of a histogram.
+        total_steps: The number of steps that the run will have, for the viewer to estimate the remaining time.
+        resume: Go on with the run in ``path``, after its last step, or begin it if there is none yet. To go on from a
+            checkpoint, give its state to ``Trace.load_state_dict``.
 
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
@@ -120,8 +116,8 @@ def attach(
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
     place = None if path is None else store.at(path)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A worker of a DataLoader, say, that was not forked. By the same mark multiprocessing itself knows that it is
-        # not yet time for what the script does.
+        # A worker of a DataLoader that was not forked, say, is importing the script. multiprocessing itself uses this
+        # mark for that.
         warn("a child process runs the script that started it once more: nothing is traced there")
         return Trace(place or Path("runs"), settings, None)
     hooks = Hooks(model, params)
@@ -132,13 +128,11 @@ def attach(
     try:
         return _begin(model, hooks, place, settings, scaler, outputs, resume)
     except OSError as error:
-        raise LogError(
-            f"{place or Path('runs')} cannot be used: {in_short(error)}; is the disk as it should be?"
-        ) from error
+        raise LogError(f"{place or Path('runs')} cannot be used: {in_short(error)}; check the disk") from error
 
 
 def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
-    """Raise where a parameter of the model is traced already, or another model into this place."""
+    """Raise if a parameter of the model is traced already, or another model into this place."""
     ids = {id(parameter.tensor) for parameter in named_parameters(model)}
     for other in list(_open):
         if other.traces(ids):
@@ -174,8 +168,8 @@ def _begin(
     daemon = Daemon(path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
     outbox = Outbox(daemon, attempt, first_step)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
-    what = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
-    outbox.put(event(first_step, "resumed" if resumed else "attached", what))
+    detail = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
+    outbox.put(event(first_step, "resumed" if resumed else "attached", detail))
     try:
         recorder.arm(outbox)
         if activations is not None:
@@ -186,7 +180,7 @@ def _begin(
     _close_at_exit(trace)
     if rank == 0:
         does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
-        # Where stderr is closed, nobody reads it.
+        # stderr may be closed.
         with contextlib.suppress(OSError, ValueError):
             print(f"gradwatch {does}: {path} - watch it with: viewer {path}", file=sys.stderr)
     return trace
@@ -194,17 +188,17 @@ def _begin(
 
 def _close_at_exit(trace: "Trace") -> None:
     _open.add(trace)
-    # Registered anew, since what a child of multiprocessing inherits is forgotten there.
+    # Registered anew, since a child of multiprocessing forgets inherited handlers.
     atexit.unregister(_close_all)
     atexit.register(_close_all)
     if multiprocessing.parent_process() is not None:
-        # Before Python 3.13 such a child, if it was forked, ends without the interpreter's exit handlers.
+        # Before Python 3.13 a forked child of multiprocessing ends without the interpreter's exit handlers.
         multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a trace consists of until it is closed."""
+    """The parts of a trace until it is closed."""
 
     hooks: Hooks
     recorder: Recorder
@@ -223,8 +217,7 @@ class Trace:
     def __init__(self, path: Place, settings: Settings, parts: _Parts | None) -> None:
         self.path = path
         self._settings = settings
-        # None of one that takes every call and does nothing, and of one that has ended: who keeps it does not keep the
-        # model.
+        # None if the trace does nothing, and once it has ended: whoever keeps the trace does not keep the model.
         self._parts = parts
         self._inert = self._closed = parts is None
         self._next_step = 0
@@ -240,7 +233,7 @@ class Trace:
             metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync.
 
         Raises:
-            TypeError: a metric is neither; no metric of this call is then recorded.
+            TypeError: a metric is neither; then no metric of this call is recorded.
         """
         now = time.time_ns()
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
@@ -254,7 +247,7 @@ class Trace:
             metrics: As for ``log``; they belong to the step that ends.
 
         Raises:
-            TypeError: a metric is neither a number nor a one-element tensor; the step is then not ended.
+            TypeError: a metric is neither a number nor a one-element tensor; then the step does not end.
         """
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
         live = self._live
@@ -266,7 +259,7 @@ class Trace:
         """Record histograms of the parameters and their gradients as they are now: once an epoch, say.
 
         Raises:
-            ValueError: the trace was not asked for histograms.
+            ValueError: ``attach`` was not asked for histograms.
         """
         if not self._settings.measures.histogram:
             raise ValueError('snapshot() records histograms, so attach(model, stats="histogram") must ask for them')
@@ -275,7 +268,7 @@ class Trace:
             live.recorder.snapshot()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the training is, for its checkpoint: how many steps have ended.
+        """The number of steps that have ended, for the training's checkpoint.
 
         A loop that ends its steps with ``step`` saves its checkpoint after that call.
         """
@@ -283,13 +276,13 @@ class Trace:
         return {"step": self._next_step if live is None else live.recorder.next_step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where the training was when ``state_dict`` gave this, since its checkpoint has been restored.
+        """Go on where the training was when ``state_dict`` returned this state: its checkpoint has been restored.
 
-        What was recorded of this step and later ones before stays in the log, under the number of an earlier attempt,
-        and readers leave it out unless they ask for all attempts.
+        Earlier rows of this step and later ones stay in the log, under the number of an earlier attempt. Readers leave
+        them out unless they ask for all attempts.
 
         Args:
-            state: What ``state_dict`` gave.
+            state: The state that ``state_dict`` returned.
 
         Raises:
             ValueError: it is something else.
@@ -297,9 +290,9 @@ class Trace:
         """
         step = state.get("step") if isinstance(state, Mapping) else None
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            # A whole checkpoint, perhaps: its tensors are not to be printed.
-            what = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
-            raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {what}')
+            # If it is a whole checkpoint, its tensors must not be printed.
+            got = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {got}')
         if self._inert:
             return
         live = self._live
@@ -315,7 +308,7 @@ class Trace:
         live.outbox.put(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
-        """End the trace: record the last step, remove every hook, write everything. Harmless when closed already."""
+        """End the trace: record the last step, remove every hook, write everything. Harmless if it has ended."""
         if self in _open:
             self._finish("")
 
@@ -339,7 +332,7 @@ class Trace:
         self._parts = None
 
     def _end(self, reason: str) -> None:
-        """Record the last step, remove the hooks, and tell the daemon to end; a second Ctrl-C in it ends no less."""
+        """Record the last step, remove the hooks, and tell the daemon to end, even if Ctrl-C comes meanwhile."""
         parts = self._parts
         if parts is None:
             return
@@ -357,7 +350,7 @@ class Trace:
             _open.discard(self)
 
     def _abandon(self) -> None:
-        """In a forked child: the parent's trace is not this process's business."""
+        """Let go of the parent's trace in a forked child."""
         parts = self._parts
         if parts is None:
             return
@@ -376,7 +369,7 @@ def _reason(error: BaseException | None) -> str:
 
 def _close_all() -> None:
     """At the interpreter's exit: end every trace, and wait for all of them at once."""
-    # The interpreter keeps an exception that nobody caught; a prompt also keeps those that ended nothing.
+    # The interpreter keeps an uncaught exception; a prompt also keeps those that ended nothing.
     error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
     for trace in list(_open):
         trace._end(_reason(error))

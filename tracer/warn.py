@@ -10,15 +10,15 @@ class TracerWarning(UserWarning):
 
 
 def in_short(error: BaseException) -> str:
-    """An error in one line: torch's dispatcher explains some of its own in a hundred."""
+    """An error in one line: some errors of torch's dispatcher have a hundred."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def warn(message: str) -> None:
-    """Warn the user, even where warnings are errors, or nobody takes them: nothing is raised into training."""
+    """Warn the user. Nothing is raised into training, even if warnings are errors."""
     try:
         warnings.warn(f"gradwatch: {message}", TracerWarning, stacklevel=3)
     except Exception:
-        # Where even that fails, stderr is closed.
+        # stderr may be closed.
         with contextlib.suppress(Exception):
             print(f"TracerWarning: gradwatch: {message}", file=sys.stderr)

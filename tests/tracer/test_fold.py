@@ -168,6 +168,6 @@ def test_what_is_not_ripe_is_published_before_memory_runs_out(tmp_path: Path) ->
 
 def test_a_stride_and_a_fold_exclude_each_other(tmp_path: Path) -> None:
     """One leaves steps out, the other measures each: both at once are refused, and no folder is made."""
-    with pytest.raises(ValueError, match="every=2 leaves steps out, and fold=3 measures each of them"):
+    with pytest.raises(ValueError, match="every=2 leaves steps out, and fold=3 measures each step"):
         tracer.attach(mlp(), tmp_path / "run", every=2, fold=3)
     assert not (tmp_path / "run").exists()
