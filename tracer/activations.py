@@ -73,7 +73,7 @@ class Activations:
             self._handle.remove()
 
     def finish(self) -> None:
-        """Remove the hook, if there is one, and emit what has been recorded."""
+        """Remove the hook, if there is one, and emit everything recorded so far."""
         if self._handle is None:
             return
         self.remove()
@@ -82,7 +82,7 @@ class Activations:
             self._say("no module's forward was seen: code that torch.compile has made calls no hook")
 
     def flush(self) -> None:
-        """Emit what has been recorded, of the next step, too."""
+        """Emit everything recorded so far, even of the next step."""
         try:
             self._emit_before(self._recorder.step + 2)
         except Exception as error:

@@ -22,7 +22,7 @@ SCALER_NOT_GIVEN = (
 
 
 class LossScale:
-    """A ``GradScaler``, as one step after the other sees it.
+    """The loss scale of a ``GradScaler``, followed from step to step.
 
     Args:
         scaler: The scaler, which may drive optimizers of other models as well.

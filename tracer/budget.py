@@ -40,20 +40,20 @@ class Budget:
         every: Strides are multiples of this, by powers of two.
 
     Attributes:
-        stride: Of so many steps one is to be measured.
+        stride: One of so many steps is measured.
     """
 
     def __init__(self, share: float, every: int) -> None:
         self._share = share
         self._every = every
         self.stride = every * _FIRST_STRIDE
-        # Seconds of the tracer's own work: within this step; of steps that were measured, and that were not.
+        # Seconds of the tracer's own work: in this step, in measured steps, and in unmeasured ones.
         self._spent = 0.0
         self._measured: deque[float] = deque(maxlen=_MEASURED)
         self._unmeasured: deque[float] = deque(maxlen=_UNMEASURED)
-        # Seconds of the training's.
+        # Seconds of the training, likewise.
         self._training: deque[float] = deque(maxlen=_UNMEASURED)
-        # When this step began, and the call that is being billed, if one is.
+        # When this step began, and the billed call that is running, if there is one.
         self._step_began = clock()
         self._call_began: float | None = None
         # Seconds and work of the steps since the last bill.
@@ -66,7 +66,7 @@ class Budget:
         def timed(*args: _P.args, **kwargs: _P.kwargs) -> None:
             self._call_began = began = clock()
             call(*args, **kwargs)
-            # What came before the end of a step was counted there. Another thread may be in such a call, too.
+            # Time before the end of a step was counted there. Another thread may be in such a call, too.
             self._spent += clock() - max(began, self._step_began)
             self._call_began = None
 
@@ -108,7 +108,7 @@ class Budget:
         return work / seconds if seconds > 0 else 0.0
 
     def _next_stride(self) -> int:
-        """Up at once where the budget is exceeded, down by half where even that keeps it."""
+        """Rise at once if the budget is exceeded; fall by half if even that keeps it."""
         stride, last = self.stride, self._every * _LAST_STRIDE
         if self._expected(stride) > self._share:
             while stride < last and self._expected(stride) > _UP * self._share:

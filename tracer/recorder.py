@@ -30,12 +30,7 @@ _Args = TypeVarTuple("_Args")
 class Recorder:
     """Records the statistics of each step, and emits a step's rows when the next step begins.
 
-    Args:
-        hooks: The hooks that report to this recorder.
-        settings: What to record.
-        first_step: The step to begin with.
-        loss_scale: The ``GradScaler`` of the loop, if it has one.
-        budget: Says how often to measure, instead of the settings.
+    ``loss_scale`` is that of the loop's ``GradScaler``, if it has one. ``budget``, if there is one, sets the stride.
 
     Attributes:
         measured: How many steps have been recorded.
@@ -161,7 +156,7 @@ class Recorder:
         return True
 
     def end_step(self) -> None:
-        """End the step now, on the user's word; the next gradient, or the next call, begins the next one."""
+        """End the step now, as the user says; the next gradient, or the next call, begins the next one."""
         self._at_border(self._end_step)
 
     def snapshot(self) -> None:
@@ -189,7 +184,7 @@ class Recorder:
             self._stop(step, error)
 
     def _stop(self, step: int, error: Exception) -> None:
-        """Stop to record extremes."""
+        """Record no more extremes."""
         if not self._stopped:
             self._stopped, self._measuring, self._step_record.buffer.open = True, False, False
             message = in_short(error)
@@ -211,7 +206,7 @@ class Recorder:
         if not self._clock.gradient(backward, skipped):
             return
         if self._chosen != self._clock.step:
-            # Ctrl-C came where the step before was left.
+            # Ctrl-C interrupted the end of the step before.
             self._choose_what_to_measure()
         if hook is not None and self._first_update is not None and self._first_update.misses(hook.tensor, backward):
             self._say_unended()
@@ -274,7 +269,7 @@ class Recorder:
 
     def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
         if self._idle and not closure:
-            # Put off until now, since nothing was to be recorded: to come here once is cheaper than twice.
+            # An idle step comes here after the update, and not before it as well: one call is cheaper than two.
             self._before_update(optimizer, closure, late=True)
         if not self._hooks.holds(optimizer):
             return
@@ -304,7 +299,7 @@ class Recorder:
     def _prepare_next(self, backward: int) -> None:
         """The step has ended, in the backward with this id: decide whether the next one's gradients are reported."""
         if self._budget is not None:
-            # Not before: until now the stride also decided whether this step's gradients are reported.
+            # Not earlier: until now the old stride decided whether this step's gradients are reported.
             self._stride = self._budget.stride
         measured = self.measures(self._clock.step + 1)
         self._hooks.report(measured or backward != NO_BACKWARD or self._loss_scale is not None)
@@ -353,7 +348,7 @@ class Recorder:
     def _choose_what_to_measure(self) -> None:
         self._measuring = self.measures(self._clock.step)
         self._step_record.choose_histograms(self._measuring)
-        # Last, as Ctrl-C may come before.
+        # Set last: if Ctrl-C comes before, the choice is made again.
         self._chosen = self._clock.step
 
     def _take(self) -> None:
