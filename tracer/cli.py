@@ -170,26 +170,22 @@ def verify(run: RunArgument) -> None:
 
     path = store.at(run)
     run_folder.open_run(path)
-    checked, problems = _examined(path, decode=True)
-    for found in problems:
-        print(found, file=sys.stderr)
+    checked, problems = _examined(path)
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
     print(f"{path}: {checked} parts, every byte as it was published")
 
 
-def _examined(path: "Place", decode: bool = False) -> tuple[int, list[str]]:
+def _examined(path: "Place") -> tuple[int, list[str]]:
     """How many parts a run has to read, and a line for each that is damaged, and for each gap between them."""
     from tracer.log import run as run_folder
     from tracer.log import schema
-    from tracer.log.parts import missing_numbers, with_listing
-    from tracer.log.read import footer_problem, undecodable
-
-    def trouble(part: "Part") -> str | None:
-        return footer_problem(part) or (undecodable(part) if decode else None)
+    from tracer.log.parts import known_problem, missing_numbers, with_listing
 
     def examine(parts: "list[Part]") -> "tuple[list[Part], list[str]]":
-        return parts, [f"{part.path} {found}" for part in parts if (found := trouble(part)) is not None]
+        return parts, [f"{part.path} {problem}" for part in parts if (problem := known_problem(part)) is not None]
 
     checked = 0
     problems = []
@@ -253,11 +249,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _in_a_line(error: Exception) -> str:
     """An error from outside in one line; an error of the tracer's own is raised again."""
     import polars as pl
+    import pyarrow as pa
 
     from tracer.log.run import LogError
 
     if isinstance(error, LogError):
         return str(error)
-    if isinstance(error, (OSError, pl.exceptions.PolarsError)):
-        return f"{type(error).__name__}: {error}"
+    if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
+        return " ".join(f"{type(error).__name__}: {error}".split())
     raise error

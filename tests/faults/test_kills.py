@@ -163,7 +163,7 @@ def trainings() -> Iterator[Trainings]:
 def assert_whole(found: Killed, seconds: float, figures: Callable[..., None]) -> None:
     """Every part is readable, without gap or repeat, and holds what the promise says."""
     run = found.run
-    assert _examined(run, decode=True)[1] == []
+    assert _examined(run)[1] == []
     extremes = tracer.scan(run).filter(pl.col("param") == "weight").collect()["step"].to_list()
     metrics = tracer.scan(run, "metrics").collect()["value"].to_list()
     assert extremes == list(range(len(extremes)))

@@ -17,10 +17,6 @@ from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
 from tracer.log.run import LogError, closed_summaries, open_run
 from tracer.log.store import Place
 
-# What polars raises where it cannot decode a file; the second where it did not expect what it found.
-UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-_ROWS_AT_ONCE = 1 << 20
-
 Paths = str | os.PathLike[str]
 Used = TypeVar("Used")
 
@@ -167,7 +163,7 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     repeated = {part: part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)}
 
     def alike_as(part: Part) -> tuple[tuple[str, ...], Part | None]:
-        return tuple(_columns(part)), part if repeated[part] else None
+        return _columns(part), part if repeated[part] else None
 
     alike = []
     for (columns, overlapping), group in itertools.groupby(parts, alike_as):
@@ -175,10 +171,10 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
         if overlapping is not None:
             frame = frame.slice(sum(rows_by_number(overlapping)[: repeated[overlapping]]))
         alike.append((columns, frame))
-    specified = _specified(table)
-    if len(alike) == 1 and set(alike[0][0]) >= set(specified):
+    empty = pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table()))
+    if len(alike) == 1 and set(alike[0][0]) >= set(empty.columns):
         return alike[0][1]
-    return pl.concat([pl.LazyFrame(schema=specified), *(frame for _, frame in alike)], how="diagonal")
+    return pl.concat([empty.lazy(), *(frame for _, frame in alike)], how="diagonal")
 
 
 def good_parts(parts: Iterable[Part]) -> list[Part]:
@@ -191,62 +187,22 @@ def good_parts(parts: Iterable[Part]) -> list[Part]:
     store.fetch(part.path for part in listed)
     good = []
     for part in listed:
-        found = footer_problem(part)
-        if found is None:
+        problem = known_problem(part)
+        if problem is None:
             good.append(part)
         else:
             warnings.warn(
-                f"{part.path} {found}; its rows are left out (`tracer verify` lists every bad part)",
+                f"{part.path} {problem}; its rows are left out (`tracer verify` lists every bad part)",
                 BadPartWarning,
                 stacklevel=2,
             )
     return good
 
 
-def footer_problem(part: Part) -> str | None:
-    """What is wrong with a part, as far as its bytes' checksum and its footer tell.
-
-    Raises:
-        FileNotFoundError: the part is gone; it may have been merged since it was listed.
-    """
-    return known_problem(part) or _mistaken(part)
-
-
-def _mistaken(part: Part) -> str | None:
-    """What polars takes for something else than pyarrow does, which has looked at it: a part says its types twice."""
-    specified = _specified(part.table)
-    try:
-        found = _columns(part)
-    except UNREADABLE as error:
-        return f"cannot be decoded: {error}"
-    wrong = [f"{name} as {kind}" for name, kind in found.items() if kind != specified.get(name, pl.Float64)]
-    return f"cannot be decoded: polars would read {', '.join(wrong)}" if wrong else None
-
-
-# Enough for the parts that are looked at before they are read.
+# Enough for the parts that a run has while it goes on.
 @functools.lru_cache(maxsize=1 << 12)
-def _columns(part: Part) -> pl.Schema:
-    return pl.scan_parquet(part.file(), glob=False).collect_schema()
-
-
-@functools.cache
-def _specified(table: str) -> pl.Schema:
-    return pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table())).schema
-
-
-def undecodable(part: Part) -> str | None:
-    """What keeps an undamaged part's rows from being read, as it can be where a stranger wrote it.
-
-    Raises:
-        FileNotFoundError: the part is gone; it may have been merged since it was listed.
-    """
-    frame = pl.scan_parquet(part.file(), glob=False)
-    try:
-        for offset in range(0, sum(rows_by_number(part)), _ROWS_AT_ONCE):
-            frame.slice(offset, _ROWS_AT_ONCE).collect()
-    except UNREADABLE as error:
-        return f"cannot be decoded: {error}"
-    return None
+def _columns(part: Part) -> tuple[str, ...]:
+    return tuple(pl.scan_parquet(part.file(), glob=False).collect_schema().names())
 
 
 def rows_dropped(path: Place) -> int:

@@ -9,22 +9,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import polars as pl
 
 from tracer.log import store
-from tracer.log.parts import Part, rows_by_number, with_listing
-from tracer.log.read import (
-    UNREADABLE,
-    Attempts,
-    all_dropped,
-    dropped_as_told,
-    footer_problem,
-    scan_parts,
-    undecodable,
-)
+from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
+from tracer.log.read import Attempts, all_dropped, dropped_as_told, scan_parts
 from tracer.log.run import State, published_counts
 from tracer.log.store import Place
 
 # Called while a long run is read, with the bytes that were read and those there are.
 Progress = Callable[[int, int], None]
 
+# Raised by polars where it cannot decode a file; the second where it did not expect what it found.
+_UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _BATCH_BYTES = 32_000_000
 
 
@@ -122,27 +116,25 @@ class Follower:
         for parts in _batches(new, sizes):
             with store.brief_copies(self._run):
                 store.fetch(part.path for part in parts)
-                self._seen = self._taken(parts, take)
+                self._take_in(parts, take)
             self._given.update(part.path for part in parts if part.path not in self.problems)
             done += sum(sizes[part.path.name] for part in parts)
             if progress is not None:
                 progress(done, sum(sizes.values()))
 
-    def _taken(self, parts: list[Part], take: Callable[[pl.LazyFrame], None]) -> dict[int, Ranges]:
-        """Give what is new in these parts; what has been given out then."""
-        frame, seen = self._unseen(parts)
-        if frame is None:
-            return seen
+    def _take_in(self, parts: list[Part], take: Callable[[pl.LazyFrame], None]) -> None:
+        """Give what is new in these parts; a part that alone cannot be read is named, and costs its own rows."""
         try:
-            take(frame)
-            return seen
-        except UNREADABLE:
-            found = {part.path: what for part in parts if (what := undecodable(part)) is not None}
-            if not found:
-                raise
-        seen = self._taken([part for part in parts if part.path not in found], take)
-        self.problems |= found
-        return seen
+            frame, seen = self._unseen(parts)
+            if frame is not None:
+                take(frame)
+            self._seen = seen
+        except _UNREADABLE as error:
+            if len(parts) == 1:
+                self.problems[parts[0].path] = f"cannot be decoded: {error}"
+                return
+            for part in parts:
+                self._take_in([part], take)
 
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
@@ -161,9 +153,9 @@ class Follower:
         frames: list[pl.LazyFrame] = []
         seen = dict(self._seen)
         for part in parts:
-            found = footer_problem(part)
-            if found is not None:
-                self.problems[part.path] = found
+            problem = known_problem(part)
+            if problem is not None:
+                self.problems[part.path] = problem
                 continue
             known = seen.get(part.rank, [])
             new = _without(part.first, part.last, known)
