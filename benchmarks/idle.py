@@ -23,13 +23,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.viewer import MANY_PARTS, build, connected, received, served, spread
-from tracer.log.run import beat, close_rank
+from tracer.log.ranks import beat, close_rank
+from tracer.log.store import Local as Path
 
 NOTHING = "python -c pass"
 STARTS = {

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -43,6 +42,7 @@ from tracer.items import StepRows, rows_and_bytes
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts
 from tracer.log.run import create_run
+from tracer.log.store import Local as Path
 from tracer.parameters import named_parameters
 from tracer.rows import RowBuffer
 

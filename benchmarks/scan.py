@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,7 @@ import tracer
 from tracer.log import schema
 from tracer.log.parts import merge, publish
 from tracer.log.run import create_run
+from tracer.log.store import Local as Path
 
 NAMES = [f"layer{index // 4}.{index % 4}.conv1.weight" for index in range(62)]
 ASKED = NAMES[40]

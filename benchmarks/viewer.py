@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -31,7 +30,9 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tracer.log import schema
 from tracer.log.parts import all_parts, merge, publish
-from tracer.log.run import beat, create_run
+from tracer.log.ranks import beat
+from tracer.log.run import create_run
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.runs import Runs
 from viewer.surfaces.files import FigureFile
@@ -43,7 +44,7 @@ MANY_PARTS = 3000
 # For a child, wait4 can give the peak of the process that started it.
 _OPEN = """
 import atexit
-from pathlib import Path
+from tracer.log.store import Local as Path
 from viewer.cli import main
 atexit.register(lambda: print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
 main()
@@ -51,7 +52,7 @@ main()
 
 _READ = """
 import sys, time
-from pathlib import Path
+from tracer.log.store import Local as Path
 from viewer.read.runs import Runs
 from viewer.options import View, ViewOptions
 runs = Runs([Path(sys.argv[1])], ViewOptions(View(sys.argv[2])))

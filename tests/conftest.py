@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import settings
 
 from tests import torture
 from tests.warned import make_errors
+from tracer.log.store import Local
 from tracer.warn import TracerWarning
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -72,6 +74,12 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f"traces left open: {left}"
     assert not leaked, f"threads left running: {leaked}"
     assert _optimizer_hooks() == 0, "optimizer hooks left"
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Local:
+    """A folder for runs, as the log takes it; tests import ``Local`` under the name ``Path``."""
+    return Local(tmp_path)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import tracer
 from tracer.demo import Images, evaluate, load
+from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
 from viewer.rules.evidence import Evidence
 from viewer.rules.findings import findings

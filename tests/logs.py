@@ -5,19 +5,20 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts, publish
-from tracer.log.run import beat, close_rank, create_run, prepare_folders
-from tracer.log.store import Place, local
+from tracer.log.place import Place
+from tracer.log.ranks import beat, close_rank
+from tracer.log.run import create_run, prepare_folders
+from tracer.log.store import Local as Path
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def new_run(path: Place, params: Sequence[str] = ("weight",), **info: object) -> Path:
+def new_run(path: str | os.PathLike[str], params: Sequence[str] = ("weight",), **info: object) -> Path:
     """A run without a row, being written by rank 0."""
     described = [
         {"name": name, "aliases": [], "shape": [2, 2], "dtype": "float32", "trainable": True} for name in params
@@ -124,7 +125,7 @@ def events(
 
 def flip_bit(path: Place, offset: int = 100) -> None:
     """Damage a file: one bit of one byte is no longer what it was."""
-    file = local(path)
+    file = path.local_file()
     content = bytearray(file.read_bytes())
     content[offset] ^= 1 << offset % 8
     file.write_bytes(content)
@@ -134,7 +135,7 @@ def age_heartbeat(run: Place, seconds: float, rank: int = 0) -> None:
     """Let a rank's last heartbeat be so long ago."""
     heartbeat = run / f"heartbeat-r{rank:05d}"
     then = datetime.now(UTC).timestamp() - seconds
-    os.utime(local(heartbeat), (then, then))
+    os.utime(heartbeat.local_file(), (then, then))
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.halves import first_of
 from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view_in_process
+from tracer.log.store import Local as Path
 
 
 @pytest.fixture

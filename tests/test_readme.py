@@ -2,13 +2,13 @@
 
 import ast
 import re
-from pathlib import Path
 
 import polars as pl
 import pytest
 
 import tracer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tracer.log.store import Local as Path
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPES = README.read_text(encoding="utf-8").partition("## Ask the log")[2].partition("\n## ")[0]

@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,11 +12,12 @@ import torch
 from torch import nn
 
 from tracer.hooks import Hooks
+from tracer.log import ranks, schema
 from tracer.log import run as run_folder
-from tracer.log import schema, store
+from tracer.log.place import Place
 from tracer.log.read import Attempts, with_rows
 from tracer.log.run import LogError
-from tracer.log.store import Place
+from tracer.log.store import Local
 from tracer.parameters import NamedParameter
 from tracer.settings import Settings
 from tracer.warn import in_short, warn
@@ -45,7 +45,7 @@ def enter(
         raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
     else:
         run_folder.prepare_folders(path)
-        run_folder.claim_rank(path, rank)
+        ranks.claim_rank(path, rank)
     return False, 0, 0
 
 
@@ -56,9 +56,9 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def default_path(model: nn.Module) -> Path:
+def default_path(model: nn.Module) -> Local:
     """A new folder under ``runs/``, named after the time and the model."""
-    base = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
+    base = Local("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
     path, number = base, 1
     while True:
         try:
@@ -98,7 +98,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
 def _has_begun(path: Place, rank: int) -> bool:
     """Whether a rank has begun its part of a run; rank 0, which writes run.json, may be ahead of the others."""
     try:
-        return run_folder.holds_run(path) if rank == 0 else rank in run_folder.ranks(path)
+        return run_folder.holds_run(path) if rank == 0 else rank in ranks.ranks_in(path)
     except OSError as error:
         raise LogError(f"{path} cannot be read: {in_short(error)}") from error
 
@@ -107,8 +107,8 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     """Open a run for more rows. Returns the step and the attempt with which this rank goes on."""
     run_folder.open_run(path)
     run_folder.prepare_folders(path)
-    run_folder.reopen_rank(path, rank)
-    with store.brief_copies(path):
+    ranks.reopen_rank(path, rank)
+    with path.brief_copies():
         own = pl.col("rank") == rank
         attempt = max(_largest(path, table, "attempt", lambda rows: rows.filter(own), 0) for table in schema.ALWAYS)
         # A killed rank may have published fewer steps than others, which may be writing their next attempt by now.

@@ -20,7 +20,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tracer.log.parts import Part
-    from tracer.log.store import Place
+    from tracer.log.place import Place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console()
@@ -103,13 +103,15 @@ def info(run: RunArgument) -> None:
     """Say what a run holds: status, steps, parameters, rows, size, last metrics."""
     import polars as pl
 
-    from tracer.log import run as run_folder
-    from tracer.log import schema, store
+    from tracer.log import schema
     from tracer.log.parts import all_parts
+    from tracer.log.ranks import STATE_WORDS, overall, rank_states, stopped
     from tracer.log.read import rows_dropped, scan
+    from tracer.log.run import open_run
+    from tracer.log.store import at
 
-    path = store.at(run)
-    opened = run_folder.open_run(path)
+    path = at(run)
+    opened = open_run(path)
     extremes, metrics = scan(run), scan(run, "metrics")
     table = Table(show_header=False, box=None, pad_edge=False)
     span = extremes.select(
@@ -119,18 +121,18 @@ def info(run: RunArgument) -> None:
     ).collect()
     first, last, count = span.row(0)
     parts = {name: all_parts(path, name) for name in schema.TABLES}
-    sizes = [store.sizes_bytes(path / name, (part.path.name for part in found)) for name, found in parts.items()]
-    size_bytes = sum(sum(found.values()) for found in sizes)
+    sizes = [(path / name).sizes_bytes(part.path.name for part in listed) for name, listed in parts.items()]
+    size_bytes = sum(sum(of_table.values()) for of_table in sizes)
     rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
-    ranks = run_folder.rank_states(path)
-    state, stopped = run_folder.overall(ranks), run_folder.stopped(ranks)
+    states = rank_states(path)
+    dead = stopped(states)
     _, problems = _examined(path)
     facts = {
-        "status": run_folder.STATE_WORDS[state],
+        "status": STATE_WORDS[overall(states)],
         "model": opened.info["model"],
         "started": f"{opened.info['started']} on {opened.info['host']}",
-        "ranks": str(len(ranks))
-        + (f"; stopped without closing: {', '.join(map(str, stopped))}" if 0 < len(stopped) < len(ranks) else ""),
+        "ranks": str(len(states))
+        + (f"; stopped without closing: {', '.join(map(str, dead))}" if 0 < len(dead) < len(states) else ""),
         "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
         "params": f"{len(opened.info['params']):,}",
         "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
@@ -165,11 +167,11 @@ def _attempts(run: str) -> str:
 @app.command()
 def verify(run: RunArgument) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
-    from tracer.log import run as run_folder
-    from tracer.log import store
+    from tracer.log.run import open_run
+    from tracer.log.store import at
 
-    path = store.at(run)
-    run_folder.open_run(path)
+    path = at(run)
+    open_run(path)
     checked, problems = _examined(path)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -180,9 +182,9 @@ def verify(run: RunArgument) -> None:
 
 def _examined(path: "Place") -> tuple[int, list[str]]:
     """How many parts a run has to read, and a line for each that is damaged, and for each gap between them."""
-    from tracer.log import run as run_folder
     from tracer.log import schema
     from tracer.log.parts import known_problem, missing_numbers, with_listing
+    from tracer.log.ranks import published_counts
 
     def examine(parts: "list[Part]") -> "tuple[list[Part], list[str]]":
         return parts, [f"{part.path} {problem}" for part in parts if (problem := known_problem(part)) is not None]
@@ -193,7 +195,7 @@ def _examined(path: "Place") -> tuple[int, list[str]]:
         parts, damaged = with_listing(path, table, examine)
         checked += len(parts)
         problems.extend(damaged)
-        for rank, first, last in missing_numbers(parts, run_folder.published_counts(path, table)):
+        for rank, first, last in missing_numbers(parts, published_counts(path, table)):
             problems.append(f"{path / table}: the parts {first} to {last} of rank {rank} are missing")
     return checked, problems
 
@@ -204,20 +206,22 @@ def merge_command(run: RunArgument) -> None:
 
     There is then one part a table and rank, but where one is damaged or missing.
     """
-    from tracer.log import run as run_folder
-    from tracer.log import schema, store
+    from tracer.log import schema
     from tracer.log.parts import all_parts, merge
+    from tracer.log.ranks import clear_staging, ranks_in
+    from tracer.log.run import open_run
+    from tracer.log.store import at
 
-    path = store.at(run)
-    run_folder.open_run(path)
+    path = at(run)
+    open_run(path)
     before = sum(len(all_parts(path, table)) for table in schema.TABLES)
     for table in schema.TABLES:
         for rank in sorted({part.rank for part in all_parts(path, table)}):
             merge(path, table, rank)
     after = sum(len(all_parts(path, table)) for table in schema.TABLES)
     print(f"{path}: {before} parts before, {after} now")
-    for rank in run_folder.ranks(path):
-        for name in run_folder.clear_staging(path, rank):
+    for rank in ranks_in(path):
+        for name in clear_staging(path, rank):
             print(f"{path}: deleted staging/{name}, which a process that died was writing as rank {rank}")
 
 

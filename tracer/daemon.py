@@ -12,9 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tracer.log import ranks
 from tracer.log import run as run_folder
 from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
-from tracer.log.store import Place
+from tracer.log.place import Place
 from tracer.warn import in_short, warn
 
 # How often the daemon looks into its queue. It is not woken by each row: that would cost the training thread a switch.
@@ -111,7 +112,7 @@ class Daemon:
                 table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
                 for table in encoders
             }
-            run_folder.beat(path, rank)
+            ranks.beat(path, rank)
             self._thread.start()
         except (OSError, RuntimeError) as error:
             raise run_folder.LogError(f"{path} cannot be written: {in_short(error)}") from error
@@ -188,7 +189,7 @@ class Daemon:
 
     def _beat(self) -> None:
         if time.monotonic() >= self._beaten + _BEAT_SECONDS:
-            run_folder.beat(self._path, self._rank)
+            ranks.beat(self._path, self._rank)
             self._beaten = time.monotonic()
 
     def _drain(self) -> bool:
@@ -271,7 +272,7 @@ class Daemon:
 
     def _mark_closed(self) -> None:
         counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self._numbers}
-        run_folder.close_rank(self._path, self._rank, {**self._summary, **counts})
+        ranks.close_rank(self._path, self._rank, {**self._summary, **counts})
         self._marked = True
 
     def _outside(self, action: Callable[[], None]) -> bool:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,8 +25,8 @@ from tracer.hooks import Hooks
 from tracer.items import event, lost, metric_value
 from tracer.log import run as run_folder
 from tracer.log import schema, store
+from tracer.log.place import Place
 from tracer.log.run import LogError
-from tracer.log.store import Place
 from tracer.outbox import Outbox
 from tracer.parameters import Select, flattened, named_parameters
 from tracer.recorder import Recorder
@@ -119,7 +118,7 @@ def attach(
         # A worker of a DataLoader that was not forked, say, is importing the script. multiprocessing itself uses this
         # mark for that.
         warn("a child process runs the script that started it once more: nothing is traced there")
-        return Trace(place or Path("runs"), settings, None)
+        return Trace(place or store.at("runs"), settings, None)
     hooks = Hooks(model, params)
     _see_that_nobody_traces(model, place)
     if (reason := flattened(model)) is not None:
@@ -128,7 +127,7 @@ def attach(
     try:
         return _begin(model, hooks, place, settings, scaler, outputs, resume)
     except OSError as error:
-        raise LogError(f"{place or Path('runs')} cannot be used: {in_short(error)}; check the disk") from error
+        raise LogError(f"{place or 'runs'} cannot be used: {in_short(error)}; check the disk") from error
 
 
 def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:

@@ -19,7 +19,7 @@ import typer
 from viewer.options import MERGED, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
-    from tracer.log.store import Place
+    from tracer.log.place import Place
     from viewer.read.runs import Runs
     from viewer.snapshot import Snapshot
 
@@ -102,7 +102,7 @@ def watch(
     from viewer.read.runs import Runs
     from viewer.rules.rule import with_limits
 
-    paths = [at(run) for run in runs or ()] or [path for path in [newest_run(Path("runs"))] if path is not None]
+    paths = [at(run) for run in runs or ()] or [path for path in [newest_run(at("runs"))] if path is not None]
     if not paths:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
     if follow and save is None:
@@ -213,7 +213,8 @@ def _write_always(runs: "Runs", save: Path) -> None:
 
 def _say_which(paths: Sequence["Place"]) -> None:
     """Whether each run is yet to come, going on, or over."""
-    from tracer.log.run import STATE_WORDS, holds_run, open_run, runs_in, state
+    from tracer.log.ranks import STATE_WORDS, state
+    from tracer.log.run import holds_run, open_run, runs_in
 
     for path in paths:
         inside = len(runs_in(path))
@@ -227,7 +228,7 @@ def _say_which(paths: Sequence["Place"]) -> None:
 
 
 def _say_written(snapshots: Sequence["Snapshot"], save: Path) -> None:
-    from tracer.log.run import STATE_WORDS
+    from tracer.log.ranks import STATE_WORDS
 
     for snapshot in snapshots:
         step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"

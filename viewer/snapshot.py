@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from tracer.log.run import State
+from tracer.log.ranks import State
 
 Number = float | int | str | bool
 

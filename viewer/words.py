@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tracer.log.run import STATE_WORDS
+from tracer.log.ranks import STATE_WORDS
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Snapshot
 

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,6 +11,7 @@ from tornado.websocket import websocket_connect
 
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import view, viewing
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 

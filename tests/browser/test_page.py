@@ -6,7 +6,6 @@ import io
 import math
 import re
 import signal
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -20,6 +19,7 @@ from selenium.webdriver.support.select import Select
 from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,6 @@
 """Several nodes: each has its own torchrun, and all they share is a folder."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -15,7 +14,8 @@ from tests.versions import needs_fully_shard
 from tests.waiting import wait_until
 from tracer import cli
 from tracer.log.parts import all_parts
-from tracer.log.run import HEARTBEAT_STALE_SECONDS, closed_summaries, state
+from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, closed_summaries, state
+from tracer.log.store import Local as Path
 
 pytestmark = [needs_fully_shard, pytest.mark.slow]
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,7 +9,9 @@ import pytest
 import tracer
 from tests.distributed.exact import STEPS
 from tests.distributed.launch import Finished, succeeded, torchrun
+from tracer.log import ranks
 from tracer.log import run as run_folder
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +27,15 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """The run that worker_ranks writes."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = Path(tmp_path_factory.mktemp("ranks"))
     return Shared(folder / "run", succeeded("worker_ranks", folder, str(folder / "run")))
 
 
 def test_a_run_is_described_once_and_closed_by_every_rank(shared: Shared) -> None:
     """There is one run.json, a closed mark of each rank, and the run is closed."""
     assert json.loads((shared.path / "run.json").read_text())["model"] == "Linear"
-    assert [summary["rank"] for summary in run_folder.closed_summaries(shared.path)] == [0, 1]
-    assert run_folder.state(shared.path) == "closed"
+    assert [summary["rank"] for summary in ranks.closed_summaries(shared.path)] == [0, 1]
+    assert ranks.state(shared.path) == "closed"
     assert not list((shared.path / "staging").iterdir())
 
 
@@ -82,7 +83,7 @@ def test_ranks_that_were_killed_go_on_together(tmp_path: Path) -> None:
     """Where one rank had published more than the other, both resume after its last step; restored, nothing is mixed."""
     run = tmp_path / "run"
     succeeded("worker_crash", tmp_path, str(run))
-    assert run_folder.state(run) == "running"
+    assert ranks.state(run) == "running"
     finished = succeeded("worker_crash", tmp_path, str(run), "going on")
     # Metrics are there of the step that was under way, too.
     assert sorted(finished.stdout.splitlines()) == [f"rank {rank} resumes at {STEPS + 6}" for rank in (0, 1)]

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +10,8 @@ import tracer
 from tests.distributed.exact import STEPS
 from tests.distributed.worker import RANK, strictly
 from tests.waiting import wait_until
-from tracer.log.run import closed_summaries
+from tracer.log.ranks import closed_summaries
+from tracer.log.store import Local as Path
 
 WORLD = int(os.environ["WORLD_SIZE"])
 

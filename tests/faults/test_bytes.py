@@ -10,7 +10,6 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,11 @@ from tests.halves import smoke_of
 from tests.logs import activations, close_run, events, extremes, histograms, metrics, new_run, publish_next
 from tests.torture import often
 from tracer.cli import _examined
-from tracer.log import run as run_folder
-from tracer.log import schema
+from tracer.log import ranks, schema
 from tracer.log.parts import list_parts, merge, part_name
 from tracer.log.read import BadPartWarning, rows_dropped
 from tracer.log.run import LogError
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
@@ -161,7 +160,7 @@ def look_everywhere(run: Path) -> None:
             assert frame["step"].unique().sort().to_list() == [0, 1], table
         rows_dropped(run)
     _examined(run)
-    run_folder.state(run)
+    ranks.state(run)
     for look in (ViewOptions(), ViewOptions(view=View.LAYERS), ViewOptions(view=View.PARAM, param="weight")):
         live = Live(run, look)
         try:
@@ -354,7 +353,7 @@ def test_what_is_written_follows_the_umask(tmp_path: Path) -> None:
     """Files and folders of a run are open to whom the umask leaves them open, and to nobody else."""
     script = """
 import os, sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 from tests.logs import close_run, metrics, new_run, publish_next
 from tracer.log.parts import merge
 

@@ -3,16 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 import pytest
 
 import tracer
 from tests.torture import FACTOR, often
-from tracer.log import run as run_folder
-from tracer.log import schema
+from tracer.log import ranks, schema
 from tracer.log.parts import damage, list_parts
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +107,7 @@ def test_children_leave_the_log_alone(
     assert rows["step"].to_list() == list(range(STEPS))
     assert metrics["name"].cast(pl.String).to_list() == ["loss"] * STEPS
     assert [damage(part) for table in schema.ALWAYS for part in list_parts(run, table)] == [None] * 3
-    assert [summary["last_step"] for summary in run_folder.closed_summaries(run)] == [STEPS - 1]
+    assert [summary["last_step"] for summary in ranks.closed_summaries(run)] == [STEPS - 1]
     assert tracer.scan(run, "events").collect()["kind"].to_list() == ["attached", "order", "closed"]
     assert not list((run / "staging").iterdir())
     # None of them waits in vain for a daemon that it does not have.
@@ -162,4 +161,4 @@ def test_a_training_in_a_spawned_process_is_traced(tmp_path: Path, how: str) -> 
     paths = [tmp_path / "run-0", tmp_path / "run-1"] if how == "paths" else [tmp_path / "run"]
     rows = tracer.scan(paths, "metrics").collect()
     assert sorted(rows.select("step", "value").rows()) == [(step, rank) for step in range(3) for rank in (0.0, 1.0)]
-    assert [run_folder.state(path) for path in paths] == ["closed"] * len(paths)
+    assert [ranks.state(path) for path in paths] == ["closed"] * len(paths)

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -21,6 +20,7 @@ from tests.logs import metrics, new_run, publish_next
 from tests.torture import often
 from tracer.log import store
 from tracer.log.parts import all_parts, damage, list_parts, merge, missing_numbers
+from tracer.log.store import Local as Path
 from viewer.read.follow import Follower
 
 pytestmark = pytest.mark.slow

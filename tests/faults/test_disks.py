@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from tests.torture import often
 from tests.training import daemon_of, events, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
 from tracer.log import read, store
-from tracer.log.run import closed_summaries, state
+from tracer.log.ranks import closed_summaries, state
+from tracer.log.store import Local as Path
 
 Figures = Callable[..., None]
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,7 +25,8 @@ from tests.halves import smoke_of
 from tests.torture import often
 from tests.training import by_hand, events, loss_of, metric, mlp, recorded, steps
 from tracer import trace as trace_module
-from tracer.log.run import state
+from tracer.log.ranks import state
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +23,9 @@ from tests.waiting import wait_until
 from tracer.items import HostCopy
 from tracer.log import schema
 from tracer.log.parts import all_parts, damage
+from tracer.log.ranks import closed_summaries
 from tracer.log.read import rows_lost
-from tracer.log.run import closed_summaries
+from tracer.log.store import Local as Path
 from tracer.rows import RowBuffer
 from tracer.trace import _open
 from tracer.warn import warn

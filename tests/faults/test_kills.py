@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -21,9 +20,9 @@ from tests.logs import age_heartbeat
 from tests.torture import FACTOR, often
 from tests.waiting import wait_until
 from tracer.cli import _examined
-from tracer.log import run as run_folder
-from tracer.log import schema
+from tracer.log import ranks, schema
 from tracer.log.parts import all_parts, merge
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -191,7 +190,7 @@ def goes_on(run: Path) -> None:
     first = 0 if before is None else before + 1
     assert steps[:first] == list(range(first))
     assert steps[-2:] == [metrics - 1, metrics]
-    assert run_folder.state(run) == "closed"
+    assert ranks.state(run) == "closed"
     assert _examined(run)[1] == []
 
 
@@ -263,7 +262,7 @@ def test_a_training_may_be_killed_at_any_call(
         merge(run, table, 0)
     assert tracer.scan(found.run).collect().equals(before)
     assert all(len(all_parts(found.run, table)) <= 1 for table in schema.TABLES)
-    assert run_folder.clear_staging(found.run, 0) == []
+    assert ranks.clear_staging(found.run, 0) == []
     goes_on(found.run)
 
 
@@ -273,12 +272,12 @@ def test_what_a_dead_writer_left_in_staging_is_cleared_once_it_is_dead(tmp_path:
     orphans = sorted(path.name for path in (found.run / "staging").iterdir())
     assert len(orphans) == 1
     # Another rank, and whoever comes while a merge may be going on, leaves it.
-    assert run_folder.clear_staging(found.run, 1) == run_folder.clear_staging(found.run, 0) == []
+    assert ranks.clear_staging(found.run, 1) == ranks.clear_staging(found.run, 0) == []
     for path in (found.run / "staging").iterdir():
         age(path)
     age_heartbeat(found.run, 60)
-    assert run_folder.clear_staging(found.run, 1) == []
-    assert run_folder.clear_staging(found.run, 0) == orphans
+    assert ranks.clear_staging(found.run, 1) == []
+    assert ranks.clear_staging(found.run, 0) == orphans
     assert not list((found.run / "staging").iterdir())
     goes_on(found.run)
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -18,8 +17,10 @@ import tracer
 from tests.logs import age_heartbeat, extremes, new_run, publish_next
 from tests.torture import often
 from tests.waiting import wait_until
+from tracer.log import ranks
 from tracer.log import run as run_folder
 from tracer.log.parts import merge
+from tracer.log.store import Local as Path
 from viewer.read.live import Live
 from viewer.words import notices
 
@@ -83,7 +84,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
-def ranks(run: Path, claims: str, steps: int) -> "subprocess.Popen[str]":
+def processes(run: Path, claims: str, steps: int) -> "subprocess.Popen[str]":
     """A process for each rank that is claimed."""
     command = [sys.executable, "-c", RANKS, str(run), str(WORLD), claims, str(steps)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -94,7 +95,7 @@ def test_eight_ranks_write_into_one_run(tmp_path: Path, round_: int, figures: Ca
     """Ranks that attach in one moment, in any order, each find their own rows in the log, whole and once."""
     run = tmp_path / "run"
     order = random.Random(round_).sample(range(WORLD), WORLD)
-    with ranks(run, ",".join(map(str, order)), 5) as process:
+    with processes(run, ",".join(map(str, order)), 5) as process:
         said = process.communicate()[0]
     assert said.splitlines()[-1] == str([0] * WORLD)
     rows = tracer.scan(run).filter(pl.col("param") == "weight").sort("rank", "step").collect()
@@ -102,8 +103,8 @@ def test_eight_ranks_write_into_one_run(tmp_path: Path, round_: int, figures: Ca
     found = rows.select("rank", "step", "grad_max").rows()
     figures(ranks=WORLD, rows_lost_or_of_another_rank=len(set(found) ^ set(wanted)))
     assert found == wanted
-    assert [summary["rank"] for summary in run_folder.closed_summaries(run)] == list(range(WORLD))
-    assert run_folder.state(run) == "closed"
+    assert [summary["rank"] for summary in ranks.closed_summaries(run)] == list(range(WORLD))
+    assert ranks.state(run) == "closed"
     assert {path.name[:6] for path in (run / "extremes").iterdir()} == {f"r{rank:05d}" for rank in range(WORLD)}
     assert not list((run / "staging").iterdir())
 
@@ -115,7 +116,7 @@ def test_a_rank_is_claimed_once_by_those_who_looked_before(tmp_path: Path, monke
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setattr("tracer.begin._has_begun", lambda path, rank: False)
     run_folder.prepare_folders(tmp_path / "run")
-    run_folder.claim_rank(tmp_path / "run", 3)
+    ranks.claim_rank(tmp_path / "run", 3)
     with pytest.raises(tracer.LogError, match="already holds a run"):
         tracer.attach(nn.Linear(2, 1), tmp_path / "run")
     assert not list((tmp_path / "run" / "staging").iterdir())
@@ -126,7 +127,7 @@ def test_of_those_who_claim_a_rank_one_has_it(tmp_path: Path, round_: int, figur
     """Of processes that claim the same rank in one moment, one writes; the others are told what to do instead."""
     run = tmp_path / "run"
     claims = random.Random(round_).sample([0, 3] * 4, 8)
-    with ranks(run, ",".join(map(str, claims)), 5) as process:
+    with processes(run, ",".join(map(str, claims)), 5) as process:
         said = process.communicate()[0].splitlines()
     refused = sorted(line for line in said if "refused" in line)
     figures(claims_of_taken_ranks=6, claims_wrongly_granted=6 - len(refused))
@@ -140,7 +141,7 @@ def test_of_those_who_claim_a_rank_one_has_it(tmp_path: Path, round_: int, figur
 def test_a_rank_that_dies_is_named_while_the_others_go_on(tmp_path: Path, figures: Callable[..., None]) -> None:
     """After a SIGKILL the run goes on; info and the viewer name the rank, and what it had published is read."""
     run = tmp_path / "run"
-    with ranks(run, "0,1,2", 100_000) as process:
+    with processes(run, "0,1,2", 100_000) as process:
         assert process.stdout is not None
         pids = dict(re.findall(r"(\d) (\d+) writes", "".join(process.stdout.readline() for _ in range(3))))
         try:
@@ -149,8 +150,8 @@ def test_a_rank_that_dies_is_named_while_the_others_go_on(tmp_path: Path, figure
             # A minute later, as far as its heartbeat says, while the others' are renewed.
             wait_until(lambda: not Path(f"/proc/{pids['1']}/task").exists() or zombie(pids["1"]))
             age_heartbeat(run, 60, rank=1)
-            assert run_folder.state(run) == "running"
-            assert run_folder.stopped(run_folder.rank_states(run)) == [1]
+            assert ranks.state(run) == "running"
+            assert ranks.stopped(ranks.rank_states(run)) == [1]
             live = Live(run)
             snapshot = live.refresh()
             live.close()
@@ -181,7 +182,7 @@ def test_a_rank_that_stops_is_noticed_without_a_new_row(tmp_path: Path) -> None:
     """A viewer that looks again says which rank stopped, although nothing was published meanwhile."""
     run = new_run(tmp_path / "run")
     for rank in range(3):
-        run_folder.beat(run, rank)
+        ranks.beat(run, rank)
         publish_next(run, "extremes", extremes([0], rank=rank), rank)
     live = Live(run)
     first = live.refresh()

@@ -6,7 +6,6 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -18,6 +17,7 @@ from tests.torture import often
 from tests.training import daemon_of
 from tracer.log import schema
 from tracer.log.parts import all_parts, missing_numbers
+from tracer.log.store import Local as Path
 from viewer.read.follow import Follower
 from viewer.read.live import Live
 

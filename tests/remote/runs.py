@@ -8,8 +8,9 @@ import polars as pl
 import tracer
 from tests.logs import extremes, publish_next
 from tracer.log import store
-from tracer.log.run import beat, create_run, prepare_folders
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import beat
+from tracer.log.run import create_run, prepare_folders
 
 
 def begin(uri: str) -> Place:

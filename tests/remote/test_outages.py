@@ -19,8 +19,8 @@ from tests.torture import often
 from tests.training import by_hand, daemon_of, loss_of, mlp
 from tests.waiting import wait_until
 from tracer.daemon import Daemon
-from tracer.log import store
-from tracer.log.run import LogError, beat, closed_summaries, state
+from tracer.log.ranks import beat, closed_summaries, state
+from tracer.log.run import LogError
 from tracer.warn import TracerWarning
 
 pytestmark = pytest.mark.slow
@@ -199,12 +199,12 @@ def test_a_run_goes_on_where_it_was(s3: Server, figures: Figures) -> None:
 def test_a_heartbeat_is_a_small_object_that_is_renewed(s3: Server) -> None:
     """Without a row to write, a run that goes on says so every few seconds, with one request each."""
     run = new_run(s3.uri())
-    first = store.modified(run / "heartbeat-r00000")
+    first = (run / "heartbeat-r00000").modified()
     s3.asked()
     beat(run, 0)
     (request,) = s3.asked()
     assert request.startswith("PUT")
-    assert store.modified(run / "heartbeat-r00000") >= first
+    assert (run / "heartbeat-r00000").modified() >= first
     assert state(run) == "running"
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +18,10 @@ from tests.tracer.log.test_run import assert_one_goes_on, reopening
 from tests.training import loss_of, mlp
 from tracer.log import remote, store
 from tracer.log.parts import all_parts, damage, list_parts, merge, publish
+from tracer.log.ranks import state
 from tracer.log.remote import Remote
-from tracer.log.run import LogError, runs_in, state
+from tracer.log.run import LogError, runs_in
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def test_a_scheme_that_only_fsspec_knows_is_a_place_like_any_other(uri: str, tmp
     assert len(all_parts(run, "extremes")) == 1
     assert tracer.scan(uri).collect().equals(frame)
     assert state(run) == "closed"
-    assert store.inner_names(run, "staging") == set()
+    assert run.names("staging") == set()
 
 
 @pytest.mark.smoke
@@ -68,9 +69,9 @@ def test_what_is_written_twice_because_an_answer_was_lost_is_there_once(tmp_path
     """Where files are moved into place, the same part published again is no error, and changes nothing."""
     run = new_run(f"memory://{tmp_path.name}", 1)
     once = publish_next(run, "extremes", extremes([1]))
-    written = store.modified(once.path)
+    written = once.path.modified()
     assert publish(run, "extremes", 0, once.first, extremes([1])) == once
-    assert store.modified(once.path) == written
+    assert once.path.modified() == written
     assert steps_of(run) == [0, 1]
 
 
@@ -152,7 +153,7 @@ def test_a_traced_run_tells_no_secret(s3: Server, capfd: pytest.CaptureFixture[s
         assert f"{trace.path} {trace.path!r}".count(f"s3://bucket{name}") == 2
         told = f"{refused.value} {trace.path} {trace.path!r} {capfd.readouterr()}"
         assert steps_of(trace.path) == []
-    told += store.read(store.at(uri) / "run.json").decode() + str(capfd.readouterr())
+    told += (store.at(uri) / "run.json").content().decode() + str(capfd.readouterr())
     assert "s3cr3t" not in told
     assert "region" not in told
     told = subprocess.run(
@@ -246,7 +247,7 @@ def test_a_damaged_part_is_named_and_the_rest_is_read(s3: Server) -> None:
     run = begin(s3.uri())
     parts = [publish_next(run, "extremes", extremes([step])) for step in range(4)]
     for part, keep in ((parts[1], None), (parts[2], 100)):
-        content = bytearray(store.read(part.path))
+        content = bytearray(part.path.content())
         content[50] ^= keep is None
         assert isinstance(part.path, Remote)
         part.path.write(bytes(content[:keep]))

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -23,8 +22,10 @@ from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
 from tracer.log import remote, store
 from tracer.log.parts import MergeTimeoutError, all_parts, list_parts, merge, publish
-from tracer.log.run import HEARTBEAT_STALE_SECONDS, LogError, beat, create_run, open_run, state
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, beat, state
+from tracer.log.run import LogError, create_run, open_run
+from tracer.log.store import Local as Path
 from viewer.read.follow import Follower
 from viewer.read.runs import Runs
 
@@ -72,7 +73,7 @@ def test_of_many_that_begin_a_run_at_one_place_one_does(s3: Server, slow: str) -
         uri = s3.uri()
         (begun,) = begin_together(uri, 4)
         assert open_run(store.at(uri)).info["run_id"] == begun
-        assert store.inner_names(store.at(uri), "staging") == set()
+        assert store.at(uri).names("staging") == set()
 
 
 def test_a_claim_of_a_process_that_died_is_passed_over(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +125,7 @@ class Log:
 
     def merge_and_die(self) -> None:
         """The merging process dies before it has deleted what it merged."""
-        before = {part.path: store.read(part.path) for part in all_parts(self.run, "metrics")}
+        before = {part.path: part.path.content() for part in all_parts(self.run, "metrics")}
         self.merge()
         for path, content in before.items():
             assert isinstance(path, remote.Remote)
@@ -204,14 +205,14 @@ def test_a_part_that_is_gone_is_a_file_not_found(s3: Server) -> None:
     """Whether its absence shows before or while it is read, a missing object is no other error."""
     run = new_run(s3.uri(), 1)
     (part,) = list_parts(run, "extremes")
-    store.remove(part.path)
-    store.remove(part.path)
-    for look in (part.file, lambda: store.read(part.path), lambda: store.modified(part.path)):
+    part.path.remove()
+    part.path.remove()
+    for look in (part.file, part.path.content, part.path.modified):
         with pytest.raises(FileNotFoundError):
             look()
     with pytest.raises(FileNotFoundError):
-        store.sizes_bytes(run / "extremes", [part.path.name])
-    assert not store.exists(part.path)
+        (run / "extremes").sizes_bytes([part.path.name])
+    assert not part.path.file_exists()
 
 
 def test_a_merge_that_may_take_no_time_changes_nothing(s3: Server) -> None:
@@ -228,7 +229,7 @@ def test_a_merged_part_that_does_not_fit_into_memory_is_put_whole(s3: Server, mo
     run = new_run(s3.uri(), 5)
     merge(run, "extremes", 0)
     (part,) = all_parts(run, "extremes")
-    assert len(store.read(part.path)) > 1000
+    assert len(part.path.content()) > 1000
     assert steps_of(run) == list(range(5))
 
 
@@ -238,13 +239,13 @@ def test_the_state_of_a_run_needs_no_agreement_of_clocks(s3: Server, monkeypatch
     assert state(run) == "running"
     ahead = [3600.0]
     real, monotonic = time.time, time.monotonic
-    monkeypatch.setattr("tracer.log.run.time.time", lambda: real() + ahead[0])
+    monkeypatch.setattr("tracer.log.ranks.time.time", lambda: real() + ahead[0])
     assert state(run) == "stopped"
-    before = store.modified(run / "heartbeat-r00000")
+    before = (run / "heartbeat-r00000").modified()
 
     def renewed() -> bool:
         beat(run, 0)
-        return store.modified(run / "heartbeat-r00000") > before
+        return (run / "heartbeat-r00000").modified() > before
 
     wait_until(renewed)
     assert state(run) == "running"
@@ -252,7 +253,7 @@ def test_the_state_of_a_run_needs_no_agreement_of_clocks(s3: Server, monkeypatch
     assert state(run) == "running"
     other = new_run(s3.uri())
     assert state(other) == "running"
-    monkeypatch.setattr("tracer.log.run.time.monotonic", lambda: monotonic() + HEARTBEAT_STALE_SECONDS + 1)
+    monkeypatch.setattr("tracer.log.ranks.time.monotonic", lambda: monotonic() + HEARTBEAT_STALE_SECONDS + 1)
     assert [state(run), state(other)] == ["stopped", "stopped"]
 
 
@@ -311,7 +312,7 @@ def test_the_commands_take_a_uri(s3: Server) -> None:
     said = tracer_says("info", run)
     assert "closed" in said.stdout
     assert "4 recorded, 0 to 3" in said.stdout
-    store.remove(list_parts(run, "extremes")[0].path)
+    list_parts(run, "extremes")[0].path.remove()
     assert steps_of(run) == []
     missing = tracer_says("info", s3.uri())
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
 import typer
@@ -17,7 +16,8 @@ from tests.waiting import wait_until
 from tracer import cli, scan
 from tracer.log import schema
 from tracer.log.parts import Part, all_parts, list_parts, merge
-from tracer.log.run import beat, close_rank
+from tracer.log.ranks import beat, close_rank
+from tracer.log.store import Local as Path
 
 
 def facts(run: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -20,7 +19,8 @@ from tests.training import mlp
 from tests.waiting import wait_until
 from tracer.daemon import Daemon, cadence_seconds
 from tracer.log import parts
-from tracer.log.run import closed_summaries, state
+from tracer.log.ranks import closed_summaries, state
+from tracer.log.store import Local as Path
 
 
 def encode(items: Sequence[int]) -> pa.Table:

@@ -1,7 +1,6 @@
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,7 +9,8 @@ import pytest
 import tracer
 from tracer.demo import load
 from tracer.log.parts import damage, list_parts
-from tracer.log.run import state
+from tracer.log.ranks import state
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.training import loss_of, metric, mlp, recorded
 from tests.waiting import wait_until
 from tracer.daemon import Daemon
 from tracer.log.parts import all_parts
+from tracer.log.store import Local as Path
 
 EVERYTHING = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 

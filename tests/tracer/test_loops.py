@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded
+from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
 from viewer.rules.findings import findings
 

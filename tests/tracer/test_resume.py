@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from tests.training import daemon_of, events, loss_of, mlp
 from tests.viewing import view
 from tests.waiting import wait_until
 from tracer.log.parts import publish as really_publish
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor

@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import tracer
 from tests.training import loss_of, mlp, recorded
 from tests.versions import needs_numpy_2
 from tracer.log.parts import list_parts, merge
+from tracer.log.store import Local as Path
 
 ALL = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 SUBSETS = [subset for size in range(len(ALL) + 1) for subset in itertools.combinations(ALL, size)]

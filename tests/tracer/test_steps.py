@@ -5,7 +5,6 @@ import math
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
 from tracer.items import StepRows
-from tracer.log.run import state
+from tracer.log.ranks import state
+from tracer.log.store import Local as Path
 from tracer.rows import RowBuffer
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ import tracer
 from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
-from tracer.log.run import state
+from tracer.log.ranks import state
+from tracer.log.store import Local as Path
 from tracer.rows import RowBuffer
 
 

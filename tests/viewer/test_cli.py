@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ import viewer
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
+from tracer.log.store import Local as Path
 
 MODULES = ["viewer", *(module.name for module in pkgutil.walk_packages(viewer.__path__, "viewer."))]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tracer.log.run import State
+from tracer.log.ranks import State
 from viewer.snapshot import Snapshot
 from viewer.words import duration, notices, shortened, title, words
 

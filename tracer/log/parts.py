@@ -15,8 +15,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.log import schema, store
-from tracer.log.store import Place, Staged
+from tracer.log import schema
+from tracer.log.place import Place, Staged
 
 Used = TypeVar("Used")
 
@@ -54,7 +54,7 @@ class Part:
         Raises:
             FileNotFoundError: the part is gone.
         """
-        return store.local(self.path)
+        return self.path.local_file()
 
     @property
     def table(self) -> str:
@@ -86,8 +86,8 @@ def all_parts(run: Place, table: str) -> list[Part]:
     """Every published part of a table, by rank and number, those that a merged part has replaced included."""
     # A folder is not listed in one moment: during a merge a listing can miss the merged part, which came behind its
     # back, and then what that replaced. Once nothing has gone since the listing before, everything was in sight.
-    earlier = store.inner_names(run, table)
-    while not earlier <= (names := store.inner_names(run, table)):
+    earlier = run.names(table)
+    while not earlier <= (names := run.names(table)):
         earlier = names
     return sorted(part for name in names if (part := Part.parse(run / table / name)) is not None)
 
@@ -136,11 +136,11 @@ def publish(run: Place, table: str, rank: int, number: int, rows: pa.Table) -> P
 
 def _publish(run: Place, table: str, rank: int, first: int, last: int, write: Callable[[Staged], None]) -> Part:
     # Somebody may run `tracer merge` while the rank itself merges, on this machine or another.
-    with store.stage(run, f"{table}-{uuid.uuid4().hex}-{part_name(rank, first, last, 0)}") as staged:
+    with run.stage(f"{table}-{uuid.uuid4().hex}-{part_name(rank, first, last, 0)}") as staged:
         write(staged)
-        part = Part(rank, first, last, staged.crc32, run / table / part_name(rank, first, last, staged.crc32))
-        staged.publish(part.path)
-    return part
+        name = f"{table}/{part_name(rank, first, last, staged.crc32)}"
+        staged.publish(name)
+        return Part(rank, first, last, staged.crc32, run / name)
 
 
 def file_crc32(path: Path) -> int:
@@ -275,7 +275,7 @@ def merge(
     def wanted(part: Part) -> bool:
         return part.rank == rank and (numbers is None or (numbers[0] <= part.first and part.last <= numbers[1]))
 
-    with store.brief_copies(run):
+    with run.brief_copies():
         # Another process that merges the same parts takes them away.
         return with_listing(run, table, lambda parts: _merge(run, table, [*filter(wanted, parts)], deadline))
 
@@ -293,7 +293,7 @@ def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[P
             merged.append(whole)
         for part in all_parts(run, table):
             if part.inside(whole):
-                store.remove(part.path)
+                part.path.remove()
     return merged
 
 

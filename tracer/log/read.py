@@ -12,10 +12,12 @@ from typing import Any, Literal, TypeVar
 
 import polars as pl
 
-from tracer.log import schema, store
+from tracer.log import schema
 from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
-from tracer.log.run import LogError, closed_summaries, open_run
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import closed_summaries
+from tracer.log.run import LogError, open_run
+from tracer.log.store import at
 
 Paths = str | os.PathLike[str]
 Used = TypeVar("Used")
@@ -58,8 +60,8 @@ def scan(
             f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
         )
     if isinstance(run, str | os.PathLike):
-        return with_rows(store.at(run), table, lambda rows: rows, attempts)
-    paths = [store.at(path) for path in run]
+        return with_rows(at(run), table, lambda rows: rows, attempts)
+    paths = [at(path) for path in run]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
     names = Counter(path.resolve().name for path in paths)
@@ -149,12 +151,12 @@ def with_rows(
 
 
 def _scan_listed(path: Place, parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
-    frame = scan_parts(good_parts(parts), table)
+    frame = scan_parts(good_parts(path / table, parts), table)
     if attempts == "all" or table == "events":
         return frame
     known = Attempts()
     # Listed later than the rows: an attempt's event is published before its rows.
-    with_listing(path, "events", lambda parts: known.note(scan_parts(good_parts(parts), "events")))
+    with_listing(path, "events", lambda parts: known.note(scan_parts(good_parts(path / "events", parts), "events")))
     return known.latest(frame)
 
 
@@ -177,14 +179,14 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     return pl.concat([empty.lazy(), *(frame for _, frame in alike)], how="diagonal")
 
 
-def good_parts(parts: Iterable[Part]) -> list[Part]:
+def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
     """The undamaged ones among these parts; each of the others is named in a ``BadPartWarning``.
 
     Raises:
         FileNotFoundError: a part is gone; it may have been merged since it was listed.
     """
     listed = list(parts)
-    store.fetch(part.path for part in listed)
+    folder.fetch(part.path.name for part in listed)
     good = []
     for part in listed:
         problem = known_problem(part)

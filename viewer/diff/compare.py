@@ -12,9 +12,9 @@ from typing import Literal
 
 import polars as pl
 
+from tracer.log.place import Place
 from tracer.log.read import scan
 from tracer.log.run import open_run
-from tracer.log.store import Place
 from viewer.options import matching
 
 # Sums in another order change a float32 by about 1e-6 of its size; what is really different soon grows beyond this.

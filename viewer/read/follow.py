@@ -8,11 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import polars as pl
 
-from tracer.log import store
 from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
+from tracer.log.place import Place
+from tracer.log.ranks import State, published_counts
 from tracer.log.read import Attempts, all_dropped, dropped_as_told, scan_parts
-from tracer.log.run import State, published_counts
-from tracer.log.store import Place
 
 # Called while a long run is read, with the bytes that were read and those there are.
 Progress = Callable[[int, int], None]
@@ -93,7 +92,7 @@ class Follower:
             Whether there were any.
         """
         # A day's run has thousands of parts, and mostly none is new: their names tell that sooner than the parts do.
-        listed = store.inner_names(self._run, self._table)
+        listed = self._run.names(self._table)
         if listed == self._listed and not self.problems:
             return False
         before = dict(self._seen)
@@ -111,11 +110,12 @@ class Follower:
         self.problems = {}
         self._given.intersection_update(part.path for part in listed)
         new = [part for part in listed if part.path not in self._given and self._rank in (None, part.rank)]
-        sizes = store.sizes_bytes(self._run / self._table, (part.path.name for part in new))
+        folder = self._run / self._table
+        sizes = folder.sizes_bytes(part.path.name for part in new)
         done = 0
         for parts in _batches(new, sizes):
-            with store.brief_copies(self._run):
-                store.fetch(part.path for part in parts)
+            with self._run.brief_copies():
+                folder.fetch(part.path.name for part in parts)
                 self._take_in(parts, take)
             self._given.update(part.path for part in parts if part.path not in self.problems)
             done += sum(sizes[part.path.name] for part in parts)

@@ -5,8 +5,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from tracer.log.run import LogError, Run, closed_summaries, holds_run
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import closed_summaries
+from tracer.log.run import LogError, Run, holds_run
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError

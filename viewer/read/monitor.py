@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from tracer.log.run import Run, closed_summaries, holds_run
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import closed_summaries
+from tracer.log.run import Run, holds_run
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from tracer.log import store
-from tracer.log.run import Run, State, open_run, overall, rank_states, stopped
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import State, overall, rank_states, stopped
+from tracer.log.run import Run, open_run
 from viewer.read.follow import Kept, Progress, Rows
 from viewer.read.waker import Waker
 
@@ -145,4 +145,4 @@ class FollowedRun(Generic[Kept]):
         self._left = self._states, self._inner_names()
 
     def _inner_names(self) -> list[set[str]]:
-        return [store.inner_names(self.path, table) for table in self._tables]
+        return [self.path.names(table) for table in self._tables]

@@ -9,14 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from tracer.log.run import (
-    LogError,
-    began,
-    holds_run,
-    open_run,
-    runs_in,
-)
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.run import LogError, began, holds_run, open_run, runs_in
 from viewer.options import View, ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.live import Live

@@ -4,13 +4,12 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
-from tracer.log.store import Place
+from tracer.log.place import Place
 
 # What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
@@ -38,8 +37,11 @@ class Waker(FileSystemEventHandler):
 
     def watch(self, folders: Iterable[Place]) -> None:
         """Watch those of these folders that exist on a disk and are not watched yet."""
-        for folder in (folder for folder in folders if isinstance(folder, Path)):
-            if not folder.is_dir():
+        for folder in folders:
+            path = folder.on_disk
+            if path is None:
+                continue
+            if not path.is_dir():
                 # One of the same name that comes later needs a watch of its own.
                 self.forget([folder])
             elif self._events and folder not in self._watched:
@@ -48,7 +50,7 @@ class Waker(FileSystemEventHandler):
                         # Already the constructor may start a thread, and fail where the inotify table is full.
                         self._observer = Observer()
                         self._observer.start()
-                    self._watched[folder] = self._observer.schedule(self, str(folder), event_filter=_EVENTS)
+                    self._watched[folder] = self._observer.schedule(self, str(path), event_filter=_EVENTS)
                 except OSError:
                     continue
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.run import Run, State
+from tracer.log.ranks import State
+from tracer.log.run import Run
 from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
 from viewer.reduce.metrics import is_validation

@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,7 +141,7 @@ def _monitors(runs: Sequence[str], limits: "Limits", rank: int | None, waker: "W
     from tracer.log.store import at
     from viewer.read.monitor import FindingsMonitor
 
-    given = [at(run) for run in runs] or [path for path in [newest_run(Path("runs"))] if path is not None]
+    given = [at(run) for run in runs] or [path for path in [newest_run(at("runs"))] if path is not None]
     if not given:
         raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
@@ -170,21 +169,22 @@ def _checked(monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) 
 
 def _with_rank(found: "Checked", monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> "Checked":
     """What was found of those runs that have the rank that is asked for; ``failed`` as ``_checked`` has it."""
-    from tracer.log.run import LogError, ranks
+    from tracer.log.ranks import ranks_in
+    from tracer.log.run import LogError
 
     for name in found:
         monitor = monitors[name]
         if not _has_rank(monitor):
-            there = ", ".join(map(str, ranks(monitor.path)))
+            there = ", ".join(map(str, ranks_in(monitor.path)))
             words = f"there are {there}" if there else "none has written yet"
             _fail(name, LogError(f"{monitor.path} has no rank {monitor.rank}: {words}"), monitors, failed)
     return {name: each for name, each in found.items() if name not in failed}
 
 
 def _has_rank(monitor: "FindingsMonitor") -> bool:
-    from tracer.log.run import ranks
+    from tracer.log.ranks import ranks_in
 
-    return monitor.rank is None or monitor.rank in ranks(monitor.path)
+    return monitor.rank is None or monitor.rank in ranks_in(monitor.path)
 
 
 def _fail(name: str, error: Exception, monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> None:
@@ -303,7 +303,7 @@ def _tables(found: "Checked", part: str = "") -> Iterator["RenderableType"]:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from tracer.log.run import STATE_WORDS
+    from tracer.log.ranks import STATE_WORDS
     from viewer.words import plain
 
     for name, (evidence, those) in found.items():

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tracer.log.store import Place, at
+from tracer.log.place import Place
+from tracer.log.store import at
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import View, ViewOptions

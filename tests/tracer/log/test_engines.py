@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import polars.selectors as cs
@@ -22,6 +21,7 @@ from tests.logs import close_run, extremes, histograms, metrics, new_run, publis
 from tests.waiting import wait_until
 from tracer import cli, scan
 from tracer.log.parts import list_parts
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def write(run: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One run in three states: in parts, after a merge that was killed, and after the merge that followed that."""
-    folder = tmp_path_factory.mktemp("engines")
+    folder = Path(tmp_path_factory.mktemp("engines"))
     found = {name: folder / name for name in ("parts", "killed", "merged")}
     write(found["parts"])
     shutil.copytree(found["parts"], found["killed"])

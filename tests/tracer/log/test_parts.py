@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -35,6 +34,7 @@ from tracer.log.parts import (
     publish,
     rows_by_number,
 )
+from tracer.log.store import Local as Path
 
 RANKS = st.integers(0, 10**6)
 NUMBERS = st.integers(0, 10**12)
@@ -594,7 +594,7 @@ def test_any_sequence_of_publishing_and_merging_is_a_list_of_rows(
 
 DYING = """
 import os, signal, sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 from tests.logs import extremes, new_run
 from tracer.log.parts import merge, publish
 
@@ -648,7 +648,7 @@ def test_a_writer_may_die_before_any_call(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 from tests.logs import extremes
 from tracer.log.parts import merge, publish
 

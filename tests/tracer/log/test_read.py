@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -19,6 +18,7 @@ from tests.logs import activations, events, extremes, flip_bit, histograms, metr
 from tracer import BadPartWarning, LogError, scan
 from tracer.log import schema
 from tracer.log.parts import Part, list_parts, merge
+from tracer.log.store import Local as Path
 
 
 def log_of(run: Path, steps: Sequence[int], params: Sequence[str] = ("weight",)) -> Path:
@@ -184,7 +184,7 @@ def test_a_damaged_part_is_named_and_left_out(tmp_path: Path) -> None:
 def test_no_damage_keeps_the_rest_from_being_read(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """Whatever became of one file, the others are read."""
     run = log_of(new_run(tmp_path / "run"), range(3))
-    damage(list_parts(run, "extremes")[0].file())
+    damage(Path(list_parts(run, "extremes")[0].file()))
     with pytest.warns(BadPartWarning):
         assert steps(scan(run)) == [1, 2]
 
@@ -412,7 +412,7 @@ def test_a_plan_says_so_when_its_parts_were_merged(tmp_path: Path) -> None:
 
 WRITER = """
 import os, sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 from tests.logs import extremes
 from tracer.log.parts import merge, publish
 

@@ -2,6 +2,7 @@ import contextlib
 import itertools
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -9,29 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.logs import age_heartbeat, close_run, largest_file, new_run
 from tracer.log import schema, store
-from tracer.log.run import (
-    HEARTBEAT_STALE_SECONDS,
-    LogError,
-    beat,
-    close_rank,
-    closed_summaries,
-    create_run,
-    holds_run,
-    newest_run,
-    open_run,
-    prepare_folders,
-    ranks,
-    reopen_rank,
-    state,
-)
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, beat, close_rank, closed_summaries, ranks_in, reopen_rank, state
+from tracer.log.run import LogError, create_run, holds_run, newest_run, open_run, prepare_folders
+from tracer.log.store import Local as Path
 
 ROOT = Path(__file__).parents[3]
 INFO = {"model": "ResNet", "params": [], "settings": {"every": 1}, "versions": {}}
@@ -60,6 +48,14 @@ def writer_of(run: Path) -> str:
 def is_ours(run: Path) -> bool:
     """Whether this process is the one that writes as rank 0."""
     return writer_of(run) == f"{socket.gethostname()} {os.getpid()}" and state(run) == "running"
+
+
+def test_a_place_on_the_disk_is_a_path_to_every_library(tmp_path: Path) -> None:
+    """A path that users get from us is one of pathlib's, and has no method by which libraries know an open file."""
+    place = store.at(str(tmp_path))
+    assert isinstance(place, pathlib.Path)
+    assert place == pathlib.Path(str(tmp_path))
+    assert not {"read", "write", "close"} & set(dir(place))
 
 
 def test_a_new_run_has_the_documented_files(tmp_path: Path) -> None:
@@ -109,7 +105,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 
 CREATORS = """
 import sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 from tracer.log.run import LogError, create_run
 
 print("ready", flush=True)
@@ -305,7 +301,7 @@ def test_a_heartbeat_tells_who_writes_and_renews_its_time(tmp_path: Path) -> Non
 def test_a_run_that_nobody_has_written_is_stopped(tmp_path: Path) -> None:
     """A run without a heartbeat is not running and was never closed."""
     run = create_run(tmp_path / "run", INFO).path
-    assert (ranks(run), state(run)) == ([], "stopped")
+    assert (ranks_in(run), state(run)) == ([], "stopped")
     assert state(tmp_path / "nowhere") == "stopped"
 
 
@@ -350,7 +346,7 @@ def test_the_state_of_a_run_is_that_of_all_its_ranks(tmp_path: Path, each: list[
             close_rank(run, rank, {})
         if what.endswith("without heartbeat"):
             (Path(run) / f"heartbeat-r{rank:05d}").unlink()
-    assert ranks(run) == list(range(len(each)))
+    assert ranks_in(run) == list(range(len(each)))
     assert state(run) == expected
 
 
@@ -411,7 +407,7 @@ def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) 
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
     """What happens, look by look, while the heartbeat of another machine is waited for, which is not for long."""
     pending: list[Callable[[], object]] = []
-    monkeypatch.setattr("tracer.log.run.HEARTBEAT_STALE_SECONDS", 0.2)
+    monkeypatch.setattr("tracer.log.ranks.HEARTBEAT_STALE_SECONDS", 0.2)
     monkeypatch.setattr(time, "sleep", lambda seconds: pending.pop(0)() if pending else None)
     yield pending
     assert not pending
@@ -533,7 +529,8 @@ import os
 import sys
 
 from tracer.log import store
-from tracer.log.run import LogError, reopen_rank
+from tracer.log.ranks import reopen_rank
+from tracer.log.run import LogError
 
 waits, go = os.pipe()
 lives, end = os.pipe()
@@ -576,7 +573,7 @@ def assert_one_goes_on(run: Place, said: Sequence[str]) -> None:
     (winner,) = [words.split()[0] for words in said if words.endswith(" goes on")]
     refused = f"refused: {run} is being written by '{socket.gethostname()} {winner}' (host, pid): end that first"
     assert sorted(said) == sorted([f"{winner} goes on", *[refused] * (len(said) - 1)])
-    assert store.names(run / "staging") == set()
+    assert run.names("staging") == set()
 
 
 @pytest.mark.slow
@@ -641,7 +638,7 @@ def test_a_rank_that_another_reopens_while_we_look_is_refused(
             said: list[str] = []
 
             def other(run: Path = run, said: list[str] = said) -> None:
-                if lock not in store.names(run / "staging"):
+                if lock not in run.names("staging"):
                     said += alive.enter_context(reopening(run, 1))
 
             with monkeypatch.context() as ours:
@@ -669,7 +666,7 @@ def test_who_died_while_it_reopened_a_rank_is_not_waited_for_in_vain(
     with another_process() as pid, monkeypatch.context() as impatient:
         left.write_text(f"{socket.gethostname()} {pid}\n")
         if alive:
-            impatient.setattr("tracer.log.run.HEARTBEAT_STALE_SECONDS", 0.2)
+            impatient.setattr("tracer.log.ranks.HEARTBEAT_STALE_SECONDS", 0.2)
             reopen_rank(run, 0)
     if not alive:
         began = time.monotonic()

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from tests.logs import activations, events, extremes, histograms, metrics, new_run, publish_next
 from tracer.log import schema
 from tracer.log.parts import list_parts, merge
+from tracer.log.store import Local as Path
 
 NAME = pa.dictionary(pa.int32(), pa.string())
 KEY = {
@@ -87,7 +87,7 @@ def written(run: Path, table: str, merged: bool) -> Path:
     if merged:
         merge(run, table, 0)
     (part,) = list_parts(run, table)
-    return part.file()
+    return Path(part.file())
 
 
 def encodings_of(physical_type: str) -> set[str]:

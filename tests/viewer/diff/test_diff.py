@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +20,7 @@ from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, 
 from tests.viewing import view
 from tracer.log.parts import merge
 from tracer.log.schema import STATISTICS
+from tracer.log.store import Local as Path
 from viewer.diff import compare, report
 from viewer.diff.compare import Parting, Side, Tolerance, difference, side
 

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,6 +13,7 @@ from torch import nn
 import tracer
 from tests.training import mlp, recorded
 from tests.viewing import view
+from tracer.log.store import Local as Path
 from viewer.diff.compare import difference, side
 
 

@@ -7,7 +7,6 @@ you commit it.
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -18,6 +17,7 @@ from PIL import Image
 import viewer
 from tests.halves import first_of
 from tests.logs import close_run, histograms_of, metrics, new_run, publish_next, statistics
+from tracer.log.store import Local as Path
 
 IMAGES = Path(__file__).parents[2] / "images"
 STEPS = range(80)

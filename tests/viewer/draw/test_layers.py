@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_t
 from tests.halves import first_of
 from tests.logs import extremes, new_run, publish_next
 from tests.viewing import shown, view
+from tracer.log.store import Local as Path
 from viewer.draw.layers import Layers
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, matching

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, entries, texts, zoom
 from tests.halves import first_of
-from tracer.log.run import State
+from tracer.log.ranks import State
 from viewer.draw.overview import Overview
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import SPREAD, Scale, ViewOptions, XAxis

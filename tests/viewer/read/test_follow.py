@@ -8,7 +8,6 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from tests.halves import first_of
 from tests.logs import flip_bit, metrics, new_run, publish_next
 from tracer.log.parts import all_parts, list_parts, merge
+from tracer.log.store import Local as Path
 from viewer.read.follow import Follower
 
 RANKS = (0, 1)
@@ -51,7 +51,7 @@ class Log:
 
     def last_part(self, rank: int) -> Path:
         """The newest part of a rank."""
-        return [part.file() for part in list_parts(self.path, "metrics") if part.rank == rank][-1]
+        return [Path(part.file()) for part in list_parts(self.path, "metrics") if part.rank == rank][-1]
 
 
 class Seen:

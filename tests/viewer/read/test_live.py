@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -22,10 +21,11 @@ from tests.logs import (
 )
 from tests.viewing import shown
 from tests.waiting import wait_until
-from tracer.log import store
 from tracer.log.parts import merge
+from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, beat, close_rank
 from tracer.log.read import rows_dropped
-from tracer.log.run import HEARTBEAT_STALE_SECONDS, beat, close_rank, open_run
+from tracer.log.run import open_run
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
@@ -208,11 +208,9 @@ def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: p
     publish_next(run, "extremes", extremes([7]))
     gone = publish_next(run, "metrics", metrics([8], [1.0]))
     gone.file().unlink()
-    inner_names = store.inner_names
+    names = Path.names
     with monkeypatch.context() as patch:
-        patch.setattr(
-            store, "inner_names", lambda run, table: {gone.path.name} if table == "metrics" else inner_names(run, table)
-        )
+        patch.setattr(Path, "names", lambda run, table: {gone.path.name} if table == "metrics" else names(run, table))
         assert live.refresh() is None
     assert shown(live).last_step == 7
 

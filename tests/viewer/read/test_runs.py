@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,9 @@ import pytest
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
-from tracer.log.run import LogError, beat
+from tracer.log.ranks import beat
+from tracer.log.run import LogError
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.changes import changes
 from viewer.read.reader import Reader

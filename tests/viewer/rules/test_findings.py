@@ -13,7 +13,7 @@ import pytest
 
 import viewer.rules.findings
 from tests.logs import extremes
-from tracer.log.run import State
+from tracer.log.ranks import State
 from viewer.reduce.param_history import ParamHistory
 from viewer.rules.evidence import Event, Evidence, Param
 from viewer.rules.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits

@@ -5,7 +5,6 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from tests import illnesses
 from tests.halves import smoke_of
 from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
 from tests.torture import often
+from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
 from viewer.rules.findings import findings
 from viewer.snapshot import Severity

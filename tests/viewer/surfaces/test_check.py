@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -19,8 +18,10 @@ from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, met
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
 from tracer.log.parts import all_parts
-from tracer.log.run import LogError, beat, close_rank
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import beat, close_rank
+from tracer.log.run import LogError
+from tracer.log.store import Local as Path
 from viewer.read.follow import Progress
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.run import FollowedRun

@@ -4,7 +4,6 @@ import resource
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -13,7 +12,8 @@ import pytest
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
-from tracer.log.run import beat, close_rank
+from tracer.log.ranks import beat, close_rank
+from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot

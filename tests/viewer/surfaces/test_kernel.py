@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -18,6 +17,7 @@ from PIL import Image
 
 import viewer
 from tests.logs import close_run, metrics, new_run, publish_next
+from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 # Executes a notebook as a frontend does, and writes every display that it is told of into a file each, as it comes.
 FRONTEND = """
 import base64, json, sys
-from pathlib import Path
+from tracer.log.store import Local as Path
 import nbformat
 from nbclient import NotebookClient
 
@@ -49,7 +49,7 @@ nbformat.write(notebook, "notebook.ipynb")
 TRAINING = """
 import threading
 import time
-from pathlib import Path
+from tracer.log.store import Local as Path
 
 import torch
 import tracer

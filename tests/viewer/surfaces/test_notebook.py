@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from PIL import Image
 import viewer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.run import LogError
+from tracer.log.store import Local as Path
 from viewer.draw.theme import DARK
 
 

@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,8 +17,9 @@ from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, 
 from tests.viewer.surfaces.test_check import PARAMS, rows, written
 from tests.viewing import all_shown, view, viewing
 from tests.waiting import wait_until
-from tracer.log.run import beat, close_rank
-from tracer.log.store import Place
+from tracer.log.place import Place
+from tracer.log.ranks import beat, close_rank
+from tracer.log.store import Local as Path
 from viewer.draw.layers import Layers
 from viewer.draw.overview import Overview
 from viewer.draw.panels import heading

@@ -3,7 +3,6 @@
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from tests.figures import canvas, click, pixels, zoom
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.waiting import wait_until
 from tracer.log.run import LogError
+from tracer.log.store import Local as Path
 from viewer.draw.theme import LIGHT
 from viewer.options import View, ViewOptions, XAxis
 from viewer.read.runs import Runs

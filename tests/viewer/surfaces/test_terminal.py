@@ -13,7 +13,6 @@ import sys
 import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,8 @@ from rich.console import Console
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import SEEN_BY_USERS, shown, view, viewing
 from tests.waiting import wait_until
-from tracer.log.run import beat
+from tracer.log.ranks import beat
+from tracer.log.store import Local as Path
 from viewer.options import Scale, View, ViewOptions, XAxis
 from viewer.read.live import Live
 from viewer.read.runs import Runs

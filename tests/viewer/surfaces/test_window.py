@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 from PIL import Image, ImageGrab, features
@@ -13,6 +12,7 @@ from PIL import Image, ImageGrab, features
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
+from tracer.log.store import Local as Path
 
 pytest.importorskip("tkinter", reason="needs tkinter")
 pytestmark = [

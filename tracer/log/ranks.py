@@ -1,0 +1,269 @@
+"""The ranks that write into a run: whether each is alive, how it closes, and how a later process goes on as it."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from tracer.log.place import Place
+from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim
+
+State = Literal["running", "closed", "stopped"]
+STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
+
+# The daemon renews the heartbeat every five seconds; a machine that swaps or a slow network disk may delay it.
+HEARTBEAT_STALE_SECONDS = 20.0
+# How often to look whether a heartbeat was renewed, and whether another process has finished reopening a rank.
+_LOOK_SECONDS = 0.5
+_TURN_SECONDS = 0.05
+
+_RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
+_STAGED_FILE = re.compile(r"(?:.*-)?r(\d{5,})[-.].*")
+_NEVER = float("-inf")
+
+# The heartbeats that this process has seen: when each was written, since when our clock knows it, and whether it
+# followed an earlier one.
+_seen_beats: dict[Place, tuple[float, float, bool]] = {}
+
+
+def _heartbeat(rank: int) -> str:
+    return f"heartbeat-r{rank:05d}"
+
+
+def _closed_mark(rank: int) -> str:
+    return f"closed-r{rank:05d}.json"
+
+
+def beat(path: Place, rank: int) -> None:
+    """Renew a rank's heartbeat."""
+    (path / _heartbeat(rank)).renew(_this_process())
+
+
+def _this_process() -> bytes:
+    return f"{socket.gethostname()} {os.getpid()}\n".encode()
+
+
+def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
+    """Write a rank's closed mark."""
+    mark = _closed_mark(rank)
+    with path.stage(mark) as staged:
+        staged.write(as_json({"closed": datetime.now(UTC).isoformat(), "rank": rank, **summary}))
+        staged.publish(mark)
+
+
+def claim_rank(path: Place, rank: int) -> None:
+    """Begin a rank's part of a run, with its first heartbeat.
+
+    Raises:
+        LogError: the rank has begun, maybe in another process at this moment, or nothing can be written.
+    """
+    begin(path, _heartbeat(rank), _this_process())
+
+
+def reopen_rank(path: Place, rank: int) -> None:
+    """Go on as a rank: make its heartbeat this process's, and delete its closed mark.
+
+    If a process of another machine was alive a moment ago, this waits until that one is sure to be dead.
+
+    Raises:
+        LogError: another live process is writing as this rank, maybe since this moment.
+    """
+    heartbeat, mark = path / _heartbeat(rank), path / _closed_mark(rank)
+    closed = mark.file_exists()
+    seen = _beat_of(heartbeat)
+    if not closed and time.time() - seen[1] < HEARTBEAT_STALE_SECONDS and _still_written(path, rank, *seen):
+        raise _written_by(path, seen[0])
+    with _turn(path, rank):
+        now = _beat_of(heartbeat)
+        # A process that has reopened it since then made the heartbeat its own, and then deleted the closed mark.
+        if now[0] and (now != seen or (closed and not mark.file_exists())):
+            raise _written_by(path, now[0])
+        heartbeat.remove()
+        beat(path, rank)
+        mark.remove()
+    clear_staging(path, rank)
+
+
+def _beat_of(file: Place) -> tuple[str, float]:
+    """The process that wrote a heartbeat, and when; an empty name and ``_NEVER`` if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if file.file_exists():
+            return file.content().decode(errors="replace").strip(), file.modified()
+    return "", _NEVER
+
+
+def _written_by(path: Place, owner: str) -> LogError:
+    return LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
+
+
+@contextlib.contextmanager
+def _turn(path: Place, rank: int) -> Iterator[None]:
+    """Keep other processes from reopening this rank within the block."""
+    name = f"staging/reopening-r{rank:05d}.lock"
+    lock = path / name
+    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
+    while True:
+        try:
+            claim(path, name, _this_process())
+            break
+        except FileExistsError:
+            # A living process holds it for a moment only.
+            owner, _ = _beat_of(lock)
+            if time.monotonic() > give_up or (owner and _lives(owner) is False):
+                lock.remove()
+            time.sleep(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        lock.remove()
+
+
+def clear_staging(path: Place, rank: int) -> list[str]:
+    """Delete the files that a process which died was writing as this rank, and return their names."""
+    cleared = []
+    for name in sorted(path.names("staging")):
+        match = _STAGED_FILE.fullmatch(name)
+        # Rank 0 writes run.json, before any file has a rank in its name.
+        owner = int(match[1]) if match else 0
+        file = path / "staging" / name
+        # Another process may be merging this rank's parts at this moment.
+        if owner == rank and time.time() - _modified(file) > HEARTBEAT_STALE_SECONDS:
+            file.remove()
+            cleared.append(name)
+    return cleared
+
+
+def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
+    """Whether a heartbeat's process lives; if it is on another machine, wait as long as it has to renew it."""
+    lives = _lives(owner)
+    if lives is not None:
+        return lives
+    seconds, host = HEARTBEAT_STALE_SECONDS, owner.rpartition(" ")[0]
+    print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
+    # Only this machine's clock counts: the other's may be ahead.
+    stale = time.monotonic() + seconds
+    while time.monotonic() < stale and not (path / _closed_mark(rank)).file_exists():
+        time.sleep(_LOOK_SECONDS)
+        if _modified(path / _heartbeat(rank)) > beaten:
+            return True
+    return False
+
+
+def _lives(owner: str) -> bool | None:
+    """Whether this is a living process other than ours; None if it is on another machine."""
+    host, _, pid = owner.rpartition(" ")
+    if not pid.isdecimal():
+        return False
+    if host != socket.gethostname():
+        return None
+    try:
+        number = int(pid)
+        os.kill(number, 0)
+    except PermissionError:
+        # It belongs to another user, but it lives.
+        return True
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    return number not in (0, os.getpid())
+
+
+def _modified(file: Place) -> float:
+    try:
+        return file.modified()
+    except FileNotFoundError:
+        return _NEVER
+
+
+def ranks_in(path: Place) -> list[int]:
+    """The ranks that have written into a run, ascending."""
+    return _ranks(path.written_times())
+
+
+def _ranks(names: Iterable[str]) -> list[int]:
+    return sorted({int(match[2]) for name in names if (match := _RANK_FILE.fullmatch(name))})
+
+
+def state(path: Place) -> State:
+    """Whether a run is ``running``, ``closed``, or ``stopped`` without closing.
+
+    A run is closed when every rank has closed, and running while any rank that has not closed has a fresh heartbeat.
+    """
+    return overall(rank_states(path))
+
+
+def overall(states: Mapping[int, State]) -> State:
+    """The state of a run, from the states of its ranks."""
+    different = set(states.values())
+    if different == {"closed"}:
+        return "closed"
+    return "running" if "running" in different else "stopped"
+
+
+def stopped(states: Mapping[int, State]) -> list[int]:
+    """The ranks that have stopped without closing, ascending."""
+    return [rank for rank, state in states.items() if state == "stopped"]
+
+
+def rank_states(path: Place) -> dict[int, State]:
+    """The state of each rank that has written into a run, by rank, ascending."""
+    # One look at the folder: in an object store each further one is a request.
+    written = path.written_times()
+    states: dict[int, State] = {}
+    for rank in _ranks(written):
+        name = _heartbeat(rank)
+        if _closed_mark(rank) in written:
+            states[rank] = "closed"
+        elif name in written and _beat_age_seconds(path / name, written[name]) < HEARTBEAT_STALE_SECONDS:
+            states[rank] = "running"
+        else:
+            states[rank] = "stopped"
+    return states
+
+
+def _beat_age_seconds(heartbeat: Place, written: float) -> float:
+    """How long ago a heartbeat was written; after it was seen to be renewed, only this machine's clock counts."""
+    now = time.monotonic()
+    seen = _seen_beats.get(heartbeat)
+    if seen is None or seen[0] != written:
+        seen = _seen_beats[heartbeat] = written, now, seen is not None and written > seen[0]
+    _, since, renewed = seen
+    return now - since if renewed else max(now - since, time.time() - written)
+
+
+def closed_summaries(path: Place) -> list[dict[str, Any]]:
+    """The content of each rank's closed mark.
+
+    Raises:
+        LogError: a closed mark cannot be read.
+    """
+    summaries = []
+    for rank in ranks_in(path):
+        mark = path / _closed_mark(rank)
+        try:
+            summary = json.loads(mark.content())
+            counts = [*summary.get("rows_dropped", {}).values(), *summary.get("published", {}).values()]
+            if summary["rank"] != rank:
+                raise ValueError("it is another rank's")
+            if not all(isinstance(number, int) and 0 <= number < BEYOND_COUNTS for number in counts):
+                raise ValueError("one of its counts is no number")
+            summaries.append(summary)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
+    return summaries
+
+
+def published_counts(path: Place, table: str) -> dict[int, int]:
+    """How many publish numbers of a table each closed rank used, by rank.
+
+    Raises:
+        LogError: a closed mark cannot be read.
+    """
+    return {summary["rank"]: summary.get("published", {}).get(table, 0) for summary in closed_summaries(path)}
