@@ -1,1 +1,1 @@
-"""The log: its format, its writer's half and its readers' half. Imports no torch: the viewer uses it too."""
+"""The log: its format, and what writes and reads it. Nothing here imports torch: the viewer uses it, too."""

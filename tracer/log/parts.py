@@ -41,7 +41,7 @@ class Part:
 
     @classmethod
     def parse(cls, path: Place) -> "Part | None":
-        """The part that a file's name announces; None where the name is not that of a part."""
+        """The part that a file's name describes; None if it is not the name of a part."""
         match = _NAME.fullmatch(path.name)
         if match is None:
             return None
@@ -49,7 +49,7 @@ class Part:
         return cls(rank, first, last, int(match[4], 16), path) if first <= last else None
 
     def file(self) -> Path:
-        """A file of this machine with its bytes: its own, or a copy.
+        """A file on this machine with the part's bytes: its own, or a copy.
 
         Raises:
             FileNotFoundError: the part is gone.
@@ -58,21 +58,22 @@ class Part:
 
     @property
     def table(self) -> str:
-        """The table whose rows it holds."""
+        """The name of the table whose rows it holds."""
         return str(self.path).rsplit("/", 2)[-2]
 
     def inside(self, other: "Part") -> bool:
-        """Whether another part of the same rank holds all that this one holds.
+        """Whether another part of the same rank holds all rows of this one.
 
-        Of two that hold the same, as two versions of a library may merge it, one is inside the other.
+        Two versions of a library may merge the same rows into different bytes: of two such parts, one is inside the
+        other.
         """
         within = self.rank == other.rank and other.first <= self.first and self.last <= other.last
         return within and ((other.first, other.last) != (self.first, self.last) or self.crc32 > other.crc32)
 
     def repeats(self, before: "Part | None") -> int:
-        """How many of this part's first numbers stand already in the part that is read before it.
+        """How many of this part's first publish numbers are also in the part that is read before it.
 
-        Two processes that merge a run which goes on may draw different borders.
+        Parts overlap if two processes merge a run at once and divide it differently.
         """
         return 0 if before is None or before.rank != self.rank else max(0, before.last + 1 - self.first)
 
@@ -83,9 +84,9 @@ def part_name(rank: int, first: int, last: int, crc32: int) -> str:
 
 
 def all_parts(run: Place, table: str) -> list[Part]:
-    """Every published part of a table, by rank and number, those that a merged part has replaced included."""
-    # A folder is not listed in one moment: during a merge a listing can miss the merged part, which came behind its
-    # back, and then what that replaced. Once nothing has gone since the listing before, everything was in sight.
+    """Every published part of a table, by rank and number, including those that a merged part has replaced."""
+    # Listing a folder takes time. During a merge it can miss the merged part, which is new, and the replaced parts,
+    # which are deleted by then. A listing is complete if nothing has gone since the one before.
     earlier = run.names(table)
     while not earlier <= (names := run.names(table)):
         earlier = names
@@ -93,7 +94,7 @@ def all_parts(run: Place, table: str) -> list[Part]:
 
 
 def list_parts(run: Place, table: str) -> list[Part]:
-    """The parts to read, by rank and number: the published ones, less those that lie inside an undamaged one.
+    """The parts to read, by rank and number: the published ones, without those that lie inside an undamaged one.
 
     Raises:
         FileNotFoundError: a part is gone; it may have been merged since it was listed.
@@ -106,27 +107,27 @@ def list_parts(run: Place, table: str) -> list[Part]:
 
 
 def with_listing(run: Place, table: str, use: Callable[[list[Part]], Used]) -> Used:
-    """What ``use`` makes of the parts to read; where one has gone since it was listed, with a new listing.
+    """Call ``use`` with the parts to read, and return its result; list them again if one is gone by then.
 
     Raises:
-        FileNotFoundError: a part is listed again and again, but is not there.
+        FileNotFoundError: a part is listed again and again, but is missing.
     """
     for _ in range(_LISTINGS - 1):
-        # Merged away between the listing and the reading: the next listing shows what replaced it.
+        # A part that was merged away after the listing: the next listing shows the part that replaced it.
         with contextlib.suppress(FileNotFoundError):
             return use(list_parts(run, table))
     return use(list_parts(run, table))
 
 
 def publish(run: Place, table: str, rank: int, number: int, rows: pa.Table) -> Part:
-    """Publish rows as the part ``number`` of a table; all of them are then in the log, or, if this raises, none.
+    """Publish rows as the part ``number`` of a table: all of them are in the log, or none if this raises.
 
     Raises:
         OSError: the file could not be written, or did not end complete.
     """
 
     def write(staged: Staged) -> None:
-        # In one piece: each call back from pyarrow would have to wait for the training's thread.
+        # In one piece: each callback of pyarrow would wait for the training's thread.
         encoded = pa.BufferOutputStream()
         pq.write_table(rows, encoded, **schema.write_options(rows.schema))
         staged.write(encoded.getvalue())
@@ -135,7 +136,7 @@ def publish(run: Place, table: str, rank: int, number: int, rows: pa.Table) -> P
 
 
 def _publish(run: Place, table: str, rank: int, first: int, last: int, write: Callable[[Staged], None]) -> Part:
-    # Somebody may run `tracer merge` while the rank itself merges, on this machine or another.
+    # The name is unique: a user may run `tracer merge` while the rank itself merges, on this machine or another.
     with run.stage(f"{table}-{uuid.uuid4().hex}-{part_name(rank, first, last, 0)}") as staged:
         write(staged)
         name = f"{table}/{part_name(rank, first, last, staged.crc32)}"
@@ -153,9 +154,9 @@ def file_crc32(path: Path) -> int:
 
 
 def known_problem(part: Part) -> str | None:
-    """What is wrong with a part, in words; None where its bytes are those that were published.
+    """Say what is wrong with a part; None if its bytes are those that were published.
 
-    Reads the whole file, but once a process where it has not changed.
+    Reads the whole file, but only once a process unless it changes.
 
     Raises:
         FileNotFoundError: the part is gone; it may have been merged since it was listed.
@@ -175,12 +176,12 @@ def _damage_of_file(part: Part, size: int, mtime_ns: int) -> str | None:
 
 
 def damage(part: Part) -> str | None:
-    """Say what is wrong with a part's bytes, which are read anew; None where they are those that were published.
+    """Say what is wrong with a part's bytes, which are read again; None if they are those that were published.
 
-    The checksum finds accidents. It is no defence against a part that was forged together with its checksum. Of what
-    an intact part says only so much is checked that a file of something else ends no reader: the numbers that it
-    covers, the columns that every row of its table has, and row groups that fit into memory. Links, pipes and folders
-    with a part's name are not listed at all, so that no reader leaves the run or waits for one.
+    The checksum finds accidents. It is no defence against a part that was forged together with its checksum. Intact
+    bytes may still be another file under a part's name, so three things are checked that would end a reader: how many
+    numbers the part covers, the required columns of its table, and that its row groups fit into memory. A link, a pipe
+    or a folder is never listed as a part: no reader leaves the run's folder, and none waits for a pipe.
 
     Raises:
         OSError: the bytes cannot be read now; that may pass.
@@ -194,7 +195,7 @@ def damage(part: Part) -> str | None:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
-        # Arrow's own errors have no number: its bytes could be read, and they are no Parquet.
+        # An error of the disk has a number. Arrow's own have none: the bytes could be read, but are no Parquet.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         return f"is not Parquet: {error}"
@@ -214,8 +215,8 @@ def missing_numbers(parts: Iterable[Part], published: Mapping[int, int] | None =
     """The gaps in the publish numbers of a table's parts, as (rank, first missing, last missing).
 
     Args:
-        parts: The parts that there are.
-        published: How many numbers each rank used, as far as that is known.
+        parts: The parts of the table.
+        published: How many numbers each rank used, as far as known.
     """
     gaps = []
     expected: dict[int, int] = {}
@@ -245,7 +246,7 @@ def _rows_by_number(footer: pq.FileMetaData) -> list[int]:
 
 
 class MergeTimeoutError(Exception):
-    """A merge would have taken longer than it was allowed to; what it had not merged by then is as it was."""
+    """A merge would take longer than allowed; the parts that it has not merged are unchanged."""
 
 
 def merge(
@@ -253,22 +254,23 @@ def merge(
 ) -> list[Part]:
     """Merge a rank's parts into as few as possible, and delete those that the merged ones replace.
 
-    Only neighbours without a gap are merged, and a damaged part is left as it is. A reader sees the same rows before,
-    during and after; if the process dies between, the replaced parts are ignored, and the next merge deletes them.
+    Only neighbours without a gap are merged, and a damaged part stays as it is. A reader sees the same rows before,
+    during and after. If the process dies halfway, readers ignore the replaced parts, and the next merge deletes them.
 
     Args:
         run: The run's folder.
         table: The table's name.
-        rank: Whose parts.
+        rank: The rank whose parts are merged.
         seconds: How long it may take.
-        numbers: The first and the last publish number to merge; without them, all.
+        numbers: The first and the last publish number to merge; all without them.
 
     Returns:
         The merged parts that were made.
 
     Raises:
         MergeTimeoutError: it would take longer than ``seconds``.
-        OSError: a part could not be read or written.
+        OSError: a part cannot be read or written.
+        pyarrow.ArrowException: a part cannot be decoded.
     """
     deadline = time.monotonic() + seconds
 
@@ -276,19 +278,16 @@ def merge(
         return part.rank == rank and (numbers is None or (numbers[0] <= part.first and part.last <= numbers[1]))
 
     with run.brief_copies():
-        # Another process that merges the same parts takes them away.
+        # Another process that merges the same parts deletes them.
         return with_listing(run, table, lambda parts: _merge(run, table, [*filter(wanted, parts)], deadline))
 
 
 def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[Part]:
     merged = []
     for group in _neighbours(parts, deadline):
-
-        def write(staged: Staged, group: list[Part] = group) -> None:
-            _write_merged(staged, group, deadline)
-
         whole = group[0]
         if len(group) > 1:
+            write = functools.partial(_write_merged, parts=group, deadline=deadline)
             whole = _publish(run, table, whole.rank, whole.first, group[-1].last, write)
             merged.append(whole)
         for part in all_parts(run, table):
@@ -298,12 +297,12 @@ def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[P
 
 
 def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
-    """The undamaged ones among these parts, grouped where there is no gap between them."""
+    """Group the undamaged ones among these parts, so that no group has a gap."""
     groups: list[list[Part]] = [[]]
     for part in parts:
         _check_time(deadline)
-        # What cannot be read now, and may be later, ends the merge: of parts that lie inside one another a reader takes
-        # the outer, so that two processes that merge must not draw different borders.
+        # A part that cannot be read at this moment ends the merge with an error. Another process may read it and merge
+        # it with its neighbours; to go on around it would divide the same rows differently.
         if damage(part) is not None:
             groups.append([])
             continue
@@ -340,6 +339,6 @@ def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
 
 
 def _joined(tables: list[pa.Table], unified: pa.Schema) -> pa.Table:
-    """One table with all columns of the unified schema and one dictionary a name column."""
+    """Join tables into one with the unified schema, and one dictionary for each column of names."""
     joined = pa.concat_tables([unified.empty_table(), *tables], promote_options="default")
     return joined.combine_chunks().select(unified.names).cast(unified)

@@ -22,7 +22,7 @@ from tracer.log.store import at
 Paths = str | os.PathLike[str]
 Used = TypeVar("Used")
 
-# No table has so many: who says so is not believed.
+# No table has so many: such a number is not believed.
 _MANY_ROWS = 10**15
 # The events with which an attempt begins, or goes back to an earlier step.
 _BEGINNINGS = ("resumed", "restored")
@@ -30,7 +30,7 @@ _NO_STEPS = pl.DataFrame(schema={"rank": pl.Int32, "attempt": pl.Int32, "step": 
 
 
 class BadPartWarning(UserWarning):
-    """A part of a log is damaged and was left out."""
+    """A part of a log is damaged; its rows are left out."""
 
 
 def scan(
@@ -38,20 +38,20 @@ def scan(
 ) -> pl.LazyFrame:
     """The rows of a run as a polars LazyFrame, at any moment of the run and afterwards.
 
-    Each part's checksum is checked once a process, which reads all of its bytes. A damaged part is named in a
+    Each process checks the checksum of each part once, which reads all of its bytes. A damaged part is named in a
     ``BadPartWarning`` and left out. The frame reads the parts that exist now: scan again to see later ones.
-    Of a run at a URI it reads copies: what is new is downloaded, and kept until the process ends.
+    A run at a URI is read from copies: new parts are downloaded, and kept until the process ends.
 
     Args:
-        run: A run's folder or URI, or several; several add a first column ``run``, the folder's name (the path as
-            given where two folders have the same name).
+        run: A run's folder or URI, or several. Several add a first column ``run``: the folder's name, or the path as
+            given if two folders have the same name.
         table: ``"extremes"``, ``"metrics"``, ``"events"``, ``"histograms"`` or ``"activations"``; the docstring of
             ``tracer.log.schema`` describes their columns.
-        attempts: Where a run was resumed or restored at a step, ``"latest"`` leaves out what earlier attempts had
-            recorded from that step on, and ``"all"`` keeps it; the column ``attempt`` tells them apart.
+        attempts: If a run was resumed or restored at a step, ``"latest"`` leaves out the rows that earlier attempts
+            recorded from that step on, and ``"all"`` keeps them; the column ``attempt`` tells them apart.
 
     Raises:
-        LogError: a folder holds no run, or one of a newer format; or there is no such table or choice of attempts.
+        LogError: a folder holds no run, or one of a newer format; or the table or the choice of attempts is unknown.
     """
     if table not in schema.TABLES:
         raise LogError(f"there is no table {table!r}: choose one of {', '.join(schema.TABLES)}")
@@ -77,44 +77,44 @@ def scan(
 
 
 class Attempts:
-    """Which rows of a run count: where an attempt begins, it abandons what earlier ones recorded from that step on.
+    """The rows of a run that count: an attempt abandons what earlier ones recorded from its first step on.
 
-    It does so at once, however far it comes. Each rank has its own attempts. Where one begins, its events say; where
-    these are lost, its first row.
+    It does so as soon as it begins, however far it comes. Each rank has its own attempts. Events tell the first step of
+    an attempt; if they are lost, its first row does.
 
     Args:
-        begins: Where attempts begin, as far as another instance knew.
+        begins: The first steps that another instance knew.
 
     Attributes:
-        begins: Where each attempt but the first begins: ``rank``, ``attempt``, ``step``.
+        begins: The first step of each attempt but the first: ``rank``, ``attempt``, ``step``.
     """
 
     def __init__(self, begins: pl.DataFrame = _NO_STEPS) -> None:
         self.begins = begins
-        # The last step that was given of each attempt; not measured until there are several, as most runs have one.
+        # The last step of each attempt that was given out. Most runs have one attempt, of which it is not looked up.
         self._given = _NO_STEPS
         self._unmeasured = False
 
     def note(self, events: pl.LazyFrame) -> None:
-        """Take in rows of the table ``events``."""
+        """Learn from rows of the table ``events`` where attempts begin."""
         self._note(events.filter(pl.col("kind").is_in(_BEGINNINGS)))
 
     def _note(self, rows: pl.LazyFrame) -> None:
-        found = rows.filter(pl.col("attempt") > 0).select(self.begins.columns)
-        self.begins = _of_each(pl.concat([self.begins.lazy(), found]), pl.col("step").min())
+        later = rows.filter(pl.col("attempt") > 0).select(self.begins.columns)
+        self.begins = _by_attempt(pl.concat([self.begins.lazy(), later]), pl.col("step").min())
 
     def latest(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Those of these rows, of any table but ``events``, that no later attempt has abandoned."""
+        """Leave out those of these rows that a later attempt has abandoned; they are of any table but ``events``."""
         if self.begins.is_empty() and rows.select(pl.col("attempt").max()).collect().item() in (None, 0):
             self._unmeasured = True
             return rows
-        spans = _of_each(rows, pl.col("step").min(), pl.col("step").max().alias("last"))
+        spans = _by_attempt(rows, pl.col("step").min(), pl.col("step").max().alias("last"))
         self._note(spans.lazy())
         spans = spans.select("rank", "attempt", step="last")
         cuts = self._cuts(spans)
         kept = spans.join(cuts, on=("rank", "attempt"), how="left")
         kept = kept.select("rank", "attempt", pl.min_horizontal("step", pl.col("cut") - 1))
-        self._given = _of_each(pl.concat([self._given, kept]).lazy(), pl.col("step").max())
+        self._given = _by_attempt(pl.concat([self._given, kept]).lazy(), pl.col("step").max())
         if cuts.is_empty():
             return rows
         abandoned = [
@@ -125,43 +125,52 @@ class Attempts:
 
     @property
     def overtaken(self) -> bool:
-        """Whether rows that ``latest`` has given may have been abandoned since."""
+        """Whether a later attempt may have abandoned rows that ``latest`` gave out before."""
         if self.begins.is_empty():
             return False
         return self._unmeasured or not self._cuts(self._given).is_empty()
 
     def _cuts(self, lasts: pl.DataFrame) -> pl.DataFrame:
-        """From which step on later attempts have abandoned earlier ones, of those that go as far."""
+        """The steps from which on attempts are abandoned, for those that reach so far: ``rank, attempt, cut``.
+
+        Args:
+            lasts: The last step of each attempt: ``rank, attempt, step``.
+        """
         later = lasts.join(self.begins, on="rank", suffix="_later").filter(pl.col("attempt_later") > pl.col("attempt"))
         cuts = later.group_by("rank", "attempt").agg(pl.col("step").first(), pl.col("step_later").min().alias("cut"))
         return cuts.filter(pl.col("cut") <= pl.col("step")).drop("step")
 
 
-def _of_each(rows: pl.LazyFrame, *numbers: pl.Expr) -> pl.DataFrame:
-    """Some numbers of the rows of each rank and attempt."""
+def _by_attempt(rows: pl.LazyFrame, *numbers: pl.Expr) -> pl.DataFrame:
     return rows.group_by("rank", "attempt").agg(*numbers).collect()
 
 
 def with_rows(
     path: Place, table: str, use: Callable[[pl.LazyFrame], Used], attempts: Literal["latest", "all"] = "latest"
 ) -> Used:
-    """What ``use`` makes of the rows of a run, as ``scan`` gives them; anew, where parts are merged meanwhile."""
+    """Call ``use`` with the rows of a run, as ``scan`` gives them, and return its result.
+
+    It is called again if parts are merged meanwhile.
+
+    Raises:
+        LogError: there is no run, or it cannot be read.
+    """
     open_run(path)
     return with_listing(path, table, lambda parts: use(_scan_listed(path, parts, table, attempts)))
 
 
 def _scan_listed(path: Place, parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
-    frame = scan_parts(good_parts(path / table, parts), table)
+    frame = scan_parts(_good_parts(path / table, parts), table)
     if attempts == "all" or table == "events":
         return frame
     known = Attempts()
-    # Listed later than the rows: an attempt's event is published before its rows.
-    with_listing(path, "events", lambda parts: known.note(scan_parts(good_parts(path / "events", parts), "events")))
+    # Listed after the rows: the event of an attempt is published before its rows.
+    with_listing(path, "events", lambda parts: known.note(scan_parts(_good_parts(path / "events", parts), "events")))
     return known.latest(frame)
 
 
 def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
-    """The rows of these parts of a table, in their order, each once; columns that a part lacks are null."""
+    """The rows of these parts of a table, in their order and without repeats; a column that a part lacks is null."""
     repeated = {part: part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)}
 
     def alike_as(part: Part) -> tuple[tuple[str, ...], Part | None]:
@@ -179,8 +188,8 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     return pl.concat([empty.lazy(), *(frame for _, frame in alike)], how="diagonal")
 
 
-def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
-    """The undamaged ones among these parts; each of the others is named in a ``BadPartWarning``.
+def _good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
+    """Leave out the damaged ones among the parts in a folder, with a ``BadPartWarning`` for each.
 
     Raises:
         FileNotFoundError: a part is gone; it may have been merged since it was listed.
@@ -201,14 +210,14 @@ def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
     return good
 
 
-# Enough for the parts that a run has while it goes on.
+# A run has some thousand parts while it goes on.
 @functools.lru_cache(maxsize=1 << 12)
 def _columns(part: Part) -> tuple[str, ...]:
     return tuple(pl.scan_parquet(part.file(), glob=False).collect_schema().names())
 
 
 def rows_dropped(path: Place) -> int:
-    """How many rows of a run could not be written, as far as its ranks could tell.
+    """Count the rows of a run that could not be written, as far as its ranks could tell.
 
     Raises:
         LogError: a closed mark cannot be read.
@@ -217,7 +226,7 @@ def rows_dropped(path: Place) -> int:
 
 
 def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int, str]]:
-    """How many rows each rank told in these events to be lost, by attempt and kind of event."""
+    """Count the rows that were lost according to these events, by rank, attempt and kind of event."""
     wanted = events.filter(pl.col("kind").is_in(("dropped", "resumed")))
     told: Counter[tuple[int, int, str]] = Counter()
     for rank, attempt, kind, detail in wanted.select("rank", "attempt", "kind", "detail").collect().iter_rows():
@@ -226,11 +235,11 @@ def dropped_as_told(events: pl.LazyFrame) -> Counter[tuple[int, int, str]]:
 
 
 def rows_lost(detail: str | None) -> dict[str, int]:
-    """How many rows of which tables an event ``dropped`` tells of; none, where it is damaged."""
+    """Read the detail of an event ``dropped``: the rows lost, by table; empty if it is damaged."""
     try:
         told = json.loads(detail or "")
     except (ValueError, RecursionError):
-        # As the first logs have it.
+        # The first logs hold a sentence.
         return {table: int(rows) for rows, table in re.findall(r"(\d{1,15}) rows of (\w+)", detail or "")}
     if not isinstance(told, dict):
         return {}
@@ -238,14 +247,16 @@ def rows_lost(detail: str | None) -> dict[str, int]:
 
 
 def all_dropped(told: Mapping[tuple[int, int, str], int], summaries: Iterable[Mapping[str, Any]]) -> int:
-    """How many rows were lost: a closed mark says how many there were since its rank was resumed last, events the rest.
+    """Count the lost rows of a run.
+
+    A rank's closed mark tells of those since it was last resumed; events tell of the others.
 
     Args:
-        told: What ``dropped_as_told`` gives of all events.
+        told: The result of ``dropped_as_told`` for all events.
         summaries: The closed marks.
     """
     marked = {summary["rank"]: int(sum(summary.get("rows_dropped", {}).values())) for summary in summaries}
-    # Where a checkpoint was restored there is a new attempt, too, but the same process goes on counting.
+    # Restoring a checkpoint begins an attempt, too, but the same process goes on counting.
     since = dict.fromkeys(marked, 0)
     for rank, attempt, kind in told:
         if kind == "resumed" and rank in marked:
