@@ -128,26 +128,15 @@ class Remote:
         return bool(self._info()[1].is_file)
 
     def modified(self) -> float:
-        return filesystems.modified(*self._existing())
-
-    def size_bytes(self) -> int:
-        """The size of this file.
-
-        Raises:
-            FileNotFoundError: it is missing.
-        """
-        return int(self._existing()[1].size)
+        system, file = self._info()
+        if not file.is_file:
+            raise FileNotFoundError(f"there is no {self}")
+        return filesystems.modified(system, file)
 
     @_twice
     def _info(self) -> "tuple[FileSystem, FileInfo]":
         system, path = filesystems.opened(self.uri)
         return system, system.get_file_info(path)
-
-    def _existing(self) -> "tuple[FileSystem, FileInfo]":
-        system, file = self._info()
-        if not file.is_file:
-            raise FileNotFoundError(f"there is no {self}")
-        return system, file
 
     @_twice
     def content(self) -> bytes:
@@ -189,8 +178,7 @@ class Remote:
             for name in names:
                 (self / name)._make_folder()
 
-    def remake_folders(self, names: Iterable[str]) -> None:
-        self.make_folders(names)
+    remake_folders = make_folders
 
     @_twice
     def _make_folder(self) -> None:
@@ -261,7 +249,7 @@ class _Upload:
         # The file exists if an earlier answer was lost, and no file is moved over another.
         elif not target.file_exists():
             self._staged.write(self._content())
-            if self._staged.size_bytes() != self._size_bytes:
+            if (self._run / "staging").sizes_bytes([self._name])[self._name] != self._size_bytes:
                 raise OSError(f"{target} was not written completely")
             self._staged.move(target)
 
