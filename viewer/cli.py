@@ -100,7 +100,7 @@ def watch(
     from tracer.log.run import LogError, newest_run
     from tracer.log.store import at
     from viewer.read.runs import Runs
-    from viewer.rules.rule import with_limits
+    from viewer.rules.findings import with_limits
 
     paths = [at(run) for run in runs or ()] or [path for path in [newest_run(at("runs"))] if path is not None]
     if not paths:

@@ -17,7 +17,8 @@ from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker
 from viewer.rules.evidence import Evidence, Record
-from viewer.rules.findings import LIMITS, Limits, findings
+from viewer.rules.findings import LIMITS, findings
+from viewer.rules.rule import Limits
 from viewer.snapshot import Finding
 
 

@@ -16,7 +16,8 @@ from viewer.read.follow import Progress
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.waker import RESCAN_SECONDS, Waker
-from viewer.rules.rule import LIMITS, Limits
+from viewer.rules.findings import LIMITS
+from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Snapshot
 
 # Of so many ranks that were looked at before, it is kept what is wrong with them.

@@ -1,65 +1,51 @@
-"""What is wrong with a run: every rule's findings, the worst first."""
+"""What is wrong with a run: the findings of all rules, and the thresholds with which these decide."""
+
+import difflib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from viewer.rules import gradients, log, metrics, values
+from viewer.rules import gradients, log, metrics, precision, values
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import LIMITS, THRESHOLDS, Limits, ParamRule, Rule, with_limits
-from viewer.snapshot import Finding, Severity
+from viewer.rules.rule import Limits, Rule, Threshold
+from viewer.snapshot import Finding
 
-__all__ = [
-    "LIMITS",
-    "ON_PARAMS",
-    "RULES",
-    "THRESHOLDS",
-    "Finding",
-    "Limits",
-    "Severity",
-    "findings",
-    "with_limits",
-]
-
-ON_PARAMS: tuple[ParamRule, ...] = (
-    gradients.nonfinite,
-    gradients.exploding,
-    gradients.vanishing,
-    gradients.dead,
-    gradients.unused,
-    gradients.spike,
-    values.exploding_weight,
-    values.drifting,
-    values.unchanged,
-    values.constant_init,
-    values.scaled_init,
-    values.output_bias,
-    values.oscillating,
-    values.update_large,
-    values.update_small,
-    values.overflow,
-    values.underflow,
+RULES: tuple[Rule, ...] = tuple(
+    declared
+    for module in (gradients, values, metrics, precision, log)
+    for declared in vars(module).values()
+    if isinstance(declared, Rule)
 )
-RULES: tuple[Rule, ...] = (
-    metrics.loss_nonfinite,
-    metrics.loss_flat,
-    metrics.loss_diverging,
-    metrics.overfitting,
-    metrics.at_chance,
-    metrics.skipping,
-    log.lost,
-    log.silent,
-    log.no_step,
-    log.noted,
-    log.ended,
-)
+# Where a number of measured steps is needed, the rows of all ranks at a step count as one.
+THRESHOLDS: Mapping[str, Threshold] = {
+    f"{rule.kind}.{name}": threshold for rule in RULES for name, threshold in rule.thresholds.items()
+}
+LIMITS: Limits = {name: threshold.default for name, threshold in THRESHOLDS.items()}
 
 
 def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
-    """What every rule found: the worst first, of these the earliest, and of these a parameter's, the likely cause."""
-    courses = evidence.courses
-    found: list[Finding] = []
-    # NaN stands where there is nothing to say, and of that nothing comes.
+    """Every rule's findings: the worst first, of these the earliest, and of these a parameter's, the likely cause."""
+    causes_first = sorted(RULES, key=lambda rule: not rule.on_params)
+    # NaN stands where nothing is known, and no comparison with it holds.
     with np.errstate(all="ignore"):
-        if courses is not None:
-            found += [finding for rule in ON_PARAMS for finding in rule(evidence, courses, limits)]
-        found += [finding for rule in RULES for finding in rule(evidence, limits)]
-    return sorted(found, key=lambda finding: finding.order)
+        unsorted = [finding for rule in causes_first for finding in rule.findings(evidence, limits)]
+    return sorted(unsorted, key=lambda finding: finding.order)
+
+
+def with_limits(given: Sequence[str]) -> Limits:
+    """The thresholds with those that a user gave, each as ``vanishing.threshold=1e-8``.
+
+    Raises:
+        ValueError: there is no such threshold, or its value is no number.
+    """
+    limits = dict(LIMITS)
+    for argument in given:
+        name, _, number = (part.strip() for part in argument.partition("="))
+        if name not in limits:
+            near = difflib.get_close_matches(name, limits, n=3, cutoff=0.5)
+            raise ValueError(f"there is no threshold {name!r}: try {', '.join([*near, '`viewer check --rules`'])}")
+        try:
+            limits[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{argument!r} gives no number: write {name}={limits[name]:g}") from None
+    return limits

@@ -1,15 +1,25 @@
 """Rules on gradients: not finite, exploding, vanishing, dead, unused, spikes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from viewer.reduce.cells import Floats
+from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import Limits, longest, on_params
-from viewer.snapshot import Finding, Severity
+from viewer.rules.rule import Case, Limits, Threshold, longest, on_params, param_rule
+from viewer.snapshot import Number, Severity
 
 
-def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+@param_rule(
+    "nonfinite",
+    title="NaN or infinity in the {what} of {first}",
+    severity=Severity.ERROR,
+    sentence="The {what} of {first} became NaN or infinite at step {first_step:,}, {cause}; {reach}.",
+    advice="Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
+    "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
+)
+def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """The first NaN or infinity, in whose value or gradient it was, and whom it reached.
 
     Where a scaler skips steps, gradients may overflow: only what reaches a value counts.
@@ -36,45 +46,61 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         what, place = "gradient", next(number for number in evidence.backward if gradients[number] == step)
         cause = "and so was the loss already" if not finite_loss else "the first of its backward"
         cause += ", while the loss was finite" if finite_loss and known_loss else ""
-    first = courses.params[place]
     reached = np.flatnonzero((both >= 0).any(axis=0))
     at_once = int((both == step).any(axis=0).sum())
     bad_rows = courses.bad_values if scaled else courses.bad_values + courses.bad_grads
-    last = int(courses.ends[bad_rows[:, reached].any(axis=1)].max())
-    with_it = f"{at_once - 1} other parameter{'s' * (at_once > 2)}" if at_once > 1 else "no other parameter"
-    others = f"{with_it} with it, {len(reached) - 1} by now" if len(reached) > 1 else "no other so far"
+    numbers: dict[str, Number] = {"what": what}
+    if known_loss or not finite_loss:
+        numbers["loss_finite"] = finite_loss
     return [
-        Finding(
-            "nonfinite",
-            f"NaN or infinity in the {what} of {first}",
-            Severity.ERROR,
-            first,
+        Case(
+            courses.params[place],
             step,
-            last,
-            f"The {what} of {first} became NaN or infinite at step {step:,}, {cause}; {others}.",
-            "Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
-            "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
-            {
-                "what": what,
-                **({"loss_finite": finite_loss} if known_loss or not finite_loss else {}),
-                "at_once": at_once,
-                "reached": len(reached),
-                "parameters": len(courses.params),
-            },
-            (first, *(courses.params[number] for number in reached if number != place)),
+            int(courses.ends[bad_rows[:, reached].any(axis=1)].max()),
+            {**numbers, "at_once": at_once, "reached": len(reached), "parameters": len(courses.params)},
+            tuple(courses.params[number] for number in (place, *reached[reached != place])),
+            words={"cause": cause, "reach": _reach(at_once, len(reached))},
         )
     ]
 
 
-def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+def _reach(at_once: int, reached: int) -> str:
+    """How many parameters became not finite in the same step, and since."""
+    if reached == 1:
+        return "no other so far"
+    others = f"{at_once - 1} other parameter{'s' * (at_once > 2)}" if at_once > 1 else "no other parameter"
+    return f"{others} with it, {reached - 1} by now"
+
+
+@param_rule(
+    "exploding",
+    title="Gradients explode: {first}{others}",
+    severity=Severity.WARNING,
+    sentence="Gradients explode ({params}): that of {first} reached {largest:.3g}{rise}.",
+    advice="Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale "
+    "of inputs and targets.",
+    factor=Threshold(
+        1e3,
+        "a gradient's largest element is so many times its own median until then",
+        "measured: healthy gradients stay within two decades of their own median",
+    ),
+    largest=Threshold(
+        1e6,
+        "or is larger than this",
+        "where anybody clips gradients, it is to about 1 (Pascanu et al. 2013); what is left of a target of some "
+        "thousands, squared, stays below",
+    ),
+    rows=Threshold(3, "for so many measured steps, unless NaN follows", "one or two are a spike"),
+)
+def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """Gradients that rise far above their own running median and stay there, or are huge."""
     high = courses.grad_high
-    huge = high > limits["exploding.largest"]
+    huge = high > limits["largest"]
     first, last, factor = huge.argmax(axis=0), len(high) - 1 - huge[::-1].argmax(axis=0), np.zeros(high.shape[1])
     # What is below the gradients that the model began with harms nobody.
     least = 10 * _begun(courses)
     lowest = np.fmin.accumulate(courses.grad_mean, axis=0)
-    risen = high[1:] > np.maximum(limits["exploding.factor"] * lowest[:-1], least)
+    risen = high[1:] > np.maximum(limits["factor"] * lowest[:-1], least)
     for number in np.flatnonzero(risen.any(axis=0)).tolist():
         rise = _rise(courses, number, limits, least)
         if rise is not None:
@@ -84,17 +110,13 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
         return []
     end = last[numbers].max()
     lasting = end == len(high) - 1 or courses.bad_grads[end + 1 :].any() or courses.bad_values.any()
-    rose = factor[numbers[first[numbers].argmin()]] > 0
+    front = factor[numbers[first[numbers].argmin()]]
     return on_params(
-        "exploding",
-        "Gradients explode",
-        Severity.ERROR if lasting and rose else Severity.WARNING,
         courses,
         numbers,
         (courses.begins[first], courses.ends[last]),
-        f"that of {{first}} reached {{largest:.3g}}{', {factor:,.4g} times its median until then' if rose else ''}.",
-        "Lower the learning rate, warm it up, or clip gradients (torch.nn.utils.clip_grad_norm_); check the scale of "
-        "inputs and targets.",
+        Severity.ERROR if lasting and front > 0 else None,
+        {"rise": f", {front:,.4g} times its median until then" if front > 0 else ""},
         largest=np.nanmax(high, axis=0, initial=0.0),
         factor=factor,
     )
@@ -103,49 +125,59 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
 def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[int, int, float] | None:
     """The first and last bin in which a gradient stayed above its median before, and how far."""
     high, mean = courses.grad_high[:, number], courses.grad_mean[:, number]
-    there = np.flatnonzero(mean > 0)
+    bins = np.flatnonzero(mean > 0)
     # A median is no less than the least of its numbers, which is known sooner.
-    lowest = np.minimum.accumulate(mean[there])[1:-1]
-    for at in np.flatnonzero(high[there[2:]] > np.maximum(limits["exploding.factor"] * lowest, least)) + 2:
-        place, before = there[at], float(np.median(mean[there[:at]]))
-        down = there[at:][mean[there[at:]] <= limits["exploding.factor"] / 10 * before]
-        if not high[place] > max(limits["exploding.factor"] * before, least) or place in down[:1]:
+    lowest = np.minimum.accumulate(mean[bins])[1:-1]
+    for at in np.flatnonzero(high[bins[2:]] > np.maximum(limits["factor"] * lowest, least)) + 2:
+        place, before = bins[at], float(np.median(mean[bins[:at]]))
+        down = bins[at:][mean[bins[at:]] <= limits["factor"] / 10 * before]
+        if not high[place] > max(limits["factor"] * before, least) or place in down[:1]:
             continue
-        last = int(there[np.searchsorted(there, down[0]) - 1] if len(down) else there[-1])
+        last = int(bins[np.searchsorted(bins, down[0]) - 1] if len(down) else bins[-1])
         spoilt = courses.bad_grads[place:, number].any() or courses.bad_values[place:, number].any()
-        if spoilt or courses.grads[place : last + 1, number].sum() >= limits["exploding.rows"] * courses.ranks:
+        if spoilt or courses.grads[place : last + 1, number].sum() >= limits["rows"] * courses.ranks:
             return int(place), last, float(np.nanmax(high[place : last + 1]) / before)
     return None
 
 
-def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+@param_rule(
+    "vanishing",
+    title="Gradients vanish: {first}{others}",
+    severity=Severity.WARNING,
+    sentence="Gradients vanish ({params}): towards the input, those of the first {parameters} of {layers} layers are "
+    "{share:.1g} times those of the last {parameters}, so that the first hardly learn.",
+    advice="Use ReLU or GELU instead of sigmoid or tanh, residual connections, normalisation layers, He or Xavier "
+    "initialisation.",
+    threshold=Threshold(
+        1e-4,
+        "gradients of the first third of the layers are less than this share of those of the last third",
+        "each sigmoid passes on a quarter at most (Glorot & Bengio 2010), and torch's own initial weights halve it: "
+        "five layers of that lie between the thirds; measured: healthy models stay above 1e-2",
+    ),
+    layers=Threshold(6, "the model has so many layers at least", "two in each third"),
+    rows=Threshold(20, "for so many measured steps, and half of them all", "a few steps prove nothing"),
+)
+def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """The gradients of the layers nearest to the input are a tiny share of those nearest to the loss, for long.
 
     It is their share that counts: where a loss has converged, all gradients are small.
     """
     trained = evidence.weights & (courses.grad_mean > 0).any(axis=0)
-    depth = np.array([number for number in evidence.backward[::-1] if trained[number]], np.int64)
-    if len(depth) < limits["vanishing.layers"]:
+    depth: Integers = np.array([number for number in evidence.backward[::-1] if trained[number]], np.int64)
+    if len(depth) < limits["layers"]:
         return []
     third = len(depth) // 3
     early, late = (_typical(courses.grad_mean[:, part]) for part in (depth[:third], depth[-third:]))
     share = early / late
     rows = courses.grads[:, depth].max(axis=1, keepdims=True)
-    stretch = longest(courses, (share < limits["vanishing.threshold"])[:, None], rows)
-    if stretch.rows[0] < max(limits["vanishing.rows"], rows.sum() / courses.ranks / 2):
+    stretch = longest(courses, (share < limits["threshold"])[:, None], rows)
+    if stretch.rows[0] < max(limits["rows"], rows.sum() / courses.ranks / 2):
         return []
     within = (courses.begins >= stretch.steps[0]) & (courses.ends <= stretch.steps[1])
     return on_params(
-        "vanishing",
-        "Gradients vanish",
-        Severity.WARNING,
         courses,
         depth[:third],
         stretch.steps,
-        f"towards the input, those of the first {third} of {len(depth)} layers are {{share:.1g}} times those of the "
-        f"last {third}, so that the first hardly learn.",
-        "Use ReLU or GELU instead of sigmoid or tanh, residual connections, normalisation layers, He or Xavier "
-        "initialisation.",
         share=np.exp(np.nanmean(np.log(share[within]))),
         layers=len(depth),
         rows=stretch.rows[0],
@@ -154,83 +186,97 @@ def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Find
 
 def _typical(means: Floats) -> Floats:
     """The median over parameters, NaN where none has a gradient that is not 0."""
-    found = np.full(len(means), np.nan)
+    medians = np.full(len(means), np.nan)
     some = (means > 0).any(axis=1)
-    found[some] = np.nanmedian(means[some], axis=1)
-    return found
+    medians[some] = np.nanmedian(means[some], axis=1)
+    return medians
 
 
-def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+@param_rule(
+    "dead",
+    title="Dead: {first}{others}",
+    severity=Severity.WARNING,
+    sentence="Dead ({params}): the gradient has been exactly 0 for {rows:,.0f} measured steps, and {until}: nothing is "
+    "learnt there.",
+    advice="Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
+    "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
+    rows=Threshold(
+        100,
+        "the gradient is exactly 0 for so many measured steps, others are not",
+        "the dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps",
+    ),
+)
+def dead(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """Gradients that are exactly zero for long, while those of other parameters are not."""
     # Where all are zero, the loss is flat: nothing can be said of one.
     alive = (courses.grad_high > 0).any(axis=1, keepdims=True)
     stretch = longest(courses, (courses.zeros == courses.grads) & (courses.grads > 0) & alive, courses.grads)
-    numbers = np.flatnonzero(stretch.rows >= limits["dead.rows"])
+    numbers = np.flatnonzero(stretch.rows >= limits["rows"])
     most = 2 * evidence.weights[numbers].sum() >= max(1, evidence.weights.sum())
     last = stretch.steps[1][numbers].max(initial=0)
     return on_params(
-        "dead",
-        "Dead",
-        Severity.ERROR if most else Severity.WARNING,
         courses,
         numbers,
         stretch.steps,
-        "the gradient has been exactly 0 for {rows:,.0f} measured steps, and "
-        f"{'still is' if last == courses.ends[-1] else f'was until step {last:,}'}: nothing is learnt there.",
-        "Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
-        "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
+        Severity.ERROR if most else None,
+        {"until": "still is" if last == courses.ends[-1] else f"was until step {last:,}"},
         rows=stretch.rows,
     )
 
 
-def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+@param_rule(
+    "unused",
+    title="Never a gradient: {first}{others}",
+    severity=Severity.WARNING,
+    sentence="Never a gradient ({params}): in {rows:,.0f} measured steps there was none, so the loss does not depend "
+    "on it.",
+    advice="Use its module in forward, leave it out of the model, or freeze it with requires_grad_(False).",
+    rows=Threshold(
+        20, "never a gradient in so many measured steps, while others have one", "a few steps prove nothing"
+    ),
+)
+def unused(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """Parameters that are to be trained and never had a gradient, while others did."""
     named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
-    wanted = np.array([each.trainable and 0 not in each.shape and each.name not in named for each in evidence.params])
+    wanted = np.array(
+        [param.trainable and 0 not in param.shape and param.name not in named for param in evidence.params]
+    )
     # Since a parameter joined, so often others had a gradient.
     since = courses.rows.cumsum(axis=0) > 0
     measured = (courses.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / courses.ranks
-    holds = wanted & ~courses.grads.any(axis=0) & (measured >= limits["unused.rows"])
-    return on_params(
-        "unused",
-        "Never a gradient",
-        Severity.WARNING,
-        courses,
-        np.flatnonzero(holds),
-        (courses.begins[0], evidence.last_step),
-        "in {rows:,.0f} measured steps there was none, so the loss does not depend on it.",
-        "Use its module in forward, leave it out of the model, or freeze it with requires_grad_(False).",
-        rows=measured,
-    )
+    holds = wanted & ~courses.grads.any(axis=0) & (measured >= limits["rows"])
+    return on_params(courses, np.flatnonzero(holds), (courses.begins[0], evidence.last_step), rows=measured)
 
 
-def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Finding]:
+@param_rule(
+    "spike",
+    title="Gradient spikes: {first}",
+    severity=Severity.NOTE,
+    sentence="Gradients spike ({times} times); most in {first} {where}: {factor:,.4g} times what it is around it.",
+    advice="Look at the batch of that step for an outlier or a broken example; clip gradients.",
+    factor=Threshold(100, "a gradient is so many times what it is before and after", "as for exploding.factor"),
+)
+def spike(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
     """Isolated steps whose gradient is far outside of what it is around them."""
     if len(courses.ends) < 3:
         return []
     factor = courses.grad_high[1:-1] / np.maximum(courses.grad_mean[:-2], courses.grad_mean[2:])
     # What is below the gradients that the model began with is no news: a converged run's band is narrow.
-    far = (factor > limits["spike.factor"]) & (courses.grad_high[1:-1] > _begun(courses))
+    far = (factor > limits["factor"]) & (courses.grad_high[1:-1] > _begun(courses))
     if not far.any():
         return []
     bins = np.flatnonzero(far.any(axis=1)) + 1
     at, number = np.unravel_index(np.where(far, factor, 0).argmax(), far.shape)
-    name, worst = courses.params[number], float(factor[at, number])
-    begin, end = courses.begins[at + 1], courses.ends[at + 1]
-    where = f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"
+    begin, end = int(courses.begins[at + 1]), int(courses.ends[at + 1])
     params = tuple(courses.params[number] for number in np.flatnonzero(far.any(axis=0)))
     return [
-        Finding(
-            "spike",
-            f"Gradient spikes: {name}",
-            Severity.NOTE,
-            name,
+        Case(
+            courses.params[number],
             int(courses.begins[bins[0]]),
             int(courses.ends[bins[-1]]),
-            f"Gradients spike ({len(bins)} times); most in {name} {where}: {worst:,.4g} times what it is around it.",
-            "Look at the batch of that step for an outlier or a broken example; clip gradients.",
-            {"times": len(bins), "factor": worst, "step": int(end), "parameters": len(params)},
+            {"times": len(bins), "factor": float(factor[at, number]), "step": end, "parameters": len(params)},
             params,
+            words={"where": f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"},
         )
     ]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from viewer.read.monitor import FindingsMonitor
     from viewer.read.waker import Waker
     from viewer.rules.evidence import Evidence
-    from viewer.rules.findings import Limits
+    from viewer.rules.rule import Limits
     from viewer.snapshot import Finding
 
     Checked = Mapping[str, tuple[Evidence, Sequence[Finding]]]

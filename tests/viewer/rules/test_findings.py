@@ -1,22 +1,25 @@
 """Every rule on both sides of its threshold: a made-up run that trips it, and one that just does not."""
 
+import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import polars as pl
 import pytest
 
-import viewer.rules.findings
+import viewer.rules
 from tests.logs import extremes
 from tracer.log.ranks import State
 from viewer.reduce.param_history import ParamHistory
 from viewer.rules.evidence import Event, Evidence, Param
-from viewer.rules.findings import LIMITS, ON_PARAMS, RULES, THRESHOLDS, findings, with_limits
+from viewer.rules.findings import RULES, THRESHOLDS, findings, with_limits
+from viewer.rules.rule import Rule
 from viewer.snapshot import Curve, Finding, Severity
 
 NAN, INF = math.nan, math.inf
@@ -633,6 +636,10 @@ def test_a_parameters_finding_comes_before_what_it_causes() -> None:
     depth = {f"layer{number}": (lambda step, n=number: row(step, 0.1 ** (8 - n))) for number in range(9)}
     found = findings(made(depth, metrics={"loss": [2.0] * 200}))
     assert [each.kind for each in found] == ["vanishing", "loss_flat"]
+    rows = {name: lambda step: row(step, 9000.0) for name in healthy()}
+    evidence = made(rows, metrics={"loss": [2.0] * 200})
+    evidence = replace(evidence, described={name: Param(name, (8, 8), "float16") for name in rows})
+    assert [each.kind for each in findings(evidence)] == ["overflow", "loss_flat"]
 
 
 def test_every_threshold_can_be_changed() -> None:
@@ -648,13 +655,20 @@ def test_every_threshold_can_be_changed() -> None:
         with_limits(["?=1"])
 
 
-def test_a_threshold_is_named_after_the_finding_that_it_decides() -> None:
-    """Who is told of ``dead`` finds ``dead.rows``; each threshold is used, and says what it means and why."""
-    rules = "".join(path.read_text() for path in Path(viewer.rules.findings.__file__).parent.glob("*.py"))
-    kinds = set(re.findall(r'(?:on_params|inding)\(\s*"(\w+)"', rules))
-    assert {name.partition(".")[0] for name in THRESHOLDS} <= kinds
-    assert set(re.findall(r"""limits\[["']([\w.]+)["']\]""", rules)) == set(THRESHOLDS) == set(LIMITS)
-    assert all(each.meaning and each.source for each in THRESHOLDS.values())
+def source(rule: Rule) -> str:
+    """The declaration and the code of a rule, with that of the helpers that it gives its thresholds to."""
+    text = inspect.getsource(rule.decide)
+    module = inspect.getmodule(inspect.unwrap(rule.decide))
+    helpers = re.findall(r"\b(_\w+)\([^()]*\blimits\b", text)
+    return text + "".join(inspect.getsource(getattr(module, helper)) for helper in helpers)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_each_threshold_that_a_rule_declares_decides(rule: Rule) -> None:
+    """None is declared and not used, or used and not declared; each says what it means, and why it is so."""
+    used = set(re.findall(r"""limits\[["']?([\w.]+)["']?\]""", source(rule)))
+    assert {name for name in used if name not in THRESHOLDS} == set(rule.thresholds)
+    assert all(threshold.meaning and threshold.source for threshold in rule.thresholds.values())
 
 
 def test_strides_and_folds_leave_rules_as_they_are() -> None:
@@ -806,6 +820,9 @@ def test_a_nan_that_is_over_has_a_last_step() -> None:
     assert (found.first_step, found.last_step) == (10, 12)
 
 
-def test_every_rule_is_in_the_list() -> None:
-    """A rule that nobody asks finds nothing."""
-    assert len({*ON_PARAMS, *RULES}) == len(ON_PARAMS) + len(RULES) == 28
+def test_every_rule_is_asked() -> None:
+    """A rule that nobody asks finds nothing: each that a module declares is among those that are asked, once."""
+    modules = [import_module(module.name) for module in iter_modules(viewer.rules.__path__, "viewer.rules.")]
+    declared = [value for module in modules for value in vars(module).values() if isinstance(value, Rule)]
+    assert sorted(map(id, declared)) == sorted(map(id, RULES))
+    assert len(RULES) == 34
