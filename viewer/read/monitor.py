@@ -80,7 +80,6 @@ class FindingsMonitor:
     def _examined(self, news: News[Record]) -> Evidence:
         summaries = [summary for summary in closed_summaries(self.path) if self.rank in (None, summary["rank"])]
         evidence = news.kept.evidence(
-            name=news.run.name,
             state=news.state,
             dropped=news.rows.dropped(summaries),
             reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),

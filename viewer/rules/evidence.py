@@ -1,4 +1,4 @@
-"""What is known of a run when its findings are asked for: reduced, bounded in memory, and kept up to date."""
+"""Evidence: all that the rules know of a run, reduced, bounded in memory, and kept up to date."""
 
 import json
 from collections import Counter
@@ -51,13 +51,11 @@ class Evidence:
     """A run at one moment, for the rules. Immutable.
 
     Attributes:
-        name: The run's name.
         state: Whether it goes on.
         courses: Every parameter's course; None before the first row.
         curves: The metrics.
         events: What happened to the trace.
         described: The parameters as ``run.json`` describes them, by name.
-        settings: What ``attach`` was told.
         dropped: How many rows could not be written, as far as is known.
         reasons: The exceptions that ended ranks.
         silent: The ranks that neither closed nor live.
@@ -65,13 +63,11 @@ class Evidence:
         complete: False while a closed run's last rows are still to arrive.
     """
 
-    name: str = ""
     state: State = "running"
     courses: Courses | None = None
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
     described: Mapping[str, Param] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
     dropped: int = 0
     reasons: tuple[str, ...] = ()
     silent: tuple[int, ...] = ()
@@ -99,7 +95,7 @@ class Evidence:
 
     @cached_property
     def weights(self) -> npt.NDArray[np.bool_]:
-        """Which of the parameters are weights of layers: of two dimensions at least, and trained."""
+        """Mask of the parameters that are weights of layers: of two dimensions at least, and trained."""
         return np.array([param.trainable and len(param.shape) > 1 for param in self.params], np.bool_)
 
     @cached_property
@@ -164,10 +160,8 @@ class Record:
     tables: tuple[str, ...] = ("events", "metrics", "extremes")
 
     def __init__(self, run: Run) -> None:
-        self._described = {each["name"]: _described(each) for each in run.info["params"]}
-        settings = run.info["settings"]
-        self._settings = settings
-        stride = max(settings.get(name) or 1 for name in ("every", "fold"))
+        self._described = {param["name"]: _described(param) for param in run.info["params"]}
+        stride = max(run.info["settings"].get(name) or 1 for name in ("every", "fold"))
         self._params = ParamHistory(list(self._described), width=stride)
         self._metrics = History()
         self._events: list[Event] = []
@@ -201,6 +195,5 @@ class Record:
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
             described=self._described,
-            settings=self._settings,
             **how,
         )

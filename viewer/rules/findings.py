@@ -1,4 +1,4 @@
-"""What is wrong with a run: the findings of all rules, and the thresholds with which these decide."""
+"""Findings of all rules, and the thresholds with which these decide."""
 
 import difflib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Rules on gradients: not finite, exploding, vanishing, dead, unused, spikes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from viewer.reduce.cells import Floats, Integers
@@ -19,8 +17,8 @@ from viewer.snapshot import Number, Severity
     advice="Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
     "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
 )
-def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
-    """The first NaN or infinity, in whose value or gradient it was, and whom it reached.
+def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+    """The first NaN or infinity: in which value or gradient it was, and which others it reached.
 
     Where a scaler skips steps, gradients may overflow: only what reaches a value counts.
     """
@@ -65,7 +63,7 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[
 
 
 def _reach(at_once: int, reached: int) -> str:
-    """How many parameters became not finite in the same step, and since."""
+    """Words for how many parameters were reached in the same step, and since."""
     if reached == 1:
         return "no other so far"
     others = f"{at_once - 1} other parameter{'s' * (at_once > 2)}" if at_once > 1 else "no other parameter"
@@ -92,7 +90,7 @@ def _reach(at_once: int, reached: int) -> str:
     ),
     rows=Threshold(3, "for so many measured steps, unless NaN follows", "one or two are a spike"),
 )
-def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Gradients that rise far above their own running median and stay there, or are huge."""
     high = courses.grad_high
     huge = high > limits["largest"]
@@ -157,7 +155,7 @@ def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[
     layers=Threshold(6, "the model has so many layers at least", "two in each third"),
     rows=Threshold(20, "for so many measured steps, and half of them all", "a few steps prove nothing"),
 )
-def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """The gradients of the layers nearest to the input are a tiny share of those nearest to the loss, for long.
 
     It is their share that counts: where a loss has converged, all gradients are small.
@@ -206,7 +204,7 @@ def _typical(means: Floats) -> Floats:
         "the dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps",
     ),
 )
-def dead(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Gradients that are exactly zero for long, while those of other parameters are not."""
     # Where all are zero, the loss is flat: nothing can be said of one.
     alive = (courses.grad_high > 0).any(axis=1, keepdims=True)
@@ -235,7 +233,7 @@ def dead(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]
         20, "never a gradient in so many measured steps, while others have one", "a few steps prove nothing"
     ),
 )
-def unused(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Parameters that are to be trained and never had a gradient, while others did."""
     named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
     wanted = np.array(
@@ -256,7 +254,7 @@ def unused(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Cas
     advice="Look at the batch of that step for an outlier or a broken example; clip gradients.",
     factor=Threshold(100, "a gradient is so many times what it is before and after", "as for exploding.factor"),
 )
-def spike(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Isolated steps whose gradient is far outside of what it is around them."""
     if len(courses.ends) < 3:
         return []

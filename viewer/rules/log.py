@@ -19,7 +19,7 @@ _RESTARTS = ("resumed", "restored")
     sentence="Rows were dropped, which could not be written: {many}. What they held is not in these findings.",
     advice="See whether the disk was full or too slow; every=, fold= or budget= write less.",
 )
-def dropped(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def dropped(evidence: Evidence, limits: Limits) -> list[Case]:
     """Rows that could not be written."""
     events = [event for event in evidence.events if event.kind == "dropped"]
     if not events and not evidence.dropped:
@@ -41,7 +41,7 @@ def _in_words(rows: Mapping[str, int]) -> str:
     sentence="Parts of the log cannot be read and are left out: {parts}, first {problem}.",
     advice="`tracer verify` lists every damaged part; copy them anew from where the log was written.",
 )
-def damaged(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def damaged(evidence: Evidence, limits: Limits) -> list[Case]:
     """Rows that cannot be read."""
     problems = evidence.problems
     numbers = {"parts": len(problems)}
@@ -55,7 +55,7 @@ def damaged(evidence: Evidence, limits: Limits) -> Sequence[Case]:
     sentence="Nothing is heard of {whom}, which did not close its log: it was killed, or its machine is gone.",
     advice="Look for the out-of-memory killer, a time limit, or a rank that waits for another (NCCL timeout).",
 )
-def silent(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def silent(evidence: Evidence, limits: Limits) -> list[Case]:
     """Ranks that went away without closing."""
     if not evidence.silent:
         return []
@@ -79,8 +79,8 @@ _UPDATES = (
     sentence="No step was recorded until the end.",
     advice=_UPDATES,
 )
-def no_step(evidence: Evidence, limits: Limits) -> Sequence[Case]:
-    """Nothing at all until the end."""
+def no_step(evidence: Evidence, limits: Limits) -> list[Case]:
+    """A run that ended without a step."""
     return [Case(None, 0, evidence.last_step)] if evidence.courses is None and evidence.over else []
 
 
@@ -91,7 +91,7 @@ def no_step(evidence: Evidence, limits: Limits) -> Sequence[Case]:
     sentence="There are gradients, and no optimizer has updated these parameters: all of it counts as one step.",
     advice=_UPDATES,
 )
-def no_update(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def no_update(evidence: Evidence, limits: Limits) -> list[Case]:
     """Backwards without an update, as where ``optimizer.step()`` was forgotten."""
     courses = evidence.courses
     unended = next((event.step for event in evidence.events if event.kind == "unended"), None)
@@ -104,7 +104,7 @@ def _noted(kind: str, title: str, words: str) -> Rule:
     """A rule that passes on what the trace itself said, in events of this kind."""
 
     @rule(kind, title=title, severity=Severity.NOTE, sentence=f"{words}: {{detail}}{{often}}.")
-    def noted(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+    def noted(evidence: Evidence, limits: Limits) -> list[Case]:
         events = [event for event in evidence.events if event.kind == kind]
         if kind in _RESTARTS:
             events = [event for event in _lasting(evidence.events) if event.kind == kind]
@@ -160,7 +160,7 @@ def _lasting(events: Sequence[Event]) -> list[Event]:
     sentence="The training ended with an exception: {reason}.",
     advice="Its traceback is where the training printed it.",
 )
-def ended(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def ended(evidence: Evidence, limits: Limits) -> list[Case]:
     """An exception ended the training."""
     step = evidence.last_step
     # Who pressed Ctrl-C, or ended it by sys.exit, knows.

@@ -20,7 +20,7 @@ from viewer.snapshot import Curve, Number, Severity
     advice="Look at the batch of that step, for a log or a division by 0 in the loss, and for gradients that exploded "
     "before it.",
 )
-def loss_nonfinite(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
     """A loss that was NaN or infinite."""
     return [
         _case(curve, min(curve.nonfinite), Severity.WARNING if is_validation(curve.name) else None)
@@ -45,7 +45,7 @@ def loss_nonfinite(evidence: Evidence, limits: Limits) -> Sequence[Case]:
         "two per cent may be noise",
     ),
 )
-def loss_flat(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def loss_flat(evidence: Evidence, limits: Limits) -> list[Case]:
     """A loss that is no lower after many steps than at the beginning."""
     curve = _main(evidence.losses)
     if curve is None or _span(curve) < limits["steps"]:
@@ -69,7 +69,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> Sequence[Case]:
     factor=Threshold(2, "the loss ends above so many times what it began with", "more than the noise of batches"),
     steps=Threshold(20, "after it has been logged for so many steps", "a few steps prove nothing"),
 )
-def loss_diverging(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def loss_diverging(evidence: Evidence, limits: Limits) -> list[Case]:
     """A loss that ends far above what it began with."""
     curve = _main(evidence.losses)
     if curve is None or _span(curve) < limits["steps"]:
@@ -103,7 +103,7 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> Sequence[Case]:
     ),
     numbers=Threshold(5, "of so many logged numbers at least", "as for overfitting.factor"),
 )
-def overfitting(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def overfitting(evidence: Evidence, limits: Limits) -> list[Case]:
     """A validation loss that rises while that of training falls."""
     train, validation = _main(evidence.losses), _main(evidence.validation_losses)
     if train is None or validation is None or len(validation.step) < limits["numbers"]:
@@ -135,7 +135,7 @@ def overfitting(evidence: Evidence, limits: Limits) -> Sequence[Case]:
     ),
     steps=Threshold(200, "for so many steps", "as for loss_flat.steps"),
 )
-def at_chance(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def at_chance(evidence: Evidence, limits: Limits) -> list[Case]:
     """An accuracy that is no better than guessing after many steps."""
     classes = _classes(evidence)
     cases = []
@@ -180,7 +180,7 @@ def _main(curves: Sequence[Curve]) -> Curve | None:
 
 
 def _span(curve: Curve) -> int:
-    """About how many steps a metric has been logged for."""
+    """Number of steps, about, that a metric has been logged for."""
     return int(curve.step[-1]) - int(curve.step[0]) + 1 if len(curve.step) else 0
 
 
@@ -198,7 +198,7 @@ def _around(curve: Curve, step: int) -> float:
 
 
 def _classes(evidence: Evidence) -> int:
-    """How many outputs the last layer has; 0 where that is unknown."""
+    """Number of outputs of the last layer; 0 where that is unknown."""
     params = evidence.params
     last = next((params[number] for number in evidence.backward if params[number].shape), None)
     return last.shape[0] if last is not None else 0

@@ -1,7 +1,5 @@
 """Rules on what a dtype can hold: numbers near its ends, and a scaler that finds no scale for it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from viewer.reduce.cells import Floats
@@ -31,7 +29,7 @@ _ENDS = {
         "three are a factor of eight, which gradients vary by anyway",
     ),
 )
-def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Extremes within a few bits of the largest number that their dtype can hold."""
     largest = _ends(evidence)[0] / 2 ** limits["bits"]
     # Gradients are recorded without the scale with which they were computed.
@@ -54,7 +52,7 @@ def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[C
     ),
     rows=Threshold(20, "for so many measured steps", "a few steps prove nothing"),
 )
-def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Gradients within a few bits of the smallest number that their dtype resolves."""
     if _scaled(evidence):
         return []
@@ -76,7 +74,7 @@ def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[
         "a scale that is searched for skips a few steps at first, and then one in 2,000 (torch.amp.GradScaler)",
     ),
 )
-def skipping(evidence: Evidence, limits: Limits) -> Sequence[Case]:
+def skipping(evidence: Evidence, limits: Limits) -> list[Case]:
     """A scaler that skips step after step."""
     curve = evidence.curve("skipped")
     if curve is None or not len(curve.step):

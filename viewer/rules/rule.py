@@ -1,11 +1,11 @@
-"""What rules have in common: how they are declared, what they decide, and how long something lasted.
+"""Parts that rules share: their declaration, what they decide, and how long something lasted.
 
 A rule is a function below its declaration, ``@rule(…)``. From ``(evidence, limits)`` it decides on cases, which become
 findings in the declared words. It reads nothing else, changes nothing, and costs the same however long the run is.
 A rule on parameters, ``@param_rule(…)``, gets ``(evidence, courses, limits)``, and is asked once there are rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 
@@ -61,8 +61,8 @@ class Case:
     steps: tuple[int, ...] = ()
 
 
-Decide = Callable[[Evidence, Limits], Sequence[Case]]
-DecideOnParams = Callable[[Evidence, Courses, Limits], Sequence[Case]]
+Decide = Callable[[Evidence, Limits], list[Case]]
+DecideOnParams = Callable[[Evidence, Courses, Limits], list[Case]]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def param_rule(
 
     def declared(decide: DecideOnParams) -> Rule:
         @wraps(decide)
-        def with_courses(evidence: Evidence, limits: Limits) -> Sequence[Case]:
-            return () if evidence.courses is None else decide(evidence, evidence.courses, limits)
+        def with_courses(evidence: Evidence, limits: Limits) -> list[Case]:
+            return [] if evidence.courses is None else decide(evidence, evidence.courses, limits)
 
         return Rule(kind, title, severity, sentence, advice, thresholds, with_courses, on_params=True)
 
@@ -148,7 +148,7 @@ def param_rule(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Of each parameter the longest stretch of bins in which something held.
+    """Longest stretch of bins in which something held, of each parameter.
 
     Attributes:
         steps: Its first step and its last one.

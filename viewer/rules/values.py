@@ -1,7 +1,6 @@
 """Rules on values: how they are initialised, and how they move."""
 
 import re
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -28,7 +27,7 @@ _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
         "initial weights are at most about 1 in every initialisation of torch.nn.init; trained ones seldom beyond 10",
     ),
 )
-def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Values that have left what weights are."""
     largest, began = limits["largest"], _first_size(courses)
     over = courses.size > np.maximum(largest, largest * began)
@@ -55,7 +54,7 @@ def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> Se
         10, "to so many times what they were at the start (0.1 at least)", "as for exploding_weight.largest"
     ),
 )
-def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Weights that have grown without a break, at a rate that does not end, over many steps."""
     if len(courses.ends) < 16:
         return []
@@ -79,7 +78,7 @@ def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[C
     "are lost to rounding in half precision.",
     rows=Threshold(100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"),
 )
-def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Values whose extremes do not move though there are gradients.
 
     One matrix alone proves little: its largest elements may belong to a token or a pixel that never occurs.
@@ -107,7 +106,7 @@ def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[
     advice="Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of "
     "a residual branch, may begin as 0.",
 )
-def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Weights that begin with all elements equal: then all neurons of a layer learn the same.
 
     Not those of a model of one layer, which have nothing but targets behind them.
@@ -134,7 +133,7 @@ def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> Seque
     ),
     small=Threshold(100, "or so many times smaller", "as for badly_scaled.factor"),
 )
-def badly_scaled(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def badly_scaled(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Initial weights far from what the shapes of their layers ask for, after Xavier and He."""
     size, layers = _first_size(courses), _layers(evidence)
     usual = np.array([_usual(param) for param in evidence.params])
@@ -145,7 +144,7 @@ def badly_scaled(evidence: Evidence, courses: Courses, limits: Limits) -> Sequen
 
 
 def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
-    """Which parameters are the weights of layers of several neurons: no table of embeddings, no single vector."""
+    """Mask of the weights of layers of several neurons: no table of embeddings, no single vector."""
     several = [param.shape[:1] > (1,) and not _EMBEDDING.search(param.name) for param in evidence.params]
     return evidence.weights & np.array(several, np.bool_)
 
@@ -175,7 +174,7 @@ def _usual(param: Param) -> float:
     least=Threshold(0.5, "and so far from 0 at least", "near 0 a factor says nothing"),
     rows=Threshold(50, "for so many measured steps", "a few steps prove nothing"),
 )
-def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """The lower end of the last layer's bias is far below all others: a class that is hardly ever the answer.
 
     The upper end may belong to what most of the data is, a background or a common word. And where all elements are
@@ -220,7 +219,7 @@ def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> Sequenc
         1e-2, "and move by more than this share of their size", "ten times cs231n's rule of thumb for updates"
     ),
 )
-def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Values that turn back at nearly every step, by much."""
     share = _around(courses.turned) / _around(courses.followed)
     stretch = longest(courses, (share >= limits["share"]) & (courses.update >= limits["update"]), courses.moved)
@@ -241,7 +240,7 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> Sequenc
     ),
     rows=Threshold(50, "for so many measured steps", "a few steps prove nothing"),
 )
-def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Weights whose extremes move by far more in a step than the rule of thumb wants."""
     stretch = longest(courses, (courses.update > limits["share"]) & evidence.weights, courses.moved)
     return on_params(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
@@ -259,7 +258,7 @@ def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> Sequen
     ),
     rows=Threshold(50, "in so many measured steps", "a few steps prove nothing"),
 )
-def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> Sequence[Case]:
+def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
     never_more = evidence.weights & ~(courses.update > limits["share"]).any(axis=0)
     stretch = longest(courses, never_more & (courses.moved > 0), courses.moved)
@@ -279,6 +278,6 @@ def _first_size(courses: Courses) -> Floats:
 
 
 def _from_the_start(courses: Courses) -> npt.NDArray[np.bool_]:
-    """Of which parameters the first row is of the first step: later, values are no longer those they began with."""
+    """Mask of the parameters whose first row is of the first step: later, values are not those they began with."""
     early: npt.NDArray[np.bool_] = (courses.first_step <= courses.ends[0]) & (courses.begins[0] == 0)
     return early
