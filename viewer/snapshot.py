@@ -18,7 +18,7 @@ class Curve:
 
     ``nonfinite`` holds, of each bin that has a NaN or an infinity, the first such step; ``time`` each bin's last time,
     in seconds since 1970. ``newest`` is the last number as it was logged, which a bin's mean hides; None stands for the
-    last mean.
+    last mean. ``smooth`` is the mean smoothed for a panel; None where it is drawn as it is.
     """
 
     name: str
@@ -29,6 +29,12 @@ class Curve:
     nonfinite: Sequence[int]
     time: Sequence[float] = ()
     newest: float | None = None
+    smooth: Sequence[float] | None = None
+
+    @property
+    def last(self) -> float:
+        """The newest number."""
+        return self.mean[-1] if self.newest is None else self.newest
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from matplotlib.text import Text
 from viewer.draw.axes import x_values
 from viewer.draw.theme import Colour, colour_of, theme
 from viewer.options import ViewOptions, XAxis
+from viewer.reduce.metrics import FEW_POINTS
 from viewer.snapshot import Finding, Snapshot
 from viewer.words import noticed
 
 _LARGEST = 1e306
 # Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
 RAW, FLAG = "as logged", "finding"
-# Up to so many points, each gets a marker, and none is smoothed.
-FEW_POINTS = 30
 # Flags that would cover each other are one: nearer than such a share of the run.
 _FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.04, 3, 0.94
 # What happened more often is marked the first time only: so many lines would hide the curves.

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
 from viewer.draw.marks import (
-    FEW_POINTS,
     RAW,
     NonFinite,
     draw_band,
@@ -24,14 +23,14 @@ from viewer.draw.marks import (
 from viewer.draw.panels import Panel, begin, heading, set_title
 from viewer.draw.theme import Colour, style_of, theme
 from viewer.options import Scale, ViewOptions
-from viewer.reduce.metrics import panel, smoothed
+from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, panel_names, panel_of, panels
 from viewer.snapshot import Curve, Snapshot
 from viewer.words import shortened
 
 _NOTES = {
-    "loss": "no metric with 'loss' in its name yet: trace.log(loss=…)",
-    "accuracy": "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
-    "metrics": "not logged yet",
+    LOSS: "no metric with 'loss' in its name yet: trace.log(loss=…)",
+    ACCURACY: "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
+    FURTHER: "not logged yet",
 }
 _NAMED = 3
 _LINES = {"max": "-", "min": "--"}
@@ -69,9 +68,7 @@ class Overview:
         self._several = several
         begin(self.figure, self._options)
         of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
-        names = [
-            name for name in _NOTES if name != "metrics" or any(panel(each) is None for each in self._options.metrics)
-        ]
+        names = panel_names(self._options)
         heights = [3] * len(names) + [4] * len(of)
         rows = self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         self._metrics = {
@@ -97,10 +94,11 @@ class Overview:
             self._begin(several=len(snapshots) > 1)
         if self._titled:
             set_title(self.figure, self._options, heading(self._options, snapshots, now))
+        metrics = [panels(snapshot, self._options) for snapshot in snapshots]
         with self._x.updating():
             for name, panel in self._metrics.items():
-                curves = [self._curves(snapshot, name) for snapshot in snapshots]
-                if name == "metrics":
+                curves = [shown[name] for shown in metrics]
+                if name == FURTHER:
                     panel.note(_not_logged(snapshots))
                 panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
             for kinds, panel in self._extremes.items():
@@ -109,12 +107,6 @@ class Overview:
             for index, panel in enumerate((*self._metrics.values(), *self._extremes.values())):
                 panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=index == 0))
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
-
-    def _panel(self, name: str) -> str | None:
-        return panel(name) or ("metrics" if name in self._options.metrics else None)
-
-    def _curves(self, snapshot: Snapshot, name: str) -> list[Curve]:
-        return [curve for curve in snapshot.curves if self._panel(curve.name) == name]
 
     def _colour(self, run: int, runs: int, curve: int) -> Colour:
         """One run's curves have a colour each; of several, each run has one, however many there are."""
@@ -138,7 +130,7 @@ class Overview:
                 artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
         logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
         for asked in dict.fromkeys(self._options.metrics):
-            if asked not in logged and self._panel(asked) == name:
+            if asked not in logged and panel_of(asked, self._options.metrics) == name:
                 artists += axes.plot([], [], linestyle="none", label=f"{shortened(asked)}: not logged yet")
         return artists
 
@@ -146,12 +138,10 @@ class Overview:
         x = x_values(self._options, snapshot, curve.step, curve.time)
         label = self._label(snapshot, shortened(curve.name))
         artists: list[Artist] = []
-        heights = curve.mean
-        if self._options.smoothing and len(heights) > FEW_POINTS:
-            artists += axes.plot(x, drawable(heights), color=colour, alpha=0.35, linewidth=0.8, gid=RAW)
-            heights = smoothed(heights, self._options.smoothing)
-        newest = curve.mean if curve.newest is None else [curve.newest]
-        artists.append(draw_line(axes, x, heights, label + last(newest), colour, style))
+        if curve.smooth is not None:
+            artists += axes.plot(x, drawable(curve.mean), color=colour, alpha=0.35, linewidth=0.8, gid=RAW)
+        heights = curve.mean if curve.smooth is None else curve.smooth
+        artists.append(draw_line(axes, x, heights, label + last([curve.last]), colour, style))
         artists += draw_band(axes, x, curve.low, curve.high, colour)
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
         return artists + draw_nonfinite(axes, self._options, bad)

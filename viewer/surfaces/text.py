@@ -1,7 +1,7 @@
 """The views in characters: a picture of so many lines and columns. No files, no threads, and no loop."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
@@ -17,10 +17,10 @@ from rich.text import Text
 
 from viewer.draw.axes import x_values
 from viewer.draw.layers import grouped, row_of
-from viewer.draw.marks import FEW_POINTS, flags_of, numbers_of
+from viewer.draw.marks import flags_of, numbers_of
 from viewer.draw.theme import colour_of, theme
 from viewer.options import Scale, View, ViewOptions
-from viewer.reduce.metrics import panel, smoothed
+from viewer.reduce.metrics import ACCURACY, LOSS, panel_names, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces.chart import Line, chart
 from viewer.words import finding_words, first_of, noticed, notices, plain, shortened, title
@@ -89,20 +89,10 @@ def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
     return [Curve(WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
 
 
-def _metrics(snapshot: Snapshot, name: str, options: ViewOptions) -> list[Curve]:
-    """The metrics of a panel, by their names: those that were asked for and belong to none have one of their own."""
-    return [
-        curve
-        for curve in snapshot.curves
-        if name == (panel(curve.name) or ("metrics" if curve.name in options.metrics else None))
-    ]
-
-
 def newest(curve: Curve) -> str:
     """The newest number of a curve."""
-    number = curve.mean[-1] if curve.newest is None else curve.newest
-    if np.isfinite(number):
-        return f"{number:.4g}"
+    if np.isfinite(curve.last):
+        return f"{curve.last:.4g}"
     return _NONFINITE if curve.nonfinite and curve.nonfinite[-1] > [-1, *curve.step][-2] else "–"
 
 
@@ -126,7 +116,7 @@ def _chart(
     auto: Scale,
     size: tuple[int, int],
 ) -> RenderableType:
-    """A chart under its legend; one on a linear scale is of metrics, which are smoothed."""
+    """A chart under its legend."""
     several = len(shown) > 1
     legend: dict[str, tuple[str, str]] = {}
     lines = []
@@ -138,15 +128,13 @@ def _chart(
             legend.setdefault(curve.name, (mark, "" if several else colour))
             x = x_values(options, snapshot, curve.step, curve.time)
             alarms = [x[place] for place in np.searchsorted(curve.step, curve.nonfinite)]
-            even = auto is Scale.LINEAR and options.smoothing and len(x) > FEW_POINTS
-            middle = smoothed(curve.mean, options.smoothing) if even else None
-            lines.append(Line(x, curve.low, curve.high, colour, mark, middle, alarms))
+            lines.append(Line(x, curve.low, curve.high, colour, mark, curve.smooth, alarms))
     header = _words(name, "bold")
     for label, (mark, colour) in legend.items() if len(legend) > 1 else ():
         header.append(f"  {mark} {shortened(label, 16)}", f"not bold {colour}")
     width, height = size
     header.truncate(width - 1, overflow="ellipsis")
-    hint = f": trace.log({name}=…)" if name in ("loss", "accuracy") else ""
+    hint = f": trace.log({name}=…)" if name in (LOSS, ACCURACY) else ""
     flags = flags_of(options, [snapshot for snapshot, _ in shown])
     below = chart(lines, options, auto, width - 1, height - 1, flags) if lines else _words(f"nothing yet{hint}", "dim")
     return Group(header, below)
@@ -154,14 +142,15 @@ def _chart(
 
 def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
     half, several = width // 2, len(snapshots) > 1
-    names = ["loss", "accuracy", *(["metrics"] if any(panel(asked) is None for asked in options.metrics) else [])]
+    names = panel_names(options)
+    shown = [(snapshot, panels(snapshot, options)) for snapshot in snapshots]
     rows = min(len(snapshots) + 1, height // 3) if several else 0
     above = (height - rows) // 2
     below = height - rows - above
     metrics = [
         _chart(
             name,
-            [(each, _metrics(each, name, options)) for each in snapshots],
+            [(snapshot, curves[name]) for snapshot, curves in shown],
             options,
             Scale.LINEAR,
             (width // len(names), above),
@@ -173,7 +162,7 @@ def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, h
             _chart(of, [(each, _magnitude(each, kind)) for each in snapshots], options, Scale.LOG, (half, below))
             for kind, of in (("grad", "largest gradient"), ("value", "largest value"))
         ]
-        return [_beside(metrics), _beside(sizes), _table_of_runs(snapshots, options, width, rows)]
+        return [_beside(metrics), _beside(sizes), _table_of_runs(shown, options, width, rows)]
     (snapshot,) = snapshots
     room = width * 2 // 3
     table = _table_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
@@ -234,14 +223,16 @@ def _table_of_curves(curves: Sequence[Curve], width: int, height: int) -> Table:
     return table
 
 
-def _table_of_runs(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> Table:
-    """A row a run, those begun last where there are too many."""
-    curves = [[*each.curves, *ends(each, "grad"), *ends(each, "value")] for each in snapshots]
-    bad = [sorted(step for curve in each for step in curve.nonfinite) for each in curves]
+def _table_of_runs(
+    shown: Sequence[tuple[Snapshot, Mapping[str, Sequence[Curve]]]], options: ViewOptions, width: int, height: int
+) -> Table:
+    """A row a run, with the first metric of each panel; those begun last where there are too many."""
+    curves = [[*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")] for snapshot, _ in shown]
+    bad = [sorted(step for curve in of_run for step in curve.nonfinite) for of_run in curves]
     table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", *(["NaN/inf at"] if any(bad) else []))
-    for run in range(len(snapshots))[-(height - 1) :]:
-        snapshot = snapshots[run]
-        first = [_metrics(snapshot, name, options)[:1] for name in ("loss", "accuracy")]
+    for run in range(len(shown))[-(height - 1) :]:
+        snapshot, metrics = shown[run]
+        first = [metrics[name][:1] for name in (LOSS, ACCURACY)]
         numbers = [*first, _magnitude(snapshot, "grad"), _magnitude(snapshot, "value")]
         colour, mark = _sign(options, run, 0)
         table.add_row(

@@ -37,7 +37,7 @@ from tracer.log.run import LogError
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
-from viewer.reduce.metrics import panel
+from viewer.reduce.metrics import panel_of
 from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.screen import Screen
 from viewer.words import noticed, plain, span
@@ -320,7 +320,7 @@ class Session(_Guarded, WebSocketHandler):
         refused = dict(self._refused)
         if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
             refused["run"] = f"there is no run {options.run!r}"
-        further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel(c.name) is None}
+        further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel_of(c.name) is None}
         there = _unique(name for snapshot in screen.snapshots for name in snapshot.params_there)
         words, usual = words_of(options), words_of(self._base)
         differing = {name: word for name, word in words.items() if word != usual[name]}
