@@ -15,7 +15,7 @@ from tracer.log.ranks import State
 from tracer.log.run import Run
 from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
-from viewer.reduce.metrics import is_validation
+from viewer.reduce.metrics import ACCURACY, LOSS, is_validation, panel_of
 from viewer.reduce.param_history import ParamHistory
 from viewer.reduce.param_history import ParamTables as Courses
 from viewer.snapshot import Curve
@@ -110,20 +110,20 @@ class Evidence:
     @property
     def losses(self) -> list[Curve]:
         """The metrics that are a training's loss."""
-        return [curve for curve in self._of("loss") if not is_validation(curve.name)]
+        return [curve for curve in self._of(LOSS) if not is_validation(curve.name)]
 
     @property
     def validation_losses(self) -> list[Curve]:
         """The metrics that are a validation's loss."""
-        return [curve for curve in self._of("loss") if is_validation(curve.name)]
+        return [curve for curve in self._of(LOSS) if is_validation(curve.name)]
 
     @property
     def accuracies(self) -> list[Curve]:
         """The metrics that are an accuracy, of training or validation."""
-        return self._of("acc")
+        return self._of(ACCURACY)
 
-    def _of(self, word: str) -> list[Curve]:
-        return [curve for curve in self.curves if word in curve.name.lower()]
+    def _of(self, panel: str) -> list[Curve]:
+        return [curve for curve in self.curves if panel_of(curve.name) == panel]
 
     def curve(self, name: str) -> Curve | None:
         """The metric of this name."""

@@ -826,3 +826,11 @@ def test_every_rule_is_asked() -> None:
     declared = [value for module in modules for value in vars(module).values() if isinstance(value, Rule)]
     assert sorted(map(id, declared)) == sorted(map(id, RULES))
     assert len(RULES) == 34
+
+
+def test_an_accumulated_loss_is_no_accuracy() -> None:
+    """A metric is to the rules what it is in a figure, whatever other letters are in its name."""
+    names = ("accumulated_loss", "val_loss", "top1_acc", "lr")
+    evidence = Evidence(curves=tuple(curve(name, [1.0]) for name in names))
+    kinds = evidence.losses, evidence.validation_losses, evidence.accuracies
+    assert [[each.name for each in curves] for curves in kinds] == [["accumulated_loss"], ["val_loss"], ["top1_acc"]]
