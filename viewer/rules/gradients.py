@@ -5,7 +5,7 @@ import numpy as np
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import Case, Limits, Threshold, longest, on_params, param_rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
 from viewer.snapshot import Number, Severity
 
 
@@ -109,7 +109,7 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
     end = last[numbers].max()
     lasting = end == len(high) - 1 or courses.bad_grads[end + 1 :].any() or courses.bad_values.any()
     front = factor[numbers[first[numbers].argmin()]]
-    return on_params(
+    return cases_of(
         courses,
         numbers,
         (courses.begins[first], courses.ends[last]),
@@ -172,7 +172,7 @@ def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
     if stretch.rows[0] < max(limits["rows"], rows.sum() / courses.ranks / 2):
         return []
     within = (courses.begins >= stretch.steps[0]) & (courses.ends <= stretch.steps[1])
-    return on_params(
+    return cases_of(
         courses,
         depth[:third],
         stretch.steps,
@@ -212,7 +212,7 @@ def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     numbers = np.flatnonzero(stretch.rows >= limits["rows"])
     most = 2 * evidence.weights[numbers].sum() >= max(1, evidence.weights.sum())
     last = stretch.steps[1][numbers].max(initial=0)
-    return on_params(
+    return cases_of(
         courses,
         numbers,
         stretch.steps,
@@ -243,7 +243,7 @@ def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     since = courses.rows.cumsum(axis=0) > 0
     measured = (courses.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / courses.ranks
     holds = wanted & ~courses.grads.any(axis=0) & (measured >= limits["rows"])
-    return on_params(courses, np.flatnonzero(holds), (courses.begins[0], evidence.last_step), rows=measured)
+    return cases_of(courses, np.flatnonzero(holds), (courses.begins[0], evidence.last_step), rows=measured)
 
 
 @param_rule(

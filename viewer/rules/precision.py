@@ -5,7 +5,7 @@ import numpy as np
 from viewer.reduce.cells import Floats
 from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import Case, Limits, Threshold, longest, on_params, param_rule, rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Severity
 
 # Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.
@@ -35,7 +35,7 @@ def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]
     # Gradients are recorded without the scale with which they were computed.
     high = courses.size if _scaled(evidence) else np.fmax(courses.size, courses.grad_high)
     stretch = longest(courses, high > largest, courses.rows)
-    return on_params(courses, np.flatnonzero(stretch.rows > 0), stretch.steps, rows=stretch.rows)
+    return cases_of(courses, np.flatnonzero(stretch.rows > 0), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -58,7 +58,7 @@ def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
         return []
     smallest = _ends(evidence)[1] * 2 ** limits["bits"]
     stretch = longest(courses, courses.grad_mean < smallest, courses.grads)
-    return on_params(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @rule(

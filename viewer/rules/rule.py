@@ -179,7 +179,7 @@ def longest(courses: Courses, holds: npt.NDArray[np.bool_], rows: Floats) -> Str
     return Stretch((courses.begins[best_first], courses.ends[best_last]), best / courses.ranks)
 
 
-def on_params(
+def cases_of(
     courses: Courses,
     numbers: Integers,
     steps: tuple[npt.ArrayLike, npt.ArrayLike],
@@ -195,7 +195,7 @@ def on_params(
         steps: The first and the last step, of each parameter or of all.
         severity: How bad it is, where that is not as declared.
         words: What else the title and the sentence say.
-        **decided: The numbers that decided, of each parameter or of all; said is that of the parameter in front.
+        **decided: The numbers that decided, of each parameter or of all; those of the parameter in front are said.
     """
     if not len(numbers):
         return []
@@ -204,5 +204,5 @@ def on_params(
     numbers = numbers[np.argsort(begins, kind="stable")]
     names = tuple(courses.params[number] for number in numbers)
     front: dict[str, Number] = {name: np.broadcast_to(of, shape)[numbers[0]].item() for name, of in decided.items()}
-    numbers_said = {**front, "parameters": len(names)}
-    return [Case(names[0], int(begins.min()), int(ends.max()), numbers_said, names, severity, words or {})]
+    said = {**front, "parameters": len(names)}
+    return [Case(names[0], int(begins.min()), int(ends.max()), said, names, severity, words or {})]

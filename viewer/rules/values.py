@@ -9,7 +9,7 @@ import numpy.typing as npt
 from viewer.reduce.cells import Floats
 from viewer.reduce.param_history import ParamTables as Courses
 from viewer.rules.evidence import Evidence, Param
-from viewer.rules.rule import Case, Limits, Threshold, longest, on_params, param_rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
 from viewer.snapshot import Severity
 
 _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
@@ -32,7 +32,7 @@ def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> li
     largest, began = limits["largest"], _first_size(courses)
     over = courses.size > np.maximum(largest, largest * began)
     last = len(over) - 1 - over[::-1].argmax(axis=0)
-    return on_params(
+    return cases_of(
         courses,
         np.flatnonzero(over.any(axis=0) & courses.moved.any(axis=0)),
         (courses.begins[over.argmax(axis=0)], courses.ends[last]),
@@ -65,7 +65,7 @@ def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]
     far = later[-1] > limits["largest"] * np.maximum(_first_size(courses), 0.1)
     lasted = courses.rows[half:].sum(axis=0) / courses.ranks >= limits["rows"] / 2
     numbers = np.flatnonzero(evidence.weights & steady & grown & far & lasted)
-    return on_params(courses, numbers, (courses.begins[half], courses.ends[-1]), before=later[0], now=later[-1])
+    return cases_of(courses, numbers, (courses.begins[half], courses.ends[-1]), before=later[0], now=later[-1])
 
 
 @param_rule(
@@ -93,7 +93,7 @@ def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
         modules.setdefault(courses.params[number].rpartition(".")[0], set()).add(number)
     in_whole_modules = any(len(members) > 1 and members <= stuck for members in modules.values())
     severity = Severity.ERROR if trained <= stuck else Severity.WARNING if in_whole_modules else None
-    return on_params(courses, numbers, stretch.steps, severity, rows=stretch.rows)
+    return cases_of(courses, numbers, stretch.steps, severity, rows=stretch.rows)
 
 
 @param_rule(
@@ -115,7 +115,7 @@ def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[
     holds = layers & (courses.first_low == courses.first_high) & _from_the_start(courses) & (layers.sum() > 1)
     severity = Severity.ERROR if 2 * holds.sum() > layers.sum() else None
     begun = courses.first_low + 0.0
-    return on_params(courses, np.flatnonzero(holds), (0, 0), severity, begun=begun, weights=layers.sum())
+    return cases_of(courses, np.flatnonzero(holds), (0, 0), severity, begun=begun, weights=layers.sum())
 
 
 @param_rule(
@@ -140,7 +140,7 @@ def badly_scaled(evidence: Evidence, courses: Courses, limits: Limits) -> list[C
     large, small = limits["factor"] * usual, usual / limits["small"]
     holds = layers & ((size > large) | ((size < small) & (size > 0))) & _from_the_start(courses)
     severity = Severity.WARNING if 2 * holds.sum() >= layers.sum() else None
-    return on_params(courses, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
+    return cases_of(courses, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
 
 
 def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
@@ -193,7 +193,7 @@ def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
     stretch = longest(courses, apart, courses.rows)
     if stretch.rows[number] < limits["rows"]:
         return []
-    return on_params(
+    return cases_of(
         courses,
         np.array([number]),
         stretch.steps,
@@ -223,7 +223,7 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
     """Values that turn back at nearly every step, by much."""
     share = _around(courses.turned) / _around(courses.followed)
     stretch = longest(courses, (share >= limits["share"]) & (courses.update >= limits["update"]), courses.moved)
-    return on_params(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -243,7 +243,7 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
 def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     """Weights whose extremes move by far more in a step than the rule of thumb wants."""
     stretch = longest(courses, (courses.update > limits["share"]) & evidence.weights, courses.moved)
-    return on_params(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -262,7 +262,7 @@ def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[C
     """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
     never_more = evidence.weights & ~(courses.update > limits["share"]).any(axis=0)
     stretch = longest(courses, never_more & (courses.moved > 0), courses.moved)
-    return on_params(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 def _around(counts: Floats) -> Floats:
