@@ -72,15 +72,19 @@ def load(name: str, folder: Path) -> Images:
     return Images(images.expand(-1, 3, -1, -1) / white * 2 - 1, labels.long())
 
 
-def train(
-    model: nn.Module, training: Images, validation: Images, epochs: int, steps: int, trace: Trace, console: Console
-) -> float:
+def steps_in(training: Images, epochs: int) -> int:
+    """How many steps a training of so many epochs takes."""
+    return epochs * -(-len(training.labels) // _BATCH)
+
+
+def train(model: nn.Module, training: Images, validation: Images, epochs: int, trace: Trace, console: Console) -> float:
     """Train a classifier, logging loss and accuracy at each step, and on the validation images after each epoch.
 
     Returns:
         The last validation accuracy.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    steps = steps_in(training, epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(_SEED)
     accuracy = 0.0
@@ -173,9 +177,8 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
     console.print(f"ResNet-18, random weights, on {len(images.labels):,} real images ({data})")
     figure = path.parent / f"{path.name}.png"
     training, validation = images.split(_VALIDATION_SHARE)
-    steps = epochs * -(-len(training.labels) // _BATCH)
-    with viewer_beside(path, figure), tracer.attach(model, path, total_steps=steps) as trace:
-        accuracy = train(model, training, validation, epochs, steps, trace, console)
+    with viewer_beside(path, figure), tracer.attach(model, path, total_steps=steps_in(training, epochs)) as trace:
+        accuracy = train(model, training, validation, epochs, trace, console)
     overall = tracer.overall_extremes(tracer.model_extremes(model))
     top = largest_gradient(path).collect().row(0, named=True)
     facts = {
