@@ -2,9 +2,10 @@
 
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 
-What is slow to import is imported where it is used, so that ``--help`` and a wrong option are answered at once.
+Slow modules are imported where they are used, so that ``--help`` and a wrong option are answered at once.
 """
 
+import contextlib
 import difflib
 import importlib
 import sys
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
-# A list, each item a paragraph of its own: every typer since 0.17.5 shows it line by line.
+# A list of one paragraph an item: every typer since 0.17.5 shows it line by line.
 _EPILOG = """
 Exit codes: 0 done, 1 the run or the file cannot be used, 2 the command line is wrong, 130 ended with Ctrl-C.
 
@@ -58,11 +59,11 @@ def watch(
     param: Annotated[str, typer.Option(help="Show this parameter.")] = "",
     params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
     statistic: Annotated[
-        str, typer.Option(help="Of the layers: value_absmax, or any recorded column, as grad_norm.")
+        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as grad_norm.")
     ] = ViewOptions.statistic,
     metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
     smoothing: Annotated[
-        float, typer.Option(help="Of metrics, as TensorBoard's; 0 for none. Extremes never are.")
+        float, typer.Option(help="Smooth metrics as TensorBoard does; 0: not at all. Extremes never are.")
     ] = ViewOptions.smoothing,
     x: Annotated[XAxis, typer.Option(help="The x axis.")] = XAxis.STEP,
     scale: Annotated[
@@ -72,7 +73,7 @@ def watch(
         str, typer.Option(help="One rank's number, for curves and findings; spread: how far ranks are apart.")
     ] = MERGED,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
-    findings: Annotated[bool, typer.Option(help="Say and mark what is wrong with the runs.")] = True,
+    findings: Annotated[bool, typer.Option(help="List and mark what is wrong with the runs.")] = True,
     rule: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=NUMBER", help="Another threshold of findings; `viewer check --rules` lists all."),
@@ -84,12 +85,12 @@ def watch(
     host: Annotated[str, typer.Option(help="Where the page is served, 127.0.0.1 unless given; implies --web.")] = "",
     save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
     text: Annotated[
-        bool, typer.Option("--text", help="In this terminal, redrawn in place; into a pipe, a line for each news.")
+        bool, typer.Option("--text", help="In this terminal, redrawn in place; in a pipe, a line at each change.")
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="With --save: again on every change.")] = False,
     poll: Annotated[
         float | None,
-        typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Look so often, where the disk gives no events."),
+        typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Look this often, where the disk gives no events."),
     ] = None,
 ) -> None:
     """Watch runs: their loss, accuracy and extremes, redrawn as rows arrive.
@@ -97,14 +98,10 @@ def watch(
     It opens a window where there is a display, and serves a page for the browser where there is none. It may start
     before a run exists, or long after it has ended.
     """
-    from tracer.log.run import LogError, newest_run
-    from tracer.log.store import at
-    from viewer.read.runs import Runs
+    from viewer.read.runs import Runs, named
     from viewer.rules.findings import with_limits
 
-    paths = [at(run) for run in runs or ()] or [path for path in [newest_run(at("runs"))] if path is not None]
-    if not paths:
-        raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer runs/resnet18`")
+    paths = named(runs or (), "viewer")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
     web = web or port is not None or bool(host)
@@ -126,17 +123,12 @@ def watch(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     open_runs = partial(Runs, paths, only=only, poll_seconds=poll, monitors={}, limits=limits)
-    if text:
+    if save is not None:
+        _save(open_runs(options), save, follow)
+    elif text:
         _show_text(open_runs(options))
-        return
-    if save is None:
+    else:
         _show(open_runs, paths, options, web, host, port)
-        return
-    watched = open_runs(options)
-    try:
-        (_write_always if follow else _write_once)(watched, save)
-    finally:
-        watched.close()
 
 
 def _show(
@@ -162,14 +154,12 @@ def _show(
 
 
 def _show_text(runs: "Runs") -> None:
-    from viewer.read.runs import check_names
+    from viewer.read.changes import check_names
     from viewer.surfaces import terminal
 
     _say_which(runs.paths)
-    try:
+    with contextlib.closing(runs):
         check_names(runs.options, terminal.show(runs))
-    finally:
-        runs.close()
 
 
 def _check_file(file: Path) -> None:
@@ -181,38 +171,41 @@ def _check_file(file: Path) -> None:
         raise typer.BadParameter(f"--save {file}: there is no folder {file.parent}")
 
 
-def _write_once(runs: "Runs", save: Path) -> None:
+def _save(runs: "Runs", save: Path, follow: bool) -> None:
+    from tracer.log.ranks import STATE_WORDS
+    from viewer.surfaces.files import FigureFile
+    from viewer.surfaces.files import follow as follow_runs
+
+    if follow:
+        _say_which(runs.paths)
+        _say(f"drawing into {save} on every change; Ctrl-C ends it")
+        with contextlib.closing(runs):
+            snapshots = follow_runs(runs, FigureFile(save, runs.options))
+    else:
+        snapshots = _read(runs)
+        FigureFile(save, runs.options).write(snapshots)
+    for snapshot in snapshots:
+        step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"
+        _say(f"{snapshot.name} is {STATE_WORDS[snapshot.state]} {step}: {save}")
+
+
+def _read(runs: "Runs") -> "Sequence[Snapshot]":
+    """Runs as they are now, read under a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from viewer.read.runs import check_names, check_there
-    from viewer.surfaces.files import FigureFile
+    from viewer.read.changes import once
 
-    check_there(runs)
     console = Console(stderr=True)
     # A bar that is only disabled ends with an empty line in rich 13.
     console.quiet = not console.is_terminal
     with Progress(console=console, transient=True, auto_refresh=console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
-        while (snapshots := runs.refresh(lambda done, there: bar.update(task, completed=done, total=there))) is None:
-            runs.wait()
-    check_names(runs.options, snapshots)
-    snapshots = runs.examine() or snapshots
-    FigureFile(save, runs.options).write(snapshots)
-    _say_written(snapshots, save)
-
-
-def _write_always(runs: "Runs", save: Path) -> None:
-    from viewer.surfaces.files import FigureFile
-    from viewer.surfaces.files import follow as follow_runs
-
-    _say_which(runs.paths)
-    _say(f"drawing into {save} on every change; Ctrl-C ends it")
-    _say_written(follow_runs(runs, FigureFile(save, runs.options)), save)
+        return once(runs, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _say_which(paths: Sequence["Place"]) -> None:
-    """Whether each run is yet to come, going on, or over."""
+    """Say of each run whether it is still to come, going on, or over."""
     from tracer.log.ranks import STATE_WORDS, state
     from tracer.log.run import holds_run, open_run, runs_in
 
@@ -227,21 +220,13 @@ def _say_which(paths: Sequence["Place"]) -> None:
         _say(f"{path} is {STATE_WORDS[state(path)]}")
 
 
-def _say_written(snapshots: Sequence["Snapshot"], save: Path) -> None:
-    from tracer.log.ranks import STATE_WORDS
-
-    for snapshot in snapshots:
-        step = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step}"
-        _say(f"{snapshot.name} is {STATE_WORDS[snapshot.state]} {step}: {save}")
-
-
 def _say(words: str) -> None:
     from viewer.words import plain
 
     print(f"viewer: {plain(words)}", flush=True)
 
 
-# What else the first argument may say: the module of that command. A folder of that name is ./check.
+# The modules of the commands that the first argument may name. A folder of that name is ./check.
 _COMMANDS = {"check": "viewer.surfaces.check", "diff": "viewer.diff.report"}
 
 
@@ -249,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; every error becomes one line and an exit code.
 
     Args:
-        arguments: Its words, without the command's name; those that this process was started with by default.
+        arguments: The words after the command's name; by default those that this process was started with.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -267,12 +252,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:
         print(f"viewer: {_in_a_line(error)}", file=sys.stderr)
-        # Of these commands 1 and 2 say what was found.
+        # Codes 1 and 2 of these commands tell what they found.
         sys.exit(1 if command is None else 3)
 
 
 def _in_a_line(error: Exception) -> str:
-    """What is wrong outside; an error of the viewer's own is raised again."""
+    """The message of an error whose cause is outside; an error of the viewer's own is raised again."""
     import polars as pl
 
     from tracer.log.run import LogError

@@ -1,4 +1,4 @@
-"""What a user wants to see of his runs, and how: the same for every surface, and what a page's address carries."""
+"""The view of runs that a user asks for, the same on every surface; a page's address carries it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class View(StrEnum):
-    """What is shown."""
+    """The kinds of figures."""
 
     OVERVIEW = "overview"
     LAYERS = "layers"
@@ -16,7 +16,7 @@ class View(StrEnum):
 
 
 class XAxis(StrEnum):
-    """What the x axis is: steps, the time of day, or the time since the run began."""
+    """The x axis: steps, the time of day, or the time since the run began."""
 
     STEP = "step"
     WALL = "wall"
@@ -24,7 +24,7 @@ class XAxis(StrEnum):
 
 
 class Scale(StrEnum):
-    """The scale of the y axes; ``auto`` is linear for metrics, and symlog for extremes, which have both signs."""
+    """The scale of the y axes; ``auto`` is linear for metrics and symlog for extremes, which have both signs."""
 
     AUTO = "auto"
     LINEAR = "linear"
@@ -40,23 +40,23 @@ class ViewOptions:
     """How runs are shown. Choices may be given as words, a rank as a number, metrics as a list or as one name.
 
     Attributes:
-        view: What of them.
+        view: The kind of figure.
         run: The name of the only run to be shown, of several that are watched; "" for all of them.
-        params: A regular expression (Rust's syntax): only parameters in whose name it is found; "" for all.
+        params: A regular expression (Rust's syntax): only parameters whose name matches; "" for all.
         param: The parameter that ``View.PARAM`` shows.
-        statistic: What the layers show: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
+        statistic: The layers' statistic: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
         rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart in the overview, or one rank's
             number.
         metrics: Further metrics in the overview.
-        smoothing: How much a metric's curve is smoothed there, as in ``history.smoothed``; extremes never are.
+        smoothing: How much a metric's curve is smoothed, as in ``metrics.smoothed``; extremes never are.
         x: The x axis of curves.
         scale: The y axes of curves.
         dark: Light on dark.
-        findings: Whether it is said, and marked, what is wrong with the runs.
+        findings: Whether findings are listed and marked.
 
     Raises:
-        TypeError: one of them has the wrong type.
-        ValueError: one of them cannot be; the words say which.
+        TypeError: an option has the wrong type; the message names it.
+        ValueError: an option has an impossible value; the message names both.
     """
 
     view: View = View.OVERVIEW
@@ -90,7 +90,7 @@ class ViewOptions:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What of a run has to be read: where two options agree in this, both can be drawn from the same history."""
+        """The options that decide which rows are read: those that agree in these share a history."""
         only = {View.OVERVIEW: "", View.LAYERS: self.statistic, View.PARAM: self.param}[self.view]
         # Only the overview shows how far ranks are apart.
         rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
@@ -98,14 +98,14 @@ class ViewOptions:
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    """A value of the type that an attribute has."""
+    """A value, of the type of an attribute's default."""
     if isinstance(default, StrEnum):
         if value not in list(type(default)):
             raise ValueError(f"there is no {name} {value!r}: give {', '.join(type(default))}")
         return type(default)(value)
     if isinstance(default, tuple):
         names = (value,) if isinstance(value, str) else tuple(value)
-        if not all(isinstance(each, str) for each in names):
+        if not all(isinstance(item, str) for item in names):
             raise TypeError(f"{name}={value!r} is no list of names")
         return tuple(dict.fromkeys(names))
     if name == "rank" and isinstance(value, int):
@@ -116,22 +116,23 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 
 
 def words_of(options: ViewOptions) -> dict[str, list[str]]:
-    """Options in words, by the names of their attributes; what has none, as no metric, is one empty word."""
-    return {field.name: _words(getattr(options, field.name)) for field in fields(options)}
-
-
-def _words(value: object) -> list[str]:
-    if isinstance(value, tuple):
-        return list(value) or [""]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]
+    """Options in words, by the names of their attributes; no metrics are one empty word."""
+    words = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, tuple):
+            words[field.name] = list(value) or [""]
+        else:
+            words[field.name] = [str(value).lower() if isinstance(value, bool) else str(value)]
+    return words
 
 
 def options_of(words: Mapping[str, Sequence[str]], base: ViewOptions) -> tuple[ViewOptions, dict[str, str]]:
-    """The options that words ask for, and, by name, why some were refused: there, and where no word is, the base holds.
+    """The options that words ask for, and the reasons why some were refused, by name.
 
     Args:
-        words: As from ``words_of``; names of no option are passed over.
-        base: What holds where nothing is asked for.
+        words: As from ``words_of``; unknown names are ignored.
+        base: The options where no word is given, or it is refused.
     """
     options, refused = base, {}
     for field in fields(ViewOptions):
@@ -155,14 +156,14 @@ def _value(name: str, words: Sequence[str]) -> Any:
 
 
 def matching(names: list[str], pattern: str) -> list[str]:
-    """Those names in which a regular expression is found.
+    """The names that a regular expression matches somewhere.
 
     Raises:
-        ValueError: it is none; the words say why.
+        ValueError: the pattern is no regular expression; the message says why.
     """
     if not pattern:
         return names
-    # Too slow to import for who only asks which options there are.
+    # Too slow to import for a command that only lists its options.
     import polars as pl
 
     series = pl.Series(names, dtype=pl.String)

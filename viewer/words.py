@@ -1,4 +1,4 @@
-"""How a run is, in words, for every surface."""
+"""The state of runs in words, for every surface."""
 
 from collections.abc import Sequence
 
@@ -6,97 +6,90 @@ from tracer.log.ranks import STATE_WORDS
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Snapshot
 
+# Kinds of statistics, as their columns begin, in words.
+KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _NAME_LENGTH = 28
 _RANKS_NAMED = 8
 
 
 def title(snapshots: Sequence[Snapshot], now: float, options: ViewOptions | None = None) -> str:
-    """The line that stands above everything: which runs these are, how they are, and what part of them is shown.
-
-    Args:
-        snapshots: What is shown.
-        now: Seconds since 1970.
-        options: How it is shown.
-    """
+    """The title: the runs, how they are, and which part of them is shown, at ``now`` seconds since 1970."""
     part = "" if options is None else _part(snapshots, options)
     if len(snapshots) == 1:
         return f"{shortened(snapshots[0].name)}  {words(snapshots[0], now)}{part}"
     states = [snapshot.state for snapshot in snapshots]
-    counts = [f"{_MARKS[each]} {states.count(each)} {STATE_WORDS[each]}" for each in dict.fromkeys(states)]
+    counts = [f"{_MARKS[state]} {states.count(state)} {STATE_WORDS[state]}" for state in dict.fromkeys(states)]
     return f"{len(snapshots)} runs  {' · '.join(counts)}{part}"
 
 
 def _part(snapshots: Sequence[Snapshot], options: ViewOptions) -> str:
-    found = ""
+    part = ""
     if options.rank == SPREAD and options.view is View.OVERVIEW:
-        found = " · spread over ranks"
+        part = " · spread over ranks"
     elif options.rank not in (MERGED, SPREAD):
-        found = f" · rank {options.rank}"
+        part = f" · rank {options.rank}"
     if options.params and options.view is not View.PARAM:
-        shown, there = (sum(len(names) for names in both) for both in zip(*map(_params, snapshots), strict=True))
-        found += f" · {shown:,} of {there:,} parameters"
-    return found
-
-
-def _params(snapshot: Snapshot) -> tuple[Sequence[str], Sequence[str]]:
-    return snapshot.params, snapshot.params_there
+        shown = sum(len(snapshot.params) for snapshot in snapshots)
+        part += f" · {shown:,} of {sum(len(snapshot.params_there) for snapshot in snapshots):,} parameters"
+    return part
 
 
 def words(snapshot: Snapshot, now: float) -> str:
-    """State, last step, speed, age of the last row, and how long it will take."""
-    found = [f"{_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}"]
+    """A run's state, last step, speed, the age of its last row, and the time that is left."""
+    parts = [f"{_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}"]
     if snapshot.last_step is None:
-        return f"{found[0]} · no step yet"
-    # Steps are counted from 0, so that "of" would seem to miss one at the end.
-    total = snapshot.total_steps or 0
+        return f"{parts[0]} · no step yet"
+    total, speed = snapshot.total_steps or 0, snapshot.steps_per_second
+    # A percentage, and no "of": the last step's number, counted from 0, would seem to miss one.
     share = f" ({(snapshot.last_step + 1) * 100 // total} %)" if snapshot.last_step < total else ""
-    found.append(f"step {snapshot.last_step:,}{share}")
-    if snapshot.steps_per_second:
-        speed = snapshot.steps_per_second
-        found.append(f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s")
+    parts.append(f"step {snapshot.last_step:,}{share}")
+    if speed:
+        parts.append(f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s")
     if snapshot.state != "closed" and snapshot.last_time is not None:
-        found.append(f"last row {_ago(now - snapshot.last_time)}")
-    if snapshot.state == "running" and snapshot.total_steps and snapshot.steps_per_second:
-        left = max(0, snapshot.total_steps - 1 - snapshot.last_step)
-        if left:
-            # Unlike an age, which has been reached, it is rounded to the nearest: 28 s are about 30.
-            found.append(f"about {duration(max(10, round(left / snapshot.steps_per_second, -1)))} left")
-    return " · ".join(found)
+        parts.append(f"last row {_ago(now - snapshot.last_time)}")
+    if snapshot.state == "running" and speed and snapshot.last_step < total - 1:
+        # Rounded to the nearest, unlike an age: 28 s are about 30.
+        left = round((total - 1 - snapshot.last_step) / speed, -1)
+        parts.append(f"about {duration(max(10, left))} left")
+    return " · ".join(parts)
 
 
 def notices(snapshots: Sequence[Snapshot]) -> list[str]:
-    """What a user has to know beyond that, a line each: what is damaged, lost, or not there yet."""
-    found = []
+    """A line for everything that is damaged, lost, or still to arrive."""
+    lines = []
     for snapshot in snapshots:
-        of = "" if len(snapshots) == 1 else f"{shortened(snapshot.name)}: "
+        run = "" if len(snapshots) == 1 else f"{shortened(snapshot.name)}: "
         if snapshot.gone:
-            found.append(f"{of}the run's folder is gone: waiting for it")
+            lines.append(f"{run}the run's folder is gone: waiting for it")
         if not snapshot.complete:
-            found.append(f"{of}the last rows are still to arrive")
+            lines.append(f"{run}the last rows are still to arrive")
         if snapshot.stopped_ranks and snapshot.state == "running":
-            found.append(f"{of}{ranks_in_words(snapshot.stopped_ranks)} stopped without closing, others go on")
+            lines.append(f"{run}{ranks_in_words(snapshot.stopped_ranks)} stopped without closing, others go on")
         if snapshot.dropped:
-            found.append(f"{of}{snapshot.dropped:,} rows dropped, which could not be written")
-        found += [f"{of}left out: {problem}" for problem in snapshot.problems]
-    return found
+            lines.append(f"{run}{snapshot.dropped:,} rows dropped, which could not be written")
+        lines += [f"{run}left out: {problem}" for problem in snapshot.problems]
+    return lines
 
 
 def first_of(lines: Sequence[str], limit: int, command: str) -> list[str]:
-    """So many lines at most; where there are more, the last one says which command shows them."""
+    """The first lines, at most ``limit``; the last one then says which command shows the others."""
     if len(lines) <= limit:
         return list(lines)
     return [*lines[: limit - 1], f"… and {len(lines) - limit + 1} more: see `{command}`"]
 
 
 def noticed(snapshots: Sequence[Snapshot], options: ViewOptions) -> list[tuple[int, Snapshot, Finding]]:
-    """What is wrong with these runs and concerns what is shown of them: what goes on first, and of that the worst.
+    """The findings that concern what is shown, numbered: first those that go on, and of these the worst.
 
-    Each has the same number wherever it is listed or marked, in every view.
+    A finding has the same number wherever it is listed or marked, in every view.
     """
-    found = [(snapshot, finding) for snapshot in snapshots for finding in snapshot.findings]
-    numbered = enumerate(sorted(found, key=lambda each: each[1].order), 1)
-    return [(number, snapshot, each) for number, (snapshot, each) in numbered if _concerns(each, snapshot, options)]
+    findings = [(snapshot, finding) for snapshot in snapshots for finding in snapshot.findings]
+    return [
+        (number, snapshot, finding)
+        for number, (snapshot, finding) in enumerate(sorted(findings, key=lambda pair: pair[1].order), 1)
+        if _concerns(finding, snapshot, options)
+    ]
 
 
 def _concerns(finding: Finding, snapshot: Snapshot, options: ViewOptions) -> bool:
@@ -107,7 +100,7 @@ def _concerns(finding: Finding, snapshot: Snapshot, options: ViewOptions) -> boo
 
 
 def finding_words(snapshots: Sequence[Snapshot], options: ViewOptions) -> list[str]:
-    """A line for each of what was ``noticed``."""
+    """A line for each finding that is ``noticed``."""
     return [
         f"[{number}] {finding.severity}, {span(finding)}: "
         f"{'' if len(snapshots) == 1 else f'{shortened(snapshot.name)}: '}{finding.title}"
@@ -131,7 +124,7 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
 
 
 def _ago(seconds: float) -> str:
-    # Coarse, so that a figure is seldom drawn for its age alone; a clock that is ahead of ours counts as now.
+    # Coarse, so that a figure is seldom drawn for its age alone. A clock ahead of ours counts as now.
     if seconds < 10:
         return "just now"
     return f"{duration(10 if seconds < 20 else 30 if seconds < 55 else 60 * round(seconds / 60))} ago"
@@ -149,7 +142,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    """A text on one line, without what a terminal would obey, and what has no letter in a figure."""
+    """A text on one line, without control characters that a terminal would obey and a figure cannot show."""
     return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 

@@ -1,12 +1,12 @@
 """Where two runs part, and how the gap between them spreads.
 
-A row holds a parameter's values before its step's update, and its gradients in that step. So of what parts at the same
-step values come first: an update before it changed them, and gradients follow. Where gradients part and no value does,
-the cause lies within the step, and they stand in the order in which the backward came by.
+A row holds a parameter's values before its step's update, and its gradients in that step. So where values and gradients
+part at the same step, values come first: an earlier update changed them, and gradients follow. Where gradients part and
+no value does, the cause lies within the step, and parameters stand in the order of the backward.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,26 +17,26 @@ from tracer.log.read import scan
 from tracer.log.run import open_run
 from viewer.options import matching
 
-# Sums in another order change a float32 by about 1e-6 of its size; what is really different soon grows beyond this.
+# Sums in another order change a float32 by about 1e-6 of its size. A real difference soon grows beyond this.
 RTOL = 1e-5
-# So many rows of each run are in memory at a time.
+# The rows of each run that are in memory at a time, about.
 _ROWS = 500_000
 _QUANTITIES = ("value", "grad", "applied")
 # The names under which wrappers keep what they wrap.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What tracing costs differs from run to run, and says nothing of the training.
+# The cost of tracing differs from run to run, and says nothing of the training.
 _OWN_METRICS = ("tracer_cost",)
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared of a run.
+    """A run that is compared.
 
     Attributes:
         extremes: Its rows, as ``tracer.scan`` gives them.
         metrics: Likewise.
-        fold: How many steps a row of the extremes covers.
-        order: Its parameters, in the order in which a backward comes by.
+        fold: The number of steps that a row of the extremes covers.
+        order: Its parameters in the order of the backward.
     """
 
     extremes: pl.LazyFrame
@@ -79,12 +79,12 @@ class Compared:
     """One table of two runs, side by side.
 
     Attributes:
-        names: How many parameters, or metrics, both have.
+        names: The number of parameters, or metrics, that both runs have.
         only: The names that only the first run has, and only the second.
         ends: The last step of each run that all of its ranks have reached; None without a row.
-        steps: How many steps were compared. When everything has parted, no further ones are.
+        steps: The number of steps that were compared; when everything has parted, no more are.
         alike_until: The last step compared before the first one that differs; None where there is none.
-        partings: Where each parameter or metric parts, in order; what stays alike is not in it.
+        partings: Where parameters or metrics part, in order; those that stay alike are not in it.
     """
 
     names: int
@@ -97,7 +97,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Difference:
-    """What is different between two runs."""
+    """The difference between two runs."""
 
     params: Compared
     metrics: Compared
@@ -115,27 +115,24 @@ def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: st
         a: The first run.
         b: The second run.
         tolerance: How far numbers may be apart.
-        without: A regular expression (Rust's syntax): parameters and metrics in whose name it is found are left out.
+        without: A regular expression (Rust's syntax): parameters and metrics whose name matches are left out.
     """
     allowed = tolerance or Tolerance()
     extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
     metrics = [
-        # Where one rank is behind, what the others have logged since then is not all there is of a step.
+        # While one rank is behind, the metrics of its missing steps may be incomplete.
         _table(_as_rows(run.metrics, table.last if table.ranks > 1 else None), "name", without)
         for run, table in zip((a, b), extremes, strict=True)
     ]
-    fold = max(a.fold, b.fold)
     return Difference(
-        _compared(extremes[0], extremes[1], allowed, fold, a.order), _compared(metrics[0], metrics[1], allowed)
+        _compared(*extremes, allowed, max(a.fold, b.fold), a.order), _compared(metrics[0], metrics[1], allowed)
     )
 
 
 def _as_rows(metrics: pl.LazyFrame, last: int | None) -> pl.LazyFrame:
-    """Metrics in the form of extremes: what is logged several times in a step has a minimum and a maximum, too.
+    """Metrics up to the ``last`` step in the form of extremes: several numbers in a step have a minimum and a maximum.
 
-    Args:
-        metrics: Whoever logged them, all of them count as one rank's: not every rank logs at every step.
-        last: The last step that counts, if there is one.
+    All count as one rank's, since not every rank logs at every step.
     """
     value = pl.col("value")
     rows = metrics.filter(~pl.col("name").cast(pl.String).is_in(_OWN_METRICS))
@@ -146,7 +143,7 @@ def _as_rows(metrics: pl.LazyFrame, last: int | None) -> pl.LazyFrame:
 
 @dataclass(frozen=True)
 class _Table:
-    """A run's rows of one table, named by its column ``key``; first and last step are those that all ranks have."""
+    """A run's rows of one table, named by its column ``key``; all ranks have the first and the last step."""
 
     rows: pl.LazyFrame
     key: str
@@ -158,7 +155,7 @@ class _Table:
 
     @property
     def density(self) -> float:
-        """About how many rows there are for a step."""
+        """The number of rows for a step, about."""
         return self.count / max(1, (self.last or 0) - (self.first or 0) + 1)
 
 
@@ -173,9 +170,9 @@ def _table(rows: pl.LazyFrame, key: str, without: str) -> _Table:
 
 
 def _matched(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
-    """For each name that stands in both runs the first one's, by the second one's; wrappers' names count for nothing.
+    """The first run's name for each name of the second run that both have.
 
-    Only where a name has no equal: "module" is also what people call a module of theirs.
+    Wrappers' names are ignored where a name has no equal; elsewhere, "module" may be a module of the user's own.
     """
     left = {_unwrapped(name): name for name in sorted(set(a) - set(b))}
     right = {_unwrapped(name): name for name in sorted(set(b) - set(a))}
@@ -191,40 +188,45 @@ def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: 
     matched = _matched(a.names, b.names)
     common = sorted(matched.values())
     renamed = {name: other for name, other in matched.items() if name != other}
-    there = set(b.rows.collect_schema().names())
-    columns = [name for name in a.rows.collect_schema().names() if name in there]
+    both_have = set(a.rows.collect_schema().names()) & set(b.rows.collect_schema().names())
+    columns = [name for name in a.rows.collect_schema().names() if name in both_have]
     statistics = [name for quantity in _QUANTITIES for name in columns if name.startswith(f"{quantity}_")]
-    found: dict[str, Parting] = {}
+    partings: dict[str, Parting] = {}
     steps, alike_until = 0, None
     for first, last in _windows(a, b, fold):
-        if len(found) == len(common):
+        if len(partings) == len(common):
             break
         both = _side_by_side(
             _reduced(a, {}, common, statistics, first, last, fold),
             _reduced(b, renamed, common, statistics, first, last, fold),
             a.key,
         )
-        here = both["step"].unique().sort()
-        new = _parted(both.filter(~pl.col(a.key).is_in(list(found))), a.key, statistics, tolerance)
-        steps += len(here)
-        if not found:
-            before = here if new.is_empty() else here.filter(here < new["step"].min())
-            alike_until = before[-1] if len(before) else alike_until
+        compared = both["step"].unique().sort()
+        new = _parted(both.filter(~pl.col(a.key).is_in(list(partings))), a.key, statistics, tolerance)
+        steps += len(compared)
+        if not partings:
+            alike = compared if new.is_empty() else compared.filter(compared < new["step"].min())
+            alike_until = alike[-1] if len(alike) else alike_until
         for row in new.iter_rows(named=True):
             name, statistic = row[a.key], row["statistic"]
-            found[name] = Parting(name, row["step"], row["span"], statistic, row[statistic], row[f"{statistic}_b"])
+            partings[name] = Parting(name, row["step"], row["span"], statistic, row[statistic], row[f"{statistic}_b"])
+    only = sorted(set(a.names) - set(common)), sorted(set(b.names) - set(matched))
+    return Compared(len(common), only, (a.last, b.last), steps, alike_until, _in_order(partings.values(), order))
+
+
+def _in_order(partings: Iterable[Parting], order: Sequence[str]) -> list[Parting]:
+    """By step, then values before gradients, then in the order of the backward."""
     place = {name: index for index, name in enumerate(order)}
 
-    def in_order(parting: Parting) -> tuple[int, int, int, str]:
+    def key(parting: Parting) -> tuple[int, int, int, str]:
         quantity = _QUANTITIES.index(parting.statistic.partition("_")[0])
         return parting.step, quantity, place.get(parting.name, len(place)), parting.name
 
-    only = sorted(set(a.names) - set(common)), sorted(set(b.names) - set(matched))
-    return Compared(len(common), only, (a.last, b.last), steps, alike_until, sorted(found.values(), key=in_order))
+    return sorted(partings, key=key)
 
 
 def _windows(a: _Table, b: _Table, fold: int) -> Iterator[tuple[int, int]]:
-    """The first and the last step of each stretch that is compared at once, of those that both runs have."""
+    """The first and the last step of each stretch that is compared at once, within the steps that both runs have."""
     if a.first is None or a.last is None or b.first is None or b.last is None:
         return
     width = max(1, int(_ROWS / max(a.density, b.density)) // fold) * fold
@@ -242,7 +244,7 @@ def _reduced(
     last: int,
     fold: int,
 ) -> pl.LazyFrame:
-    """A run's rows of these steps and names, one a step and name: ranks as one, and so many steps as one."""
+    """A run's rows of these steps and names, with all ranks, and ``fold`` steps, made one."""
     step, key = pl.col("step"), pl.col(table.key)
     name = key.cast(pl.String).replace(renamed) if renamed else key
     rows = (
@@ -258,7 +260,7 @@ def _reduced(
 
 
 def _merged(statistic: str) -> pl.Expr:
-    # polars' min and max would skip a NaN.
+    # polars' min and max skip a NaN.
     column = pl.col(statistic)
     if statistic.endswith("_min"):
         return column.nan_min()
@@ -266,23 +268,23 @@ def _merged(statistic: str) -> pl.Expr:
 
 
 def _side_by_side(a: pl.LazyFrame, b: pl.LazyFrame, key: str) -> pl.DataFrame:
-    """The rows of the steps that both runs have; one that only one of them has stands beside nulls."""
+    """The rows of the steps that both runs have; a row of only one run stands beside nulls."""
     left, right = pl.collect_all([a, b], engine="streaming")
-    # What somebody logs at some steps only is compared at those of them that both have.
+    # A metric that is logged now and then is compared where both runs have it.
     how: Literal["full", "inner"] = "full" if key == "param" else "inner"
     if left.select("step", key).equals(right.select("step", key)):
-        # As most runs of one training have it, and several times as fast.
+        # The usual case of two runs of one training, and several times as fast.
         both = left.hstack(right.drop("step", key).rename(lambda column: f"{column}_b"))
     else:
         both = left.join(right, on=["step", key], how=how, coalesce=True, suffix="_b")
-    # A row of three steps says nothing of a row of ten.
+    # A row of three steps cannot be compared with a row of ten.
     both = both.filter((pl.col("span") == pl.col("span_b")).fill_null(value=True))
     shared = both.filter(pl.col("span").is_not_null() & pl.col("span_b").is_not_null()).select("step").unique()
     return both.join(shared, on="step", how="semi").with_columns(pl.coalesce("span", "span_b"))
 
 
 def _parted(both: pl.DataFrame, key: str, statistics: Sequence[str], tolerance: Tolerance) -> pl.DataFrame:
-    """Of each name the first row that differs, and the first of its statistics that does."""
+    """The first row of each name that differs, with the first statistic that does."""
     differs = {name: ~_alike(pl.col(name), pl.col(f"{name}_b"), tolerance) for name in statistics}
     first = [pl.when(differs[name]).then(pl.lit(name)) for name in statistics]
     return (
@@ -296,15 +298,15 @@ def _parted(both: pl.DataFrame, key: str, statistics: Sequence[str], tolerance: 
 def _alike(a: pl.Expr, b: pl.Expr, tolerance: Tolerance) -> pl.Expr:
     allowed = tolerance.absolute + tolerance.relative * pl.max_horizontal(a.abs(), b.abs())
     near = a.is_finite() & b.is_finite() & ((a - b).abs() <= allowed)
-    # As polars has it, NaN equals NaN.
+    # In polars, NaN equals NaN.
     return a.eq_missing(b) | near.fill_null(value=False)
 
 
 def side(path: Place) -> Side:
-    """What is compared of the run in a folder.
+    """The run in a folder, to be compared.
 
     Raises:
-        LogError: it cannot be read, or has no row yet.
+        LogError: the run cannot be read, or has no row yet.
     """
     info = open_run(path).info
     fold = info["settings"].get("fold") or 1
@@ -312,11 +314,11 @@ def side(path: Place) -> Side:
 
 
 def _order(path: Place, params: Sequence[str]) -> list[str]:
-    """The parameters in the order in which their gradients arrived; where that is not known, from the last on."""
+    """The parameters in the order in which their gradients arrived; where that is unknown, from the last on."""
     events = scan(path, "events").filter(pl.col("kind") == "order").sort("rank", -pl.col("attempt")).head(1)
     try:
         arrived = list(map(str, json.loads(events.select("detail").collect().item())))
     except (ValueError, TypeError):
-        # There is none, or it is not one of the tracer's.
+        # There is no such event, or another writer's.
         arrived = []
     return list(dict.fromkeys([*arrived, *reversed(params)]))

@@ -1,4 +1,4 @@
-"""``viewer diff A B``: says in words, or as JSON, where two runs part.
+"""The command ``viewer diff A B``: where two runs part, in words or as JSON.
 
 Exit codes: 0 alike within the tolerance, 1 not, 2 the command line is wrong, 3 a run cannot be read or there is nothing
 to compare, 130 ended with Ctrl-C.
@@ -39,10 +39,10 @@ to compare, 130 ended with Ctrl-C.
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A run's folder or URI.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The run to compare it with.")],
-    rtol: Annotated[float, typer.Option(min=0, help="Alike is what differs by this share of its size.")] = RTOL,
-    atol: Annotated[float, typer.Option(min=0, help="Alike is, too, what differs by this much.")] = 0.0,
+    rtol: Annotated[float, typer.Option(min=0, help="Alike: a difference of at most this share of the size.")] = RTOL,
+    atol: Annotated[float, typer.Option(min=0, help="Alike, too: a difference of at most this much.")] = 0.0,
     without: Annotated[str, typer.Option(metavar="REGEX", help="Leave out parameters and metrics that match.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything, and all parameters.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: all parameters and metrics, as JSON.")] = False,
 ) -> None:
     """Say where two runs part, and how the gap then spreads: the first step, parameter and statistic that differ.
 
@@ -61,55 +61,55 @@ def diff(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BadPartWarning)
         # Parts that are merged meanwhile are listed again.
-        found = with_listing(
+        result = with_listing(
             paths[0], "extremes", lambda _: difference(side(paths[0]), side(paths[1]), Tolerance(rtol, atol), without)
         )
-    params = found.params
+    params = result.params
     if params.steps == 0 and (params.names or None in params.ends or not any(params.only)):
         raise LogError(f"there is nothing to compare: {_ends(names, params)}, and no row is of the same steps")
-    notes = _notes(names, found)
+    notes = _notes(names, result)
     notes += [f"{name} is still running" for name, path in zip(names, paths, strict=True) if state(path) == "running"]
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     if as_json:
-        tables = asdict(found, dict_factory=_plain_json)
-        print(json.dumps({"a": names[0], "b": names[1], "alike": found.alike, **tables, "notes": notes}, indent=1))
+        tables = asdict(result, dict_factory=_plain_json)
+        print(json.dumps({"a": names[0], "b": names[1], "alike": result.alike, **tables, "notes": notes}, indent=1))
     else:
-        _print(names, found, notes)
-    raise typer.Exit(0 if found.alike else 1)
+        _print(names, result, notes)
+    raise typer.Exit(0 if result.alike else 1)
 
 
 def _plain_json(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """What is not finite as a word, since JSON has no number for it."""
+    """NaN and infinities as words, since JSON has no numbers for them."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields
     }
 
 
-def _print(names: Sequence[str], found: Difference, notes: Sequence[str]) -> None:
+def _print(names: Sequence[str], result: Difference, notes: Sequence[str]) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    for line in _sentences(names, found):
+    for line in _sentences(names, result):
         console.print(plain(line))
-    partings = found.params.partings
+    partings = result.params.partings
     if len(partings) > 1:
-        headings = "step", "parameter", "statistic", *names
-        table = Table(*(Column(Text(plain(each)), overflow="fold") for each in headings), box=None, pad_edge=False)
+        headings = map(plain, ("step", "parameter", "statistic", *names))
+        table = Table(*(Column(Text(heading), overflow="fold") for heading in headings), box=None, pad_edge=False)
         for parting in partings[:_LINES]:
             words = str(parting.step), parting.name, parting.statistic, *_digits(parting.a, parting.b)
             table.add_row(*(Text(plain(word)) for word in words))
         console.print(table)
         more = f"and {len(partings) - _LINES} more; " if len(partings) > _LINES else ""
-        stay = found.params.names - len(partings)
+        stay = result.params.names - len(partings)
         console.print(
-            f"{more}{stay:,} of {_some(found.params.names, 'parameter')} {'stays' if stay == 1 else 'stay'} alike"
+            f"{more}{stay:,} of {_some(result.params.names, 'parameter')} {'stays' if stay == 1 else 'stay'} alike"
         )
     for note in notes:
         console.print(plain(note))
 
 
-def _sentences(names: Sequence[str], found: Difference) -> list[str]:
-    """What is different, in words: where parameters part, why that may be, and where metrics do."""
+def _sentences(names: Sequence[str], result: Difference) -> list[str]:
+    """The difference in words: where parameters part, why that may be, and where metrics part."""
     a, b = names
-    params = found.params
+    params = result.params
     said = []
     if params.partings:
         first = params.partings[0]
@@ -121,7 +121,8 @@ def _sentences(names: Sequence[str], found: Difference) -> list[str]:
         said.append(f"{a} and {b} are alike: {_some(params.names, 'parameter')}, {_some(params.steps, 'step')}.")
     else:
         said.append(f"{a} and {b} have no parameter in common.")
-    return said + [f"{_gap(each.name, names, each)}, {_where(each)}." for each in found.metrics.partings[:_LINES]]
+    metrics = result.metrics.partings[:_LINES]
+    return said + [f"{_gap(metric.name, names, metric)}, {_where(metric)}." for metric in metrics]
 
 
 def _some(count: int, what: str) -> str:
@@ -140,7 +141,7 @@ def _gap(what: str, names: Sequence[str], parting: Parting) -> str:
 def _digits(a: float | None, b: float | None) -> tuple[str, str]:
     """Two numbers with as many digits as it takes to tell them apart."""
     texts = [(_text(a, digits), _text(b, digits)) for digits in range(3, 18)]
-    return next((each for each in texts if each[0] != each[1]), texts[-1])
+    return next((both for both in texts if both[0] != both[1]), texts[-1])
 
 
 def _text(number: float | None, digits: int) -> str:
@@ -158,25 +159,25 @@ def _why(params: Compared) -> str:
         return "All values were alike in that step, so look within the step: its data, dropout, or how it was computed."
     if params.alike_until is None:
         before = "the initialisation" if first.step == 0 else "the initialisation, or an update"
-        return f"Values stand as they are before the step's update, so look at what came before it: {before}."
+        return f"Values are recorded before each update, so look at what came before it: {before}."
     until, last = params.alike_until, first.step - 1
     updates = f"the update of step {until:,}" if until == last else f"the updates of the steps {until:,} to {last:,}"
     return (
-        f"Values stand as they are before the step's update, so look at {updates}: the optimizer, its learning rate, "
+        f"Values are recorded before each update, so look at {updates}: the optimizer, its learning rate, "
         "or gradients whose extremes do not show it."
     )
 
 
-def _notes(names: Sequence[str], found: Difference) -> list[str]:
-    """What was not compared, a line each."""
+def _notes(names: Sequence[str], result: Difference) -> list[str]:
+    """A line for everything that was not compared."""
     notes = []
-    for what, table in (("parameter", found.params), ("metric", found.metrics)):
+    for what, table in (("parameter", result.params), ("metric", result.metrics)):
         for name, only in zip(names, table.only, strict=True):
             if only:
                 more = f" and {len(only) - _LINES} more" if len(only) > _LINES else ""
                 notes.append(f"only {name} has {_some(len(only), what)}: {', '.join(only[:_LINES])}{more}")
-    if found.params.ends[0] != found.params.ends[1]:
-        notes.append(f"{_ends(names, found.params)}: compared up to the earlier one")
+    if result.params.ends[0] != result.params.ends[1]:
+        notes.append(f"{_ends(names, result.params)}: compared up to the earlier one")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Axes: what x is, which scale y has, and the x axis that panels share."""
+"""Axes: the kind of x axis, the scale of the y axis, and the x axis that panels share."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,28 @@ from viewer.draw.theme import theme
 from viewer.options import Scale, ViewOptions, XAxis
 from viewer.snapshot import Snapshot
 
-# Below 8 decades under the largest number, symlog shows a straight line through zero, unless half of them are there.
+# Symlog turns linear 8 decades below the largest number, or lower where half of the numbers are smaller than that.
 _SYMLOG_DECADES, _SYMLOG_SHARE = 8, 1e-2
-# The linear part is at least such a share of the decades; and so far from the usual ones a number has exploded.
-_LINEAR_SHARE, _EXPLODED = 8, 1e6
-# With the margins of an axis of hundreds of decades, numbers beyond this would overflow.
+# The linear part is as high as this many of the decades together.
+_LINEAR_SHARE = 8
+# A number has exploded that is this many times the median.
+_EXPLODED = 1e6
+# Larger numbers would overflow with the margins of an axis of hundreds of decades.
 _FAR = 1e200
 _DECADES_AN_INCH = 7
-# From twice a unit on, time since the beginning is in it.
+# Units of the time since the run began; each is used from twice its length on.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 def style_x_axis(axes: Axes, options: ViewOptions) -> None:
-    """Label the x axis by what it is."""
+    """Set the ticks and the label of the x axis."""
     place: Literal["left", "center"] = "center"
     if options.x is XAxis.WALL:
         zone = datetime.now().astimezone().tzinfo
         locator = AutoDateLocator(tz=zone)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
-        # To its right, the day is named.
+        # The day stands to the right.
         label, place = "time", "left"
     elif options.x is XAxis.RELATIVE:
         axes.xaxis.set_major_locator(_Elapsed("auto", steps=[1, 2, 5, 10]))
@@ -65,7 +67,7 @@ def _elapsed(seconds: float, limits: tuple[float, float]) -> str:
 
 
 def x_values(options: ViewOptions, snapshot: Snapshot, steps: Sequence[int], times: Sequence[float]) -> Sequence[float]:
-    """Where on the x axis bins stand: by their last steps, or by their last times."""
+    """The places of bins on the x axis: their last steps, or their last times."""
     if options.x is XAxis.WALL:
         # matplotlib counts days.
         return [seconds / 86_400 for seconds in times]
@@ -75,47 +77,50 @@ def x_values(options: ViewOptions, snapshot: Snapshot, steps: Sequence[int], tim
 
 
 def set_scale(axes: Axes, options: ViewOptions, numbers: Sequence[float | None], auto: Scale) -> None:
-    """Scale the y axis; instead of a log scale, which would hide them, zeros and negative numbers get a symlog one."""
-    there = [number for number in numbers if number is not None and math.isfinite(number)]
-    scale = chosen(options, there, auto)
-    if scale is Scale.LOG and (not there or min(there) <= 0):
-        scale = Scale.SYMLOG
-    if scale is Scale.SYMLOG:
-        sizes = [abs(number) for number in there if number]
-        threshold = linear_threshold(sizes)
-        # Over many decades the linear part is so high that its own ticks have room.
-        height = (math.log10(max(sizes, default=threshold)) - math.log10(threshold)) / _LINEAR_SHARE
-        axes.set_yscale("symlog", linthresh=threshold, linscale=max(1.0, height))
-        locator = axes.yaxis.get_major_locator()
-        assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
-        locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * inches_of(axes)[1])))
-    else:
+    """Scale the y axis for these numbers."""
+    finite = [number for number in numbers if number is not None and math.isfinite(number)]
+    scale = scale_for(options, finite, auto)
+    if scale is not Scale.SYMLOG:
         axes.set_yscale(scale.value)
+        return
+    sizes = [abs(number) for number in finite if number]
+    threshold = linear_threshold(sizes)
+    # Over many decades the linear part is so high that its own ticks have room.
+    height = (math.log10(max(sizes, default=threshold)) - math.log10(threshold)) / _LINEAR_SHARE
+    axes.set_yscale("symlog", linthresh=threshold, linscale=max(1.0, height))
+    locator = axes.yaxis.get_major_locator()
+    assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
+    locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * inches_of(axes)[1])))
 
 
-def chosen(options: ViewOptions, numbers: Sequence[float], auto: Scale) -> Scale:
-    """The scale that is asked for, or the one that shows most: a linear one not where it would hide all but a few."""
-    if options.scale is not Scale.AUTO:
-        return options.scale
-    exploded = bool(numbers) and max(map(abs, numbers)) / _EXPLODED > median_high(map(abs, numbers))
-    return Scale.LOG if auto is Scale.LINEAR and exploded else auto
+def scale_for(options: ViewOptions, numbers: Sequence[float], auto: Scale) -> Scale:
+    """The scale that is asked for, or the one that shows most of the numbers.
+
+    A log scale would hide zeros and negative numbers: they get a symlog one. A linear scale would hide all numbers but
+    the exploded ones: they get a log scale.
+    """
+    scale = auto if options.scale is Scale.AUTO else options.scale
+    if options.scale is Scale.AUTO and auto is Scale.LINEAR and numbers:
+        sizes = list(map(abs, numbers))
+        scale = Scale.LOG if max(sizes) / _EXPLODED > median_high(sizes) else auto
+    return Scale.SYMLOG if scale is Scale.LOG and min(numbers, default=0) <= 0 else scale
 
 
-def linear_threshold(numbers: Sequence[float]) -> float:
-    """Where symlog turns linear: under the smallest number, a power of ten, but not too far below the usual ones."""
-    if not numbers:
+def linear_threshold(sizes: Sequence[float]) -> float:
+    """The magnitude below which symlog is linear: a power of ten under the smallest one, within bounds."""
+    if not sizes:
         return 1e-6
-    # The floor is under every float32; symlog overflows where its threshold is hardly more than 0.
-    # Beside what has exploded, what was usual before is to be seen, too.
-    below = max(numbers) * 10.0**-_SYMLOG_DECADES
-    if max(numbers) < _FAR:
-        below = min(below, median_low(numbers) * _SYMLOG_SHARE)
-    smallest = max(min(numbers), below, 1e-40)
+    lowest = max(sizes) * 10.0**-_SYMLOG_DECADES
+    # Beside what has exploded, the usual numbers are to be seen, too.
+    if max(sizes) < _FAR:
+        lowest = min(lowest, median_low(sizes) * _SYMLOG_SHARE)
+    # The floor is under every float32. Symlog overflows with a threshold hardly more than 0.
+    smallest = max(min(sizes), lowest, 1e-40)
     return float(10.0 ** math.floor(math.log10(smallest)))
 
 
 def inches_of(axes: Axes) -> tuple[float, float]:
-    """About how wide a panel is without its labels, and how high."""
+    """The width and height of a panel, about, without its labels."""
     figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None, "the axes are in a figure"
     assert place is not None, "they are in its grid"
@@ -132,8 +137,8 @@ class SharedX:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """While panels are drawn anew."""
-        # Autoscaling cannot tell: a toolbar's zoom stops that of one panel, and its home button that of all but one.
+        """The time in which panels are drawn anew."""
+        # Autoscaling cannot tell a zoom: the toolbar's zoom stops it in one panel, its home button in all but one.
         follows = self._followed in (None, self._axes.get_xlim())
         for axes in self._axes.get_shared_x_axes().get_siblings(self._axes):
             axes.set_autoscalex_on(follows)

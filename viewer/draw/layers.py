@@ -1,4 +1,4 @@
-"""All parameters at a glance: a strip of parameters × steps, the colour a magnitude. No files, and no threads."""
+"""All parameters at a glance: a heat map of parameters × steps, its colours magnitudes."""
 
 import dataclasses
 import functools
@@ -16,67 +16,63 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from viewer.draw.marks import draw_flag, flags
-from viewer.draw.panels import begin, heading, set_title, style_axes
+from viewer.draw.marks import Mark, draw_flag, flags
+from viewer.draw.panels import Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
 from viewer.options import View, ViewOptions
-from viewer.snapshot import Finding, Heatmap, Snapshot
+from viewer.snapshot import Heatmap, Snapshot
 from viewer.words import noticed, shortened
 
-# More rows than this would be thinner than a pixel or two, and one might not be drawn at all.
+# More rows would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300
-# At least so much of the figure's width is the strip itself.
+# The heat map takes at least this share of the figure's width.
 _SHARE = 0.55
 _LABELS_AN_INCH = 9
 _ZERO, _ALARM = "#000000", "#e00000"
-# Beyond these, a colour bar fails; nothing that trains comes near them.
+# Beyond these magnitudes, far from those of any training, a colour bar fails.
 _SMALLEST, _LARGEST = 1e-200, 1e200
 
 
-class Layers:
-    """The largest magnitude of a statistic of each parameter over the run, in a figure that it fills.
-
-    Args:
-        figure: The figure.
-        options: What to show.
-        titled: Whether the title says how the run is.
-    """
+class Layers(Drawing):
+    """The largest magnitude of a statistic of each parameter over the run."""
 
     def __init__(self, figure: Figure, options: ViewOptions, titled: bool = True) -> None:
-        self.figure = figure
-        self._options = options
-        self._titled = titled
-        # Of each row the parameters in it, or "module.*" for all of a module.
+        super().__init__(figure, options, titled)
+        # The parameters in each row, or "module.*" for all of a module.
         self._rows: list[list[str]] = []
         self._magnitudes, self._alarms = np.zeros((0, 1)), np.zeros((0, 1), dtype=np.bool_)
         self._flags: list[Text] = []
-        colours = theme(options)
         begin(figure, options)
         self._axes = figure.subplots()
-        self._note = style_axes(
-            self._axes, options, "", f"no step recorded yet{' with such a parameter' * bool(options.params)}"
-        )
+        note = f"no step recorded yet{' with such a parameter' * bool(options.params)}"
+        self._note = style_axes(self._axes, options, "", note)
+        self._note.set_zorder(5)
         self._axes.grid(visible=False)
         self._axes.tick_params(labelsize=7)
-        self._axes.set_xlabel("step", color=colours.ink)
+        self._axes.set_xlabel("step", color=theme(options).ink)
         self._axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         labels = max(1, int(_LABELS_AN_INCH * figure.get_figheight()))
         self._axes.yaxis.set_major_locator(MaxNLocator(labels, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         self._axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: self._label(float(row))))
         self._axes.format_coord = self._under  # type: ignore[method-assign]
-        scale = matplotlib.colormaps["cividis"].with_extremes(under=_ZERO, bad=colours.blank)
+        scale = matplotlib.colormaps["cividis"].with_extremes(under=_ZERO, bad=theme(options).blank)
         self._image, self._alarm = (
             self._axes.imshow([[np.nan]], aspect="auto", interpolation="nearest", cmap=cmap)
             for cmap in (scale, ListedColormap([_ALARM]))
         )
         for image in (self._image, self._alarm):
             image.set_mouseover(False)
-        bar = figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
-        bar.set_label(f"largest magnitude: {shortened(options.statistic)}", color=colours.ink, parse_math=False)
+        self._explain()
+
+    def _explain(self) -> None:
+        """Put the colour bar beside the heat map, and the legend below."""
+        colours = theme(self._options)
+        bar = self.figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
+        label = f"largest magnitude: {shortened(self._options.statistic)}"
+        bar.set_label(label, color=colours.ink, parse_math=False)
         bar.ax.tick_params(which="both", colors=colours.ink)
         bar.outline.set_edgecolor(colours.ink)
-        self._note.set_zorder(5)
-        figure.legend(
+        self.figure.legend(
             handles=[
                 Patch(facecolor=_ALARM, label="NaN or infinity"),
                 Patch(facecolor=_ZERO, edgecolor=colours.faint, label="zero"),
@@ -85,22 +81,22 @@ class Layers:
             loc="outside lower right",
             ncols=3,
             frameon=False,
-            fontsize=7 if narrow(figure) else 8,
+            fontsize=7 if narrow(self.figure) else 8,
             labelcolor=colours.ink,
         )
 
     def _label(self, row: float) -> str:
         if not row.is_integer() or not 0 <= row < len(self._rows):
             return ""
-        # Tick labels are mathematics between unescaped dollars.
+        # matplotlib reads tick labels between unescaped dollars as mathematics.
         return shortened(self._name(int(row)), 14 if narrow(self.figure) else 28).replace("$", r"\$")
 
     def _name(self, row: int) -> str:
-        groups = self._rows[row]
-        return groups[0] if len(groups) == 1 else f"{groups[0]} … {groups[-1]}"
+        names = self._rows[row]
+        return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
     def _under(self, x: float, y: float) -> str:
-        """What is under the mouse, for the toolbar."""
+        """The parameter, step and magnitude under the mouse, for the toolbar."""
         left, right, *_ = self._image.get_extent()
         row, column = round(y), int((x - left) // ((right - left) / self._magnitudes.shape[1]))
         if not (0 <= row < len(self._rows) and 0 <= column < self._magnitudes.shape[1]):
@@ -113,8 +109,7 @@ class Layers:
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
-        if self._titled:
-            set_title(self.figure, self._options, heading(self._options, snapshots, now))
+        self._entitle(snapshots, now)
         layers = snapshots[0].layers
         self._note.set_visible(layers is None)
         self._image.set_visible(layers is not None)
@@ -123,18 +118,18 @@ class Layers:
             self._flags.pop().remove()
         if layers is None:
             return
-        width = self.figure.get_figwidth() * self.figure.dpi * _SHARE
-        columns = -(-layers.magnitudes.shape[1] // max(1, int(width)))
+        pixels = self.figure.get_figwidth() * self.figure.dpi * _SHARE
+        columns = -(-layers.magnitudes.shape[1] // max(1, int(pixels)))
         self._rows, magnitudes, alarms = grouped(layers, columns)
+        self._magnitudes, self._alarms = magnitudes, alarms
         end = layers.first_step + magnitudes.shape[1] * columns * layers.width
         extent = (layers.first_step - 0.5, end - 0.5, len(self._rows) - 0.5, -0.5)
-        self._magnitudes, self._alarms = magnitudes, alarms
         positive = magnitudes[magnitudes > 0]
         low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
-        # A decade at least, for a scale that can be read.
+        # The scale covers a decade at least, so that it can be read.
         high = min(max(high, 10 * _SMALLEST), _LARGEST)
         low = max(min(low, high / 10), _SMALLEST)
-        # A zero has no logarithm: below the scale, it gets the colour for what is under it.
+        # A zero has no logarithm: a number below the scale stands for it, which has a colour of its own.
         self._image.set_data(np.where(magnitudes == 0, low / 10, magnitudes))
         self._image.set_norm(LogNorm(low, high))
         self._alarm.set_data(np.where(alarms, 1.0, np.nan))
@@ -144,66 +139,64 @@ class Layers:
 
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
         """Mark each finding at its first step, in the row of its first parameter."""
-        found: dict[int, list[tuple[int, Finding, float]]] = {}
+        marks: dict[int, list[Mark]] = {}
         for number, _, finding in noticed(snapshots, self._options):
             row = row_of(self._rows, finding.param)
             if row is not None:
-                found.setdefault(row, []).append((number, finding, finding.first_step))
+                marks.setdefault(row, []).append(Mark(number, finding, finding.first_step))
         left, right, *_ = self._image.get_extent()
-        for row, each in found.items():
-            for one in flags(self._options, each, right - left):
-                # Whole at both ends of the strip.
-                side: Literal["left", "right"] = "left" if one.x < (left + right) / 2 else "right"
-                self._flags.append(draw_flag(self._axes, self._options, one, row, side))
+        for row, of_row in marks.items():
+            for flag in flags(self._options, of_row, right - left):
+                # No flag is cut off at the ends of the heat map.
+                side: Literal["left", "right"] = "left" if flag.x < (left + right) / 2 else "right"
+                self._flags.append(draw_flag(self._axes, self._options, flag, row, side))
 
     def picked(self, axes: Axes | None, y: float | None) -> ViewOptions | None:
-        """What a click on a row leads to: its parameter, or the parameters of its modules."""
+        """The options that a click on a row leads to: its parameter, or the parameters of its modules."""
         if axes is not self._axes or y is None or not 0 <= round(y) < len(self._rows):
             return None
-        groups = self._rows[round(y)]
-        if len(groups) == 1 and not groups[0].endswith(".*"):
-            return dataclasses.replace(self._options, view=View.PARAM, param=groups[0])
-        of = [f"^{re.escape(name[:-1])}" if name.endswith(".*") else f"^{re.escape(name)}$" for name in groups]
-        return dataclasses.replace(self._options, params="|".join(of))
+        names = self._rows[round(y)]
+        if len(names) == 1 and not names[0].endswith(".*"):
+            return dataclasses.replace(self._options, view=View.PARAM, param=names[0])
+        patterns = [f"^{re.escape(name[:-1])}" if name.endswith(".*") else f"^{re.escape(name)}$" for name in names]
+        return dataclasses.replace(self._options, params="|".join(patterns))
 
 
 def grouped(
     layers: Heatmap, columns: int = 1, limit: int = _ROWS
 ) -> tuple[list[list[str]], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Rows, magnitudes and alarms: by module, and by neighbours, where there are too many parameters for a row each.
+    """Rows, magnitudes and alarms; too many parameters share rows by module, and by neighbours.
 
     Args:
         layers: The parameters.
-        columns: So many columns become one.
+        columns: How many columns become one.
         limit: How many rows there may be.
     """
     groups, group_of = _groups(tuple(layers.params), limit)
     together = -(-len(groups) // limit)
     rows = group_of // together
-    of = np.arange(layers.magnitudes.shape[1]) // columns
-    magnitudes = np.full((rows.max() + 1, of.max() + 1), np.nan)
+    cells = np.ix_(rows, np.arange(layers.magnitudes.shape[1]) // columns)
+    magnitudes = np.full([int(places.max()) + 1 for places in cells], np.nan)
     alarms = np.zeros(magnitudes.shape, dtype=np.bool_)
-    np.fmax.at(magnitudes, np.ix_(rows, of), layers.magnitudes)
-    np.logical_or.at(alarms, np.ix_(rows, of), layers.nonfinite)
+    np.fmax.at(magnitudes, cells, layers.magnitudes)
+    np.logical_or.at(alarms, cells, layers.nonfinite)
     return [list(groups[start : start + together]) for start in range(0, len(groups), together)], magnitudes, alarms
 
 
 def row_of(rows: Sequence[Sequence[str]], param: str | None) -> int | None:
-    """The row, of those that ``grouped`` gives, in which a parameter is."""
+    """The row of ``grouped`` in which a parameter is."""
     if param is None:
         return None
-    inside = (
-        row
-        for row, groups in enumerate(rows)
-        if any(param == name or (name.endswith(".*") and param.startswith(name[:-1])) for name in groups)
-    )
-    return next(inside, None)
+    for row, names in enumerate(rows):
+        if any(param == name or (name.endswith(".*") and param.startswith(name[:-1])) for name in names):
+            return row
+    return None
 
 
 # The names of ten thousand parameters would take most of a redraw's time.
 @functools.lru_cache(maxsize=8)
 def _groups(params: tuple[str, ...], limit: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """The parameters, or as many of their modules as there may be; and of each parameter its group's place."""
+    """The parameters, or their modules where they are too many; and the place of each parameter among these."""
     names: Sequence[str] = params
     depth = max(name.count(".") for name in names)
     while len(set(names)) > limit and depth > 0:

@@ -1,9 +1,10 @@
-"""What is drawn in panels: lines, bands, NaN and infinities, and where findings began."""
+"""The marks in panels: lines, bands, NaN and infinities, and the beginnings of findings."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,18 @@ from viewer.snapshot import Finding, Snapshot
 from viewer.words import noticed
 
 _LARGEST = 1e306
-# Marks what stands in no legend: a curve as logged, behind the smoothed one, and a line at a finding's first step.
+# Lines in no legend: a curve as logged, behind the smoothed one, and the line at a finding's first step.
 RAW, FLAG = "as logged", "finding"
-# Flags that would cover each other are one: nearer than such a share of the run.
+# Flags nearer than this share of the run would cover each other: they become one.
 _FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.04, 3, 0.94
-# What happened more often is marked the first time only: so many lines would hide the curves.
+# A finding that happened more often is marked at its first time only: more lines would hide the curves.
 _TIMES_MARKED = 10
 
 
 def draw_line(
     axes: Axes, x: Sequence[float], heights: Sequence[float], label: str, colour: Colour, style: str = "-"
 ) -> Artist:
-    """A line, with a marker for each of a few points, and for those that stand alone between gaps."""
+    """A line; a few points, and points alone between gaps, get markers."""
     marked = _marked(heights)
     (line,) = axes.plot(
         x,
@@ -49,35 +50,35 @@ def draw_line(
 def draw_band(
     axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: Colour
 ) -> list[Artist]:
-    """What lies between two lines, unless they are the same."""
+    """The area between two lines, unless they are the same."""
     if np.array_equal(low, high, equal_nan=True):
         return []
-    # The edge keeps a spike of a single bin visible, where the band itself is thinner than a pixel.
+    # The edge keeps a spike of a single bin visible where the band is thinner than a pixel.
     return [axes.fill_between(x, drawable(low), drawable(high), color=colour, alpha=0.3, linewidth=0.8)]
 
 
 def last(heights: Sequence[float]) -> str:
-    """The newest number, for the legend; as it was logged, and not smoothed."""
+    """The newest number, for the legend."""
     return f"  {heights[-1]:.4g}" if heights and math.isfinite(heights[-1]) else ""
 
 
 def numbers_of(heights: Sequence[float | None]) -> list[float]:
-    """Heights of which none is None."""
+    """Heights with NaN for None."""
     return [math.nan if height is None else height for height in heights]
 
 
 def drawable(heights: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Numbers near the end of float64 brought a little nearer: with margins, matplotlib's ticks would overflow."""
+    """The numbers, those near the ends of float64 made smaller: with margins, matplotlib's ticks would overflow."""
     numbers = np.asarray(heights, dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers.clip(-_LARGEST, _LARGEST), numbers)
 
 
 def _marked(heights: Sequence[float]) -> list[int]:
-    """The points that get a marker: all of a few, and of many those that no line reaches, since gaps surround them."""
+    """The points that get a marker: all of a few, and of many those between gaps, which no line reaches."""
     if len(heights) <= FEW_POINTS:
         return list(range(len(heights)))
-    there = [False, *map(math.isfinite, heights), False]
-    return [index for index in range(len(heights)) if there[index : index + 3] == [False, True, False]]
+    drawn = [False, *map(math.isfinite, heights), False]
+    return [index for index in range(len(heights)) if drawn[index : index + 3] == [False, True, False]]
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,27 @@ class NonFinite:
     steps: Sequence[int]
     ends: Sequence[int]
     x: Sequence[float]
-    of: str
+    name: str
     colour: Colour
 
 
-def draw_nonfinite(axes: Axes, options: ViewOptions, found: NonFinite) -> list[Artist]:
-    """Mark the steps with a NaN or an infinity, since no curve can show them, and the first across the panel."""
-    if not found.steps:
+def draw_nonfinite(axes: Axes, options: ViewOptions, curve: NonFinite) -> list[Artist]:
+    """Mark the steps with a NaN or an infinity, which no curve can show, and the first across the panel."""
+    if not curve.steps:
         return []
-    x: Sequence[float] = found.steps
+    x: Sequence[float] = curve.steps
     if options.x is not XAxis.STEP:
-        x = [found.x[index] for index in np.searchsorted(found.ends, found.steps)]
-    # From the panel's foot up, above one another: several curves may have them at the same step.
+        x = [curve.x[index] for index in np.searchsorted(curve.ends, curve.steps)]
+    # Marks stand above one another, from the panel's foot up: several curves may have them at the same step.
     below = sum(line.get_marker() == "X" for line in axes.lines)
     height = 0.04 + 0.08 * (below % 12)
     first, *others = x
     # Of the steps in a bin, only the first one is known.
-    least = "" if found.steps[-1] in found.ends else " or later"
-    until = f", last at {found.steps[-1]:,}{least}" if others else ""
+    least = "" if curve.steps[-1] in curve.ends else " or later"
+    until = f", last at {curve.steps[-1]:,}{least}" if others else ""
     return list(
         axes.plot(
-            [first, first, *(number for there in others for number in (math.nan, there))],
+            [first, first, *(number for place in others for number in (math.nan, place))],
             [height, 1.0, *(number for _ in others for number in (math.nan, height))],
             ":",
             color=theme(options).alarm,
@@ -115,94 +116,94 @@ def draw_nonfinite(axes: Axes, options: ViewOptions, found: NonFinite) -> list[A
             marker="X",
             markevery=[0, *range(3, 3 + 2 * len(others), 2)],
             markersize=10,
-            markerfacecolor=found.colour,
+            markerfacecolor=curve.colour,
             markeredgecolor=theme(options).alarm,
             transform=axes.get_xaxis_transform(),
-            label=f"{found.of}: NaN or inf from step {found.steps[0]:,}{until}",
+            label=f"{curve.name}: NaN or inf from step {curve.steps[0]:,}{until}",
         )
     )
 
 
+class Mark(NamedTuple):
+    """The number of a finding, the finding, and the place on the x axis where it began, or happened."""
+
+    number: int
+    finding: Finding
+    x: float
+
+
 @dataclass(frozen=True)
 class Flag:
-    """The numbers of findings whose marks are at about the same step, and how the worst of them looks."""
+    """The numbers of findings at about the same place, and the colour of the worst of them."""
 
     x: float
     numbers: str
     colour: str
 
 
-def flags(options: ViewOptions, found: Sequence[tuple[int, Finding, float]], length: float) -> list[Flag]:
-    """Where to put the numbers of findings that begin at these places: those that would cover each other in one.
-
-    Args:
-        options: How they are shown.
-        found: Their numbers, the findings, and where they began.
-        length: From where to where the x axis goes.
-    """
-    groups: list[list[tuple[int, Finding, float]]] = []
-    for each in sorted(found, key=lambda each: each[2]):
-        if groups and each[2] - groups[-1][0][2] <= _FLAG_SHARE * length:
-            groups[-1].append(each)
+def flags(options: ViewOptions, marks: Sequence[Mark], length: float) -> list[Flag]:
+    """The flags of these marks, over an x axis of this length; those that would cover each other are one."""
+    groups: list[list[Mark]] = []
+    for mark in sorted(marks, key=attrgetter("x")):
+        if groups and mark.x - groups[-1][0].x <= _FLAG_SHARE * length:
+            groups[-1].append(mark)
         else:
-            groups.append([each])
-    made = []
-    for group in groups:
-        group.sort(key=lambda each: each[0])
-        numbers = list(dict.fromkeys(str(number) for number, _, _ in group))
-        words = ",".join([*numbers[:_FLAG_NUMBERS], *(["…"] if len(numbers) > _FLAG_NUMBERS else [])])
-        made.append(Flag(group[0][2], words, colour_of(options, group[0][1])))
-    return made
+            groups.append([mark])
+    return [_flag(options, sorted(group, key=attrgetter("number"))) for group in groups]
+
+
+def _flag(options: ViewOptions, marks: Sequence[Mark]) -> Flag:
+    numbers = list(dict.fromkeys(str(mark.number) for mark in marks))
+    words = ",".join([*numbers[:_FLAG_NUMBERS], *(["…"] if len(numbers) > _FLAG_NUMBERS else [])])
+    return Flag(marks[0].x, words, colour_of(options, marks[0].finding))
 
 
 def draw_flag(
-    axes: Axes, options: ViewOptions, found: Flag, y: float, side: Literal["left", "center", "right"] = "center"
+    axes: Axes, options: ViewOptions, flag: Flag, y: float, side: Literal["left", "center", "right"] = "center"
 ) -> Text:
-    """A flag at a height, with this side of it at its place; in a panel it does not take part in the layout."""
-    box = {"boxstyle": "round,pad=0.25", "facecolor": found.colour, "edgecolor": "none"}
+    """A flag at a height, this side of it at its place; it takes no part in the layout."""
+    box = {"boxstyle": "round,pad=0.25", "facecolor": flag.colour, "edgecolor": "none"}
     colour = theme(options).ground
-    text = axes.text(found.x, y, found.numbers, ha=side, va="center", fontsize=7, color=colour, bbox=box, zorder=6)
+    text = axes.text(flag.x, y, flag.numbers, ha=side, va="center", fontsize=7, color=colour, bbox=box, zorder=6)
     text.set_clip_on(True)
     text.set_in_layout(False)
     return text
 
 
-def _begun(options: ViewOptions, snapshots: Sequence[Snapshot]) -> list[tuple[int, Finding, float]]:
-    """The number of each finding that is noticed, and where on the x axis it began, or happened each time."""
-    found = noticed(snapshots, options)
-    steps = [(number, snapshot, each, step) for number, snapshot, each in found for step in _marked_steps(each)]
-    places = [(number, each, _place(options, snapshot, step)) for number, snapshot, each, step in steps]
-    return [(number, each, x) for number, each, x in places if x is not None]
-
-
-def _marked_steps(finding: Finding) -> Sequence[int]:
-    return finding.steps if 0 < len(finding.steps) <= _TIMES_MARKED else (finding.first_step,)
+def _marks(options: ViewOptions, snapshots: Sequence[Snapshot]) -> list[Mark]:
+    """A mark for each beginning of a finding that concerns the view, or for each time that it happened."""
+    return [
+        Mark(number, finding, x)
+        for number, snapshot, finding in noticed(snapshots, options)
+        for step in (finding.steps if 0 < len(finding.steps) <= _TIMES_MARKED else (finding.first_step,))
+        if (x := _place(options, snapshot, step)) is not None
+    ]
 
 
 def flags_of(options: ViewOptions, snapshots: Sequence[Snapshot]) -> list[Flag]:
     """The flags over curves."""
     steps = ((snapshot, step) for snapshot in snapshots for step in (0, snapshot.last_step or 0))
     ends = [x for snapshot, step in steps if (x := _place(options, snapshot, step)) is not None]
-    return flags(options, _begun(options, snapshots), max(ends, default=0) - min(ends, default=0))
+    return flags(options, _marks(options, snapshots), max(ends, default=0) - min(ends, default=0))
 
 
 def draw_findings(axes: Axes, options: ViewOptions, snapshots: Sequence[Snapshot], numbered: bool) -> list[Artist]:
-    """A line across the panel where each finding began or happened, and on it, if it is asked for, its number."""
+    """A line across the panel where each finding began or happened; with its number on it if ``numbered``."""
     artists: list[Artist] = []
-    # The worst comes first, and is to be in front.
-    for x, finding in {x: finding for _, finding, x in reversed(_begun(options, snapshots))}.items():
+    # Reversed, so that the worst, which come first, are drawn in front.
+    for x, finding in {mark.x: mark.finding for mark in reversed(_marks(options, snapshots))}.items():
         line = axes.axvline(x, color=colour_of(options, finding), linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
         line.set_gid(FLAG)
         artists.append(line)
-    for each in flags_of(options, snapshots) if numbered else ():
-        text = draw_flag(axes, options, each, _FLAG_HEIGHT)
+    for flag in flags_of(options, snapshots) if numbered else ():
+        text = draw_flag(axes, options, flag, _FLAG_HEIGHT)
         text.set_transform(axes.get_xaxis_transform())
         artists.append(text)
     return artists
 
 
 def _place(options: ViewOptions, snapshot: Snapshot, step: float) -> float | None:
-    """Where on the x axis a step of a run stands; None where none is known."""
+    """The place of a run's step on the x axis; None where it is unknown."""
     if options.x is XAxis.STEP:
         return step
     curve = snapshot.extremes or next(iter(snapshot.curves), None)

@@ -20,12 +20,12 @@ from viewer.draw.marks import (
     last,
     numbers_of,
 )
-from viewer.draw.panels import Panel, begin, heading, set_title
+from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import Colour, style_of, theme
 from viewer.options import Scale, ViewOptions
 from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, panel_names, panel_of, panels
 from viewer.snapshot import Curve, Snapshot
-from viewer.words import shortened
+from viewer.words import KINDS, shortened
 
 _NOTES = {
     LOSS: "no metric with 'loss' in its name yet: trace.log(loss=…)",
@@ -34,49 +34,41 @@ _NOTES = {
 }
 _NAMED = 3
 _LINES = {"max": "-", "min": "--"}
-_WORDS = {"value": "value", "grad": "gradient"}
 
 
 def _not_logged(snapshots: Sequence[Snapshot]) -> str:
-    """What is said where metrics that were asked for are not there: which there are, as a name may be mistyped."""
-    there = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
-    more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
-    return (
-        f"not logged yet{'; there are ' * bool(there)}{', '.join(shortened(name, 20) for name in there[:_NAMED])}{more}"
-    )
+    """The note of an empty panel of metrics: it names metrics that were logged, as a name may be mistyped."""
+    logged = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
+    if not logged:
+        return _NOTES["metrics"]
+    more = f" and {len(logged) - _NAMED} more" if len(logged) > _NAMED else ""
+    return f"not logged yet; there are {', '.join(shortened(name, 20) for name in logged[:_NAMED])}{more}"
 
 
-class Overview:
-    """Loss, accuracy and overall extremes in a figure that it fills.
+class Overview(Drawing):
+    """Loss, accuracy and overall extremes; metrics that were asked for have a panel of their own.
 
-    One run has a colour for each curve, and one panel for all extremes. Of several, each has one colour, and values and
-    gradients have a panel each.
-
-    Args:
-        figure: The figure.
-        options: What to show; ``metrics`` have a panel of their own, unless they belong to another.
-        titled: Whether the title says how the runs are.
+    One run has a colour for each curve, and one panel for all extremes. Several runs have a colour each, a panel for
+    values and one for gradients.
     """
 
     def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
-        self.figure = figure
-        self._options = options or ViewOptions()
-        self._titled = titled
+        super().__init__(figure, options, titled)
         self._begin(several=False)
 
     def _begin(self, several: bool) -> None:
         self._several = several
         begin(self.figure, self._options)
-        of = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
+        extremes = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
         names = panel_names(self._options)
-        heights = [3] * len(names) + [4] * len(of)
+        heights = [3] * len(names) + [4] * len(extremes)
         rows = self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         self._metrics = {
             name: Panel(axes, self._options, name, _NOTES[name]) for name, axes in zip(names, rows, strict=False)
         }
         self._extremes = {
             kinds: Panel(axes, self._options, name)
-            for (name, kinds), axes in zip(of.items(), rows[len(names) :], strict=True)
+            for (name, kinds), axes in zip(extremes.items(), rows[len(names) :], strict=True)
         }
         self.figure.align_ylabels()
         self._bottom = rows[-1]
@@ -92,8 +84,7 @@ class Overview:
         """
         if self._several != (len(snapshots) > 1):
             self._begin(several=len(snapshots) > 1)
-        if self._titled:
-            set_title(self.figure, self._options, heading(self._options, snapshots, now))
+        self._entitle(snapshots, now)
         metrics = [panels(snapshot, self._options) for snapshot in snapshots]
         with self._x.updating():
             for name, panel in self._metrics.items():
@@ -109,7 +100,7 @@ class Overview:
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
     def _colour(self, run: int, runs: int, curve: int) -> Colour:
-        """One run's curves have a colour each; of several, each run has one, however many there are."""
+        """A colour for each curve of one run, or for each of several runs, however many these are."""
         palette = theme(self._options).palette
         if runs == 1:
             return palette[curve % len(palette)]
@@ -146,25 +137,25 @@ class Overview:
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
         return artists + draw_nonfinite(axes, self._options, bad)
 
-    def _label(self, snapshot: Snapshot, of: str) -> str:
-        return f"{shortened(snapshot.name, 20)} {of}".strip() if self._several else of
+    def _label(self, snapshot: Snapshot, name: str) -> str:
+        return f"{shortened(snapshot.name, 20)} {name}".strip() if self._several else name
 
     def _draw_extremes(self, kinds: Sequence[str], snapshots: Sequence[Snapshot], axes: Axes) -> list[Artist]:
-        there = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
+        recorded = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
         names = [f"{kind}_{end}" for kind in kinds for end in _LINES]
-        numbers = [number for _, _, extremes in there for name in names for number in extremes.statistics[name]]
+        numbers = [number for _, _, extremes in recorded for name in names for number in extremes.statistics[name]]
         set_scale(axes, self._options, numbers, Scale.SYMLOG)
         artists: list[Artist] = []
-        for run, snapshot, extremes in there:
+        for run, snapshot, extremes in recorded:
             x = x_values(self._options, snapshot, extremes.step, extremes.time)
             for index, kind in enumerate(kinds):
                 colour = self._colour(run, len(snapshots), index)
-                of = self._label(snapshot, "" if self._several else _WORDS[kind])
+                label = self._label(snapshot, "" if self._several else KINDS[kind])
                 for end, style in _LINES.items():
                     heights = numbers_of(extremes.statistics[f"{kind}_{end}"])
-                    artists.append(draw_line(axes, x, heights, f"{of} {end}{last(heights)}", colour, style))
+                    artists.append(draw_line(axes, x, heights, f"{label} {end}{last(heights)}", colour, style))
                     if extremes.inner is not None:
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
-                bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, of, colour)
+                bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, label, colour)
                 artists += draw_nonfinite(axes, self._options, bad)
         return artists

@@ -1,4 +1,4 @@
-"""A figure and its panels: layout, title, legends, and what is said where there is nothing yet."""
+"""A figure and its panels: layout, title, legends, and notes in empty panels."""
 
 import re
 import textwrap
@@ -19,20 +19,20 @@ from viewer.options import ViewOptions
 from viewer.snapshot import Snapshot
 from viewer.words import finding_words, first_of, notices, shortened, title
 
-# More entries than have room would press the panel itself together.
+# More legend entries would squeeze the panel itself.
 _LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
 _NOTICE_LINES, _NOTICE_LENGTH = 2, 140
 _FINDING_LINES, _FINDING_LENGTH = 4, 100
-# So many letters of the title, and of a legend above a panel, are an inch.
-_TITLE_LETTERS, _LEGEND_LETTERS = 11, 13
-# Of a note in a panel, beside a legend of long names.
+# Letters an inch: of the title, of a legend above a panel at least, and usually.
+_TITLE_LETTERS, _LEGEND_LETTERS, _SMALL_LETTERS = 11, 13, 18
+# A note's line has room for this many letters, beside a legend of long names.
 _NOTE_LETTERS = 60
-# Usual ones are narrower; and what stands before a legend's words is as wide as so many.
-_SMALL_LETTERS, _HANDLE_LETTERS = 18, 4
+# A legend's handle is as wide as this many letters.
+_HANDLE_LETTERS = 4
 
 
 class _Steady(ConstrainedLayoutEngine):
-    """Moves the panels only where texts ask for other room: a layout costs as much as the drawing of all curves."""
+    """Moves the panels only when texts need other room: a layout costs as much as the drawing of all curves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Steady(ConstrainedLayoutEngine):
                 axis.get_ticklabels(which="both")
                 low, high = sorted(axis.get_view_interval())
                 inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
-                # Labels at an axis' ends stand out, as far as a hundredth of its length.
+                # Labels at an axis' ends stick out; a hundredth of its length makes a difference.
                 ends.append([round((tick - low) / (high - low) * 100) for tick in (*inside[:1], *inside[-1:])])
         texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
         # Digits have the same width.
@@ -64,11 +64,11 @@ def begin(figure: Figure, options: ViewOptions) -> None:
 
 
 def set_title(figure: Figure, options: ViewOptions, words: str) -> None:
-    """Put words above everything."""
+    """Set the title above everything."""
     size = 8 if narrow(figure) else 11
     width = int(_TITLE_LETTERS * figure.get_figwidth() * 11 / size)
     wrapped = [part for line in words.splitlines() for part in textwrap.wrap(line, width)]
-    # The one that is there keeps its height, which the layout gave it.
+    # An old title keeps the height that the layout gave it.
     (text,) = figure.texts or [figure.suptitle("", x=0.01, ha="left", color=theme(options).ink)]
     text.set_fontsize(size)
     text.set_parse_math(False)
@@ -76,15 +76,34 @@ def set_title(figure: Figure, options: ViewOptions, words: str) -> None:
 
 
 def heading(options: ViewOptions, snapshots: Sequence[Snapshot], now: float) -> str:
-    """How the runs are, and what has to be known of them, as far as a figure has room for it."""
-    said = first_of(notices(snapshots), _NOTICE_LINES, "tracer verify")
-    found = first_of(finding_words(snapshots, options), _FINDING_LINES, "viewer check")
-    lines = [*(shortened(line, _NOTICE_LENGTH) for line in said), *(shortened(line, _FINDING_LENGTH) for line in found)]
-    return "\n".join([title(snapshots, now, options), *lines])
+    """The title with the most important notices and findings, as far as a figure has room for them."""
+    noted = first_of(notices(snapshots), _NOTICE_LINES, "tracer verify")
+    noticed = first_of(finding_words(snapshots, options), _FINDING_LINES, "viewer check")
+    lines = [title(snapshots, now, options), *(shortened(line, _NOTICE_LENGTH) for line in noted)]
+    return "\n".join([*lines, *(shortened(line, _FINDING_LENGTH) for line in noticed)])
+
+
+class Drawing:
+    """A view of runs in a figure that it fills.
+
+    Args:
+        figure: The figure.
+        options: What to show.
+        titled: Whether the figure's title says how the runs are.
+    """
+
+    def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
+        self.figure = figure
+        self._options = options or ViewOptions()
+        self._titled = titled
+
+    def _entitle(self, snapshots: Sequence[Snapshot], now: float, lead: str = "") -> None:
+        if self._titled:
+            set_title(self.figure, self._options, lead + heading(self._options, snapshots, now))
 
 
 def style_axes(axes: Axes, options: ViewOptions, label: str, note: str = "") -> Text:
-    """Style empty axes; the text that they show while they are empty."""
+    """Style empty axes, and return the text that they show while they are empty."""
     colours = theme(options)
     axes.set_facecolor(colours.ground)
     axes.set_ylabel(label, color=colours.ink, parse_math=False)
@@ -111,7 +130,7 @@ def _fitting(axes: Axes, note: str) -> str:
 
 
 def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: bool = False) -> None:
-    """The legend of what was drawn, beside the panel; above it where it is asked for, or a phone has no room."""
+    """Make the legend of what was drawn: beside the panel, or above it, as always on a phone."""
     previous = axes.get_legend()
     if previous is not None:
         previous.remove()
@@ -123,14 +142,14 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     small = narrow(figure)
     width, inches = inches_of(axes)
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
-    # Beside the panel an entry takes a fifth of an inch, above it less; there, the panel keeps most of the room.
+    # An entry beside the panel takes a fifth of an inch. Entries above it leave the panel most of the room.
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
         longest = max(len(str(line.get_label())) for line in lines)
         where["ncols"] = max(1, min(3, int(_SMALL_LETTERS * width // (longest + _HANDLE_LETTERS))))
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
-    # What is not finite comes first: it must not be among what finds no room.
+    # What is not finite comes first: it must find room.
     handles = sorted(lines, key=lambda line: line.get_marker() != "X")
     if len(handles) > max(1, room):
         rest = len(handles) - max(1, room - 1)
@@ -144,7 +163,7 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
 
 
 class Panel:
-    """One pair of axes whose content is drawn anew on each update; a zoomed axis keeps its limits."""
+    """Axes whose content is drawn anew at each update; a zoomed axis keeps its limits."""
 
     def __init__(
         self,
@@ -161,7 +180,7 @@ class Panel:
         self._drawn: list[Artist] = []
 
     def draw(self, make: Callable[[Axes], list[Artist]], *, empty: bool) -> None:
-        """Replace what was drawn, so that limits follow what comes next alone; say so where nothing comes."""
+        """Replace what was drawn, so that limits follow the new content alone; an empty panel shows its note."""
         while self._drawn:
             self._drawn.pop().remove()
         self.axes.relim()
@@ -171,9 +190,9 @@ class Panel:
         legend(self.axes, self._options, self._drawn, self._legend_above)
 
     def note(self, note: str) -> None:
-        """Say something else where nothing comes."""
+        """Change the note of the empty panel."""
         self._note.set_text(_fitting(self.axes, note))
 
     def add(self, drawn: Sequence[Artist]) -> None:
-        """Keep what was drawn besides until the panel is drawn again."""
+        """Keep further artists until the panel is drawn again."""
         self._drawn += drawn

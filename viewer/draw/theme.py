@@ -15,9 +15,10 @@ Colour = str | tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours, as matplotlib takes them; the palettes are told apart by readers with every kind of colour vision.
+    """Colours, as matplotlib takes them; every kind of colour vision can tell those of a palette apart.
 
-    ``blank`` is for what was not recorded, beside a black zero; ``rainbow`` is the part of it that the ground lets see.
+    ``blank`` is for cells without a number, beside the black of zeros. ``rainbow`` is the part of matplotlib's turbo
+    that can be seen on the ground.
     """
 
     ground: str
@@ -41,7 +42,7 @@ DARK = Theme(
     ("#56B4E9", "#FF9248", "#2BC99B", "#E39AC4", "#F0E442", "#B0B0FF"), (0.1, 0.9),
 )  # fmt: skip
 
-# With these, so many more curves can be told apart.
+# Line styles, for more curves than there are colours.
 STYLES = ("-", ":", "-.")
 _NARROW_INCHES = 6.0
 
@@ -57,7 +58,7 @@ def narrow(figure: Figure) -> bool:
 
 
 def style_of(name: str, index: int) -> str:
-    """A metric's line style: dashed for validation, so that colour alone tells nothing apart."""
+    """A metric's line style: dashed for validation, so that not only colours differ."""
     return "--" if is_validation(name) else STYLES[index % len(STYLES)]
 
 

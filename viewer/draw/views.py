@@ -12,5 +12,5 @@ _OF: dict[View, type[Shown]] = {View.OVERVIEW: Overview, View.LAYERS: Layers, Vi
 
 
 def fill(figure: Figure, options: ViewOptions, titled: bool = True) -> Shown:
-    """Fill a figure with a view; ``update`` of what is returned draws snapshots."""
+    """Fill a figure with a view; its ``update`` draws snapshots."""
     return _OF[options.view](figure, options, titled)

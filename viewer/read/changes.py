@@ -1,17 +1,38 @@
-"""The loop with which every surface follows runs: read, look for findings, show, wait."""
+"""How every surface reads runs: once, or on each change. Both read curves first and look for findings then."""
 
 import contextlib
+import difflib
 import time
 from collections.abc import Iterator, Sequence
 
+from tracer.log.run import LogError, open_run, runs_in
+from viewer.options import View, ViewOptions
 from viewer.read.follow import Progress
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 from viewer.words import title
 
-# A network disk may show the last rows of a closed run so late: sshfs goes on showing an old listing for 20 s. And so
-# long after its machine has slept, a training has told that it lives.
-_LATE_SECONDS = 60.0
+
+def once(runs: Runs, progress: Progress | None = None) -> Sequence[Snapshot]:
+    """The runs as they are now; they are closed afterwards.
+
+    Args:
+        runs: The runs.
+        progress: Called while a long run is opened.
+
+    Raises:
+        LogError: a run does not exist or cannot be read, or a name in the options does not exist.
+    """
+    with contextlib.closing(runs):
+        for path in runs.paths:
+            if not runs_in(path):
+                open_run(path)
+        if not runs.listed():
+            raise LogError("none of the runs has a name that --runs matches")
+        while (snapshots := runs.refresh(progress)) is None:
+            runs.wait()
+        check_names(runs.options, snapshots)
+        return runs.examine() or snapshots
 
 
 def changes(
@@ -19,22 +40,21 @@ def changes(
 ) -> Iterator[tuple[Sequence[Snapshot], bool]]:
     """The runs as they are now, at least at each rescan, and whether there is anything new to be drawn.
 
-    It ends with ``runs.stop()``, and once all runs are closed and their last rows have arrived. One that was killed
-    never closes: it counts as closed once it has been silent for a while. Who only slept goes on.
+    It ends with ``runs.stop()``, and once all runs are over.
 
     Args:
         runs: The runs.
         progress: Called while a long run is opened.
-        endless: For a user who may ask for something else: go on when all have ended, and show the first snapshots
-            at once, without their findings.
+        endless: Go on when all runs are over, since the user may ask for another view; and show the first snapshots at
+            once, without their findings.
 
     Raises:
         LogError: the only run cannot be read.
     """
 
-    def stopping(done: int, there: int) -> None:
+    def stopping(done: int, total: int) -> None:
         if progress is not None:
-            progress(done, there)
+            progress(done, total)
         if runs.stopping.is_set():
             raise _StoppedError
 
@@ -43,29 +63,45 @@ def changes(
 
 
 class _StoppedError(Exception):
-    """Following was to end while a long run was being opened."""
+    """``stop`` was called while a long run was being opened."""
 
 
 def _changes(runs: Runs, progress: Progress, endless: bool) -> Iterator[tuple[Sequence[Snapshot], bool]]:
-    give_up: float | None = None
     shown: Sequence[Snapshot] = ()
-    said = ""
+    heading = ""
     while not runs.stopping.is_set():
-        # Asked before reading: a run that begins in between is not missed.
+        # Asked before reading, so that a run that begins in between is not missed.
         awaited = endless or runs.awaited
-        was, told = shown, said
+        before = shown, heading
         shown = runs.refresh(progress) or shown
-        if endless and shown and not was:
+        if endless and shown and not before[0]:
             yield shown, True
         shown = runs.examine(progress) or shown
-        # The title speaks of the time since the last row, too.
-        said = title(shown, time.time(), runs.options) if shown else ""
-        yield shown, bool(shown) and (shown is not was or said != told)
-        if awaited or not shown or not all(snapshot.ended for snapshot in shown):
-            give_up = None
-        else:
-            give_up = give_up or time.monotonic() + _LATE_SECONDS
-            closed = all(snapshot.state == "closed" and snapshot.complete for snapshot in shown)
-            if closed or time.monotonic() > give_up:
-                return
+        # The title tells the age of the last row, too.
+        heading = title(shown, time.time(), runs.options) if shown else ""
+        yield shown, bool(shown) and (shown is not before[0] or heading != before[1])
+        over = runs.over
+        if shown and not awaited and all(snapshot.name in over for snapshot in shown):
+            return
         runs.wait()
+
+
+def check_names(options: ViewOptions, snapshots: Sequence[Snapshot]) -> None:
+    """Refuse names that a finished figure could only answer with an empty panel.
+
+    Raises:
+        LogError: no rank, statistic or parameter has such a name; the message lists names that exist.
+    """
+    ranks = sorted({rank for snapshot in snapshots for rank in snapshot.ranks})
+    if ranks and options.only_rank is not None and options.only_rank not in ranks:
+        raise LogError(f"there is no rank {options.rank}: there are {', '.join(map(str, ranks))}")
+    first = snapshots[0]
+    layers, params = first.layers, first.params_there
+    drawn = layers is not None and ((layers.magnitudes >= 0).any() or layers.nonfinite.any())
+    if options.view is View.LAYERS and options.statistic not in first.statistics and not drawn:
+        raise LogError(f"{first.name} has no {options.statistic!r}: recorded were {', '.join(first.statistics)}")
+    if options.view is View.PARAM and first.extremes is None:
+        near = difflib.get_close_matches(options.param, params, n=3, cutoff=0.4) or params[:3]
+        raise LogError(f"{first.name} has no row of a parameter {options.param!r}: try {', '.join(near)}")
+    if options.params and not any(snapshot.params for snapshot in snapshots):
+        raise LogError(f"no parameter's name matches {options.params!r}: there are {', '.join(params[:3])}, …")

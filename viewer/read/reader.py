@@ -1,5 +1,6 @@
 """Reads runs in a thread of its own, for a surface whose thread has to draw and to answer the user."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
 
@@ -12,10 +13,10 @@ class Reader(threading.Thread):
     """Follows runs in a thread of its own.
 
     Attributes:
-        runs: What it reads.
+        runs: The runs that it reads.
         latest: The newest snapshots; none before the first.
-        read: How many of the bytes that there are have been read, while a long run is opened.
-        error: What ended the reading, if anything did.
+        read: How many bytes have been read, and how many there are, while a long run is opened.
+        error: The exception that ended the reading, if any.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -27,16 +28,15 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         """Called by ``start``."""
-        try:
-            for snapshots, _ in changes(self.runs, self._progress, endless=True):
-                self.latest = snapshots
-        except Exception as error:
-            self.error = error
-        finally:
-            self.runs.close()
+        with contextlib.closing(self.runs):
+            try:
+                for snapshots, _ in changes(self.runs, self._progress, endless=True):
+                    self.latest = snapshots
+            except Exception as error:
+                self.error = error
 
-    def _progress(self, done: int, there: int) -> None:
-        self.read = done, there
+    def _progress(self, done: int, total: int) -> None:
+        self.read = done, total
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""

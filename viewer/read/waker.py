@@ -1,4 +1,4 @@
-"""Watchdog wakes who waits for something to be published; what it is, the listing of the folder says."""
+"""Watchdog wakes a waiting reader when something is published. What was published, the folder's listing tells."""
 
 import contextlib
 import logging
@@ -11,22 +11,22 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from tracer.log.place import Place
 
-# What goes wrong in watchdog, such as a race when its threads end, costs a wake-up at most: nothing for the terminal.
+# An error in watchdog, such as a race when its threads end, costs a wake-up at most: keep it off the terminal.
 logging.getLogger("watchdog").addHandler(logging.NullHandler())
 
-# Covers file systems that give no events, and notices that a run stopped without closing.
+# For file systems that give no events, and to notice that a run stopped without closing.
 RESCAN_SECONDS = 2.0
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileMovedEvent, DirCreatedEvent]
 
 
 class Waker(FileSystemEventHandler):
-    """Wakes who waits when something is published into one of the folders.
+    """Ends a ``wait`` when something is published into one of the folders.
 
-    Where there are no events (an object store, a network disk, a full inotify table), ``wait`` just lasts its time:
-    callers list the folder after each wait, whatever woke them.
+    Without events (an object store, a network disk, a full inotify table) ``wait`` just lasts its time. Callers list
+    the folder after each wait, whatever woke them.
 
     Args:
-        events: False never asks for any.
+        events: False never asks for events.
     """
 
     def __init__(self, events: bool = True) -> None:
@@ -42,12 +42,12 @@ class Waker(FileSystemEventHandler):
             if path is None:
                 continue
             if not path.is_dir():
-                # One of the same name that comes later needs a watch of its own.
+                # A later folder of the same name needs a watch of its own.
                 self.forget([folder])
             elif self._events and folder not in self._watched:
                 try:
                     if self._observer is None:
-                        # Already the constructor may start a thread, and fail where the inotify table is full.
+                        # The constructor itself may start a thread, and fail where the inotify table is full.
                         self._observer = Observer()
                         self._observer.start()
                     self._watched[folder] = self._observer.schedule(self, str(path), event_filter=_EVENTS)
@@ -68,12 +68,12 @@ class Waker(FileSystemEventHandler):
         self._woken.set()
 
     def wait(self, seconds: float) -> None:
-        """Wait for a wake-up, at most so long; wake-ups that came meanwhile count as one."""
+        """Wait for a wake-up, at most this long; earlier wake-ups that nobody waited for count as one."""
         self._woken.wait(seconds)
         self._woken.clear()
 
     def wake(self) -> None:
-        """Wake who waits."""
+        """End the ``wait`` of another thread."""
         self._woken.set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Curves in characters. Only numbers come here: names from a log are written by rich, which takes them as text."""
+"""Curves in characters. Only numbers come here; rich writes the names from a log, as plain text."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, SymmetricalLogLocator
 from rich.text import Text
 
-from viewer.draw.axes import chosen, linear_threshold
+from viewer.draw.axes import linear_threshold, scale_for
 from viewer.draw.marks import Flag, drawable
 from viewer.draw.theme import theme
 from viewer.options import Scale, ViewOptions, XAxis
 
 Numbers = npt.NDArray[np.float64]
 
-# A character of braille is so many dots wide.
+# Dots across a character of braille.
 _DOTS = 2
-# Where several lines cross, each bears its mark so often.
+# Several lines bear their marks once in this many characters.
 _MARK_EVERY = 14
 
 
@@ -31,13 +31,13 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        x: Where its bins stand.
+        x: The places of its bins.
         low: The lowest number of each bin, NaN where there is none.
         high: The highest, likewise.
         colour: As ``#rrggbb``.
-        mark: A character that tells it apart where colours do not.
-        smooth: Drawn in front of what lies between low and high, which is then pale.
-        alarms: Where on the x axis there was a NaN or an infinity.
+        mark: A character that tells lines apart where colours do not.
+        smooth: The smoothed line, in front of the then pale area between low and high.
+        alarms: The places of NaN and infinities on the x axis.
     """
 
     x: Sequence[float]
@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From numbers to places between 0 and 1, and the numbers that stand beside it."""
+    """An axis: from numbers to places between 0 and 1, and the numbers that stand beside it."""
 
     transform: Callable[[Any], Any]
     ends: tuple[float, float]
@@ -59,27 +59,27 @@ class _Axis:
     labels: Sequence[str]
 
     def places(self, numbers: npt.ArrayLike) -> Numbers:
-        """Where numbers stand; all in the middle where the axis has no length."""
+        """The places of numbers; all in the middle where the axis has no length."""
         low, high = self.transform(np.array(self.ends))
-        found = np.asarray(self.transform(np.array(numbers, dtype=np.float64)))
-        return (found - low) / (high - low) if high > low else np.where(np.isfinite(found), 0.5, np.nan)
+        moved = np.asarray(self.transform(np.array(numbers, dtype=np.float64)))
+        return (moved - low) / (high - low) if high > low else np.where(np.isfinite(moved), 0.5, np.nan)
 
 
 def chart(
     lines: Sequence[Line], options: ViewOptions, auto: Scale, width: int, height: int, flags: Sequence[Flag] = ()
 ) -> Text:
-    """Lines in a chart of so many characters, with the extremes of what falls into the same dot column.
+    """A chart of lines; each column of dots shows the extremes of all bins in it.
 
     Args:
-        lines: What to draw; at least one, of at least one bin.
-        options: How: the scale of the y axis, what the x axis is, and the colours.
+        lines: At least one, of at least one bin.
+        options: The scale of the y axis, the kind of x axis, and the colours.
         auto: The scale where the options leave it open.
         width: In characters.
         height: In characters.
-        flags: What is marked below the upper edge, where it lies between the ends of the lines and has one digit.
+        flags: Marked below the upper edge, those of one digit that lie between the ends of the lines.
     """
     numbers = [number for line in lines for number in (*line.low, *line.high) if math.isfinite(number)]
-    y_axis = _y_axis(drawable(numbers).tolist(), chosen(options, numbers, auto), max(2, height // 3))
+    y_axis = _y_axis(drawable(numbers).tolist(), scale_for(options, numbers, auto), max(2, height // 3))
     x_axis = _x_axis([x for line in lines for x in (*line.x, *line.alarms)], options.x, max(2, width // 10))
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear()
@@ -99,12 +99,12 @@ def chart(
         _stamp(figure, x[places], front[places], line.mark, _pixel(line.colour, "bold"))
     alarms = x_axis.places([x for line in lines for x in line.alarms])
     _stamp(figure, alarms, np.ones(len(alarms)), "!", _pixel(theme(options).alarm, "bold"))
-    for each in flags:
-        number = each.numbers.partition(",")[0]
-        # What is far outside of a figure ends plotext, and this process with it.
-        if len(number) == 1 and x_axis.ends[0] <= each.x <= x_axis.ends[1]:
-            place = x_axis.places([each.x])
-            _stamp(figure, place, np.array([1 - 1.5 / height]), number, _pixel(each.colour, "bold"))
+    for flag in flags:
+        number = flag.numbers.partition(",")[0]
+        # A place far outside of the figure would end plotext, and this process with it.
+        if len(number) == 1 and x_axis.ends[0] <= flag.x <= x_axis.ends[1]:
+            place = x_axis.places([flag.x])
+            _stamp(figure, place, np.array([1 - 1.5 / height]), number, _pixel(flag.colour, "bold"))
     return Text.from_ansi(figure.build().string().rstrip("\n"), no_wrap=True, overflow="crop")
 
 
@@ -113,7 +113,7 @@ def _pixel(colour: str, style: str | None = None) -> Any:
 
 
 def _draw(figure: Any, x: Numbers, low: Numbers, high: Numbers, width: int, pixel: Any) -> None:
-    """Draw what lies between two heights, broken where a bin has no number."""
+    """Draw the area between two lines, broken where a bin has no number."""
     columns, lows, highs, joined = reduced(x, low, high, _DOTS * width)
     signal = figure.signal(
         np.repeat(columns, 2).tolist(),
@@ -132,35 +132,32 @@ def _stamp(figure: Any, x: Numbers, y: Numbers, mark: str, pixel: Any) -> None:
 def reduced(
     x: Numbers, low: Numbers, high: Numbers, columns: int
 ) -> tuple[Numbers, Numbers, Numbers, npt.NDArray[np.bool_]]:
-    """Points in so few columns that each can be seen: of every column its lowest low and its highest high.
+    """The lowest low and the highest high in each of ``columns`` columns of equal width.
 
     Returns:
         Of each column with a number its place between 0 and 1, the two numbers, and whether a line joins it to the
-        column before: not where a bin without a number lies between them.
+        column before: not across a bin without a number.
     """
     column = np.clip(x * columns, 0, columns - 1).astype(np.int64)
     lows, highs, gaps = np.full(columns, np.nan), np.full(columns, np.nan), np.zeros(columns, dtype=np.int64)
     np.fmin.at(lows, column, low)
     np.fmax.at(highs, column, high)
     np.maximum.at(gaps, column, np.cumsum(~np.isfinite(low)))
-    there = np.flatnonzero(np.isfinite(lows))
-    return (
-        (there + 0.5) / columns,
-        lows[there],
-        highs[there],
-        np.diff(np.maximum.accumulate(gaps)[there], prepend=0) == 0,
-    )
+    filled = np.flatnonzero(np.isfinite(lows))
+    joined = np.diff(np.maximum.accumulate(gaps)[filled], prepend=0) == 0
+    return (filled + 0.5) / columns, lows[filled], highs[filled], joined
 
 
 def _marked(x: Numbers, y: Numbers, width: int, index: int, lines: int) -> npt.NDArray[np.int64]:
-    """The points that bear a line's mark: its last one, and where there are several lines, some between."""
-    there = np.flatnonzero(np.isfinite(y))
-    if lines == 1:
-        return there[-1:]
+    """The points that bear a line's mark: its last one, and some others where there are several lines."""
+    drawn = np.flatnonzero(np.isfinite(y))
+    if lines == 1 or not len(drawn):
+        return drawn[-1:]
     every = max(2, width // _MARK_EVERY)
     wanted = (np.arange(every) + (index + 1) / (lines + 1)) / every
-    near = np.searchsorted(x[there], wanted)
-    return there[np.unique(np.append(near[near < len(there)], len(there) - 1))] if len(there) else there
+    near = np.searchsorted(x[drawn], wanted)
+    places: npt.NDArray[np.int64] = drawn[np.unique(np.append(near[near < len(drawn)], len(drawn) - 1))]
+    return places
 
 
 def _y_axis(numbers: Sequence[float], scale: Scale, count: int) -> _Axis:
@@ -169,7 +166,7 @@ def _y_axis(numbers: Sequence[float], scale: Scale, count: int) -> _Axis:
     ends = min(numbers), max(numbers)
     transform: Callable[[Any], Any] = np.asarray
     locator: Locator = MaxNLocator(nbins=count, steps=[1, 2, 5, 10])
-    if scale is Scale.SYMLOG or (scale is Scale.LOG and ends[0] <= 0):
+    if scale is Scale.SYMLOG:
         threshold = linear_threshold([abs(number) for number in numbers if number])
         transform = SymmetricalLogTransform(10, threshold, 1).transform
         locator = SymmetricalLogLocator(base=10, linthresh=threshold)
@@ -185,19 +182,20 @@ def _y_axis(numbers: Sequence[float], scale: Scale, count: int) -> _Axis:
 
 def _within(locator: Locator, ends: tuple[float, float]) -> list[float]:
     """The locator's numbers between the ends, or the ends where there are too few to tell the scale."""
-    # A decade more than float64 has is tried near its end.
+    # Near the end of float64, the locator tries a decade too many.
     with np.errstate(over="ignore"):
         tried = locator.tick_values(*ends) if ends[0] < ends[1] else []
-    found = [float(tick) for tick in tried if ends[0] <= tick <= ends[1]]
-    return found if len(found) > 1 else sorted(set(ends))
+    ticks = [float(tick) for tick in tried if ends[0] <= tick <= ends[1]]
+    return ticks if len(ticks) > 1 else sorted(set(ends))
 
 
 def _labels(ticks: Sequence[float]) -> list[str]:
     """Numbers as short as they can be and still differ."""
-    digits = next(
-        (digits for digits in range(3, 17) if len({f"{tick:.{digits}g}" for tick in ticks}) == len(ticks)), 17
-    )
-    return [f"{tick + 0.0:.{digits}g}" for tick in ticks]
+    for digits in range(3, 18):
+        labels = [f"{tick + 0.0:.{digits}g}" for tick in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return labels
 
 
 def _x_axis(numbers: Sequence[float], kind: XAxis, count: int) -> _Axis:

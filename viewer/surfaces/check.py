@@ -4,33 +4,34 @@ Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 a run cannot
 line is wrong; 130 ended with Ctrl-C.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
 from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from viewer.read.monitor import FindingsMonitor
-    from viewer.read.waker import Waker
-    from viewer.rules.evidence import Evidence
-    from viewer.rules.rule import Limits
-    from viewer.snapshot import Finding
-
-    Checked = Mapping[str, tuple[Evidence, Sequence[Finding]]]
+from tracer.log.place import Place
+from tracer.log.ranks import STATE_WORDS, ranks_in
+from tracer.log.run import LogError, holds_run, open_run, runs_in
+from viewer.options import MERGED, ViewOptions
+from viewer.read.changes import changes
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.runs import Runs, named
+from viewer.rules.findings import THRESHOLDS, with_limits
+from viewer.rules.rule import Limits
+from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.words import plain
 
 _WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
-# Covers file systems that give no events, and notices that a run has ended.
-_RESCAN_SECONDS = 2.0
-# A disk that hangs hides for so long that a training lives: nobody shall cancel it for that.
-_SILENT_SECONDS = 60.0
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -55,7 +56,7 @@ What people need:
 
 
 class _Command(TyperCommand):
-    """A command whose wrong use ends with another code than what it finds."""
+    """A command whose wrong use has an exit code of its own: 2 is for errors in a run."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -74,7 +75,7 @@ def check(
         list[str] | None,
         typer.Argument(help="A run's folder or URI, or several, or a folder of runs. Default: the newest under runs/."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A list of runs with their findings, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All runs with their findings, as JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with code 1 where there are warnings.")] = False,
     rule: Annotated[
         list[str] | None,
@@ -90,28 +91,28 @@ def check(
 
     It ends with code 2 where there are errors, so that CI can fail a training.
     """
-    from viewer.read.waker import Waker
-    from viewer.rules.findings import with_limits
-    from viewer.snapshot import Severity
-
     if rules:
         _list_thresholds(as_json)
         return
     try:
         limits = with_limits(rule or ())
+        options = ViewOptions(rank=MERGED if rank is None else str(rank))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    paths = named(runs or (), "viewer check")
     failed: dict[str, str] = {}
-    waker = Waker(events=follow)
-    monitors = _monitors(runs or (), limits, rank, waker)
-    found = _followed(monitors, waker, quiet=as_json) if follow else _checked(monitors, failed)
-    found = _with_rank(found, monitors, failed)
-    if as_json:
-        those: list[object] = [_plain(name, rank, *each) for name, each in found.items()]
-        print(json.dumps([*those, *({"run": name, "error": why} for name, why in failed.items())], indent=1))
+    if follow:
+        with contextlib.closing(Runs(paths, options, limits=limits)) as watched:
+            checked = _followed(watched, quiet=as_json)
     else:
-        _print(_tables(found, "" if rank is None else f", rank {rank}"))
-    severities = {finding.severity for _, those in found.values() for finding in those if _counts(finding)}
+        checked = _read(paths, limits, rank, failed)
+    checked = _with_rank(checked, rank, failed)
+    if as_json:
+        errors = [{"run": name, "error": reason} for name, reason in failed.items()]
+        print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
+    else:
+        _print(_tables(checked, "" if rank is None else f", rank {rank}"))
+    severities = {finding.severity for snapshot in checked for finding in snapshot.findings if _counts(finding)}
     if Severity.ERROR in severities:
         raise typer.Exit(_ERRORS)
     if failed:
@@ -121,166 +122,128 @@ def check(
 
 
 def _list_thresholds(as_json: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from viewer.rules.findings import THRESHOLDS
-
     if as_json:
-        print(json.dumps([{"name": name} | dataclasses.asdict(each) for name, each in THRESHOLDS.items()], indent=1))
+        thresholds = [{"name": name} | dataclasses.asdict(threshold) for name, threshold in THRESHOLDS.items()]
+        print(json.dumps(thresholds, indent=1))
         return
     table = Table("--rule", "default", "a finding where …", caption=_MEASURED)
-    for name, each in THRESHOLDS.items():
-        table.add_row(name, f"{each.default:g}", Text(each.meaning).append(f"\nwhy: {each.source}", "dim"))
+    for name, threshold in THRESHOLDS.items():
+        meaning = Text(threshold.meaning).append(f"\nwhy: {threshold.source}", "dim")
+        table.add_row(name, f"{threshold.default:g}", meaning)
     _print([table])
 
 
-def _monitors(runs: Sequence[str], limits: "Limits", rank: int | None, waker: "Waker") -> dict[str, "FindingsMonitor"]:
-    """A monitor of each run that is meant, by its name."""
-    from tracer.log.run import LogError, holds_run, newest_run, runs_in
-    from tracer.log.store import at
-    from viewer.read.monitor import FindingsMonitor
-
-    given = [at(run) for run in runs] or [path for path in [newest_run(at("runs"))] if path is not None]
-    if not given:
-        raise LogError("there is no run under runs/ yet: name the run's folder, as in `viewer check runs/resnet18`")
+def _read(given: Sequence[Place], limits: Limits, rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
+    """Runs with their findings; ``failed`` gets the reason why one of several cannot be read."""
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
-    return {str(path): FindingsMonitor(path, limits, rank, waker) for path in paths}
-
-
-def _checked(monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> "Checked":
-    """What is found of runs; ``failed`` gets the reason why one of several cannot be read, which is said, too."""
-    from tracer.log.run import LogError, open_run
-
-    found = {}
-    for name, monitor in monitors.items():
+    checked = []
+    for path in dict.fromkeys(paths):
+        monitor = FindingsMonitor(path, limits, rank)
         evidence = None
         try:
             # None where a part was merged away at this moment, or the run was deleted.
             while evidence is None:
-                open_run(monitor.path)
+                open_run(path)
                 evidence = monitor.refresh()
         except (LogError, OSError) as error:
-            _fail(name, error, monitors, failed)
+            _fail(str(path), error, len(paths) == 1, failed)
             continue
-        found[name] = evidence, monitor.findings
-    return found
+        last_step = evidence.last_step if evidence.courses or evidence.curves else None
+        checked.append(
+            Snapshot(
+                name=str(path),
+                state=evidence.state,
+                last_step=last_step,
+                complete=evidence.complete,
+                ranks=tuple(ranks_in(path)),
+                findings=monitor.findings,
+            )
+        )
+    return checked
 
 
-def _with_rank(found: "Checked", monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> "Checked":
-    """What was found of those runs that have the rank that is asked for; ``failed`` as ``_checked`` has it."""
-    from tracer.log.ranks import ranks_in
-    from tracer.log.run import LogError
-
-    for name in found:
-        monitor = monitors[name]
-        if not _has_rank(monitor):
-            there = ", ".join(map(str, ranks_in(monitor.path)))
-            words = f"there are {there}" if there else "none has written yet"
-            _fail(name, LogError(f"{monitor.path} has no rank {monitor.rank}: {words}"), monitors, failed)
-    return {name: each for name, each in found.items() if name not in failed}
+def _with_rank(checked: Sequence[Snapshot], rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
+    """The runs that have the rank; ``failed`` gets the others."""
+    for snapshot in checked:
+        if not _has_rank(snapshot, rank):
+            written = ", ".join(map(str, snapshot.ranks))
+            words = f"there are {written}" if written else "none has written yet"
+            error = LogError(f"{snapshot.name} has no rank {rank}: {words}")
+            _fail(snapshot.name, error, len(checked) + len(failed) == 1, failed)
+    return [snapshot for snapshot in checked if snapshot.name not in failed]
 
 
-def _has_rank(monitor: "FindingsMonitor") -> bool:
-    from tracer.log.ranks import ranks_in
-
-    return monitor.rank is None or monitor.rank in ranks_in(monitor.path)
+def _has_rank(snapshot: Snapshot, rank: int | None) -> bool:
+    return rank in (None, *snapshot.ranks)
 
 
-def _fail(name: str, error: Exception, monitors: Mapping[str, "FindingsMonitor"], failed: dict[str, str]) -> None:
-    """Raise where there is nothing but this run; else say what is wrong with it, for the others to go on."""
-    from viewer.words import plain
-
-    if len(monitors) == 1:
+def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> None:
+    """Raise the error of the only run; print that of one among several, so that the others are still checked."""
+    if alone:
         raise error
     failed[name] = str(error)
     print(f"viewer: {plain(str(error))}", file=sys.stderr)
 
 
-def _followed(monitors: Mapping[str, "FindingsMonitor"], waker: "Waker", quiet: bool) -> "Checked":
-    """Watch runs until one has an error, or all have ended; new findings are said as they come."""
-    import polars as pl
-
-    from tracer.log.run import LogError, holds_run
-    from viewer.snapshot import Severity
-    from viewer.words import plain
-
-    for name, monitor in monitors.items():
-        if not holds_run(monitor.path):
-            print(f"viewer: {plain(name)} holds no run yet: waiting for it", file=sys.stderr)
-    found: dict[str, tuple[Evidence, Sequence[Finding]]] = {}
+def _followed(runs: Runs, quiet: bool) -> list[Snapshot]:
+    """Watch runs until one has an error, or all are over; print findings as they appear unless ``quiet``."""
+    for path in runs.listed().values():
+        if not holds_run(path):
+            print(f"viewer: {plain(str(path))} holds no run yet: waiting for it", file=sys.stderr)
     said = set()
-    silent: dict[str, float] = {}
-
-    def sure(name: str) -> bool:
-        return time.monotonic() >= silent.get(name, -math.inf) + _SILENT_SECONDS
-
-    try:
-        while True:
-            for name, monitor in monitors.items():
-                if name in found and found[name][0].over and sure(name):
-                    continue
-                try:
-                    # In this order: what is new is told once.
-                    has_rank = _has_rank(monitor)
-                    evidence = monitor.refresh()
-                except (LogError, OSError, pl.exceptions.PolarsError):
-                    # A disk that was there may come back: a training is not to be cancelled for that.
-                    if name not in found:
-                        raise
-                    if name in silent:
-                        silent[name] = time.monotonic()
-                    continue
-                if evidence is None:
-                    continue
-                if evidence.state == "stopped":
-                    silent.setdefault(name, time.monotonic())
-                else:
-                    silent.pop(name, None)
-                found[name] = evidence, monitor.findings if has_rank else ()
-                for finding in found[name][1]:
-                    news = name, *_news(finding)
-                    if not quiet and news not in said:
-                        print(_line(name, finding), flush=True)
-                    said.add(news)
-            over = all(name in found and found[name][0].over and sure(name) for name in monitors)
-            counted = [each for name, (_, those) in found.items() for each in those if _counts(each, sure(name))]
-            if over or any(finding.severity is Severity.ERROR for finding in counted):
-                return found
-            waker.wait(_RESCAN_SECONDS)
-    finally:
-        waker.close()
+    checked: list[Snapshot] = []
+    for snapshots, _ in changes(runs):
+        checked = [_checked(snapshot, runs) for snapshot in snapshots]
+        for snapshot in checked:
+            for finding in snapshot.findings:
+                news = snapshot.name, *_news(finding)
+                if not quiet and news not in said:
+                    print(_line(snapshot.name, finding), flush=True)
+                said.add(news)
+        over = {str(runs.places.get(name, name)) for name in runs.over}
+        for snapshot in checked:
+            sure = snapshot.state != "stopped" or snapshot.name in over
+            if any(_counts(finding, sure) and finding.severity is Severity.ERROR for finding in snapshot.findings):
+                return checked
+    return checked
 
 
-def _counts(finding: "Finding", sure: bool = True) -> bool:
-    """Whether a finding decides on the exit code: not that a training was silent that lives, or may live."""
+def _checked(snapshot: Snapshot, runs: Runs) -> Snapshot:
+    """A run under its path, with the findings of the rank that is asked for."""
+    if snapshot.problems and not snapshot.ranks:
+        # It could not be read even once: only a disk that was readable is waited for.
+        raise LogError(snapshot.problems[0])
+    findings = snapshot.findings if _has_rank(snapshot, runs.options.only_rank) else ()
+    return replace(snapshot, name=str(runs.places.get(snapshot.name, snapshot.name)), findings=findings)
+
+
+def _counts(finding: Finding, sure: bool = True) -> bool:
+    """Whether a finding decides on the exit code: silence does not while the training lives or may live."""
     return finding.kind != "silent" or (sure and not finding.over)
 
 
-def _news(finding: "Finding") -> tuple[object, ...]:
-    """What makes a finding worth a line: of a thousand parameters that have it one after the other, ten are."""
+def _news(finding: Finding) -> tuple[object, ...]:
+    """The parts of a finding whose change is worth a line; of its parameters only each doubling is."""
     doubled = len(finding.params).bit_length()
     return finding.kind, finding.severity, finding.numbers.get("metric"), doubled
 
 
-def _line(name: str, finding: "Finding") -> str:
-    from viewer.words import plain
-
+def _line(name: str, finding: Finding) -> str:
     return plain(f"{name}: {finding.severity} at step {finding.first_step:,}: {finding.sentence}")
 
 
-def _plain(name: str, rank: int | None, evidence: "Evidence", those: Sequence["Finding"]) -> dict[str, Any]:
-    """A run's findings in what JSON knows."""
+def _plain(snapshot: Snapshot, rank: int | None) -> dict[str, Any]:
+    """A run's findings in types that JSON knows."""
     findings = []
-    for finding in those:
+    for finding in snapshot.findings:
         numbers = {key: _number(number) for key, number in finding.numbers.items()}
         findings.append(dataclasses.asdict(finding) | {"numbers": numbers})
     return {
-        "run": name,
+        "run": snapshot.name,
         **({} if rank is None else {"rank": rank}),
-        "state": evidence.state,
-        "last_step": evidence.last_step,
-        "complete": evidence.complete,
+        "state": snapshot.state,
+        "last_step": snapshot.last_step or 0,
+        "complete": snapshot.complete,
         "findings": findings,
     }
 
@@ -289,28 +252,20 @@ def _number(number: object) -> object:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _print(tables: Iterable["RenderableType"]) -> None:
-    from rich.console import Console
-
-    # Where the locale knows no lines and dots, question marks are better than an end.
+def _print(tables: Iterable[RenderableType]) -> None:
+    # Where the locale has no letter for lines and dots, print question marks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(highlight=False)
-    for each in tables:
-        console.print(each)
+    for table in tables:
+        console.print(table)
 
 
-def _tables(found: "Checked", part: str = "") -> Iterator["RenderableType"]:
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    from tracer.log.ranks import STATE_WORDS
-    from viewer.words import plain
-
-    for name, (evidence, those) in found.items():
-        late = "" if evidence.complete else "; its last rows are still to arrive"
-        where = f"at step {evidence.last_step:,}" if evidence.courses or evidence.curves else "without a step"
-        how = f"{plain(name)}{part}: {STATE_WORDS[evidence.state]} {where}{late}"
-        if not those:
+def _tables(checked: Iterable[Snapshot], part: str = "") -> Iterator[RenderableType]:
+    for snapshot in checked:
+        late = "" if snapshot.complete else "; its last rows are still to arrive"
+        where = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step:,}"
+        how = f"{plain(snapshot.name)}{part}: {STATE_WORDS[snapshot.state]} {where}{late}"
+        if not snapshot.findings:
             yield Text(f"{how}; nothing found")
             continue
         # In a narrow column a long name goes on in the next line.
@@ -318,9 +273,9 @@ def _tables(found: "Checked", part: str = "") -> Iterator["RenderableType"]:
         table = Table(
             "#", "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
         )
-        for number, finding in enumerate(those, 1):
-            style = _STYLES[finding.severity]
+        for number, finding in enumerate(snapshot.findings, 1):
             words = Text(plain(finding.sentence)).append(f"\n{finding.advice}" if finding.advice else "", "dim")
+            severity = Text(finding.severity, _STYLES[finding.severity])
             steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
-            table.add_row(str(number), Text(finding.severity, style), finding.kind, *steps, words)
+            table.add_row(str(number), severity, finding.kind, *steps, words)
         yield table

@@ -1,4 +1,4 @@
-"""The surface that needs no screen: the figure as a file, once, or again on every change."""
+"""The file as a surface, which needs no screen: the figure is written once, or again on every change."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _DPI = 120
 
 
 class FigureFile:
-    """A file that shows runs; each write replaces it whole, so that nobody reads half a picture."""
+    """A file with a figure; each write replaces it whole, so that nobody reads half a picture."""
 
     def __init__(self, path: Path, options: ViewOptions) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class FigureFile:
             self._figure.savefig(staged, format=self.path.suffix[1:].lower())
             os.replace(staged, self.path)
         except OSError as error:
-            # The staged file is nobody's business.
+            # Name the user's file, and not the staged one.
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
             with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ class FigureFile:
 
 
 def follow(runs: Runs, file: FigureFile) -> Sequence[Snapshot]:
-    """Write the figure on every change, until all have ended and the last rows have arrived; the last snapshots."""
+    """Write the figure on every change until all runs are over; the last snapshots."""
     shown: Sequence[Snapshot] = ()
     for shown, fresh in changes(runs):
         if fresh:

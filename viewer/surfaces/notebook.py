@@ -1,9 +1,10 @@
-"""The surface inside Python: a figure of runs for a paper, and in a notebook a picture that follows a training.
+"""Python as a surface: a figure of runs for a paper, and in a notebook a picture that follows a training.
 
-The kernel that shows a run is often the one that trains it. So a thread of its own draws, and it rests in proportion to
-what drawing has cost the training.
+The kernel that shows a run often trains it, too. So a thread of its own draws, and rests nine times as long as drawing
+took.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -20,8 +21,8 @@ from tracer.log.store import at
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import View, ViewOptions
-from viewer.read.changes import changes
-from viewer.read.runs import Runs, check_names, check_there
+from viewer.read.changes import changes, once
+from viewer.read.runs import Runs
 
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 _Folder = str | os.PathLike[str]
 
 _LEAST_SECONDS = 0.5
-# Python lets one thread run at a time: with this, the training has nine tenths of it left, however slow drawing is.
+# Python runs one thread at a time: with this rest, the training keeps nine tenths of the time, however slow drawing is.
 _REST = 9
 
 
 class _Picture(Figure):
-    """A figure of its own canvas, which a notebook shows although pyplot does not know it."""
+    """A figure that a notebook shows although pyplot does not know it."""
 
     def __init__(self) -> None:
         super().__init__(figsize=SIZE_INCHES)
@@ -55,7 +56,7 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options:
         options: How it is shown: the other fields of ``viewer.options.ViewOptions``, such as ``metrics=["lr"]``.
 
     Returns:
-        A figure that pyplot does not know, so that nothing has to be closed.
+        A figure that pyplot does not know, and which need not be closed.
 
     Raises:
         LogError: a run does not exist or cannot be read, or no parameter has the name that is asked for.
@@ -63,24 +64,16 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options:
         ValueError: a field cannot have this value.
     """
     runs = Runs(_paths(run), _options(view, options))
-    try:
-        check_there(runs)
-        while (snapshots := runs.refresh()) is None:
-            runs.wait()
-        snapshots = runs.examine() or snapshots
-    finally:
-        runs.close()
-    check_names(runs.options, snapshots)
+    snapshots = once(runs)
     picture = _Picture()
     fill(picture, runs.options).update(snapshots, time.time())
     return picture
 
 
 def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: Any) -> "Showing":
-    """Show a run in a notebook, or several: a picture below the cell, which follows while cells and trainings run.
+    """Show a run, or several, in a notebook: the picture below the cell follows them while cells and trainings run.
 
-    It may begin before the run exists. It ends by itself once all that it shows is closed, or has
-    been stopped for a minute.
+    It may begin before the run exists. It ends by itself when all runs have closed, or a minute after they died.
 
     Args:
         run: A run's folder, or several, or a folder of runs.
@@ -88,7 +81,7 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: A
         options: As in ``figure``.
 
     Returns:
-        What ends it: ``stop()``.
+        The picture; ``stop()`` ends it.
 
     Raises:
         RuntimeError: this is no notebook.
@@ -108,7 +101,7 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: A
 
 
 class Showing:
-    """A picture in a notebook that follows runs, until they have ended or it is stopped; ``show`` returns it."""
+    """A picture in a notebook that follows runs until they are over or it is stopped; ``show`` returns it."""
 
     def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
         self._runs = runs
@@ -122,12 +115,11 @@ class Showing:
         self._thread.join()
 
     def _run(self) -> None:
-        try:
-            self._follow()
-        except Exception as error:
-            self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
-        finally:
-            self._runs.close()
+        with contextlib.closing(self._runs):
+            try:
+                self._follow()
+            except Exception as error:
+                self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
 
     def _follow(self) -> None:
         picture = _Picture()
@@ -146,11 +138,11 @@ class Showing:
         self._handle.update(Image(data=picture._repr_png_(), format="png"))
 
     def _ipython_display_(self) -> None:
-        """As the last value of a cell it shows nothing: its picture is there already."""
+        """Display nothing as the last value of a cell: the picture is shown already."""
 
 
 def _in_notebook() -> bool:
-    """Whether what is displayed goes to a notebook: not in a script, and not in IPython's terminal."""
+    """Whether this runs in a notebook, and not in a script or in IPython's terminal."""
     try:
         from IPython.core.getipython import get_ipython
     except ImportError:
@@ -159,17 +151,17 @@ def _in_notebook() -> bool:
 
 
 def _paths(run: _Folder | Sequence[_Folder]) -> list[Place]:
-    paths = [at(run)] if isinstance(run, (str, os.PathLike)) else [at(each) for each in run]
+    paths = [at(run)] if isinstance(run, (str, os.PathLike)) else list(map(at, run))
     if not paths:
         raise ValueError("no run is named: give a run's folder, as in 'runs/resnet18'")
     return paths
 
 
 def _options(view: str | None, given: Mapping[str, Any]) -> ViewOptions:
-    there = [field.name for field in dataclasses.fields(ViewOptions) if field.name not in ("run", "view")]
+    names = [field.name for field in dataclasses.fields(ViewOptions) if field.name not in ("run", "view")]
     for name in given:
-        if name not in there:
-            raise TypeError(f"there is no {name!r}: there are view, {', '.join(there)}")
+        if name not in names:
+            raise TypeError(f"there is no {name!r}: there are view, {', '.join(names)}")
     options = ViewOptions(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
     if options.view is View.PARAM and not options.param:
         raise ValueError("view='param' needs param, a parameter's name")

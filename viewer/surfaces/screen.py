@@ -1,4 +1,4 @@
-"""A figure that a user looks at, on a surface that draws and answers him: window or page."""
+"""A figure that answers the user's keys and clicks, in a window or on a page."""
 
 import dataclasses
 import time
@@ -20,20 +20,20 @@ _VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM}
 
 
 class Screen:
-    """Shows runs in a figure, and follows the user where he looks.
+    """Shows runs in a figure, in the view that the user chooses.
 
-    Keys 1, 2 and 3 choose the view, x the x axis; a click on a row of the layers opens it. Everything here belongs to
-    the one thread that owns the figure.
+    Keys 1, 2 and 3 choose the view, x the x axis; a click on a row of the layers opens it. Only the thread that owns
+    the figure may call this.
 
     Args:
         figure: The figure, with its canvas.
         open_runs: Opens the runs that options ask for.
-        options: What is shown first.
+        options: The first view.
         titled: Whether the figure's title says how the runs are.
 
     Attributes:
-        options: What is shown now.
-        snapshots: How the runs are; none before they have been read.
+        options: The present view.
+        snapshots: The runs as they are now; none before they have been read.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Screen:
         self.snapshots: Sequence[Snapshot] = ()
         self._open_runs = open_runs
         self._titled = titled
-        self._reader: Reader | None = None
         self._failed: Exception | None = None
-        self._said = ""
-        self.look_at(options)
+        self._reader = Reader(open_runs(options))
+        self._reader.start()
+        self._fill(options)
         canvas = figure.canvas
         self._connected = [
             canvas.mpl_connect("button_press_event", self._click),
@@ -55,44 +55,46 @@ class Screen:
         ]
 
     def look_at(self, options: ViewOptions) -> None:
-        """Show something else, or in another way; what is read already is not read again."""
-        if self._reader is None or _opens(options) != _opens(self.options):
-            self._stop()
-            self._reader = Reader(self._open_runs(options))
+        """Change the view, or how it is shown; the runs are read again only if that needs other rows."""
+        if _opens(options) != _opens(self.options):
+            runs = self._open_runs(options)
+            self._reader.stop()
+            self._reader = Reader(runs)
             self._reader.start()
+        self._fill(options)
+
+    def _fill(self, options: ViewOptions) -> None:
         self.options = options
+        self.snapshots = ()
         self._shown = fill(self.figure, options, self._titled)
         self._said = ""
-        self.snapshots = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The runs that there are."""
-        return () if self._reader is None else self._reader.runs.names
+        """The names of all runs, shown or not."""
+        return self._reader.runs.names
 
     def said(self) -> str:
-        """How the runs are, in a line, and what has to be known of them, in further ones."""
+        """How the runs are, in the first line; notices in further lines."""
         if self.snapshots:
             return "\n".join([title(self.snapshots, time.time(), self.options), *notices(self.snapshots)])
-        done, there = (0, 0) if self._reader is None else self._reader.read
-        return f"reading: {done / 1e6:,.0f} of {there / 1e6:,.0f} MB" if there else "no run yet: waiting for it"
+        done, total = self._reader.read
+        return f"reading: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else "no run yet: waiting for it"
 
     def tick(self) -> bool:
-        """Take in what is new; whether the figure has to be drawn.
+        """Take in the news; whether the figure has to be drawn.
 
         Raises:
             LogError: the run cannot be read.
         """
-        failed = self._failed or (self._reader.error if self._reader is not None else None)
+        failed = self._failed or self._reader.error
         if failed is not None:
             raise failed
-        if self._reader is None:
-            return False
         newest = self._reader.latest
         fresh = newest is not self.snapshots and bool(newest)
         self.snapshots = newest
         said = self.said()
-        # The title speaks of the time since the last row, too, where the figure has one.
+        # A figure's title tells the age of the last row, too.
         if not fresh and (said == self._said or not self._titled):
             return False
         self._said = said
@@ -100,7 +102,7 @@ class Screen:
         return True
 
     def redraw(self) -> None:
-        """Put what is known into the figure again, as after a change of its size."""
+        """Fill the figure again, as after a change of its size."""
         if self.snapshots:
             self._shown.update(self.snapshots, time.time())
         elif self._titled:
@@ -109,9 +111,9 @@ class Screen:
     def _click(self, event: Event) -> None:
         if not isinstance(event, MouseEvent) or event.button != 1 or self._zooming():
             return
-        found = self._shown.picked(event.inaxes, event.ydata) if isinstance(self._shown, Layers) else None
-        if found is not None:
-            self._go(found)
+        picked = self._shown.picked(event.inaxes, event.ydata) if isinstance(self._shown, Layers) else None
+        if picked is not None:
+            self._go(picked)
 
     def _key(self, event: Event) -> None:
         key = event.key if isinstance(event, KeyEvent) else None
@@ -127,7 +129,7 @@ class Screen:
             self._go(dataclasses.replace(self.options, x=after))
 
     def _zooming(self) -> bool:
-        """Whether the toolbar zooms or moves the figure: then a click is its own, and x, which keeps to the x axis."""
+        """Whether the toolbar zooms or moves the figure: it then takes clicks, and the key x for the x axis alone."""
         toolbar = self.figure.canvas.toolbar
         return toolbar is not None and bool(toolbar.mode)
 
@@ -135,22 +137,17 @@ class Screen:
         try:
             self.look_at(options)
         except Exception as error:
-            # A toolkit would print it and go on; the next tick raises it where it is handled.
+            # A toolkit would print it and go on. The next tick raises it where it is handled.
             self._failed = error
         self.figure.canvas.draw_idle()
 
     def close(self) -> None:
         """Stop reading, and take no more keys and clicks."""
-        for each in self._connected:
-            self.figure.canvas.mpl_disconnect(each)
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._reader is not None:
-            self._reader.stop()
-            self._reader = None
+        for connection in self._connected:
+            self.figure.canvas.mpl_disconnect(connection)
+        self._reader.stop()
 
 
 def _opens(options: ViewOptions) -> tuple[object, ...]:
-    """What runs have to be opened for."""
+    """The parts of options for which runs have to be opened anew."""
     return options.reads, options.run, options.findings

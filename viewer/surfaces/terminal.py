@@ -1,4 +1,4 @@
-"""The surface that is a terminal: a picture in characters, redrawn in place; into a pipe, a line for each news."""
+"""The terminal as a surface: a picture in characters, redrawn in place; in a pipe, a line for each news."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ from rich.live import Live
 from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Finding, Snapshot
-from viewer.surfaces.text import WORDS, ends, newest, picture
-from viewer.words import noticed, notices, plain, words
+from viewer.surfaces.text import ends, newest, picture
+from viewer.words import KINDS, noticed, notices, plain, words
 
 _GATHER_SECONDS = 0.2
 
@@ -24,7 +24,7 @@ def show(runs: Runs) -> Sequence[Snapshot]:
         LogError: the run cannot be read.
         KeyboardInterrupt: the user ended it with Ctrl-C.
     """
-    # Where the locale knows no blocks and dots, question marks are better than an end.
+    # Where the locale has no letter for blocks and dots, print question marks.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console()
     return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
@@ -35,12 +35,12 @@ def _over(snapshots: Sequence[Snapshot]) -> bool:
 
 
 def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
-    """Keep the whole terminal as long as anything may change, and leave the last picture on it."""
+    """Take the whole terminal as long as anything may change, and leave the last picture on it."""
     live = Live(console=console, screen=True, auto_refresh=False)
     shown: Sequence[Snapshot] = ()
     drawn: object = None
     try:
-        # Known before it is drawn, so that Ctrl-C leaves it on the terminal.
+        # ``shown`` is set before it is drawn, so that Ctrl-C leaves it on the terminal.
         for shown, fresh in changes(runs):
             if not shown:
                 continue
@@ -50,25 +50,25 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
             if live.is_started and (fresh or size != drawn):
                 live.update(picture(shown, runs.options, time.time(), *size), refresh=True)
             drawn = size
-            # What several ranks publish at once is drawn at once.
+            # Ranks that publish at the same time are drawn together.
             time.sleep(0.0 if _over(shown) else _GATHER_SECONDS)
     finally:
         live.stop()
         if shown:
-            # The prompt needs room, too.
+            # Two lines are for the prompt.
             console.print(picture(shown, runs.options, time.time(), console.width, console.height - 2))
     return shown
 
 
 def _print_lines(runs: Runs) -> Sequence[Snapshot]:
-    """A line for each run of which there is something new."""
+    """Print a line for each run with news."""
     shown: Sequence[Snapshot] = ()
     said: set[object] = set()
     for snapshots, _ in changes(runs):
         known = set(map(id, shown))
         lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
         news: dict[object, str] = {line: line for line in notices(snapshots)}
-        news |= {_told(run, found): _finding(run, found) for _, run, found in noticed(snapshots, runs.options)}
+        news |= {_told(run, finding): _finding(run, finding) for _, run, finding in noticed(snapshots, runs.options)}
         lines += [line for key, line in news.items() if key not in said]
         said.update(news)
         for line in lines:
@@ -78,7 +78,7 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
 
 
 def _told(snapshot: Snapshot, finding: Finding) -> object:
-    """What of a finding stays while it goes on: bins of steps become longer, and other parameters join the first."""
+    """The parts of a finding that stay while it goes on; its bins of steps grow, and other parameters join it."""
     return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.over
 
 
@@ -88,19 +88,19 @@ def _finding(snapshot: Snapshot, finding: Finding) -> str:
 
 
 def _news(snapshot: Snapshot) -> str:
-    """What is new of a run: its state and step, and the newest numbers."""
-    found = [f"{snapshot.name} {words(snapshot, time.time())}"]
-    found += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
+    """The news of a run: its state and step, and the newest numbers."""
+    news = [f"{snapshot.name} {words(snapshot, time.time())}"]
+    news += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
     bad = [(curve.name, min(curve.nonfinite)) for curve in snapshot.curves if curve.nonfinite]
-    for kind, word in WORDS.items():
+    for kind, word in KINDS.items():
         both = ends(snapshot, kind)
-        found += [f"{curve.name} {newest(curve)}" for curve in both]
+        news += [f"{curve.name} {newest(curve)}" for curve in both]
         bad += [(word, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
-    found += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
+    news += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
     layers = snapshot.layers
     if layers is not None and np.isfinite(layers.magnitudes).any():
         row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
-        found.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
+        news.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
         alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
-        found += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
-    return " · ".join(found)
+        news += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
+    return " · ".join(news)

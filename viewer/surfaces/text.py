@@ -1,4 +1,4 @@
-"""The views in characters: a picture of so many lines and columns. No files, no threads, and no loop."""
+"""The views in characters, as large as the terminal."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,70 +23,71 @@ from viewer.options import Scale, View, ViewOptions
 from viewer.reduce.metrics import ACCURACY, LOSS, panel_names, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces.chart import Line, chart
-from viewer.words import finding_words, first_of, noticed, notices, plain, shortened, title
+from viewer.words import KINDS, finding_words, first_of, noticed, notices, plain, shortened, title
 
-WORDS = {"value": "value", "grad": "gradient", "applied": "applied"}
-# Of the curves of one run; several runs have a letter each, small for the first of a chart's curves.
+# Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _BLOCKS = "▁▂▃▄▅▆▇█"
-# The darkest colours would not be seen on a dark terminal.
+# The darkest colours cannot be seen on a dark terminal.
 _RAMP = [to_hex(matplotlib.colormaps["cividis"](place)) for place in np.linspace(0.25, 1, len(_BLOCKS))]
 _ALARM, _NONFINITE = "bold red", "NaN/inf"
 _NOTICES, _FINDINGS = 2, 4
 _NAME, _SHORTEST, _NUMBER = 24, 6, 9
-# In fewer columns, a table of four numbers would have no room for names.
+# In fewer columns a table of four numbers leaves no room for names.
 _NARROW = 42
 
 
 def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, width: int, height: int) -> Group:
-    """Snapshots in so many columns and lines.
+    """A picture of snapshots.
 
     Args:
-        snapshots: What is shown: one of each run, at least one.
-        options: What of it, and how.
+        snapshots: One of each run, at least one.
+        options: The view, and how it is shown.
         now: Seconds since 1970.
         width: In characters.
         height: In lines.
     """
-    said = first_of(notices(snapshots), _NOTICES, "tracer verify")
-    found = first_of(finding_words(snapshots, options), max(2, min(_FINDINGS, height // 10)), "viewer check")
-    of = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""
-    top = [_words(of + title(snapshots, now, options), "bold"), *(_words(line, "yellow") for line in (*said, *found))]
+    noted = first_of(notices(snapshots), _NOTICES, "tracer verify")
+    findings = first_of(finding_words(snapshots, options), max(2, min(_FINDINGS, height // 10)), "viewer check")
+    param = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""
+    top = [_words(param + title(snapshots, now, options), "bold")]
+    top += [_words(line, "yellow") for line in (*noted, *findings)]
     draw = {View.OVERVIEW: _overview, View.LAYERS: _layers, View.PARAM: _parameter}[options.view]
     return Group(*top, *draw(snapshots, options, width, max(6, height - len(top))))
 
 
 def recorded(snapshot: Snapshot, kind: str) -> dict[str, Curve]:
-    """What was recorded of the values, of the gradients ("grad") or of the applied ones, by statistic."""
+    """The curves of values, of gradients ("grad") or of applied gradients, by statistic."""
     extremes = snapshot.extremes
-    found: dict[str, Curve] = {}
-    for column in extremes.statistics if extremes is not None else ():
+    curves: dict[str, Curve] = {}
+    if extremes is None:
+        return curves
+    for column, numbers in extremes.statistics.items():
         of, _, statistic = column.partition("_")
-        if extremes is None or of != kind or statistic.endswith("_low"):
-            continue
-        statistic = statistic.removesuffix("_high")
-        high = numbers_of(extremes.statistics[column])
-        low = numbers_of(extremes.statistics.get(f"{kind}_{statistic}_low", high))
-        name, bad = f"{statistic} {WORDS[kind]}", extremes.nonfinite.get(kind, ())
-        found[statistic] = Curve(name, extremes.step, high, low, high, bad, extremes.time)
-    return found
+        if of == kind and not statistic.endswith("_low"):
+            statistic = statistic.removesuffix("_high")
+            high = numbers_of(numbers)
+            low = numbers_of(extremes.statistics.get(f"{kind}_{statistic}_low", high))
+            name, bad = f"{statistic} {KINDS[kind]}", extremes.nonfinite.get(kind, ())
+            curves[statistic] = Curve(name, extremes.step, high, low, high, bad, extremes.time)
+    return curves
 
 
 def ends(snapshot: Snapshot, kind: str) -> list[Curve]:
-    """The minimum and the maximum, where there are any."""
-    there = recorded(snapshot, kind)
-    return [there[end] for end in ("min", "max") if end in there]
+    """The curves of the minimum and the maximum, where there are any."""
+    curves = recorded(snapshot, kind)
+    return [curves[end] for end in ("min", "max") if end in curves]
 
 
 def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
-    """The larger magnitude of minimum and maximum."""
+    """The curve of the larger magnitude of minimum and maximum, where there is one."""
     both = ends(snapshot, kind)
     if not both:
         return []
     low, high = both
-    each = np.fmax(np.abs(low.mean), np.abs(high.mean)).tolist()
-    return [Curve(WORDS[kind], low.step, each, each, each, low.nonfinite, low.time)]
+    larger = np.fmax(np.abs(low.mean), np.abs(high.mean)).tolist()
+    return [Curve(KINDS[kind], low.step, larger, larger, larger, low.nonfinite, low.time)]
 
 
 def newest(curve: Curve) -> str:
@@ -101,7 +102,7 @@ def _words(text: str, style: str = "") -> Text:
 
 
 def _sign(options: ViewOptions, run: int | None, index: int) -> tuple[str, str]:
-    """A colour and a mark, so that colour alone tells nothing apart; of several runs each has its own."""
+    """The colour and the mark of a curve, or of one of several runs."""
     palette = theme(options).palette
     if run is None:
         return palette[index % len(palette)], _MARKS[index % len(_MARKS)]
@@ -159,8 +160,8 @@ def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, h
     ]
     if several:
         sizes = [
-            _chart(of, [(each, _magnitude(each, kind)) for each in snapshots], options, Scale.LOG, (half, below))
-            for kind, of in (("grad", "largest gradient"), ("value", "largest value"))
+            _chart(name, [(run, _magnitude(run, kind)) for run in snapshots], options, Scale.LOG, (half, below))
+            for kind, name in (("grad", "largest gradient"), ("value", "largest value"))
         ]
         return [_beside(metrics), _beside(sizes), _table_of_runs(shown, options, width, rows)]
     (snapshot,) = snapshots
@@ -186,7 +187,7 @@ def _table(name: str, *columns: str) -> Table:
 
 
 def _fit(table: Table, room: int) -> int:
-    """Shorten a table's names, and no number, until it fits into so many characters; how many it takes."""
+    """Shorten a table's names, but no number, until it fits into the room; its width then, in characters."""
     console = Console(width=1000)
     names = Measurement.get(console, console.options, Group(*table.columns[0].cells)).maximum
     wide = Measurement.get(console, console.options, table).maximum
@@ -199,22 +200,22 @@ def _alarm(steps: Sequence[int]) -> Text:
 
 
 def _number(curve: Curve) -> Text:
-    found = newest(curve)
-    return Text(found, _ALARM if found == _NONFINITE else "")
+    number = newest(curve)
+    return Text(number, _ALARM if number == _NONFINITE else "")
 
 
 def _end(pick: Callable[[Iterable[float]], float], numbers: Sequence[float]) -> str:
-    there = [number for number in numbers if not np.isnan(number)]
-    return f"{pick(there):.4g}" if there else "–"
+    known = [number for number in numbers if not np.isnan(number)]
+    return f"{pick(known):.4g}" if known else "–"
 
 
 def _table_of_curves(curves: Sequence[Curve], width: int, height: int) -> Table:
-    """A row a curve: its newest, lowest and highest number, and the first step with a NaN or an infinity."""
+    """A row for each curve: its newest, lowest and highest number, and the first step with a NaN or an infinity."""
     alarmed = any(curve.nonfinite for curve in curves)
     both = ["lowest", "highest"] if width >= _NARROW else []
     table = _table("", "last", *both, *(["NaN/inf at"] if alarmed else []))
     if len(curves) >= height:
-        # What is not finite must not be among what finds no room.
+        # Curves with a NaN or an infinity must find room.
         curves = sorted(curves, key=lambda curve: not curve.nonfinite)[: height - 1]
     for curve in curves:
         cells = [_end(min, curve.low), _end(max, curve.high)] if both else []
@@ -226,7 +227,7 @@ def _table_of_curves(curves: Sequence[Curve], width: int, height: int) -> Table:
 def _table_of_runs(
     shown: Sequence[tuple[Snapshot, Mapping[str, Sequence[Curve]]]], options: ViewOptions, width: int, height: int
 ) -> Table:
-    """A row a run, with the first metric of each panel; those begun last where there are too many."""
+    """A row for each run, with the first metric of each panel; the runs begun last, where there are too many."""
     curves = [[*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")] for snapshot, _ in shown]
     bad = [sorted(step for curve in of_run for step in curve.nonfinite) for of_run in curves]
     table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", *(["NaN/inf at"] if any(bad) else []))
@@ -239,7 +240,7 @@ def _table_of_runs(
             _words(f"{mark} {shortened(snapshot.name)}", colour),
             snapshot.state,
             "–" if snapshot.last_step is None else f"{snapshot.last_step:,}",
-            *(_number(each[0]) if each else Text("–") for each in numbers),
+            *(_number(shown[0]) if shown else Text("–") for shown in numbers),
             *([_alarm(bad[run])] if any(bad) else []),
         )
     _fit(table, width)
@@ -247,19 +248,19 @@ def _table_of_runs(
 
 
 def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
-    """A row a parameter, or a module: blocks as high and as bright as its magnitude was."""
+    """A row for each parameter or module, of blocks that are as high and as bright as its magnitudes."""
     layers = snapshots[0].layers
     if layers is None:
         return [_words("no step recorded yet" + " with such a parameter" * bool(options.params), "dim")]
     rows, sizes, alarms = grouped(layers, limit=height - 2)
     others = f" … +{len(rows[0]) - 1}" if len(rows[0]) > 1 else ""
-    # Where all names begin with the same modules, what tells them apart would find no room.
+    # Modules with which all names begin would take the room of what tells names apart.
     modules = zip(*(name.split(".")[:-1] for row in rows for name in row), strict=False)
-    common = "".join(f"{same[0]}." for same in itertools.takewhile(lambda each: len(set(each)) == 1, modules))
+    common = "".join(f"{same[0]}." for same in itertools.takewhile(lambda names: len(set(names)) == 1, modules))
     longest = max(_NAME, width // 3)
     names = [shortened(row[0].removeprefix(common), longest - len(others)) + others for row in rows]
-    found = sizes[sizes > 0]
-    scale = (float(found.min()), float(found.max())) if found.size else (1.0, 1.0)
+    positive = sizes[sizes > 0]
+    scale = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
     wide = max(map(cell_len, names))
     room = max(8, width - wide - _NUMBER - 2)
     first, last = f"step {layers.first_step:,}", f"{snapshots[0].last_step:,}"
@@ -267,14 +268,13 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     table.columns[0].max_width = wide
     marks = _marks_of_rows(snapshots, options, layers, rows)
     for row, (name, size, alarm) in enumerate(zip(names, sizes, alarms, strict=True)):
-        there = np.flatnonzero(~np.isnan(size) | alarm)[-1:].tolist()
-        text = "–" if not there else _NONFINITE if alarm[there[0]] else f"{size[there[0]]:.3g}"
+        last_cell = np.flatnonzero(~np.isnan(size) | alarm)[-1:].tolist()
+        text = "–" if not last_cell else _NONFINITE if alarm[last_cell[0]] else f"{size[last_cell[0]]:.3g}"
         blocks = _blocks(size, alarm, room, scale, marks.get(row, {}))
         table.add_row(Text(name), blocks, Text(text, _ALARM if text == _NONFINITE else ""))
     legend = _words(f"{options.statistic}: {scale[0]:.2g} ")
-    legend.append_text(
-        _blocks(np.geomspace(*scale, len(_BLOCKS)), np.zeros(len(_BLOCKS), dtype=np.bool_), len(_BLOCKS), scale, {})
-    )
+    ramp = np.geomspace(*scale, len(_BLOCKS))
+    legend.append_text(_blocks(ramp, np.zeros(len(ramp), dtype=np.bool_), len(ramp), scale, {}))
     legend.append(f" {scale[1]:.2g} · 0 zero · ! NaN or inf")
     return [table, legend]
 
@@ -282,15 +282,15 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
 def _marks_of_rows(
     snapshots: Sequence[Snapshot], options: ViewOptions, layers: Heatmap, rows: Sequence[Sequence[str]]
 ) -> dict[int, dict[int, tuple[str, str]]]:
-    """Of each row the columns in which findings began, with the number of the worst and how it looks."""
-    found: dict[int, dict[int, tuple[str, str]]] = {}
+    """By row and column, the number of the worst finding that began there, and its style."""
+    marks: dict[int, dict[int, tuple[str, str]]] = {}
     for number, _, finding in noticed(snapshots, options):
         row = row_of(rows, finding.param)
         column = (finding.first_step - layers.first_step) // layers.width
-        # Of one rank there may be fewer steps.
+        # A single rank may have fewer steps.
         if row is not None and number < 10 and 0 <= column < layers.magnitudes.shape[1]:
-            found.setdefault(row, {}).setdefault(column, (str(number), f"bold reverse {colour_of(options, finding)}"))
-    return found
+            marks.setdefault(row, {}).setdefault(column, (str(number), f"bold reverse {colour_of(options, finding)}"))
+    return marks
 
 
 def _blocks(
@@ -300,16 +300,16 @@ def _blocks(
     scale: tuple[float, float],
     marks: dict[int, tuple[str, str]],
 ) -> Text:
-    """A character a column, for the largest magnitude and any alarm in it; height and colour say the same.
+    """A character for each of ``room`` columns: the largest magnitude in it as height and colour, or an alarm.
 
     Args:
         sizes: The magnitudes.
-        alarms: Where there is a NaN or an infinity.
-        room: How many characters there may be.
+        alarms: The cells with a NaN or an infinity.
+        room: The width, in characters.
         scale: The smallest and the largest magnitude.
-        marks: What stands in columns instead: a character and its style.
+        marks: Characters, with their styles, that stand in columns instead.
     """
-    # Where a column of the strip is wider than a character, it is repeated.
+    # A column that is wider than a character is repeated.
     starts = np.arange(room) * len(sizes) // room
     sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
     low, length = np.log(scale[0]), np.log(scale[1] / scale[0])
@@ -330,13 +330,13 @@ def _blocks(
 
 
 def _parameter(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
-    """Values and gradients over the run, and a table of the newest of all that was recorded."""
+    """Values and gradients over the run, and a table of the newest numbers of all statistics."""
     (snapshot,) = snapshots
     if snapshot.extremes is None:
         return [_words("no row of this parameter yet", "dim")]
     table = _table_of_statistics(snapshot)
     size = width // 2, max(5, height - len(table.rows) - 1)
-    bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in WORDS.items()}
+    bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in KINDS.items()}
     charts = [
         _chart(name, [(snapshot, curves)], options, Scale.SYMLOG, size)
         for name, curves in (("value", bands["value"]), ("gradient", bands["grad"] + bands["applied"]))
@@ -345,13 +345,13 @@ def _parameter(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, 
 
 
 def _table_of_statistics(snapshot: Snapshot) -> Table:
-    """The newest number of each statistic, a column each for values, gradients and applied gradients."""
-    there = {word: found for kind, word in WORDS.items() if (found := recorded(snapshot, kind))}
-    table = _table("newest", *there)
-    for statistic in dict.fromkeys(statistic for found in there.values() for statistic in found):
-        cells = [_number(found[statistic]) if statistic in found else Text("–") for found in there.values()]
+    """The newest number of each statistic, with a column each for values, gradients and applied gradients."""
+    kinds = {word: curves for kind, word in KINDS.items() if (curves := recorded(snapshot, kind))}
+    table = _table("newest", *kinds)
+    for statistic in dict.fromkeys(statistic for curves in kinds.values() for statistic in curves):
+        cells = [_number(curves[statistic]) if statistic in curves else Text("–") for curves in kinds.values()]
         table.add_row(_words(statistic), *cells)
-    bad = [next(iter(found.values())).nonfinite for found in there.values()]
+    bad = [next(iter(curves.values())).nonfinite for curves in kinds.values()]
     if any(bad):
         table.add_row(Text("NaN/inf at", _ALARM), *map(_alarm, bad))
     return table

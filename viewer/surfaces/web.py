@@ -1,6 +1,6 @@
-"""The surface in a browser: a page with a live figure and a control for every option; each session has its figure.
+"""The browser as a surface: a page with a live figure and a control for every option.
 
-Everything of matplotlib happens in the one thread of the loop that serves; runs are read in threads of their own.
+Each session has a figure of its own. The one thread of the serving loop calls matplotlib; other threads read runs.
 """
 
 import asyncio
@@ -42,21 +42,21 @@ from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.screen import Screen
 from viewer.words import noticed, plain, span
 
-# Who comes with a wrong address is told so; the terminal is for those who started this.
+# A browser with a wrong address gets an answer; the terminal stays quiet.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
 
 HOST, PORT = "127.0.0.1", 8088
 _TICK_MILLISECONDS = 200
-# What is read within it replaces the previous picture at once, without an empty one between.
+# Runs that are read within this time replace the previous picture without an empty one between.
 _PATIENCE_SECONDS = 1.0
 _PING_SECONDS = 30
-# So many parameters stand in the page's list: more are found by filtering; and so many findings.
+# The page lists this many parameters and findings; a filter shows other parameters.
 _LISTED, _FINDINGS = 200, 30
 _LARGEST_MESSAGE = 1 << 16
-# A page has sensible sizes; what else comes is no page, and is to cost no memory.
+# Sizes that a page can have. Others, which no page of ours sends, must cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
 _DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
-# The style attributes are those that matplotlib's script sets.
+# matplotlib's script sets style attributes.
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; "
     "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -74,16 +74,16 @@ def serve(
 
     Args:
         open_runs: Opens the runs that options ask for.
-        options: What is shown where an address asks for nothing.
+        options: The view where an address asks for none.
         host: The address to listen at; "" for this machine alone.
         port: The port, 0 for any free one; None for the usual one, or a free one where it is taken.
         say: Tells the user the page's address.
 
     Raises:
-        LogError: nothing can be served there.
+        LogError: nothing can be served at this address.
         KeyboardInterrupt: the user ended it.
     """
-    # Nobody at this terminal can make a page wider.
+    # It speaks of the page's width, which nobody at this terminal can change.
     warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
     host = host or HOST
     listening = _listen(host, port)
@@ -120,7 +120,7 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
             ],
             default_handler_class=File,
             default_handler_args=given,
-            # As for what is malformed.
+            # Quiet, as for wrong addresses.
             log_function=lambda _: None,
             websocket_max_message_size=_LARGEST_MESSAGE,
             websocket_ping_interval=_PING_SECONDS,
@@ -137,13 +137,13 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
 
 
 class Site:
-    """What sessions have in common.
+    """The page's files, and its open sessions.
 
     Attributes:
-        token: What an address must begin with. As a folder, it is in every address that the page refers to by itself;
-            a cookie would also go to whoever serves at another port of this host.
-        files: What the page consists of: type and content, by name.
-        sessions: Those that are open, by the names that their pages know.
+        token: The first folder of every address, so that the page's relative addresses have it, too. A cookie would go
+            to servers at other ports of this host as well.
+        files: The type and the content of each file of the page, by name.
+        sessions: The open sessions, by the names that their pages know.
     """
 
     def __init__(self, open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, hosts: frozenset[str]) -> None:
@@ -155,9 +155,9 @@ class Site:
         self._hosts = hosts
 
     def refusal(self, host: str, token: str) -> str | None:
-        """Why nothing is served to a request, in a sentence; None where nothing is wrong."""
+        """Why a request gets nothing, in a sentence; None where nothing is wrong."""
         if not (host in self._hosts or _is_address(host)):
-            # A name of somebody else may have been made to point here, so that his page can read what is served.
+            # An attacker may let a name of his own point here, so that his page can read ours.
             return "This host name is not the viewer's: open the address that it printed, or give the name with --host."
         if not hmac.compare_digest(token.encode(), self.token.encode()):
             return "This address lacks the viewer's token: open the address that it printed."
@@ -188,7 +188,7 @@ def _files() -> dict[str, tuple[str, bytes]]:
 
 
 class _Guarded(RequestHandler):
-    """Answers only those who know the token, under a name of this machine."""
+    """Answers only requests that know the token and use a name of this machine."""
 
     def initialize(self, site: Site) -> None:
         self.site = site
@@ -211,10 +211,10 @@ class _Guarded(RequestHandler):
 
 
 class File(_Guarded):
-    """One of the files that the page consists of."""
+    """A file of the page."""
 
     def get(self, _: str, name: str) -> None:
-        """Write the file: one of those that are known, so that no address leads into a file system."""
+        """Write a file that is known by name, so that no address leads into a file system."""
         if name not in self.site.files:
             self.refuse(404, "There is no such page.")
             return
@@ -224,7 +224,7 @@ class File(_Guarded):
 
 
 class Download(_Guarded):
-    """A session's figure as it is seen, zoomed or not, as a file."""
+    """A session's figure as a file, zoomed as on the page."""
 
     def get(self, _: str, kind: str) -> None:
         """Write the figure of the session that is named in the query."""
@@ -240,10 +240,10 @@ class Download(_Guarded):
 
 
 class Session(_Guarded, WebSocketHandler):
-    """One page: its figure, what it is asked to show, and what its user has to know."""
+    """One page: its figure, its options, and its texts."""
 
     def open(self, _: str) -> None:
-        """Begin to show what the page's address asks for."""
+        """Show what the page's address asks for."""
         words = parse_qs(self.request.query, keep_blank_values=True)
         self._base = dataclasses.replace(
             self.site.options, dark=self.site.options.dark or words.get("prefers") == ["dark"]
@@ -263,20 +263,19 @@ class Session(_Guarded, WebSocketHandler):
         self._ticks.start()
 
     def on_message(self, message: str | bytes) -> None:
-        """Take what the page's controls ask for, or what matplotlib's script has to say."""
+        """Take a message of the page's controls, or of matplotlib's script."""
         try:
             self._take(json.loads(message))
         except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            # No page of ours says such a thing.
+            # No page of ours sends such a message.
             self.close()
 
     def _take(self, content: dict[str, Any]) -> None:
         if content["type"] in ("look", "address"):
             self._asked = parse_qs(content["query"], keep_blank_values=True)
-            # An address says what differs from the usual, the controls what differs from what is shown.
-            options, self._refused = options_of(
-                self._asked, self.screen.options if content["type"] == "look" else self._base
-            )
+            # An address says what differs from the usual options, the controls what differs from the present ones.
+            base = self.screen.options if content["type"] == "look" else self._base
+            options, self._refused = options_of(self._asked, base)
             if options != self.screen.options:
                 self.screen.look_at(options)
             self._tick()
@@ -294,7 +293,7 @@ class Session(_Guarded, WebSocketHandler):
             if screen.tick():
                 self._drawn = False
         except Exception as error:
-            # The page stays, and says it: other options may be possible.
+            # The page shows the error and stays: other options may work.
             failure = str(error) or type(error).__name__
         params = _unique(name for snapshot in screen.snapshots for name in snapshot.params)
         if screen.options.view is View.PARAM and not screen.options.param and params:
@@ -302,7 +301,7 @@ class Session(_Guarded, WebSocketHandler):
             return
         if screen.options is not self._followed:
             self._followed, self._since = screen.options, time.monotonic()
-            # What was zoomed, and what was under the mouse, is gone.
+            # The old view's zoom, and what was under the mouse, are gone.
             self._toolbar.update()
             self._toolbar.set_message("")
         if not screen.snapshots and not failure and time.monotonic() < self._since + _PATIENCE_SECONDS:
@@ -313,22 +312,21 @@ class Session(_Guarded, WebSocketHandler):
         self._tell(failure, params)
 
     def _tell(self, failure: str, params: list[str]) -> None:
-        """Send the page what has changed of what it shows."""
+        """Send the page what has changed."""
         screen, options = self.screen, self.screen.options
         status, *notices = (failure or screen.said()).splitlines()
-        found = noticed(screen.snapshots, options)
         refused = dict(self._refused)
         if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
             refused["run"] = f"there is no run {options.run!r}"
         further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel_of(c.name) is None}
-        there = _unique(name for snapshot in screen.snapshots for name in snapshot.params_there)
+        all_params = {name for snapshot in screen.snapshots for name in snapshot.params_there}
         words, usual = words_of(options), words_of(self._base)
         differing = {name: word for name, word in words.items() if word != usual[name]}
         state: dict[str, object] = {
             "session": self._name,
             "status": {"words": status, "failed": bool(failure)},
             "notices": notices,
-            "findings": _listed(found, several=len(screen.snapshots) > 1),
+            "findings": _listed(noticed(screen.snapshots, options), several=len(screen.snapshots) > 1),
             "choices": {
                 "run": ["", *_unique([*screen.names, *filter(None, [options.run])])],
                 "rank": _unique(
@@ -337,7 +335,7 @@ class Session(_Guarded, WebSocketHandler):
                 "statistic": _unique([*(name for s in screen.snapshots for name in s.statistics), options.statistic]),
                 "metrics": sorted(further | set(options.metrics)),
             },
-            "params": {"names": params[:_LISTED], "matching": len(params), "there": len(there)},
+            "params": {"names": params[:_LISTED], "matching": len(params), "there": len(all_params)},
             "values": words | {name: self._asked[name] for name in self._refused if name == "params"},
             "refused": refused,
             "query": urlencode(differing, doseq=True, errors="replace"),
@@ -361,16 +359,16 @@ class Session(_Guarded, WebSocketHandler):
             self.write_message(message, binary).add_done_callback(lambda sent: sent.cancelled() or sent.exception())
 
     def on_close(self) -> None:
-        """Stop everything that goes on for this page; others are not kept waiting until its reader has ended."""
+        """Stop everything for this page; other pages do not wait until its reader has ended."""
         if self.site.sessions.pop(self._name, None) is not None:
             self._ticks.stop()
             self._manager.remove_web_socket(self)
             asyncio.get_running_loop().run_in_executor(None, self.screen.close)
 
 
-def _listed(found: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
-    """Findings in words, how many there are of each severity, and that there are more than are listed."""
-    counts = Counter(finding.severity for _, _, finding in found)
+def _listed(findings: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
+    """The first findings in words, the number of each severity, and how many are not listed."""
+    counts = Counter(finding.severity for _, _, finding in findings)
     listed = [
         {
             "number": number,
@@ -379,10 +377,10 @@ def _listed(found: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> di
             "sentence": plain(finding.sentence),
             "advice": finding.advice,
         }
-        for number, snapshot, finding in found[:_FINDINGS]
+        for number, snapshot, finding in findings[:_FINDINGS]
     ]
-    words = ", ".join(f"{counts[each]} {each}{'s' * (counts[each] > 1)}" for each in Severity if counts[each])
-    more = f"… and {len(found) - _FINDINGS} more: see `viewer check`" if len(found) > _FINDINGS else ""
+    words = ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in Severity if counts[kind])
+    more = f"… and {len(findings) - _FINDINGS} more: see `viewer check`" if len(findings) > _FINDINGS else ""
     return {"words": words, "listed": listed, "more": more}
 
 

@@ -1,4 +1,4 @@
-"""The surface with a screen: a matplotlib window. Its thread draws and answers the user; another one reads."""
+"""The window of matplotlib as a surface. Its thread draws and answers the user; another one reads."""
 
 import signal
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _TICK_MILLISECONDS = 200
 
 
 def backend() -> str | None:
-    """The window toolkit that matplotlib finds here; None where there is none, or no display."""
+    """The window toolkit that matplotlib finds; None without a toolkit or a display."""
     try:
         name = matplotlib.get_backend().lower()
     except ImportError:
@@ -25,11 +25,11 @@ def backend() -> str | None:
 
 
 def show(open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, name: str) -> None:
-    """Show runs in a window until the user closes it; returns when the window is closed.
+    """Show runs in a window until the user closes it.
 
     Args:
         open_runs: Opens the runs that options ask for.
-        options: What is shown first.
+        options: The first view.
         name: For the window's title.
 
     Raises:
@@ -61,7 +61,7 @@ def show(open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, name: s
     timer = figure.canvas.new_timer(interval=_TICK_MILLISECONDS)
     timer.add_callback(tick)
     timer.start()
-    # Raised inside a toolkit's callback, KeyboardInterrupt would be printed there, and the window would stay.
+    # A toolkit prints a KeyboardInterrupt that is raised inside its callback, and keeps the window.
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
         plt.show()

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -76,7 +75,7 @@ def test_following_ends_with_a_run_that_stays_dead(
             age_heartbeat(run, 3600)
 
     monkeypatch.setattr(Runs, "wait", wait)
-    monkeypatch.setattr("viewer.read.changes.time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: now))
     states = [snapshot.state for (snapshot,), _ in changes(opened(run))]
     assert (states, now) == (["stopped"] * 3 + ["running"] + ["stopped"] * 8, 110)
 

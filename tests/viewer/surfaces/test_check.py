@@ -1,5 +1,6 @@
 """The command ``viewer check`` as users run it: its words, its JSON and its exit codes, in a process of its own."""
 
+import contextlib
 import io
 import json
 import math
@@ -23,12 +24,12 @@ from tracer.log.ranks import beat, close_rank
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.read.follow import Progress
+from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
-from viewer.read.run import FollowedRun
-from viewer.read.waker import Waker
-from viewer.rules.evidence import Evidence, Record
+from viewer.read.runs import Runs
 from viewer.rules.findings import LIMITS, THRESHOLDS, findings
-from viewer.surfaces.check import _followed, _tables
+from viewer.snapshot import Snapshot
+from viewer.surfaces.check import _followed, _read, _tables
 
 PARAMS = ("conv.weight", "fc.weight")
 
@@ -202,17 +203,22 @@ def test_following_forgives_a_training_that_was_silent(tmp_path: Path) -> None:
         assert viewer.wait() == 0
 
 
-class Scripted(FindingsMonitor):
-    """A monitor before whose looks things happen, one after the other."""
+class Scripted(Runs):
+    """Runs before whose looks things happen, one after the other."""
 
-    def __init__(self, path: Path, *happens: Callable[[], object], waker: Waker | None = None) -> None:
-        super().__init__(path, waker=waker)
+    def __init__(self, paths: Sequence[Path], *happens: Callable[[], object]) -> None:
+        super().__init__(paths)
         self._happens = iter(happens)
 
-    def refresh(self, progress: Progress | None = None) -> Evidence | None:
-        """Let the next thing happen, and look."""
+    def wait(self) -> None:
+        """Let the next thing happen."""
         next(self._happens)()
-        return super().refresh(progress)
+
+
+def followed(runs: Runs, quiet: bool = True) -> list[Snapshot]:
+    """What ``check --follow`` knows at its end."""
+    with contextlib.closing(runs):
+        return _followed(runs, quiet)
 
 
 def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +230,7 @@ def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: 
         publish_next(run, "metrics", metrics([number], [math.nan if number in (6, 7) else 1.0], f"val_loss_{number}"))
 
     looks = [partial(failed, number) for number in range(1, 10)]
-    _followed({"run": Scripted(run, *looks, lambda: close_run(run, 9))}, Waker(), quiet=False)
+    followed(Scripted([run], *looks, lambda: close_run(run, 9)), quiet=False)
     said = capsys.readouterr().out
     assert re.findall(r"reason (\d)", said) == ["1", "2", "4", "8"]
     assert re.findall(r"warning .*val_loss_(\d) became", said) == ["6", "7"]
@@ -242,57 +248,101 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
         file.write_text(content)
         close_run(run, 29)
 
-    looks = (lambda: None, lambda: file.write_text("{"), back)
-    (found,) = _followed({"run": Scripted(run, *looks)}, Waker(), quiet=True).values()
-    assert (found[0].state, found[1]) == ("closed", ())
+    (snapshot,) = followed(Scripted([run], lambda: file.write_text("{"), lambda: None, back))
+    assert (snapshot.state, snapshot.findings) == ("closed", ())
     file.write_text("{")
     with pytest.raises(LogError):
-        _followed({"run": FindingsMonitor(run)}, Waker(), quiet=True)
+        followed(Runs([run]))
+    with pytest.raises(LogError):
+        followed(Runs([run, written(tmp_path / "other")]))
 
 
 def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is an error once it has lasted: a training whose disk hangs is not to be cancelled for that."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
-    monkeypatch.setattr("viewer.surfaces.check._RESCAN_SECONDS", 0.01)
-    monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 3600.0)
+    clock = [0.0]
+    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
     silent = partial(age_heartbeat, run, 3600)
-    left: list[Callable[[], object]] = [silent, lambda: None, lambda: beat(run, 0), silent]
 
-    def happens() -> None:
-        if left:
-            left.pop(0)()
-        else:
-            monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 0.0)
+    def later(seconds: float) -> None:
+        clock[0] += seconds
 
-    (found,) = _followed({"run": Scripted(run, *[happens] * 5)}, Waker(), quiet=True).values()
-    assert (left, found[0].state, [each.kind for each in found[1]]) == ([], "stopped", ["silent"])
-    monkeypatch.setattr("viewer.surfaces.check._SILENT_SECONDS", 3600.0)
+    silent()
+    happens: list[Callable[[], object]] = [
+        partial(later, 50),
+        lambda: beat(run, 0),
+        silent,
+        partial(later, 50),
+        partial(later, 11),
+    ]
+    (snapshot,) = followed(Scripted([run], *happens))
+    assert (clock[0], snapshot.state, [finding.kind for finding in snapshot.findings]) == (111, "stopped", ["silent"])
     bad = partial(publish_next, run, "extremes", rows(range(30, 40), bad=[33]))
-    (found,) = _followed({"run": Scripted(run, lambda: None, bad)}, Waker(), quiet=True).values()
-    assert {each.kind for each in found[1]} == {"silent", "nonfinite"}
+    (snapshot,) = followed(Scripted([run], bad))
+    assert {finding.kind for finding in snapshot.findings} == {"silent", "nonfinite"}
 
 
 def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the watcher's own disk fails, silence says nothing."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
+    age_heartbeat(run, 3600)
     clock = [0.0]
-    monkeypatch.setattr("viewer.surfaces.check._RESCAN_SECONDS", 0.01)
-    monkeypatch.setattr("viewer.surfaces.check.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    look = Live.refresh
+    failing = False
 
-    def later(what: Callable[[], object]) -> None:
+    def refresh(live: Live, progress: Progress | None = None) -> Snapshot | None:
+        if failing:
+            raise OSError(5, "Input/output error")
+        return look(live, progress)
+
+    monkeypatch.setattr(Live, "refresh", refresh)
+
+    def later(then: bool) -> None:
+        nonlocal failing
         clock[0] += 40
-        what()
+        failing = then
 
-    def fail() -> None:
-        raise OSError(5, "Input/output error")
+    def back() -> None:
+        later(False)
+        beat(run, 0)
 
-    happens = (partial(age_heartbeat, run, 3600), fail, fail, fail, partial(beat, run, 0), partial(close_run, run, 29))
-    (found,) = _followed(
-        {"run": Scripted(run, *(partial(later, what) for what in happens))}, Waker(), quiet=True
-    ).values()
-    assert found[0].state == "closed"
+    happens: list[Callable[[], object]] = [partial(later, True)] * 3 + [
+        partial(later, False),
+        back,
+        partial(close_run, run, 29),
+    ]
+    (snapshot,) = followed(Scripted([run], *happens))
+    assert snapshot.state == "closed"
+
+
+def test_one_that_dies_among_others_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that has been silent for a minute ends the following, although another one goes on."""
+    live, dead = (new_run(tmp_path / name, PARAMS) for name in ("live", "dead"))
+    for run in (live, dead):
+        publish_next(run, "extremes", rows(range(30)))
+    age_heartbeat(dead, 3600)
+    clock = [0.0]
+    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def later() -> None:
+        clock[0] += 40
+
+    states = {Path(snapshot.name).name: snapshot.state for snapshot in followed(Scripted([live, dead], later, later))}
+    assert states == {"live": "running", "dead": "stopped"}
+
+
+def test_following_sees_a_run_that_begins_in_its_folder(tmp_path: Path) -> None:
+    """A folder stands for the runs that are in it, and for those that come."""
+    new_run(tmp_path / "first", PARAMS)
+
+    def begin() -> None:
+        publish_next(new_run(tmp_path / "second", PARAMS), "extremes", rows(range(30), bad=[7]))
+
+    severities = [[str(finding.severity) for finding in run.findings] for run in followed(Scripted([tmp_path], begin))]
+    assert severities == [[], ["error"]]
 
 
 @pytest.mark.slow
@@ -306,20 +356,16 @@ def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
         watching.append(sum("Emitter" in type(thread).__name__ for thread in threading.enumerate()))
         close_run(live, 29)
 
-    waker = Waker()
-    ended = {name: FindingsMonitor(written(tmp_path / name), waker=waker) for name in ("a", "b", "c")}
-    _followed({**ended, "live": Scripted(live, lambda: None, count, waker=waker)}, waker, quiet=True)
-    assert 0 < watching[0] <= len(FollowedRun(live, Record, Record.tables).folders)
+    followed(Scripted([live, *(written(tmp_path / name) for name in ("a", "b", "c"))], count))
+    assert 0 < watching[0] <= len(Live(live).folders)
 
 
 def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
     """A log of CI is eighty columns wide, and its reader needs the name."""
     name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
     publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
-    found = FindingsMonitor(tmp_path / "run").refresh()
-    assert found is not None
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*_tables({"run": (found, findings(found))}))
+    console.print(*_tables(_read([tmp_path / "run"], LIMITS, None, {})))
     cells = [line.split("│")[-2].strip() for line in console.export_text().splitlines() if line.count("│") > 5]
     assert name in "".join(cells)
 

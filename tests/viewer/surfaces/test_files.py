@@ -2,7 +2,6 @@
 
 import resource
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -132,7 +131,7 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
 
 def test_rows_that_never_arrive_are_waited_for_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the last rows of a closed run are lost, the figure shows what there is, and says so."""
-    monkeypatch.setattr("viewer.read.changes._LATE_SECONDS", 0.2)
+    monkeypatch.setattr("viewer.read.runs._LATE_SECONDS", 0.2)
     monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.05)
     run = new_run(tmp_path / "run")
     publish_next(run, "extremes", extremes(range(5)))
@@ -201,11 +200,13 @@ def test_a_resumed_run_has_new_patience_for_its_last_rows(tmp_path: Path, monkey
     run = new_run(tmp_path / "run")
     runs = Runs([run])
     states = iter(["incomplete", "resumed", "incomplete", "complete"])
-    clock = iter([0.0, 1.0, 1000.0, 1001.0])
-    monkeypatch.setattr("viewer.surfaces.files.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    clock = iter([1.0, 2.0, 1000.0, 1001.0])
+    seconds = 0.0
+    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: seconds))
 
     def go_on() -> None:
-        now = next(states)
+        nonlocal seconds
+        now, seconds = next(states), next(clock)
         if now == "resumed":
             (run / "closed-r00000.json").unlink()
             beat(run, 0)
