@@ -36,7 +36,7 @@ from torchvision.models import resnet18
 import tracer
 from benchmarks.viewer import PARAMS, build, spread
 from tracer import demo
-from tracer.daemon import Daemon
+from tracer.daemon import SETTINGS, Daemon
 from tracer.encode import Encoder, on_host
 from tracer.items import StepRows, rows_and_bytes
 from tracer.log import schema
@@ -45,9 +45,6 @@ from tracer.log.run import create_run
 from tracer.log.store import Local as Path
 from tracer.parameters import named_parameters
 from tracer.rows import RowBuffer
-
-# The bytes that a trace lets its daemon keep in memory.
-from tracer.trace import _WAITING_BYTES
 
 # More numbers of a column than a page of the log holds, so that none is compressed as the repetition of another.
 POOL_STEPS = 4_000
@@ -126,7 +123,7 @@ class Feed:
     def __init__(self, run: Path, pool: list[StepRows]) -> None:
         create_run(run, {"model": "ResNet", "params": [], "settings": {}, "versions": {}})
         encoder = Encoder(0)
-        self.daemon = Daemon(run, 0, encoder.by_table(["extremes"]), on_host, _WAITING_BYTES, encoder.complete_prefix)
+        self.daemon = Daemon(run, 0, encoder.by_table(["extremes"]), on_host, encoder.complete_prefix)
         thread = next(thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon")
         assert thread.ident is not None, "it is running"
         self._clock = time.pthread_getcpuclockid(thread.ident)
@@ -163,7 +160,7 @@ def feed(run: Path, pool: list[StepRows]) -> Iterator[Feed]:
 def flood(run: Path, pool: list[StepRows], rows: int) -> tuple[float, float]:
     """Rows a second, and rows a CPU second of the daemon, when fed with as much as it takes without dropping any."""
     count, size = rows_and_bytes(pool[0])
-    most = _WAITING_BYTES * 3 // 4 // size * count
+    most = SETTINGS.limit_bytes * 3 // 4 // size * count
     with feed(run, pool) as feeding:
         marks = [(time.perf_counter(), feeding.cpu_seconds, 0)]
         while feeding.published < rows:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import settings
 
 from tests import torture
+from tests.disk import Disk
 from tests.warned import make_errors
+from tracer.log import store
 from tracer.log.store import Local
 from tracer.warn import TracerWarning
 
@@ -80,6 +82,14 @@ def nothing_left_behind() -> Iterator[None]:
 def tmp_path(tmp_path: Path) -> Local:
     """A folder for runs, as the log takes it; tests import ``Local`` under the name ``Path``."""
     return Local(tmp_path)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The disk under every log of the test: it works until the test breaks it."""
+    disk = Disk()
+    monkeypatch.setattr(store, "os", disk)
+    return disk
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import torch
 from torch import nn
 
 import tracer
-from tracer.daemon import Daemon
+from tracer.daemon import Daemon, DaemonSettings
 
 Rows = dict[tuple[int, str], dict[str, Any]]
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
@@ -82,3 +83,8 @@ def daemon_of(trace: tracer.Trace) -> Daemon:
     """An open trace's daemon."""
     assert trace._parts is not None, "the trace is open"
     return trace._parts.daemon
+
+
+def set_daemons(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Give daemons that begin from now on these settings, of ``DaemonSettings``."""
+    monkeypatch.setattr("tracer.daemon.SETTINGS", DaemonSettings(**changes))

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,17 +18,6 @@ from tracer.log import run as run_folder
 from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
 from tracer.log.place import Place
 from tracer.warn import in_short, warn
-
-# How often the daemon looks into its queue. It is not woken by each row: that would cost the training thread a switch.
-_TICK_SECONDS = 0.5
-_BEAT_SECONDS = 5.0
-# After its end a daemon tries so long; close() and the interpreter's exit wait a little longer, whatever the disk does.
-_LAST_TRIES_SECONDS = 4.0
-_WAIT_SECONDS = 5.0
-_RETRY_SECONDS = 0.2
-# So many fresh parts are merged while the run goes on: a week makes twenty thousand, which every listing would go over.
-_GATHERED = 100
-_GATHERING_SECONDS = 2.0
 
 _END = object()
 
@@ -40,6 +30,41 @@ os.register_at_fork(after_in_child=_running.clear)
 def cadence_seconds(age_seconds: float) -> float:
     """How long rows may wait to be published: 1 % of the run's age, at least 1 s and at most 30 s."""
     return min(30.0, max(1.0, 0.01 * age_seconds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaemonSettings:
+    """How a daemon spends its time, and how much may wait for it.
+
+    Attributes:
+        limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
+            and counted; half of it is published before its time.
+        tick_seconds: How often the queue is emptied. A wake-up for each row would cost the training thread a switch.
+        cadence: How many seconds rows may wait to be published, given the run's age in seconds.
+        beat_seconds: How often the heartbeat is renewed.
+        last_tries_seconds: How long the daemon goes on trying after ``end``.
+        retry_seconds: The pause between two of these tries.
+        wait_seconds: How long ``wait`` waits after ``end``, whatever the disk does.
+        gathered_parts: How many fresh parts are merged while the run goes on: a week makes twenty thousand, which
+            every listing would go over.
+        gathering_seconds: How long such a merge may take.
+        clock: The time in seconds.
+    """
+
+    limit_bytes: int = 64 << 20
+    tick_seconds: float = 0.5
+    cadence: Callable[[float], float] = cadence_seconds
+    beat_seconds: float = 5.0
+    last_tries_seconds: float = 4.0
+    retry_seconds: float = 0.2
+    wait_seconds: float = 5.0
+    gathered_parts: int = 100
+    gathering_seconds: float = 2.0
+    clock: Callable[[], float] = time.monotonic
+
+
+SETTINGS = DaemonSettings()
+"""Those of a daemon that is given none."""
 
 
 def end_all() -> None:
@@ -59,11 +84,15 @@ class Daemon:
         rank: The rank whose parts these are.
         encoders: For each table the function that turns a list of items into its rows.
         on_host: Gives an item back as it may wait for long, called once an item, in the daemon's thread.
-        limit_bytes: How much may wait, in the queue and for a disk that does not take it. What comes then is dropped
-            and counted; half of it is published before its time.
         complete_prefix: How many of the first items of a table may be published while more are to come: those to which
             later ones cannot add.
         lost: Makes the item of ``events`` that says how many rows of which tables were lost, given the newest item.
+        settings: Its times and limits; ``SETTINGS`` where none are given.
+
+    Attributes:
+        rows: How many rows of each table have been published.
+        dropped: How many have been lost.
+        published: How many parts of each table have been published, in this process and before.
 
     Raises:
         LogError: nothing can be written into the folder, or no thread can be started.
@@ -75,10 +104,11 @@ class Daemon:
         rank: int,
         encoders: Mapping[str, Callable[[Sequence[Any]], pa.Table]],
         on_host: Callable[[Any], Any],
-        limit_bytes: int,
         complete_prefix: Callable[[str, Sequence[Any]], int] = lambda _, items: len(items),
         lost: Callable[[Mapping[str, int], Any], Any] | None = None,
+        settings: DaemonSettings | None = None,
     ) -> None:
+        self._settings = settings or SETTINGS
         self._complete_prefix = complete_prefix
         self._lost = lost
         self._path = path
@@ -86,7 +116,7 @@ class Daemon:
         # Events last, since they say what was lost of the others.
         self._encoders = dict(sorted(encoders.items(), key=lambda item: item[0] == "events"))
         self._on_host = on_host
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = self._settings.limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._newest: Any = None
@@ -96,8 +126,8 @@ class Daemon:
         # Each is written by one side alone; their difference is what waits.
         self._put_bytes = 0
         self._gone_bytes = 0
-        self._started = self._beaten = time.monotonic()
-        self._give_up = float("inf")
+        self._started = self._beaten = self._settings.clock()
+        self._end_asked = float("inf")
         self._warned: set[str] = set()
         self._summary: dict[str, Any] = {}
         self._marked = False
@@ -108,7 +138,7 @@ class Daemon:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
         try:
-            self._numbers = {
+            self.published = {
                 table: max((part.last + 1 for part in all_parts(path, table) if part.rank == rank), default=0)
                 for table in encoders
             }
@@ -128,7 +158,7 @@ class Daemon:
         self._warn_once("full", f"rows are dropped: {self._limit_bytes >> 20} MiB wait to be written to {self._path}")
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """``end`` it, and wait until it has ended."""
+        """Call ``end``, then ``wait``."""
         self.end(summary)
         self.wait()
 
@@ -138,18 +168,24 @@ class Daemon:
         Returns at once; of several calls the first counts.
         """
         self._summary = self._summary or dict(summary)
-        self._give_up = min(self._give_up, time.monotonic() + _LAST_TRIES_SECONDS)
+        self._end_asked = min(self._end_asked, self._settings.clock())
         self._queue.put(_END)
         self._wake.set()
 
     def wait(self) -> None:
         """Wait until it has ended, but not for longer than 5 s after ``end``."""
-        ended = self._ended.wait(max(0.0, self._give_up - _LAST_TRIES_SECONDS + _WAIT_SECONDS - time.monotonic()))
+        wait_seconds = self._settings.wait_seconds
+        ended = self._ended.wait(max(0.0, self._end_asked + wait_seconds - self._settings.clock()))
         _running.discard(self)
         if ended:
             self._thread.join()
         elif not self._marked:
-            warn(f"{self._path} does not take the last rows within {_WAIT_SECONDS:.0f} s; they may be lost")
+            warn(f"{self._path} does not take the last rows within {wait_seconds:.0f} s; they may be lost")
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much waits, in the queue and to be published."""
+        return self._put_bytes - self._gone_bytes
 
     def abandon(self) -> None:
         """Forget everything without touching the log: for a forked child, which has no such thread."""
@@ -158,17 +194,18 @@ class Daemon:
         self._warned.add("full")
 
     def _run(self) -> None:
-        due = self._started + cadence_seconds(0.0)
+        settings = self._settings
+        due = self._started + settings.cadence(0.0)
         ended = False
         while not ended:
-            self._wake.wait(max(0.0, min(_TICK_SECONDS, due - time.monotonic())))
+            self._wake.wait(max(0.0, min(settings.tick_seconds, due - settings.clock())))
             ended = self._drain()
             self._outside(self._beat)
-            now = time.monotonic()
-            pressing = self._put_bytes - self._gone_bytes > self._limit_bytes // 2
+            now = settings.clock()
+            pressing = self.waiting_bytes > self._limit_bytes // 2
             if pressing or now >= due:
                 self._publish_all(pressing)
-                due = now + cadence_seconds(now - self._started)
+                due = now + settings.cadence(now - self._started)
         self._insist(lambda: self._publish_all(everything=True))
         for table in self._encoders:
             if table == "events":
@@ -184,13 +221,18 @@ class Daemon:
 
     def _insist(self, action: Callable[[], bool]) -> None:
         """Do something until it says that it went well, or the time for last tries is over."""
-        while not action() and time.monotonic() < self._give_up:
-            time.sleep(_RETRY_SECONDS)
+        while not action() and self._last_tries_left > 0:
+            time.sleep(self._settings.retry_seconds)
+
+    @property
+    def _last_tries_left(self) -> float:
+        """For how many seconds something may still be tried; without end before ``end``."""
+        return self._end_asked + self._settings.last_tries_seconds - self._settings.clock()
 
     def _beat(self) -> None:
-        if time.monotonic() >= self._beaten + _BEAT_SECONDS:
+        if self._settings.clock() >= self._beaten + self._settings.beat_seconds:
             ranks.beat(self._path, self._rank)
-            self._beaten = time.monotonic()
+            self._beaten = self._settings.clock()
 
     def _drain(self) -> bool:
         """Move what is queued to what waits; whether the sentinel was there."""
@@ -220,19 +262,19 @@ class Daemon:
     def _publish(self, table: str, everything: bool) -> None:
         while tried := self._tried.get(table) or self._encode(table, everything):
             self._tried[table] = count, rows = tried
-            publish(self._path, table, self._rank, self._numbers[table], rows)
+            publish(self._path, table, self._rank, self.published[table], rows)
             del self._tried[table]
-            self._numbers[table] += 1
+            self.published[table] += 1
             self.rows[table] += rows.num_rows
             self._forget(table, count)
             self._gather(table)
 
     def _gather(self, table: str) -> None:
         """Merge the newest parts of a table once there are enough; what fails is left to the merge at the end."""
-        end = self._numbers[table]
-        if end % _GATHERED == 0:
+        end, count = self.published[table], self._settings.gathered_parts
+        if end % count == 0:
             with contextlib.suppress(OSError):
-                self._merge(table, _GATHERING_SECONDS, (end - _GATHERED, end - 1))
+                self._merge(table, self._settings.gathering_seconds, (end - count, end - 1))
 
     def _encode(self, table: str, everything: bool) -> tuple[int, pa.Table] | None:
         """The rows to publish now, and of how many items they are; None where there are none."""
@@ -266,12 +308,12 @@ class Daemon:
 
     def _merge(self, table: str, seconds: float = float("inf"), numbers: tuple[int, int] | None = None) -> None:
         """Merge a table's parts, if there is time; those that cannot be decoded stay as they are."""
-        seconds = min(seconds, self._give_up - time.monotonic())
+        seconds = min(seconds, self._last_tries_left)
         with contextlib.suppress(MergeTimeoutError, pa.ArrowException):
             merge(self._path, table, self._rank, seconds=seconds, numbers=numbers)
 
     def _mark_closed(self) -> None:
-        counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self._numbers}
+        counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self.published}
         ranks.close_rank(self._path, self._rank, {**self._summary, **counts})
         self._marked = True
 

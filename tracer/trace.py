@@ -34,9 +34,6 @@ from tracer.settings import Settings
 from tracer.statistics import Stats
 from tracer.warn import in_short, warn
 
-# What may wait in memory, for the next cadence or for a disk that does not keep up.
-_WAITING_BYTES = 64 << 20
-
 _open: "set[Trace]" = set()
 
 
@@ -164,7 +161,7 @@ def _begin(
     encoder = Encoder(rank, settings.fold)
     encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
     run_folder.prepare_folders(path, encoders)
-    daemon = Daemon(path, rank, encoders, on_host, _WAITING_BYTES, encoder.complete_prefix, lost)
+    daemon = Daemon(path, rank, encoders, on_host, encoder.complete_prefix, lost)
     outbox = Outbox(daemon, attempt, first_step)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
     detail = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"

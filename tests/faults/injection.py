@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tests.training import set_daemons
 from tracer.hooks import ParamHook
 
 # Every call of ``os`` that tracer/log/store.py makes.
@@ -113,13 +114,17 @@ def faulty_torch(faults: Faults) -> Iterator[None]:
         yield
 
 
-def impatient(monkeypatch: pytest.MonkeyPatch, last_tries_seconds: float = 0.05) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, last_tries_seconds: float = 0.05, **changes: Any) -> None:
     """Let daemons publish at once and give up soon, so that a fault costs a test no time."""
-    monkeypatch.setattr("tracer.daemon.cadence_seconds", lambda age: 0.005)
-    monkeypatch.setattr("tracer.daemon._TICK_SECONDS", 0.005)
-    monkeypatch.setattr("tracer.daemon._BEAT_SECONDS", 0.005)
-    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", last_tries_seconds)
-    monkeypatch.setattr("tracer.daemon._RETRY_SECONDS", 0.005)
+    set_daemons(
+        monkeypatch,
+        cadence=lambda age_seconds: 0.005,
+        tick_seconds=0.005,
+        beat_seconds=0.005,
+        last_tries_seconds=last_tries_seconds,
+        retry_seconds=0.005,
+        **changes,
+    )
 
 
 def bits(tensor: torch.Tensor) -> bytes:

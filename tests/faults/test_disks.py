@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 import tracer
+from tests.disk import Disk
 from tests.faults.injection import impatient
 from tests.faults.test_failing_calls import assert_sound
 from tests.torture import often
 from tests.training import daemon_of, events, loss_of, metric, mlp, recorded, steps
 from tests.waiting import wait_until
-from tracer.log import read, store
+from tracer.log import read
 from tracer.log.ranks import closed_summaries, state
 from tracer.log.store import Local as Path
 
@@ -34,24 +35,11 @@ def round_(request: pytest.FixtureRequest) -> int:
     return number
 
 
-class Disk:
-    """``os`` as the log sees it, whose calls a test may replace one by one."""
-
-    fsync: Callable[[int], None] = staticmethod(os.fsync)
-    write: Callable[[int, bytes], int] = staticmethod(os.write)
-    open: Callable[..., int] = staticmethod(os.open)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+def disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
     """A disk that answers at once until a test breaks it, and daemons that publish at once."""
     impatient(monkeypatch)
-    found = Disk()
-    monkeypatch.setattr(store, "os", found)
-    return found
+    return disk
 
 
 class Loop:
@@ -214,7 +202,7 @@ def test_a_disk_that_hangs_stops_no_step(
     call: str, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """While a call hangs, steps complete; what waits stays under its limit, and the newest are dropped and counted."""
-    monkeypatch.setattr("tracer.trace._WAITING_BYTES", 100_000)
+    impatient(monkeypatch, limit_bytes=100_000)
     run = tmp_path / "run"
     hung, answers, real = threading.Event(), threading.Event(), getattr(os, call)
 
@@ -229,7 +217,7 @@ def test_a_disk_that_hangs_stops_no_step(
         loop.train()
         assert hung.wait(60)
         loop.train(300)
-        assert daemon_of(loop.trace)._put_bytes - daemon_of(loop.trace)._gone_bytes <= 100_000
+        assert daemon_of(loop.trace).waiting_bytes <= 100_000
         lost = dict(daemon_of(loop.trace).dropped)
         assert lost["extremes"] > 0
         answers.set()

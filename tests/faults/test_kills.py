@@ -77,8 +77,7 @@ def train(path, steps, point):
     if point:
         store.os = Dying(*point)
         # There is then enough to merge after less than a second.
-        daemon.cadence_seconds = lambda age: 0.1
-        daemon._TICK_SECONDS = 0.05
+        daemon.SETTINGS = daemon.DaemonSettings(cadence=lambda age_seconds: 0.1, tick_seconds=0.05)
     said = os.open(path + ".steps", os.O_WRONLY | os.O_CREAT)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

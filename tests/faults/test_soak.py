@@ -4,7 +4,6 @@ import os
 import resource
 import threading
 import time
-import types
 from collections.abc import Callable
 
 import polars as pl
@@ -14,7 +13,7 @@ from torch import nn
 
 import tracer
 from tests.torture import often
-from tests.training import daemon_of
+from tests.training import daemon_of, set_daemons
 from tracer.log import schema
 from tracer.log.parts import all_parts, missing_numbers
 from tracer.log.store import Local as Path
@@ -28,14 +27,6 @@ _STEPS_A_PART = 50
 _GATHERED = 100
 
 
-class Clock:
-    """What the daemon takes for the module ``time``: it goes on when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.module = types.SimpleNamespace(monotonic=lambda: self.now, sleep=lambda seconds: None)
-
-
 def resident_bytes() -> int:
     """How much memory this process has now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -45,9 +36,8 @@ def test_nothing_grows_but_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: Callable[..., None]
 ) -> None:
     """Over many cadences parts, memory, file handles and threads stay bounded; readers see each step once."""
-    clock = Clock()
-    monkeypatch.setattr("tracer.daemon.time", clock.module)
-    monkeypatch.setattr("tracer.daemon._TICK_SECONDS", 0.001)
+    now = 0.0
+    set_daemons(monkeypatch, clock=lambda: now, tick_seconds=0.001)
     steps = often(20_000, 1_000_000)
     run = tmp_path / "run"
     model = nn.Linear(2, 1, bias=False)
@@ -71,10 +61,10 @@ def test_nothing_grows_but_the_log(
         optimizer.step()
         trace.log(step=float(step))
         if (step + 1) % _STEPS_A_PART == 0:
-            before = dict(daemon._numbers)
-            clock.now += 31.0
+            before = dict(daemon.published)
+            now += 31.0
             until = time.monotonic() + 60
-            while any(daemon._numbers[of] == before[of] for of in ("extremes", "metrics")):
+            while any(daemon.published[of] == before[of] for of in ("extremes", "metrics")):
                 assert time.monotonic() < until, "nothing was published"
                 time.sleep(0.001)
         if (step + 1) % (steps // 40) == 0:
@@ -89,7 +79,7 @@ def test_nothing_grows_but_the_log(
                 parts = all_parts(run, table)
                 most_parts = max(most_parts, len(parts))
                 assert len(parts) <= 2 * _GATHERED + max((part.last for part in parts), default=0) // _GATHERED
-    published = daemon._numbers["metrics"]
+    published = daemon.published["metrics"]
     trace.close()
     follower.give(take)
     assert given[0] == steps

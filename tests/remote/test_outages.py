@@ -18,7 +18,7 @@ from tests.remote.runs import begin, metric_of, new_run, steps_of
 from tests.torture import often
 from tests.training import by_hand, daemon_of, loss_of, mlp
 from tests.waiting import wait_until
-from tracer.daemon import Daemon
+from tracer.daemon import Daemon, DaemonSettings
 from tracer.log.ranks import beat, closed_summaries, state
 from tracer.log.run import LogError
 from tracer.warn import TracerWarning
@@ -116,7 +116,7 @@ def test_a_single_error_is_nobodys_business(s3: Server, figures: Figures) -> Non
         training.steps(10)
         training.arrives()
         # What has arrived may be sent once more, as its answer was lost: that is not to meet the next error.
-        wait_until(lambda: daemon._gone_bytes == daemon._put_bytes)
+        wait_until(lambda: daemon.waiting_bytes == 0)
     training.ends(figures)
 
 
@@ -154,7 +154,7 @@ def encode(items: Sequence[int]) -> pa.Table:
 def test_what_an_outage_leaves_no_room_for_is_counted(s3: Server, figures: Figures) -> None:
     """What waits is kept up to the limit; what comes then is dropped, and the closed mark says how much it was."""
     run = begin(s3.uri())
-    daemon = Daemon(run, 0, {"metrics": encode}, lambda item: item, limit_bytes=1000)
+    daemon = Daemon(run, 0, {"metrics": encode}, lambda item: item, settings=DaemonSettings(limit_bytes=1000))
     s3.fails("reset")
     with pytest.warns(TracerWarning):
         for number in range(15):
@@ -214,7 +214,7 @@ import atexit, os, signal, sys, time
 from tests.logs import metrics
 from tests.remote.runs import begin
 from tracer.daemon import Daemon
-daemon = Daemon(begin(sys.argv[1]), 0, {"metrics": lambda items: metrics(items, items)}, lambda item: item, 1 << 20)
+daemon = Daemon(begin(sys.argv[1]), 0, {"metrics": lambda items: metrics(items, items)}, lambda item: item)
 atexit.register(daemon.close, {})
 os.kill(int(sys.argv[2]), signal.SIGSTOP)
 daemon.put("metrics", 0)

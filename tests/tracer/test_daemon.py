@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 
 import tracer
+from tests.disk import Disk
 from tests.halves import first_of
 from tests.logs import events, metrics, new_run
 from tests.training import mlp
 from tests.waiting import wait_until
-from tracer.daemon import Daemon, cadence_seconds
+from tracer.daemon import Daemon, DaemonSettings, cadence_seconds
 from tracer.log import parts
 from tracer.log.ranks import closed_summaries, state
 from tracer.log.store import Local as Path
@@ -33,9 +34,26 @@ def logged(run: Path) -> list[int]:
     return tracer.scan(run, "metrics").collect()["step"].to_list()
 
 
-def start(run: Path, limit_bytes: int = 1 << 20) -> Daemon:
-    """A daemon that writes metrics alone."""
-    return Daemon(new_run(run), 0, {"metrics": encode}, lambda item: item, limit_bytes)
+def start(run: Path, **settings: Any) -> Daemon:
+    """A daemon that writes metrics alone, and these of its settings."""
+    return Daemon(new_run(run), 0, {"metrics": encode}, lambda item: item, settings=DaemonSettings(**settings))
+
+
+def threads() -> list[threading.Thread]:
+    """Those of daemons."""
+    return [thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon"]
+
+
+def break_merges(disk: Disk, of: str = "metrics") -> None:
+    """Let the disk be full for merged parts of a table."""
+
+    def replace(source: Path, target: Path) -> None:
+        part = parts.Part.parse(target)
+        if part is not None and part.first < part.last and target.parent.name == of:
+            raise OSError(28, "No space left on device")
+        os.replace(source, target)
+
+    disk.replace = replace
 
 
 @pytest.mark.parametrize(
@@ -72,7 +90,7 @@ def test_close_publishes_everything_merges_and_says_so(tmp_path: Path) -> None:
     (summary,) = closed_summaries(tmp_path / "run")
     assert (summary["last_step"], summary["rows"], summary["rows_dropped"]) == (99, {"metrics": 100}, {"metrics": 0})
     assert state(tmp_path / "run") == "closed"
-    assert not [thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon"]
+    assert not threads()
 
 
 def test_what_exceeds_the_limit_is_dropped_and_counted(tmp_path: Path) -> None:
@@ -88,10 +106,9 @@ def test_what_exceeds_the_limit_is_dropped_and_counted(tmp_path: Path) -> None:
     assert logged(tmp_path / "run") == list(range(10))
 
 
-def test_half_the_limit_is_published_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_the_limit_is_published_before_its_time(tmp_path: Path) -> None:
     """However long the cadence has become, a burst does not wait until rows have to be dropped."""
-    monkeypatch.setattr("tracer.daemon.cadence_seconds", lambda age: 3_600.0)
-    daemon = start(tmp_path / "run")
+    daemon = start(tmp_path / "run", limit_bytes=1 << 20, cadence=lambda age_seconds: 3_600.0)
     daemon.put("metrics", 0, size_bytes=300_000)
     daemon.put("metrics", 1, size_bytes=300_000)
     wait_until(lambda: logged(tmp_path / "run") == [0, 1])
@@ -107,7 +124,7 @@ def test_a_copy_that_never_lands_costs_its_rows_alone(tmp_path: Path) -> None:
         return item
 
     with pytest.warns(tracer.TracerWarning, match="device lost"):
-        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, on_host, 1 << 20)
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, on_host)
         for number in range(3):
             daemon.put("metrics", number)
         daemon.close({})
@@ -116,51 +133,31 @@ def test_a_copy_that_never_lands_costs_its_rows_alone(tmp_path: Path) -> None:
     assert summary["rows_dropped"] == {"metrics": 1}
 
 
-def test_a_merge_that_fails_leaves_a_closed_run_with_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts that cannot be merged are complete as they are."""
-
-    def failing(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("tracer.daemon.merge", failing)
-    with pytest.warns(tracer.TracerWarning, match="No space left on device"):
-        daemon = start(tmp_path / "run")
-        daemon.put("metrics", 0)
-        daemon.close({})
-    assert logged(tmp_path / "run") == [0]
-    assert state(tmp_path / "run") == "closed"
-
-
-def test_a_merge_that_fails_keeps_no_other_table_from_being_merged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each table is merged by itself."""
-
-    def failing(run: Path, table: str, rank: int, **options: Any) -> None:
-        if table == "metrics":
-            raise OSError(28, "No space left on device")
-        parts.merge(run, table, rank, **options)
-
-    monkeypatch.setattr("tracer.daemon.merge", failing)
+def test_a_merge_that_fails_keeps_neither_rows_nor_other_tables_from_being_complete(tmp_path: Path, disk: Disk) -> None:
+    """The run is closed, parts that cannot be merged are complete as they are, and each table is merged by itself."""
+    run = tmp_path / "run"
+    break_merges(disk, "metrics")
     with pytest.warns(tracer.TracerWarning, match="No space left on device"):
         encoders = {"metrics": encode, "events": lambda items: events(list(items))}
-        daemon = Daemon(new_run(tmp_path / "run"), 0, encoders, lambda item: item, 1 << 20)
-        daemon.put("events", 0)
-        wait_until(lambda: len(parts.all_parts(tmp_path / "run", "events")) == 1)
-        daemon.put("events", 1)
+        daemon = Daemon(new_run(run), 0, encoders, lambda item: item)
+        for number in range(2):
+            daemon.put("metrics", number)
+            daemon.put("events", number)
+            wait_until(lambda: logged(run) == list(range(number + 1)))  # noqa: B023
         daemon.close({})
-    (part,) = parts.all_parts(tmp_path / "run", "events")
-    assert (part.first, part.last) == (0, 1)
+    assert logged(run) == [0, 1]
+    assert [(part.first, part.last) for part in parts.all_parts(run, "metrics")] == [(0, 0), (1, 1)]
+    assert [(part.first, part.last) for part in parts.all_parts(run, "events")] == [(0, 1)]
+    assert state(run) == "closed"
 
 
 def test_a_part_that_is_damaged_while_it_is_merged_is_no_trouble_of_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where bytes change between a merge's look at them and their reading, parts stay as they are, without a word."""
-    monkeypatch.setattr("tracer.daemon._GATHERED", 2)
     monkeypatch.setattr("tracer.log.parts.damage", lambda part: None)
     run = tmp_path / "run"
-    daemon = start(run)
+    daemon = start(run, gathered_parts=2)
     daemon.put("metrics", 0)
     wait_until(lambda: logged(run) == [0])
     parts.list_parts(run, "metrics")[0].file().write_bytes(b"damaged")
@@ -171,40 +168,45 @@ def test_a_part_that_is_damaged_while_it_is_merged_is_no_trouble_of_writing(
     assert state(run) == "closed"
 
 
-def test_a_merge_that_takes_long_is_not_taken_for_lost_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_takes_long_is_not_taken_for_lost_rows(tmp_path: Path, disk: Disk) -> None:
     """Once the closed mark is written, close says nothing of what it does not wait for."""
+    run = tmp_path / "run"
     goes_on = threading.Event()
-    monkeypatch.setattr("tracer.daemon._WAIT_SECONDS", 0.5)
-    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", 0.1)
-    monkeypatch.setattr("tracer.daemon.merge", lambda *_, **__: goes_on.wait(60))
-    daemon = start(tmp_path / "run")
+    daemon = start(run, wait_seconds=0.5)
     daemon.put("metrics", 0)
+    wait_until(lambda: logged(run) == [0])
+
+    def replace(source: Path, target: Path) -> None:
+        if (part := parts.Part.parse(target)) is not None and part.first < part.last:
+            goes_on.wait(60)
+        os.replace(source, target)
+
+    disk.replace = replace
+    daemon.put("metrics", 1)
     daemon.close({})
-    assert daemon._thread.is_alive()
+    (thread,) = threads()
+    assert state(run) == "closed"
     goes_on.set()
-    daemon._thread.join()
-    assert logged(tmp_path / "run") == [0]
-    assert state(tmp_path / "run") == "closed"
+    thread.join()
+    assert logged(run) == [0, 1]
+    assert len(parts.all_parts(run, "metrics")) == 1
 
 
-def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_costs_a_warning_and_no_row_once_there_is_space(tmp_path: Path, disk: Disk) -> None:
     """Rows wait while nothing can be written, and are published as soon as something can."""
     full = threading.Event()
     full.set()
     failed = threading.Event()
-    replace = os.replace
 
     def replace_or_fail(source: Path, target: Path) -> None:
         if full.is_set():
             failed.set()
             raise OSError(28, "No space left on device")
-        replace(source, target)
+        os.replace(source, target)
 
     with pytest.warns(tracer.TracerWarning, match="No space left on device") as caught:
         daemon = start(tmp_path / "run")
-        monkeypatch.setattr("tracer.log.store.os.replace", replace_or_fail)
+        disk.replace = replace_or_fail
         daemon.put("metrics", 0)
         assert failed.wait(60)
         daemon.put("metrics", 1)
@@ -233,17 +235,14 @@ def test_a_folder_in_the_runs_that_is_deleted_is_made_again(tmp_path: Path, fold
     assert (summary["rows"], summary["rows_dropped"]) == ({"metrics": 2}, {"metrics": 0})
 
 
-def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(tmp_path: Path) -> None:
     """Where run.json is gone as well, as on a disk that was unmounted, nothing is made in its place."""
-    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", 1.0)
     run = tmp_path / "run"
     with (
         pytest.warns(tracer.TracerWarning, match="No such file or directory"),
         pytest.warns(tracer.TracerWarning, match="did not take them in time"),
     ):
-        daemon = start(run)
+        daemon = start(run, last_tries_seconds=1.0)
         shutil.rmtree(run)
         run.mkdir()
         daemon.put("metrics", 0)
@@ -251,19 +250,25 @@ def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(
     assert not [path for path in run.iterdir() if path.is_dir()]
 
 
-@pytest.mark.slow
-def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, disk: Disk) -> None:
     """close() gives up on rows that no disk takes, ends the thread, and counts them where it still can."""
+
+    def replace(source: Path, target: Path) -> None:
+        if target.parent.name == "metrics":
+            raise OSError(28, "No space left on device")
+        os.replace(source, target)
+
     with (
         pytest.warns(tracer.TracerWarning, match="rows of metrics are lost: .* did not take them in time"),
         pytest.warns(tracer.TracerWarning, match="cannot be written"),
     ):
-        daemon = start(tmp_path / "run")
-        monkeypatch.setattr("tracer.daemon.publish", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        daemon = start(tmp_path / "run", last_tries_seconds=0.5)
+        disk.replace = replace
         daemon.put("metrics", 0, rows=4)
         daemon.close({})
     (summary,) = closed_summaries(tmp_path / "run")
     assert summary["rows_dropped"] == {"metrics": 4}
+    assert not threads()
 
 
 def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -275,7 +280,7 @@ def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: 
         return encode(items)
 
     with pytest.warns(tracer.TracerWarning, match="not a step"):
-        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, lambda item: item, 1 << 20)
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, lambda item: item)
         daemon.put("metrics", -1)
         wait_until(lambda: daemon.dropped["metrics"] == 1)
         daemon.put("metrics", 5)
@@ -283,23 +288,34 @@ def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: 
     assert logged(tmp_path / "run") == [5]
 
 
-def test_events_are_published_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_published_first(tmp_path: Path, disk: Disk) -> None:
     """What says where an attempt begins is in the log before its rows, in each round."""
     order: list[str] = []
-    monkeypatch.setattr("tracer.daemon.publish", lambda path, table, *_: order.append(table))
-    daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode, "events": encode}, lambda item: item, 1 << 20)
+    encoders = {"metrics": encode, "events": lambda items: events(list(items))}
+    daemon = Daemon(new_run(tmp_path / "run"), 0, encoders, lambda item: item)
+
+    def replace(source: Path, target: Path) -> None:
+        order.append(target.parent.name)
+        os.replace(source, target)
+
+    disk.replace = replace
     daemon.put("metrics", 0)
     daemon.put("events", 0)
     daemon.close({})
-    assert order == ["events", "metrics"]
+    assert order[:2] == ["events", "metrics"]
 
 
-@pytest.mark.slow
 def test_the_heartbeat_is_renewed_without_rows(tmp_path: Path) -> None:
-    """A rank that has nothing to write is seen to be alive."""
-    daemon = start(tmp_path / "run")
+    """A rank that has nothing to write is seen to be alive, every five seconds."""
+    now = 0.0
+    daemon = start(tmp_path / "run", tick_seconds=0.001, clock=lambda: now)
     heartbeat = tmp_path / "run" / "heartbeat-r00000"
     os.utime(heartbeat, (0, 0))
+    now = 4.9
+    daemon.put("metrics", 0)
+    wait_until(lambda: logged(tmp_path / "run") == [0])
+    assert heartbeat.stat().st_mtime == 0
+    now = 5.0
     wait_until(lambda: heartbeat.stat().st_mtime > 0)
     daemon.close({})
 

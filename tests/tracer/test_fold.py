@@ -16,7 +16,7 @@ from tests.logs import new_run
 from tests.tracer.test_daemon import encode
 from tests.training import loss_of, metric, mlp, recorded
 from tests.waiting import wait_until
-from tracer.daemon import Daemon
+from tracer.daemon import Daemon, DaemonSettings
 from tracer.log.parts import all_parts
 from tracer.log.store import Local as Path
 
@@ -156,7 +156,10 @@ def test_rows_are_published_whole_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def test_what_is_not_ripe_is_published_before_memory_runs_out(tmp_path: Path) -> None:
     """Items that wait for others do so only while there is room; the rest is published in their order."""
-    daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": encode}, lambda item: item, 4000, lambda *_: 0)
+    settings = DaemonSettings(limit_bytes=4000)
+    daemon = Daemon(
+        new_run(tmp_path / "run"), 0, {"metrics": encode}, lambda item: item, lambda *_: 0, settings=settings
+    )
     for number in range(5):
         daemon.put("metrics", number, size_bytes=300)
     daemon.put("metrics", 5, size_bytes=1000)

@@ -25,13 +25,13 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 import viewer
+from tests.disk import Disk
 from tests.logs import events as events_at
 from tests.logs import extremes, new_run, publish_next
 from tests.torture import often
-from tests.training import daemon_of, events, loss_of, mlp
+from tests.training import events, loss_of, mlp, set_daemons
 from tests.viewing import view
 from tests.waiting import wait_until
-from tracer.log.parts import publish as really_publish
 from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.live import Live
@@ -89,6 +89,33 @@ def shown(live: Live) -> Snapshot:
     snapshot = live.refresh()
     assert snapshot is not None
     return snapshot
+
+
+class Daemons:
+    """Daemons that publish when a test says so, so that it knows what is in the log."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now = 0.0
+        self._rounds = 0
+        set_daemons(monkeypatch, clock=lambda: self._now, cadence=self._after_round, tick_seconds=0.001)
+
+    def _after_round(self, age_seconds: float) -> float:
+        self._rounds += 1
+        return 1.0
+
+    def publish(self) -> None:
+        """Let the daemon publish all that it has been given."""
+        # The first time, it may have emptied its queue just before.
+        for _ in range(2):
+            rounds = self._rounds
+            self._now += 1.0
+            wait_until(lambda rounds=rounds: self._rounds > rounds)  # type: ignore[misc]
+
+
+@pytest.fixture
+def daemons(monkeypatch: pytest.MonkeyPatch) -> Daemons:
+    """Daemons that publish nothing by themselves while a training goes on."""
+    return Daemons(monkeypatch)
 
 
 # What a checkpoint says
@@ -350,14 +377,13 @@ def test_folded_rows_do_not_mix_attempts(tmp_path: Path) -> None:
     assert [row[:2] for row in seen(tmp_path / "run")] == [(0, 3), (1, 7), (1, 9)]
 
 
-def test_folded_rows_wait_for_their_own_attempts_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_rows_wait_for_their_own_attempts_steps(tmp_path: Path, daemons: Daemons) -> None:
     """While the run goes on, what an abandoned attempt left is published, and a new row is, as ever, whole."""
-    by_hand(monkeypatch)
     with training(tmp_path / "run", fold=4) as loop:
         loop.train(*range(7))
         loop.trace.load_state_dict({"step": 0})
         loop.train(*range(10, 13))
-        publish(loop, everything=False)
+        daemons.publish()
         rows = tracer.scan(tmp_path / "run", attempts="all").select("attempt", "step", "span").collect().rows()
         assert sorted(rows) == [(0, 3, 4), (0, 6, 3)]
 
@@ -434,23 +460,9 @@ def test_what_a_row_holds_after_a_restore_is_the_models_own(tmp_path: Path) -> N
 # How rows come into the log
 
 
-def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let daemons sleep: tests publish themselves, so that they know what is in the log."""
-    monkeypatch.setattr("tracer.daemon._TICK_SECONDS", 3600.0)
-    monkeypatch.setattr("tracer.daemon.cadence_seconds", lambda age: 3600.0)
-
-
-def publish(loop: Loop, everything: bool = True) -> None:
-    """What the daemon does on its cadence."""
-    daemon_of(loop.trace)._drain()
-    daemon_of(loop.trace)._publish_all(everything)
-
-
-def test_rows_that_wait_keep_the_attempt_in_which_they_were_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("daemons")
+def test_rows_that_wait_keep_the_attempt_in_which_they_were_made(tmp_path: Path) -> None:
     """Rows of three attempts that are published together, in one part, are told apart."""
-    by_hand(monkeypatch)
     with training(tmp_path / "run") as loop:
         for attempt in range(3):
             loop.trace.load_state_dict({"step": 1})
@@ -464,32 +476,31 @@ def test_rows_that_wait_keep_the_attempt_in_which_they_were_made(
     assert rows.collect().rows() == expected_events
 
 
-def test_a_kill_between_two_tables_leaves_no_row_of_an_unknown_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_end_between_two_tables_leaves_no_row_of_an_unknown_attempt(
+    tmp_path: Path, daemons: Daemons, disk: Disk
 ) -> None:
-    """At whatever published part a process dies, the log knows where each attempt begins of which it has rows."""
-    by_hand(monkeypatch)
+    """After whatever part nothing more is published, the log knows where each attempt begins of which it has rows."""
+    parts_left = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal parts_left
+        parts_left -= 1
+        if parts_left < 0:
+            raise OSError(5, "Input/output error")
+        os.replace(source, target)
+
     for survived in range(4):
         run = tmp_path / str(survived)
         with training(run, stats="histogram", activations=True) as loop:
             loop.train(1.0, 2.0, 3.0)
-            publish(loop)
+            daemons.publish()
             loop.trace.load_state_dict({"step": 1})
             loop.train(4.0, 5.0)
             loop.trace.log(loss=5.0)
-            left = survived
-
-            def dying(*arguments: Any) -> object:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    raise KeyboardInterrupt
-                return really_publish(*arguments)
-
-            with monkeypatch.context() as patch:
-                patch.setattr("tracer.daemon.publish", dying)
-                with pytest.raises(KeyboardInterrupt):
-                    publish(loop)
+            parts_left, disk.replace = survived, replace
+            with pytest.warns(tracer.TracerWarning, match="Input/output error"):
+                daemons.publish()
+            disk.replace = os.replace
             attempts = {
                 table: set(tracer.scan(run, table, attempts="all").select("attempt").collect()["attempt"])
                 for table in ("extremes", "metrics", "events", "histograms", "activations")
@@ -737,7 +748,8 @@ class Model:
 class Story:
     """A training to which things happen, beside its model; every number that is recorded is another."""
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, daemons: Daemons) -> None:
+        self.daemons = daemons
         self.run = folder / "run"
         self.every = every
         self.model = Model(every)
@@ -783,7 +795,7 @@ class Story:
 
     def publish(self, _: int) -> None:
         """What waits comes into the log."""
-        publish(self.loop)
+        self.daemons.publish()
         self.check()
 
     def crash(self, _: int) -> None:
@@ -879,8 +891,7 @@ def test_whatever_happens_readers_show_the_latest_branch(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # Some of these loops never update.
         warnings.filterwarnings("ignore", "gradwatch: several backwards", tracer.TracerWarning)
-        by_hand(patch)
-        story = Story(Path(folder), every)
+        story = Story(Path(folder), every, Daemons(patch))
         for deed, number in deeds:
             deed(story, number)
         story.end()

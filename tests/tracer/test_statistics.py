@@ -17,7 +17,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 import tracer
-from tests.training import loss_of, mlp, recorded
+from tests.training import loss_of, mlp, recorded, set_daemons
 from tests.versions import needs_numpy_2
 from tracer.log.parts import list_parts, merge
 from tracer.log.store import Local as Path
@@ -558,7 +558,8 @@ def test_every_measures_only_those_steps(tmp_path: Path) -> None:
 
 def test_a_run_may_go_on_with_other_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a run is resumed with other statistics, what was not measured is null: in its parts, and once merged."""
-    monkeypatch.setattr("tracer.daemon._LAST_TRIES_SECONDS", -1.0)
+    # Without the time to merge.
+    set_daemons(monkeypatch, last_tries_seconds=-1.0)
     model, path = mlp(), tmp_path / "run"
     for stats in ("norm", ("mean", "histogram"), "extremes"):
         with tracer.attach(model, path, stats=stats, applied=stats == "extremes", resume=True):
