@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import polars as pl
@@ -83,12 +84,15 @@ def seen(path: Path, table: str = "extremes", **options: Any) -> Seen:
     return sorted(tracer.scan(path, table, **options).select("attempt", "step", number).collect().rows())
 
 
+_LATEST: "WeakKeyDictionary[Live, Snapshot]" = WeakKeyDictionary()
+
+
 def shown(live: Live) -> Snapshot:
-    """How a run is now."""
-    live._followed.repeat()
+    """How a run is now, whether or not anything is new."""
     snapshot = live.refresh()
-    assert snapshot is not None
-    return snapshot
+    if snapshot is not None:
+        _LATEST[live] = snapshot
+    return _LATEST[live]
 
 
 class Daemons:

@@ -18,17 +18,16 @@ Progress = Callable[[int, int], None]
 
 # Raised by polars where it cannot decode a file; the second where it did not expect what it found.
 _UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-_BATCH_BYTES = 32_000_000
 
 
-def _batches(parts: list[Part], sizes: Mapping[str, int]) -> Iterator[list[Part]]:
+def _batches(parts: list[Part], sizes: Mapping[str, int], batch_bytes: int) -> Iterator[list[Part]]:
     """The parts in pieces of some size: more rows at once would take more memory, and show no progress."""
     batch: list[Part] = []
     size = 0
     for part in parts:
         batch.append(part)
         size += sizes[part.path.name]
-        if size >= _BATCH_BYTES:
+        if size >= batch_bytes:
             yield batch
             batch, size = [], 0
     if batch:
@@ -69,7 +68,10 @@ class Follower:
 
     Attributes:
         problems: What is wrong with damaged parts, by path; their rows are not given out.
+        batch_bytes: How large parts that are read at once are together, if there is more than one.
     """
+
+    batch_bytes = 32_000_000
 
     def __init__(self, run: Place, table: str, rank: int | None = None) -> None:
         self._run = run
@@ -113,7 +115,7 @@ class Follower:
         folder = self._run / self._table
         sizes = folder.sizes_bytes(part.path.name for part in new)
         done = 0
-        for parts in _batches(new, sizes):
+        for parts in _batches(new, sizes, self.batch_bytes):
             with self._run.brief_copies():
                 folder.fetch(part.path.name for part in parts)
                 self._take_in(parts, take)

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, contrast, pixels, zoom
 from tests.halves import first_of
@@ -61,17 +63,42 @@ def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step:
     return Heatmap(params, first_step, width, np.ones(shape), np.zeros(shape, dtype=np.bool_))
 
 
+def axes_of(strip: Layers) -> Axes:
+    """Where the strip is drawn; the colour bar has axes of its own."""
+    return strip.figure.axes[0]
+
+
+def image(strip: Layers) -> AxesImage:
+    """The magnitudes."""
+    return axes_of(strip).images[0]
+
+
+def alarm(strip: Layers) -> AxesImage:
+    """What lies over the magnitudes where something is not finite."""
+    return axes_of(strip).images[1]
+
+
+def rows(strip: Layers) -> int:
+    """How many there are."""
+    return len(np.asarray(image(strip).get_array()))
+
+
+def notes(strip: Layers) -> list[str]:
+    """What is written into the strip."""
+    return [text.get_text() for text in axes_of(strip).texts if text.get_visible()]
+
+
 def labels(strip: Layers) -> dict[int, str]:
     """What is written beside the rows, as it is read."""
-    ticks = zip(strip._axes.get_yticks(), strip._axes.get_yticklabels(), strict=True)
+    ticks = zip(axes_of(strip).get_yticks(), axes_of(strip).get_yticklabels(), strict=True)
     return {int(tick): label.get_text().replace(r"\$", "$") for tick, label in ticks if label.get_text()}
 
 
 def colours(strip: Layers) -> npt.NDArray[Any]:
     """What is seen in each cell: the colour of the strip, or of the alarm over it, as RGB bytes."""
-    values, alarms = np.asarray(strip._image.get_array()), np.asarray(strip._alarm.get_array())
-    image, alarm = strip._image.to_rgba(values, bytes=True), strip._alarm.to_rgba(alarms, bytes=True)
-    return np.where((alarms == 1)[..., None], alarm, image)[..., :3]
+    values, alarms = (np.asarray(layer.get_array()) for layer in (image(strip), alarm(strip)))
+    below, above = image(strip).to_rgba(values, bytes=True), alarm(strip).to_rgba(alarms, bytes=True)
+    return np.where((alarms == 1)[..., None], above, below)[..., :3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -156,10 +183,10 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
     magnitudes[names.index("block7.c.weight"), 1] = 50.0
     bad[names.index("block9.d.weight"), 0] = True
     strip = drawn(Heatmap(names, 0, 1, magnitudes, bad))
-    image = np.asarray(strip._image.get_array())
-    assert image.shape == (100, 2)
-    assert np.argwhere(image == 50.0).tolist() == [[7, 1]]
-    assert np.argwhere(np.asarray(strip._alarm.get_array()) == 1.0).tolist() == [[9, 0]]
+    shown = np.asarray(image(strip).get_array())
+    assert shown.shape == (100, 2)
+    assert np.argwhere(shown == 50.0).tolist() == [[7, 1]]
+    assert np.argwhere(np.asarray(alarm(strip).get_array()) == 1.0).tolist() == [[9, 0]]
     assert labels(strip)[0] == "block0.*"
 
 
@@ -167,7 +194,7 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
 def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
     """Before the first row it says so; where all gradients are zero, it is all black."""
     strip = drawn(None if layers is None else Heatmap(["a"], 0, 1, np.zeros((1, 2)), np.zeros((1, 2), bool)))
-    assert strip._note.get_visible() == (layers is None)
+    assert notes(strip) == ["no step recorded yet"] * (layers is None)
     if layers is not None:
         assert colours(strip).reshape(-1, 3).tolist() == [[0, 0, 0]] * 2
 
@@ -222,15 +249,15 @@ def test_a_strip_grows_with_the_run_until_it_is_zoomed() -> None:
     """Its limits follow new steps and parameters; those of the zoom tool stay on both axes, until its home button."""
     few, more = uniform(["a", "b"], 10), uniform(["a", "b", "c"], 20, width=2, first_step=4)
     strip = drawn(few)
-    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == ((-0.5, 9.5), (1.5, -0.5))
-    toolbar = zoom(strip._axes, (2, 5), (0.3, -0.2))
-    limits = strip._axes.get_xlim(), strip._axes.get_ylim()
+    assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == ((-0.5, 9.5), (1.5, -0.5))
+    toolbar = zoom(axes_of(strip), (2, 5), (0.3, -0.2))
+    limits = axes_of(strip).get_xlim(), axes_of(strip).get_ylim()
     assert limits[0] == pytest.approx((2, 5), abs=0.1)
     update(strip, more)
-    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == limits
+    assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == limits
     toolbar.home()
     update(strip, more)
-    assert (strip._axes.get_xlim(), strip._axes.get_ylim()) == ((3.5, 43.5), (2.5, -0.5))
+    assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == ((3.5, 43.5), (2.5, -0.5))
 
 
 @pytest.mark.slow
@@ -240,7 +267,7 @@ def test_a_zoomed_strip_names_every_row() -> None:
     some = labels(strip)
     assert 30 < len(some) < 100
     assert all(name == f"p{row}" for row, name in some.items())
-    zoom(strip._axes, (0, 3), (117.4, 111.6))
+    zoom(axes_of(strip), (0, 3), (117.4, 111.6))
     strip.figure.canvas.draw()
     assert [name for row, name in labels(strip).items() if 112 <= row <= 117] == [f"p{n}" for n in range(112, 118)]
 
@@ -249,7 +276,7 @@ def test_a_click_on_a_row_leads_to_its_parameter() -> None:
     """The look that follows shows the parameter, and is otherwise the same."""
     look = dataclasses.replace(LAYERS, params="weight", dark=True)
     strip = drawn(uniform(["a.weight", "b.weight"]), look=look)
-    found = strip.picked(strip._axes, 1.4)
+    found = strip.picked(axes_of(strip), 1.4)
     assert found == dataclasses.replace(look, view=View.PARAM, param="b.weight")
 
 
@@ -257,10 +284,10 @@ def test_a_click_on_a_row_leads_to_its_parameter() -> None:
 def test_a_click_beside_the_rows_leads_nowhere(y: float | None) -> None:
     """Nor does one on the colour bar, or on nothing."""
     strip = drawn(uniform(["a", "b"]))
-    assert strip.picked(strip._axes, y) is None
+    assert strip.picked(axes_of(strip), y) is None
     assert strip.picked(strip.figure.axes[1], 1.0) is None
     assert strip.picked(None, 1.0) is None
-    assert drawn(None).picked(strip._axes, 0.0) is None
+    assert drawn(None).picked(axes_of(strip), 0.0) is None
 
 
 def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
@@ -268,12 +295,14 @@ def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
     names = [f"block{block}.{part}+ {rest}" for block in range(200) for part in "ab" for rest in ("w", "b")]
     names += ["xblock1.a", "block1", "block1_a"]
     strip = drawn(uniform(names))
-    (row,) = [index for index, groups in enumerate(strip._rows) if groups == ["block1.*"]]
-    found = strip.picked(strip._axes, row)
+    axes = axes_of(strip)
+    said = [axes.format_coord(0, row) for row in range(rows(strip))]
+    (row,) = [row for row, words in enumerate(said) if words.startswith("block1.*  ")]
+    found = strip.picked(axes, row)
     assert found is not None
     assert found.view is View.LAYERS
     assert matching(names, found.params) == [name for name in names if name.startswith("block1.")]
-    assert len(drawn(uniform(matching(names, found.params)))._rows) == 4
+    assert rows(drawn(uniform(matching(names, found.params)))) == 4
 
 
 @pytest.mark.slow
@@ -288,8 +317,8 @@ def test_too_many_modules_share_rows_and_none_is_hidden() -> None:
         legend = strip.figure.legends[0].get_window_extent()
         inside = [y for y, _ in seen if strip.figure.bbox.height - y > legend.y1]
         assert inside
-        (row,) = np.unique(np.argwhere(np.asarray(strip._alarm.get_array()) == 1.0)[:, 0])
-        found = strip.picked(strip._axes, float(row))
+        (row,) = np.unique(np.argwhere(np.asarray(alarm(strip).get_array()) == 1.0)[:, 0])
+        found = strip.picked(axes_of(strip), float(row))
         assert found is not None
         assert names[odd] in (members := matching(names, found.params))
         assert 1 < len(members) < 10
@@ -302,10 +331,10 @@ def test_a_phone_hides_no_column() -> None:
         layers = uniform(["encoder.layers.0.self_attention.weight"] * 2, 512)
         layers.nonfinite[0, column] = True
         strip = drawn(layers, size=PHONE)
-        box = strip._axes.get_window_extent()
+        box = axes_of(strip).get_window_extent()
         seen = np.argwhere((pixels(strip.figure) == RED).all(axis=2))
         assert any(box.x0 < x < box.x1 and y < strip.figure.bbox.height - box.y0 for y, x in seen), column
-        assert strip._axes.get_xlim()[1] >= 511
+        assert axes_of(strip).get_xlim()[1] >= 511
 
 
 @pytest.mark.parametrize("size", [SIZE_INCHES, PHONE])
@@ -333,7 +362,7 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
     magnitudes = np.array([[1.0, np.nan, 3.0], [0.0, 2.0, 3.0]])
     bad = np.array([[False, False, False], [False, False, True]])
     strip = drawn(Heatmap(["a.$x$", "b"], 100, 10, magnitudes, bad))
-    said = {place: strip._axes.format_coord(*place) for place in ((104, 0.2), (115, 0), (104, 1), (129, 1.3))}
+    said = {place: axes_of(strip).format_coord(*place) for place in ((104, 0.2), (115, 0), (104, 1), (129, 1.3))}
     assert list(said.values()) == [
         "a.$x$  step 104  1",
         "a.$x$  step 115  not recorded",
@@ -341,8 +370,8 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
         "b  step 129  NaN or infinity",
     ]
     for place in ((99, 0), (130, 0), (104, -1), (104, 2)):
-        assert strip._axes.format_coord(*place) == ""
-    assert not any(image.mouseover for image in strip._axes.images)
+        assert axes_of(strip).format_coord(*place) == ""
+    assert not any(image.mouseover for image in axes_of(strip).images)
 
 
 @pytest.mark.slow
@@ -359,5 +388,5 @@ def test_nothing_accumulates_in_a_strip() -> None:
 def test_a_strip_without_a_matching_parameter_says_so() -> None:
     """Where the filter finds none, the panel says that it is the filter's doing."""
     strip = drawn(None, look=dataclasses.replace(LAYERS, params="nothing"))
-    assert strip._note.get_visible()
-    assert "with such a parameter" in strip._note.get_text()
+    (note,) = notes(strip)
+    assert "with such a parameter" in note

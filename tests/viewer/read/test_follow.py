@@ -57,9 +57,10 @@ class Log:
 class Seen:
     """Collects what a follower gives; in each call, before the batch ``at`` is read, ``between`` happens to the log."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, batch_bytes: int = Follower.batch_bytes) -> None:
         self.rows: Rows = []
         self.follower = Follower(log.path, "metrics")
+        self.follower.batch_bytes = batch_bytes
 
     def read(self, between: Callable[[], None] = lambda: None, at: int = 0) -> bool:
         """One call of ``give``."""
@@ -115,10 +116,9 @@ def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(
     actions: list[tuple[str, int]], batch: int
 ) -> None:
     """Publishing, merging, dying, failing and reading in any order give each rank's rows once, in publishing order."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("viewer.read.follow._BATCH_BYTES", batch)
+    with tempfile.TemporaryDirectory() as folder:
         log = Log(Path(folder))
-        seen = Seen(log)
+        seen = Seen(log, batch)
         for action, rank in actions:
             ACTIONS[action](log, seen, rank)
         seen.read()
@@ -128,12 +128,9 @@ def test_each_row_is_given_once_and_in_order_however_the_log_changes_meanwhile(
 
 
 @pytest.mark.parametrize("batch", first_of(BATCHES))
-def test_each_row_is_given_once_while_another_thread_publishes_and_merges(
-    log: Log, monkeypatch: pytest.MonkeyPatch, batch: int
-) -> None:
+def test_each_row_is_given_once_while_another_thread_publishes_and_merges(log: Log, batch: int) -> None:
     """A reader at full speed beside a writer at full speed sees every row once, and nothing as damaged."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", batch)
-    seen = Seen(log)
+    seen = Seen(log, batch)
 
     def write() -> None:
         for number in range(120):
@@ -223,14 +220,14 @@ def test_a_missing_table_gives_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_progress_is_told_after_each_batch(log: Log, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+def test_progress_is_told_after_each_batch(log: Log, batch: int) -> None:
     """Who waits for a long log hears how many bytes were read, until it is all that there are to be read."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", batch)
     for _ in range(6):
         log.publish(0)
     sizes = [part.file().stat().st_size for part in list_parts(log.path, "metrics")]
     told: list[tuple[int, int]] = []
     follower = Follower(log.path, "metrics")
+    follower.batch_bytes = batch
     follower.give(lambda frame: None, lambda *bytes_read: told.append(bytes_read))
     assert told[-1] == (sum(sizes), sum(sizes))
     if batch == 1:
@@ -251,12 +248,11 @@ def test_a_batch_has_many_parts_at_once(log: Log) -> None:
     assert frames == [4]
 
 
-def test_what_was_given_before_parts_were_gone_counts_as_new(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_given_before_parts_were_gone_counts_as_new(log: Log) -> None:
     """Where a later batch's parts are gone, and nothing else replaced them, the call still says that rows came."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     log.publish(0)
     log.publish(0)
-    seen = Seen(log)
+    seen = Seen(log, batch_bytes=1)
     gone = log.last_part(0)
     assert seen.read(gone.unlink, at=1)
     assert seen.rows == log.published[:1]
@@ -286,10 +282,9 @@ def test_a_part_whose_size_cannot_be_told_is_named(log: Log, monkeypatch: pytest
     assert not seen.follower.problems
 
 
-def test_a_merged_part_is_read_in_one_batch_with_what_is_new_of_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_part_is_read_in_one_batch_with_what_is_new_of_it(log: Log) -> None:
     """A large merged part, of which most was given, gives the rest once, however small batches are."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
-    seen = Seen(log)
+    seen = Seen(log, batch_bytes=1)
     for _ in range(5):
         log.publish(0)
         seen.read()

@@ -7,7 +7,10 @@ import shutil
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 from rich.console import Console
 
 import viewer
@@ -401,15 +404,19 @@ def test_a_low_terminal_says_the_worst() -> None:
 # Marks.
 
 
-def flags(axes: object) -> dict[str, tuple[float, float]]:
+def flag_texts(axes: Axes) -> list[Text]:
+    """The flags: texts in a box."""
+    return [text for text in axes.texts if text.get_bbox_patch() is not None]
+
+
+def flags(axes: Axes) -> dict[str, tuple[float, float]]:
     """What is written on flags, and where."""
-    boxed = [text for text in axes.texts if text.get_bbox_patch() is not None]  # type: ignore[attr-defined]
-    return {text.get_text(): text.get_position() for text in boxed}
+    return {text.get_text(): text.get_position() for text in flag_texts(axes)}
 
 
-def lines(axes: object) -> list[float]:
+def lines(axes: Axes) -> list[float]:
     """Where a finding's line stands."""
-    return [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "finding"]  # type: ignore[attr-defined]
+    return [np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_gid() == "finding"]
 
 
 @pytest.mark.parametrize("dark", first_of([False, True]))
@@ -499,19 +506,19 @@ def test_the_strip_is_marked_in_the_row_of_the_parameter(tmp_path: Path) -> None
     for _ in range(2):
         strip.update([found], NOW)
     # The gradient of conv.weight is NaN, fc.weight has none.
-    assert flags(strip._axes) == {"1": (7, 0), "2": (0, 1)}
+    assert flags(strip.figure.axes[0]) == {"1": (7, 0), "2": (0, 1)}
     strip.figure.canvas.draw()
-    (begin,) = [text for text in strip._axes.texts if text.get_text() == "2"]
-    assert begin.get_window_extent().x0 >= strip._axes.get_window_extent().x0
+    (begin,) = [text for text in strip.figure.axes[0].texts if text.get_text() == "2"]
+    assert begin.get_window_extent().x0 >= strip.figure.axes[0].get_window_extent().x0
     check_texts(strip.figure)
     strip.update([snapshot()], NOW)
-    assert flags(strip._axes) == {}
+    assert flags(strip.figure.axes[0]) == {}
     names = [f"block{number // 40}.weight{number}" for number in range(400)]
     many = new_run(tmp_path / "many", names)
     values = {end: [math.nan if name == names[300] else 1.0 for name in names] for end in ("grad_min", "grad_max")}
     publish_next(many, "extremes", extremes([5], names, values))
     strip.update([watched(many, look)], NOW)
-    assert (5, 7) in flags(strip._axes).values()
+    assert (5, 7) in flags(strip.figure.axes[0]).values()
 
 
 def test_a_number_at_an_end_of_the_strip_can_be_read(tmp_path: Path) -> None:
@@ -520,10 +527,10 @@ def test_a_number_at_an_end_of_the_strip_can_be_read(tmp_path: Path) -> None:
     publish_next(run, "extremes", rows(range(2000), bad=[1999], unused=True))
     strip = Layers(canvas(), ViewOptions(View.LAYERS))
     strip.update([watched(run, ViewOptions(View.LAYERS))], NOW)
-    assert flags(strip._axes) == {"1": (1999, 0), "2": (0, 1)}
+    assert flags(strip.figure.axes[0]) == {"1": (1999, 0), "2": (0, 1)}
     strip.figure.draw_without_rendering()
-    inside = strip._axes.get_window_extent()
-    for flag in strip._flags:
+    inside = strip.figure.axes[0].get_window_extent()
+    for flag in flag_texts(strip.figure.axes[0]):
         assert inside.x0 <= flag.get_window_extent().x0
         assert flag.get_window_extent().x1 <= inside.x1
 

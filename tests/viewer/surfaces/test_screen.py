@@ -16,6 +16,7 @@ from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.draw.theme import LIGHT
 from viewer.options import View, ViewOptions, XAxis
+from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.surfaces.screen import Screen
 
@@ -76,9 +77,9 @@ def press(figure: Figure, key: str) -> None:
     KeyEvent("key_press_event", figure.canvas, key)._process()  # type: ignore[attr-defined]
 
 
-def readers() -> int:
-    """How many threads read."""
-    return sum(thread.name == "viewer-reader" for thread in threading.enumerate())
+def readers() -> list[Reader]:
+    """The threads that read."""
+    return [thread for thread in threading.enumerate() if isinstance(thread, Reader)]
 
 
 def test_a_tick_says_when_there_is_something_new(path: Path, watch: Open) -> None:
@@ -124,8 +125,8 @@ def titles(shown: Screen) -> list:  # type: ignore[type-arg]
 def test_while_a_long_run_is_opened_it_says_how_far_it_is(watch: Open) -> None:
     """In megabytes, of those that there are."""
     shown = watch()
-    assert shown._reader is not None
-    shown._reader.read = (20_000_000, 1_234_000_000)
+    (reader,) = readers()
+    reader.read = (20_000_000, 1_234_000_000)
     assert shown.said() == "reading: 20 of 1,234 MB"
     assert shown.tick()
     assert shown.figure.get_suptitle() == shown.said()
@@ -273,7 +274,7 @@ def test_only_what_has_to_be_is_read_again(path: Path, watch: Open, opened: list
     ):
         shown.look_at(look)
         assert len(opened) == count
-        assert readers() == 1
+        assert len(readers()) == 1
         settle(shown)
 
 
@@ -287,23 +288,23 @@ def test_looking_quickly_at_many_things_leaves_one_reader(path: Path, watch: Ope
         press(shown.figure, "1223"[number % 4])
         if number % 7 == 0:
             shown.tick()
-        assert readers() == 1
+        assert len(readers()) == 1
     press(shown.figure, "2")
     settle(shown)
     assert shown.options.view is View.LAYERS
     assert np.asarray(shown.figure.axes[0].images[0].get_array()).shape == (3, 2)
     shown.close()
-    assert readers() == 0
+    assert not readers()
 
 
 def test_an_error_of_the_reader_is_raised_where_it_is_handled(path: Path, watch: Open) -> None:
     """Not in a callback, but by the next tick."""
     shown = watch()
+    (reader,) = readers()
     path.mkdir()
     (path / "new.json").write_text('{"format": 99}')
     (path / "new.json").rename(path / "run.json")
-    assert shown._reader is not None
-    shown._reader.join(30)
+    reader.join(30)
     press(shown.figure, "x")
     with pytest.raises(LogError, match="upgrade"):
         shown.tick()
@@ -324,7 +325,7 @@ def test_what_cannot_be_opened_is_raised_by_the_next_tick(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="inotify limit"):
         shown.tick()
     shown.close()
-    assert readers() == 0
+    assert not readers()
 
 
 def test_a_closed_screen_is_quiet(path: Path, watch: Open, opened: list[Runs]) -> None:
@@ -333,13 +334,13 @@ def test_a_closed_screen_is_quiet(path: Path, watch: Open, opened: list[Runs]) -
     shown = watch(ViewOptions(view=View.LAYERS))
     settle(shown)
     shown.close()
-    assert readers() == 0
+    assert not readers()
     press(shown.figure, "1")
     click(shown.figure.axes[0], 0, 0)
     assert not shown.tick()
     shown.close()
     assert len(opened) == 1
-    assert readers() == 0
+    assert not readers()
 
 
 def test_a_redraw_fits_another_size(path: Path, watch: Open) -> None:
