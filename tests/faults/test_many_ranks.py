@@ -14,6 +14,7 @@ import pytest
 from torch import nn
 
 import tracer
+from tests.disk import Disk
 from tests.logs import age_heartbeat, extremes, new_run, publish_next
 from tests.torture import often
 from tests.waiting import wait_until
@@ -110,11 +111,13 @@ def test_eight_ranks_write_into_one_run(tmp_path: Path, round_: int, figures: Ca
 
 
 @pytest.mark.smoke
-def test_a_rank_is_claimed_once_by_those_who_looked_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_is_claimed_once_by_those_who_looked_before(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two who both saw that a rank had not begun, the second to claim it is told that it has."""
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setattr("tracer.begin._has_begun", lambda path, rank: False)
+    disk.scandir = lambda folder: contextlib.nullcontext(iter([]))
     run_folder.prepare_folders(tmp_path / "run")
     ranks.claim_rank(tmp_path / "run", 3)
     with pytest.raises(tracer.LogError, match="already holds a run"):

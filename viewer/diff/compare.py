@@ -19,8 +19,6 @@ from viewer.options import matching
 
 # Sums in another order change a float32 by about 1e-6 of its size. A real difference soon grows beyond this.
 RTOL = 1e-5
-# The rows of each run that are in memory at a time, about.
-_ROWS = 500_000
 _QUANTITIES = ("value", "grad", "applied")
 # The names under which wrappers keep what they wrap.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -108,7 +106,9 @@ class Difference:
         return not (self.params.partings or self.metrics.partings or any(self.params.only))
 
 
-def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: str = "") -> Difference:
+def difference(
+    a: Side, b: Side, tolerance: Tolerance | None = None, without: str = "", rows_at_once: int = 500_000
+) -> Difference:
     """Compare two runs, at the steps that both have.
 
     Args:
@@ -116,6 +116,7 @@ def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: st
         b: The second run.
         tolerance: How far numbers may be apart.
         without: A regular expression (Rust's syntax): parameters and metrics whose name matches are left out.
+        rows_at_once: The rows of each run that are in memory at a time, about.
     """
     allowed = tolerance or Tolerance()
     extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
@@ -125,7 +126,8 @@ def difference(a: Side, b: Side, tolerance: Tolerance | None = None, without: st
         for run, table in zip((a, b), extremes, strict=True)
     ]
     return Difference(
-        _compared(*extremes, allowed, max(a.fold, b.fold), a.order), _compared(metrics[0], metrics[1], allowed)
+        _compared(*extremes, allowed, rows_at_once, max(a.fold, b.fold), a.order),
+        _compared(metrics[0], metrics[1], allowed, rows_at_once),
     )
 
 
@@ -184,7 +186,9 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: Sequence[str] = ()) -> Compared:
+def _compared(
+    a: _Table, b: _Table, tolerance: Tolerance, rows_at_once: int, fold: int = 1, order: Sequence[str] = ()
+) -> Compared:
     matched = _matched(a.names, b.names)
     common = sorted(matched.values())
     renamed = {name: other for name, other in matched.items() if name != other}
@@ -193,7 +197,7 @@ def _compared(a: _Table, b: _Table, tolerance: Tolerance, fold: int = 1, order: 
     statistics = [name for quantity in _QUANTITIES for name in columns if name.startswith(f"{quantity}_")]
     partings: dict[str, Parting] = {}
     steps, alike_until = 0, None
-    for first, last in _windows(a, b, fold):
+    for first, last in _windows(a, b, rows_at_once, fold):
         if len(partings) == len(common):
             break
         both = _side_by_side(
@@ -225,11 +229,11 @@ def _in_order(partings: Iterable[Parting], order: Sequence[str]) -> list[Parting
     return sorted(partings, key=key)
 
 
-def _windows(a: _Table, b: _Table, fold: int) -> Iterator[tuple[int, int]]:
+def _windows(a: _Table, b: _Table, rows_at_once: int, fold: int) -> Iterator[tuple[int, int]]:
     """The first and the last step of each stretch that is compared at once, within the steps that both runs have."""
     if a.first is None or a.last is None or b.first is None or b.last is None:
         return
-    width = max(1, int(_ROWS / max(a.density, b.density)) // fold) * fold
+    width = max(1, int(rows_at_once / max(a.density, b.density)) // fold) * fold
     last = min(a.last, b.last)
     for first in range(max(a.first, b.first) // fold * fold, last + 1, width):
         yield first, min(first + width - 1, last)

@@ -14,8 +14,6 @@ from tracer.log.schema import STATISTICS
 from viewer.reduce.cells import Cells, Floats, Integers
 
 _CELLS, _COLUMNS = 600_000, 512
-# So many rows are read into memory at once. They are reduced in smaller pieces, which fit into a processor's cache.
-_READ_ROWS, _PIECE_ROWS = 500_000, 20_000
 _NEVER = np.iinfo(np.int64).max
 _TINY, _HUGE = np.finfo(np.float64).tiny, np.finfo(np.float64).max
 
@@ -147,7 +145,13 @@ class ParamHistory:
         params: The parameters in model order; others that come later stand behind them.
         columns: How many bins there may be.
         width: How many steps a bin covers at first.
+
+    Attributes:
+        read_rows: How many rows are read into memory at once.
+        piece_rows: How many of them are reduced at once: they fit into a processor's cache.
     """
+
+    read_rows, piece_rows = 500_000, 20_000
 
     def __init__(self, params: Sequence[str], columns: int | None = None, width: int = 1) -> None:
         capacity = columns or max(16, min(_COLUMNS, _CELLS // max(1, len(params))))
@@ -165,13 +169,13 @@ class ParamHistory:
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows."""
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
-        for offset in itertools.count(0, _READ_ROWS):
-            frame = wanted.slice(offset, _READ_ROWS).collect()
+        for offset in itertools.count(0, self.read_rows):
+            frame = wanted.slice(offset, self.read_rows).collect()
             columns = self._columns(frame)
             with np.errstate(over="ignore", invalid="ignore"):
-                for begin in range(0, frame.height, _PIECE_ROWS):
-                    self._absorb([column[begin : begin + _PIECE_ROWS] for column in columns])
-            if frame.height < _READ_ROWS:
+                for begin in range(0, frame.height, self.piece_rows):
+                    self._absorb([column[begin : begin + self.piece_rows] for column in columns])
+            if frame.height < self.read_rows:
                 break
 
     def _columns(self, frame: pl.DataFrame) -> list[npt.NDArray[Any]]:

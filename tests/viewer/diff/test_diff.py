@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import polars as pl
 import pyarrow as pa
@@ -80,8 +79,7 @@ def test_runs_with_the_same_numbers_are_alike(
     steps, columns = given
     table = extremes(steps, _PARAMS, columns)
     other = shuffled(table, seed) if shuffle else table
-    with patch.object(compare, "_ROWS", rows):
-        found = difference(a_side(table), a_side(other))
+    found = difference(a_side(table), a_side(other), rows_at_once=rows)
     assert found.alike
     assert (found.params.partings, found.params.steps, found.params.alike_until) == ([], len(steps), steps[-1])
 
@@ -101,8 +99,8 @@ def test_a_planted_difference_is_found(
     spoiled = {name: list(values) for name, values in columns.items()}
     spoiled[statistic][row] = planted
     other = extremes(steps, _PARAMS, spoiled)
-    with patch.object(compare, "_ROWS", rows):
-        found = difference(a_side(extremes(steps, _PARAMS, columns)), a_side(shuffled(other, 1) if shuffle else other))
+    sides = a_side(extremes(steps, _PARAMS, columns)), a_side(shuffled(other, 1) if shuffle else other)
+    found = difference(*sides, rows_at_once=rows)
     (parting,) = found.params.partings
     assert (parting.name, parting.step, parting.span, parting.statistic) == (_PARAMS[param], steps[at], 1, statistic)
     assert same(parting.a, was)
@@ -257,8 +255,8 @@ def test_ranks_count_as_one(given: tuple[list[int], dict[str, list[float | None]
     inside = {name: [None if each is None else 0.0 for each in values] for name, values in columns.items()}
     merged = {name: [merged_by_hand(name, each) for each in values] for name, values in columns.items()}
     both = pa.concat_tables([extremes(steps, _PARAMS, columns), extremes(steps, _PARAMS, inside, rank=1)])
-    with patch.object(compare, "_ROWS", rows):
-        assert partings(a_side(both), a_side(extremes(steps, _PARAMS, merged))) == []
+    found = difference(a_side(both), a_side(extremes(steps, _PARAMS, merged)), rows_at_once=rows)
+    assert found.params.partings == []
 
 
 def merged_by_hand(statistic: str, number: float | None) -> float | None:

@@ -1,13 +1,17 @@
 """A run followed from before it exists to after it has ended, in this process."""
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 
 import pytest
+from watchdog.observers import Observer
 
+from tests.disk import Disk
 from tests.logs import (
     age_heartbeat,
     close_run,
@@ -21,7 +25,7 @@ from tests.logs import (
 )
 from tests.viewing import shown
 from tests.waiting import wait_until
-from tracer.log.parts import merge
+from tracer.log.parts import all_parts, merge
 from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, beat, close_rank
 from tracer.log.read import rows_dropped
 from tracer.log.run import open_run
@@ -169,14 +173,14 @@ def test_a_run_that_replaces_another_wakes_the_viewer(live: Live) -> None:
     woken_by(live, lambda: publish_next(run, "extremes", extremes([0])))
 
 
-@pytest.mark.parametrize("refusing", ["viewer.read.waker.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["__init__", "schedule"])
 def test_without_events_the_rescan_finds_new_rows(live: Live, monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
     """Where the system refuses to watch folders, waiting lasts its time, and the next listing has the rows."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(24, "inotify instance limit reached")
 
-    monkeypatch.setattr(refusing, refuse)
+    monkeypatch.setattr(Observer, refusing, refuse)
     run = new_run(live.path)
     shown(live)
     publish_next(run, "extremes", extremes([0]))
@@ -201,17 +205,21 @@ def test_a_damaged_part_is_named_and_the_rest_is_shown(live: Live) -> None:
     assert shown(live).problems == snapshot.problems
 
 
-def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_listed_but_gone_is_waited_for(live: Live, disk: Disk) -> None:
     """A listing older than its files, as on a network disk, ends nothing; what was read meanwhile is shown later."""
     run = new_run(live.path)
     shown(live)
     publish_next(run, "extremes", extremes([7]))
     gone = publish_next(run, "metrics", metrics([8], [1.0]))
+    old_listing = list(os.scandir(run / "metrics"))
     gone.file().unlink()
-    names = Path.names
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "names", lambda run, table: {gone.path.name} if table == "metrics" else names(run, table))
-        assert live.refresh() is None
+
+    def scandir(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        return nullcontext(iter(old_listing)) if folder == run / "metrics" else os.scandir(folder)
+
+    disk.scandir = scandir
+    assert live.refresh() is None
+    disk.scandir = os.scandir
     assert shown(live).last_step == 7
 
 
@@ -356,17 +364,18 @@ def test_a_run_that_was_begun_but_not_yet_written_is_watched(live: Live) -> None
     woken_by(live, lambda: beat(run, 0))
 
 
-def test_a_run_that_is_deleted_while_it_is_opened_is_waited_for(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_deleted_while_it_is_opened_is_waited_for(live: Live, disk: Disk) -> None:
     """A folder that vanishes between two looks at it is no error."""
     run = new_run(live.path)
 
-    def deleted_before(path: Path) -> object:
+    def deleted_before(path: Path, *flags: int) -> int:
         shutil.rmtree(run, ignore_errors=True)
-        return open_run(path)
+        return os.open(path, *flags)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("viewer.read.run.open_run", deleted_before)
-        assert live.refresh() is None
+    disk.open = deleted_before
+    assert live.refresh() is None
+    disk.open = os.open
+    assert not run.exists()
     new_run(live.path)
     assert shown(live).state == "running"
 
@@ -392,9 +401,9 @@ def test_a_run_that_was_restored_shows_nothing_of_what_it_abandoned(live: Live) 
     assert live.refresh() is None
 
 
-def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_batches")
+def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live) -> None:
     """Where the events are damaged, rows of a later attempt take the place of earlier ones, which are read before."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(live.path)
     publish_next(run, "extremes", extremes(range(5)))
     shown(live)
@@ -405,7 +414,7 @@ def test_without_its_event_a_new_attempt_begins_with_its_first_row(live: Live, m
     assert drawn(shown(live)) == [0, 1, 2, 3, 4]
 
 
-def test_a_run_that_was_resumed_is_not_read_again(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_resumed_is_not_read_again(live: Live) -> None:
     """Where a later attempt begins after all that is shown, what has been read is kept."""
     run = new_run(live.path)
     publish_next(run, "events", events([3], "resumed", attempt=1))
@@ -414,8 +423,10 @@ def test_a_run_that_was_resumed_is_not_read_again(live: Live, monkeypatch: pytes
         publish_next(run, "extremes", extremes(range(3 * attempt, 3 * attempt + 3), attempt=attempt))
         snapshot = shown(live)
         assert drawn(snapshot) == list(range(3, 3 * attempt + 3))
-        # A second reading would ask for another history.
-        monkeypatch.setattr("viewer.read.live.History", None)
+        assert not snapshot.problems
+        # A second reading would find nothing but damage.
+        for part in all_parts(run, "extremes"):
+            part.file().write_bytes(b"read already")
 
 
 def test_an_event_alone_wakes_the_viewer(live: Live) -> None:

@@ -516,11 +516,11 @@ def test_a_reader_keeps_the_error_that_ended_it(read: Reading, tmp_path: Path) -
     assert reader.latest == ()
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_a_reader_tells_how_much_of_a_long_log_is_read(
     read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a long run is opened, the bytes read grow up to those that there are."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(tmp_path / "run")
     sizes = [publish_next(run, "extremes", extremes([step])).file().stat().st_size for step in range(5)]
     told: list[tuple[int, int]] = []
@@ -537,11 +537,11 @@ def test_a_reader_tells_how_much_of_a_long_log_is_read(
     assert told == [(sum(sizes[: place + 1]), sum(sizes)) for place in range(5)]
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
     read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``stop`` does not wait for a long log to be read to its end, and stopping is no error."""
-    monkeypatch.setattr("viewer.read.follow._BATCH_BYTES", 1)
     run = new_run(tmp_path / "run")
     for step in range(50):
         publish_next(run, "extremes", extremes([step]))

@@ -174,13 +174,12 @@ def test_memory_is_bounded_whatever_the_length_and_the_number_of_parameters() ->
     assert taken_bytes < 100e6
 
 
-def test_large_pieces_are_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pieces_are_read_some_rows_at_a_time() -> None:
     """What does not fit into a piece is taken in piece by piece, with the same result."""
     rows = pl.DataFrame(pl.from_arrow(extremes(range(50), ["a", "b"]))).lazy()
     whole, pieces = ParamHistory(["a", "b"], 16), ParamHistory(["a", "b"], 16)
     whole.absorb(rows)
-    monkeypatch.setattr("viewer.reduce.param_history._READ_ROWS", 33)
-    monkeypatch.setattr("viewer.reduce.param_history._PIECE_ROWS", 7)
+    pieces.read_rows, pieces.piece_rows = 33, 7
     pieces.absorb(rows)
     for name in (*COUNTS, *OTHERS):
         np.testing.assert_allclose(getattr(pieces.tables(), name), getattr(whole.tables(), name))

@@ -146,7 +146,7 @@ def test_an_untitled_screen_has_no_title(path: Path, watch: Open) -> None:
 def test_the_age_of_the_last_row_goes_on_without_rows(path: Path, watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """When time goes by and nothing comes, the title says so."""
     now = [1_767_225_601.0]
-    monkeypatch.setattr("viewer.surfaces.screen.time.time", lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: now[0])
     a_run(path)
     shown = watch()
     settle(shown)

@@ -199,7 +199,7 @@ def test_ctrl_c_while_it_draws_leaves_the_picture(tmp_path: Path, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("viewer.surfaces.terminal.Live.update", interrupt)
+    monkeypatch.setattr("rich.live.Live.update", interrupt)
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
     runs = Runs([trained(tmp_path / "run", closed=False)])
     with contextlib.closing(runs), pytest.raises(KeyboardInterrupt):
