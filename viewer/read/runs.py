@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -23,8 +23,6 @@ from viewer.snapshot import Finding, Snapshot
 
 # Findings are kept of this many ranks that were looked at before.
 _OTHER_RANKS = 3
-# sshfs can show a closed run's last rows this late; after its machine slept, a training needs as long for a heartbeat.
-_LATE_SECONDS = 60.0
 _FAILURES = (LogError, OSError, pl.exceptions.PolarsError)
 
 # A run by its name and its folder: both may change while its neighbours come and go.
@@ -59,7 +57,13 @@ class Runs:
     Attributes:
         places: The folders of all runs, shown or not, by name.
         stopping: Set when the following of these runs is to end.
+        rescan_seconds: How long ``wait`` lasts at most.
+        late_seconds: How long a run must have ended to be over, where it is not closed and fully read.
+        clock: The time in seconds, by which that is measured.
     """
+
+    # sshfs can show a closed run's last rows this late. A training whose machine slept needs as long for a heartbeat.
+    late_seconds = 60.0
 
     def __init__(
         self,
@@ -73,7 +77,6 @@ class Runs:
         self.paths = tuple(paths)
         self.options = options or ViewOptions()
         self._only = only
-        self._poll_seconds = poll_seconds
         self._monitors = {} if monitors is None else monitors
         self._limits = limits
         self._waker = Waker(events=poll_seconds is None)
@@ -85,6 +88,8 @@ class Runs:
         self._ended: dict[_Key, float] = {}
         self.places: dict[str, Place] = {}
         self.stopping = threading.Event()
+        self.rescan_seconds = poll_seconds or RESCAN_SECONDS
+        self.clock: Callable[[], float] = time.monotonic
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,7 +167,7 @@ class Runs:
             self._unexamined.add(key)
         # While our own disk fails, silence says nothing.
         if readable and key in self._shown and self._shown[key].ended:
-            self._ended.setdefault(key, time.monotonic())
+            self._ended.setdefault(key, self.clock())
         else:
             self._ended.pop(key, None)
         return snapshot is not None
@@ -211,7 +216,7 @@ class Runs:
 
         A killed run never closes. A run whose machine slept soon lives again.
         """
-        late = time.monotonic() - _LATE_SECONDS
+        late = self.clock() - self.late_seconds
         return {
             snapshot.name
             for key, snapshot in self._shown.items()
@@ -228,7 +233,7 @@ class Runs:
 
     def wait(self) -> None:
         """Wait until something is published, at most until the next rescan."""
-        self._waker.wait(self._poll_seconds or RESCAN_SECONDS)
+        self._waker.wait(self.rescan_seconds)
 
     def stop(self) -> None:
         """End the following of these runs; any thread may call it."""

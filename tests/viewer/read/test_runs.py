@@ -1,14 +1,16 @@
 """Several runs followed at once, as they come and go, and the thread that reads them for a surface."""
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 
 import pytest
+from watchdog.observers import Observer
 
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tests.viewing import all_shown
@@ -18,6 +20,7 @@ from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.changes import changes
+from viewer.read.follow import Progress
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
@@ -59,24 +62,23 @@ def steps(snapshots: Sequence[Snapshot]) -> dict[str, int | None]:
     return {snapshot.name: snapshot.last_step for snapshot in snapshots}
 
 
-def test_following_ends_with_a_run_that_stays_dead(
-    opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_following_ends_with_a_run_that_stays_dead(tmp_path: Path) -> None:
     """A killed run never closes, and ends it after a minute; one whose machine has merely slept does not."""
     run, now = run_with(tmp_path / "run", 9), 0
     age_heartbeat(run, 3600)
 
-    def wait(_: Runs) -> None:
-        nonlocal now
-        now += 10
-        if now == 30:
-            beat(run, 0)
-        if now == 40:
-            age_heartbeat(run, 3600)
+    class Scripted(Runs):
+        def wait(self) -> None:
+            nonlocal now
+            now += 10
+            if now == 30:
+                beat(run, 0)
+            if now == 40:
+                age_heartbeat(run, 3600)
 
-    monkeypatch.setattr(Runs, "wait", wait)
-    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: now))
-    states = [snapshot.state for (snapshot,), _ in changes(opened(run))]
+    with contextlib.closing(Scripted([run])) as runs:
+        runs.clock = lambda: now
+        states = [snapshot.state for (snapshot,), _ in changes(runs)]
     assert (states, now) == (["stopped"] * 3 + ["running"] + ["stopped"] * 8, 110)
 
 
@@ -334,7 +336,10 @@ def test_a_run_that_was_deleted_and_made_anew_shows_nothing_of_the_old_one(opene
 
 
 def woken_by(runs: Runs, action: Callable[[], object]) -> None:
-    """The action ends an endless waiting."""
+    """The action, and nothing that came before, ends an endless waiting."""
+    runs.rescan_seconds = 0.0
+    runs.wait()
+    runs.rescan_seconds = 3600.0
     waiter = threading.Thread(target=runs.wait)
     waiter.start()
     try:
@@ -345,13 +350,6 @@ def woken_by(runs: Runs, action: Callable[[], object]) -> None:
         waiter.join()
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but an event ends a waiting."""
-    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 3600.0)
-
-
-@pytest.mark.usefixtures("patient")
 def test_new_runs_and_new_rows_wake_the_viewer(opened: Opening, tmp_path: Path) -> None:
     """A run that begins in a watched folder ends the waiting, and so do rows of any run that is shown."""
     in_step_order(tmp_path, "a", "b")
@@ -360,11 +358,9 @@ def test_new_runs_and_new_rows_wake_the_viewer(opened: Opening, tmp_path: Path) 
     woken_by(runs, lambda: new_run(tmp_path / "c"))
     runs.refresh()
     for name in ("a", "b", "c"):
-        runs._waker.wait(0)
         woken_by(runs, lambda name=name: publish_next(tmp_path / name, "extremes", extremes([9])))  # type: ignore[misc]
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_folder_of_runs_that_was_deleted_and_made_anew_wakes_the_viewer(opened: Opening, tmp_path: Path) -> None:
     """Events come from the new folder, too."""
     run_with(tmp_path / "runs" / "a", 0)
@@ -374,7 +370,6 @@ def test_a_folder_of_runs_that_was_deleted_and_made_anew_wakes_the_viewer(opened
     runs.refresh()
     (tmp_path / "runs").mkdir()
     runs.refresh()
-    runs._waker.wait(0)
     woken_by(runs, lambda: new_run(tmp_path / "runs" / "b"))
 
 
@@ -407,20 +402,20 @@ def test_runs_that_are_not_shown_cost_no_thread(opened: Opening, tmp_path: Path)
 
 def test_polling_asks_for_no_events(opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``poll_seconds`` watchdog is not begun, and each waiting lasts so long."""
-    monkeypatch.setattr("viewer.read.waker.Observer", lambda: pytest.fail("events were asked for"))
+    monkeypatch.setattr(Observer, "__init__", lambda _: pytest.fail("events were asked for"))
     threads = threading.active_count()
-    waits: list[float] = []
     runs = opened(tmp_path, poll_seconds=0.3)
-    monkeypatch.setattr(runs._waker, "wait", waits.append)
+    assert runs.rescan_seconds == 0.3
     assert runs.refresh() is None
     run_with(tmp_path / "a", 1)
+    before = time.monotonic()
     runs.wait()
+    assert time.monotonic() - before > 0.25
     assert steps(all_shown(runs)) == {"a": 1}
-    assert waits == [0.3]
     assert threading.active_count() == threads
 
 
-@pytest.mark.parametrize("refusing", ["viewer.read.waker.Observer", "watchdog.observers.api.BaseObserver.schedule"])
+@pytest.mark.parametrize("refusing", ["__init__", "schedule"])
 def test_a_full_inotify_table_costs_events_alone(
     opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
 ) -> None:
@@ -429,9 +424,9 @@ def test_a_full_inotify_table_costs_events_alone(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(refusing, refuse)
-    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr(Observer, refusing, refuse)
     runs = opened(tmp_path)
+    runs.rescan_seconds = 0.01
     assert runs.refresh() is None
     run_with(tmp_path / "a", 1)
     runs.wait()
@@ -516,48 +511,55 @@ def test_a_reader_keeps_the_error_that_ended_it(read: Reading, tmp_path: Path) -
     assert reader.latest == ()
 
 
+class Told(Runs):
+    """Runs that say so each time when they have told their reader how far it is."""
+
+    def __init__(self, path: Path, told: Callable[[], None], options: ViewOptions | None = None) -> None:
+        super().__init__([path], options)
+        self._tell = told
+
+    def refresh(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
+        """Read what is new."""
+        assert progress is not None
+
+        def tell(done: int, total: int) -> None:
+            progress(done, total)
+            self._tell()
+
+        return super().refresh(tell)
+
+
 @pytest.mark.usefixtures("small_batches")
-def test_a_reader_tells_how_much_of_a_long_log_is_read(
-    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_tells_how_much_of_a_long_log_is_read(tmp_path: Path) -> None:
     """While a long run is opened, the bytes read grow up to those that there are."""
     run = new_run(tmp_path / "run")
     sizes = [publish_next(run, "extremes", extremes([step])).file().stat().st_size for step in range(5)]
     told: list[tuple[int, int]] = []
-    told_by_reader = Reader._progress
-
-    def keep(reader: Reader, done: int, there: int) -> None:
-        told_by_reader(reader, done, there)
-        told.append(reader.read)
-
-    monkeypatch.setattr(Reader, "_progress", keep)
     # It is read once more for its findings, which is told, too.
-    reader = read(run, look=ViewOptions(findings=False))
+    reader = Reader(Told(run, lambda: told.append(reader.read), ViewOptions(findings=False)))
+    reader.start()
     wait_until(lambda: bool(reader.latest))
+    reader.stop()
     assert told == [(sum(sizes[: place + 1]), sum(sizes)) for place in range(5)]
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(
-    read: Reading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_is_opening_a_long_run_ends_between_two_batches(tmp_path: Path) -> None:
     """``stop`` does not wait for a long log to be read to its end, and stopping is no error."""
     run = new_run(tmp_path / "run")
     for step in range(50):
         publish_next(run, "extremes", extremes([step]))
     batches = 0
     begun, go_on = threading.Event(), threading.Event()
-    told_by_reader = Reader._progress
 
-    def slow(reader: Reader, done: int, there: int) -> None:
+    def slow() -> None:
         nonlocal batches
         batches += 1
         begun.set()
         go_on.wait(60)
-        told_by_reader(reader, done, there)
 
-    monkeypatch.setattr(Reader, "_progress", slow)
-    reader = read(run)
+    reader = Reader(Told(run, slow))
+    reader.start()
     assert begun.wait(60)
     reader.runs.stopping.set()
     go_on.set()

@@ -7,14 +7,15 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from tests.disk import Disk
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
@@ -23,7 +24,6 @@ from tracer.log.place import Place
 from tracer.log.ranks import beat, close_rank
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
-from viewer.read.follow import Progress
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.runs import Runs
@@ -206,8 +206,11 @@ def test_following_forgives_a_training_that_was_silent(tmp_path: Path) -> None:
 class Scripted(Runs):
     """Runs before whose looks things happen, one after the other."""
 
-    def __init__(self, paths: Sequence[Path], *happens: Callable[[], object]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *happens: Callable[[], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(paths)
+        self.clock = clock
         self._happens = iter(happens)
 
     def wait(self) -> None:
@@ -257,16 +260,16 @@ def test_following_outlives_a_moment_without_the_disk(tmp_path: Path) -> None:
         followed(Runs([run, written(tmp_path / "other")]))
 
 
-def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path) -> None:
     """Silence is an error once it has lasted: a training whose disk hangs is not to be cancelled for that."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
-    clock = [0.0]
-    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    now = 0.0
     silent = partial(age_heartbeat, run, 3600)
 
     def later(seconds: float) -> None:
-        clock[0] += seconds
+        nonlocal now
+        now += seconds
 
     silent()
     happens: list[Callable[[], object]] = [
@@ -276,61 +279,55 @@ def test_following_takes_nobody_for_dead_who_may_live(tmp_path: Path, monkeypatc
         partial(later, 50),
         partial(later, 11),
     ]
-    (snapshot,) = followed(Scripted([run], *happens))
-    assert (clock[0], snapshot.state, [finding.kind for finding in snapshot.findings]) == (111, "stopped", ["silent"])
+    (snapshot,) = followed(Scripted([run], *happens, clock=lambda: now))
+    assert (now, snapshot.state, [finding.kind for finding in snapshot.findings]) == (111, "stopped", ["silent"])
     bad = partial(publish_next, run, "extremes", rows(range(30, 40), bad=[33]))
-    (snapshot,) = followed(Scripted([run], bad))
+    (snapshot,) = followed(Scripted([run], bad, clock=lambda: now))
     assert {finding.kind for finding in snapshot.findings} == {"silent", "nonfinite"}
 
 
-def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_takes_nobody_for_dead_whom_it_cannot_see(tmp_path: Path, disk: Disk) -> None:
     """While the watcher's own disk fails, silence says nothing."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30)))
     age_heartbeat(run, 3600)
-    clock = [0.0]
-    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    look = Live.refresh
-    failing = False
+    now = 0.0
 
-    def refresh(live: Live, progress: Progress | None = None) -> Snapshot | None:
-        if failing:
-            raise OSError(5, "Input/output error")
-        return look(live, progress)
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Live, "refresh", refresh)
-
-    def later(then: bool) -> None:
-        nonlocal failing
-        clock[0] += 40
-        failing = then
+    def later(then: Callable[..., int]) -> None:
+        nonlocal now
+        now += 40
+        disk.open = then
 
     def back() -> None:
-        later(False)
+        later(os.open)
         beat(run, 0)
 
-    happens: list[Callable[[], object]] = [partial(later, True)] * 3 + [
-        partial(later, False),
+    happens: list[Callable[[], object]] = [partial(later, fail)] * 3 + [
+        partial(later, os.open),
         back,
         partial(close_run, run, 29),
     ]
-    (snapshot,) = followed(Scripted([run], *happens))
+    (snapshot,) = followed(Scripted([run], *happens, clock=lambda: now))
     assert snapshot.state == "closed"
 
 
-def test_one_that_dies_among_others_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_dies_among_others_is_an_error(tmp_path: Path) -> None:
     """A training that has been silent for a minute ends the following, although another one goes on."""
     live, dead = (new_run(tmp_path / name, PARAMS) for name in ("live", "dead"))
     for run in (live, dead):
         publish_next(run, "extremes", rows(range(30)))
     age_heartbeat(dead, 3600)
-    clock = [0.0]
-    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    now = 0.0
 
     def later() -> None:
-        clock[0] += 40
+        nonlocal now
+        now += 40
 
-    states = {Path(snapshot.name).name: snapshot.state for snapshot in followed(Scripted([live, dead], later, later))}
+    runs = Scripted([live, dead], later, later, clock=lambda: now)
+    states = {Path(snapshot.name).name: snapshot.state for snapshot in followed(runs)}
     assert states == {"live": "running", "dead": "stopped"}
 
 

@@ -3,7 +3,6 @@
 import resource
 import threading
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -129,14 +128,13 @@ def test_a_closed_run_is_followed_until_its_last_rows_have_arrived(tmp_path: Pat
     assert (last.state, last.complete, last.last_step) == ("closed", True, 4)
 
 
-def test_rows_that_never_arrive_are_waited_for_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_never_arrive_are_waited_for_some_time(tmp_path: Path) -> None:
     """Where the last rows of a closed run are lost, the figure shows what there is, and says so."""
-    monkeypatch.setattr("viewer.read.runs._LATE_SECONDS", 0.2)
-    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.05)
     run = new_run(tmp_path / "run")
     publish_next(run, "extremes", extremes(range(5)))
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {}, "published": {"extremes": 2}})
     runs = Runs([run])
+    runs.late_seconds, runs.rescan_seconds = 0.2, 0.05
     try:
         (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     finally:
@@ -165,13 +163,13 @@ class Following(threading.Thread):
 
 
 @pytest.mark.slow
-def test_following_several_waits_for_all_that_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_several_waits_for_all_that_were_named(tmp_path: Path) -> None:
     """A closed run does not end it while another that was named has not begun, or is going on."""
-    monkeypatch.setattr("viewer.read.runs.RESCAN_SECONDS", 0.05)
     first, second = new_run(tmp_path / "first"), tmp_path / "second"
     publish_next(first, "extremes", extremes([3]))
     close_run(first)
     runs = Runs([first, second])
+    runs.rescan_seconds = 0.05
     following = Following(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     following.start()
     try:
@@ -195,26 +193,26 @@ def test_following_several_waits_for_all_that_were_named(tmp_path: Path, monkeyp
     }
 
 
-def test_a_resumed_run_has_new_patience_for_its_last_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_has_new_patience_for_its_last_rows(tmp_path: Path) -> None:
     """Where a closed run goes on before its last rows were seen, those of its second end are waited for as long."""
     run = new_run(tmp_path / "run")
-    runs = Runs([run])
     states = iter(["incomplete", "resumed", "incomplete", "complete"])
     clock = iter([1.0, 2.0, 1000.0, 1001.0])
     seconds = 0.0
-    monkeypatch.setattr("viewer.read.runs.time", SimpleNamespace(monotonic=lambda: seconds))
 
-    def go_on() -> None:
-        nonlocal seconds
-        now, seconds = next(states), next(clock)
-        if now == "resumed":
-            (run / "closed-r00000.json").unlink()
-            beat(run, 0)
-        else:
-            summary = {"last_step": 0, "rows_dropped": {}, "published": {"extremes": 9 if now == "incomplete" else 0}}
-            close_rank(run, 0, summary)
+    class Scripted(Runs):
+        def wait(self) -> None:
+            nonlocal seconds
+            now, seconds = next(states), next(clock)
+            if now == "resumed":
+                (run / "closed-r00000.json").unlink()
+                beat(run, 0)
+            else:
+                published = {"extremes": 9 if now == "incomplete" else 0}
+                close_rank(run, 0, {"last_step": 0, "rows_dropped": {}, "published": published})
 
-    monkeypatch.setattr(runs, "wait", go_on)
+    runs = Scripted([run])
+    runs.clock = lambda: seconds
     try:
         (last,) = follow(runs, FigureFile(tmp_path / "figure.png", ViewOptions()))
     finally:
