@@ -51,7 +51,7 @@ class History:
     ) -> None:
         self._options = options or ViewOptions()
         self._params = matching(list(params), self._options.params)
-        self._statistics = set(STATISTICS)
+        self._statistics = list(STATISTICS)
         # The last step and time of all rows, those that are not shown included.
         self._newest = -1, -math.inf
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
@@ -96,14 +96,15 @@ class History:
         columns = rows.collect_schema().names()
         needed = self._statistics
         if self._options.view is View.LAYERS:
-            needed = set(_needed(self._options.statistic))
+            needed = _needed(self._options.statistic)
         elif self._options.view is View.PARAM:
-            recorded = {name for name in columns if name.startswith(("value_", "grad_", "applied_"))}
+            recorded = (name for name in columns if name.startswith(("value_", "grad_", "applied_")))
+            further = [name for name in recorded if name not in needed]
             bins = self._bins["extremes"]
-            if recorded - needed and isinstance(bins, Bins):
-                self._statistics = needed = needed | recorded
+            if further and isinstance(bins, Bins):
+                self._statistics = needed = needed + further
                 bins.reduction = of_extremes(sorted(needed))
-        return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed - set(columns))
+        return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed if name not in columns)
 
     @property
     def last_step(self) -> int | None:

@@ -29,7 +29,7 @@ from viewer.read.monitor import FindingsMonitor
 from viewer.read.runs import Runs
 from viewer.rules.findings import LIMITS, THRESHOLDS, findings
 from viewer.snapshot import Snapshot
-from viewer.surfaces.check import _followed, _read, _tables
+from viewer.surfaces import report
 
 PARAMS = ("conv.weight", "fc.weight")
 
@@ -221,7 +221,7 @@ class Scripted(Runs):
 def followed(runs: Runs, quiet: bool = True) -> list[Snapshot]:
     """What ``check --follow`` knows at its end."""
     with contextlib.closing(runs):
-        return _followed(runs, quiet)
+        return report.followed(runs, quiet)
 
 
 def test_following_says_what_spreads_and_is_not_flooded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,7 +362,7 @@ def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
     name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
     publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*_tables(_read([tmp_path / "run"], LIMITS, None, {})))
+    console.print(*report.tables(report.read([tmp_path / "run"], LIMITS, None, {})))
     cells = [line.split("│")[-2].strip() for line in console.export_text().splitlines() if line.count("│") > 5]
     assert name in "".join(cells)
 

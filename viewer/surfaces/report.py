@@ -1,0 +1,224 @@
+"""The report of ``viewer check``: findings as lines while a run goes on, and at the end as a table or as JSON."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from tracer.log.place import Place
+from tracer.log.ranks import STATE_WORDS, ranks_in
+from tracer.log.run import LogError, holds_run, open_run, runs_in
+from viewer.options import ViewOptions
+from viewer.read.changes import changes
+from viewer.read.monitor import FindingsMonitor
+from viewer.read.runs import Runs, named
+from viewer.rules.findings import THRESHOLDS
+from viewer.rules.rule import Limits
+from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.words import plain
+
+_MEASURED = "measured: between small trainings with and without the illness, far from both"
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def check(
+    runs: Sequence[str], options: ViewOptions, limits: Limits, follow: bool, as_json: bool
+) -> tuple[set[Severity], bool]:
+    """Print what is wrong with runs. Returns how bad it is, and whether one of several runs could not be read.
+
+    Args:
+        runs: Folders or URIs of runs, or of folders of runs; none for the newest run under ``runs/``.
+        options: Which rank's findings are meant.
+        limits: The thresholds.
+        follow: Whether to watch runs until one has an error, or all are over.
+        as_json: Whether to print JSON alone.
+
+    Raises:
+        LogError: the only run cannot be read.
+    """
+    rank = options.only_rank
+    paths = named(runs, "viewer check")
+    failed: dict[str, str] = {}
+    if follow:
+        with contextlib.closing(Runs(paths, options, limits=limits)) as watched:
+            checked = followed(watched, quiet=as_json)
+    else:
+        checked = read(paths, limits, rank, failed)
+    checked = _with_rank(checked, rank, failed)
+    if as_json:
+        errors = [{"run": name, "error": reason} for name, reason in failed.items()]
+        print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
+    else:
+        _print(tables(checked, "" if rank is None else f", rank {rank}"))
+    severities = {finding.severity for snapshot in checked for finding in snapshot.findings if _counts(finding)}
+    return severities, bool(failed)
+
+
+def list_thresholds(as_json: bool) -> None:
+    """Print every threshold, what it means, and where its number comes from."""
+    if as_json:
+        thresholds = [{"name": name} | dataclasses.asdict(threshold) for name, threshold in THRESHOLDS.items()]
+        print(json.dumps(thresholds, indent=1))
+        return
+    table = Table("--rule", "default", "a finding where …", caption=_MEASURED)
+    for name, threshold in THRESHOLDS.items():
+        meaning = Text(threshold.meaning).append(f"\nwhy: {threshold.source}", "dim")
+        table.add_row(name, f"{threshold.default:g}", meaning)
+    _print([table])
+
+
+def read(given: Sequence[Place], limits: Limits, rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
+    """Runs with their findings; ``failed`` gets the reason why one of several cannot be read."""
+    paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
+    checked = []
+    for path in dict.fromkeys(paths):
+        monitor = FindingsMonitor(path, limits, rank)
+        evidence = None
+        try:
+            # None where a part was merged away at this moment, or the run was deleted.
+            while evidence is None:
+                open_run(path)
+                evidence = monitor.refresh()
+        except (LogError, OSError) as error:
+            _fail(str(path), error, len(paths) == 1, failed)
+            continue
+        last_step = evidence.last_step if evidence.courses or evidence.curves else None
+        checked.append(
+            Snapshot(
+                name=str(path),
+                state=evidence.state,
+                last_step=last_step,
+                complete=evidence.complete,
+                ranks=tuple(ranks_in(path)),
+                findings=monitor.findings,
+            )
+        )
+    return checked
+
+
+def _with_rank(checked: Sequence[Snapshot], rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
+    """The runs that have the rank; ``failed`` gets the others."""
+    for snapshot in checked:
+        if not _has_rank(snapshot, rank):
+            written = ", ".join(map(str, snapshot.ranks))
+            words = f"there are {written}" if written else "none has written yet"
+            error = LogError(f"{snapshot.name} has no rank {rank}: {words}")
+            _fail(snapshot.name, error, len(checked) + len(failed) == 1, failed)
+    return [snapshot for snapshot in checked if snapshot.name not in failed]
+
+
+def _has_rank(snapshot: Snapshot, rank: int | None) -> bool:
+    return rank in (None, *snapshot.ranks)
+
+
+def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> None:
+    """Raise the error of the only run; print that of one among several, so that the others are still checked."""
+    if alone:
+        raise error
+    failed[name] = str(error)
+    print(f"viewer: {plain(str(error))}", file=sys.stderr)
+
+
+def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
+    """Watch runs until one has an error, or all are over; print findings as they appear unless ``quiet``."""
+    for path in runs.listed().values():
+        if not holds_run(path):
+            print(f"viewer: {plain(str(path))} holds no run yet: waiting for it", file=sys.stderr)
+    said = set()
+    checked: list[Snapshot] = []
+    for snapshots, _ in changes(runs):
+        checked = [_checked(snapshot, runs) for snapshot in snapshots]
+        for snapshot in checked:
+            for finding in snapshot.findings:
+                news = snapshot.name, *_news(finding)
+                if not quiet and news not in said:
+                    print(_line(snapshot.name, finding), flush=True)
+                said.add(news)
+        over = {str(runs.places.get(name, name)) for name in runs.over}
+        for snapshot in checked:
+            sure = snapshot.state != "stopped" or snapshot.name in over
+            if any(_counts(finding, sure) and finding.severity is Severity.ERROR for finding in snapshot.findings):
+                return checked
+    return checked
+
+
+def _checked(snapshot: Snapshot, runs: Runs) -> Snapshot:
+    """A run under its path, with the findings of the rank that is asked for."""
+    if snapshot.problems and not snapshot.ranks:
+        # It could not be read even once: only a disk that was readable is waited for.
+        raise LogError(snapshot.problems[0])
+    findings = snapshot.findings if _has_rank(snapshot, runs.options.only_rank) else ()
+    return replace(snapshot, name=str(runs.places.get(snapshot.name, snapshot.name)), findings=findings)
+
+
+def _counts(finding: Finding, sure: bool = True) -> bool:
+    """Whether a finding decides on the exit code: silence does not while the training lives or may live."""
+    return finding.kind != "silent" or (sure and not finding.over)
+
+
+def _news(finding: Finding) -> tuple[object, ...]:
+    """The parts of a finding whose change is worth a line; of its parameters only each doubling is."""
+    doubled = len(finding.params).bit_length()
+    return finding.kind, finding.severity, finding.numbers.get("metric"), doubled
+
+
+def _line(name: str, finding: Finding) -> str:
+    return plain(f"{name}: {finding.severity} at step {finding.first_step:,}: {finding.sentence}")
+
+
+def _plain(snapshot: Snapshot, rank: int | None) -> dict[str, Any]:
+    """A run's findings in types that JSON knows."""
+    findings = []
+    for finding in snapshot.findings:
+        numbers = {key: _number(number) for key, number in finding.numbers.items()}
+        findings.append(dataclasses.asdict(finding) | {"numbers": numbers})
+    return {
+        "run": snapshot.name,
+        **({} if rank is None else {"rank": rank}),
+        "state": snapshot.state,
+        "last_step": snapshot.last_step or 0,
+        "complete": snapshot.complete,
+        "findings": findings,
+    }
+
+
+def _number(number: object) -> object:
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def _print(shown: Iterable[RenderableType]) -> None:
+    # Where the locale has no letter for lines and dots, print question marks.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    console = Console(highlight=False)
+    for table in shown:
+        console.print(table)
+
+
+def tables(checked: Iterable[Snapshot], part: str = "") -> Iterator[RenderableType]:
+    """Make a table of each run's findings, or a line where there is none; ``part`` says of which rank they are."""
+    for snapshot in checked:
+        late = "" if snapshot.complete else "; its last rows are still to arrive"
+        where = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step:,}"
+        how = f"{plain(snapshot.name)}{part}: {STATE_WORDS[snapshot.state]} {where}{late}"
+        if not snapshot.findings:
+            yield Text(f"{how}; nothing found")
+            continue
+        # In a narrow column a long name goes on in the next line.
+        what = Column("what", overflow="fold")
+        table = Table(
+            "#", "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
+        )
+        for number, finding in enumerate(snapshot.findings, 1):
+            words = Text(plain(finding.sentence)).append(f"\n{finding.advice}" if finding.advice else "", "dim")
+            severity = Text(finding.severity, _STYLES[finding.severity])
+            steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
+            table.add_row(str(number), severity, finding.kind, *steps, words)
+        yield table
