@@ -111,7 +111,7 @@ class Finding:
         advice: What people usually try.
         numbers: Those that decided.
         params: All parameters that have it.
-        over: Whether it was seen and is no longer there.
+        resolved: Whether it held once, and no longer does.
         steps: Each step where it happened, of what happens at single steps; none of what lasts.
     """
 
@@ -125,18 +125,18 @@ class Finding:
     advice: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
     params: tuple[str, ...] = ()
-    over: bool = False
+    resolved: bool = False
     steps: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """The place among others: what goes on before what is over, the worst first, then the earliest."""
-        return self.over, list(Severity).index(self.severity), self.first_step
+        """The place among others: present findings before resolved ones, the worst first, then the earliest."""
+        return self.resolved, list(Severity).index(self.severity), self.first_step
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a figure shows: a run at one moment. Immutable, so that one thread may draw it while another reads on.
+    """A run at one moment, as a figure shows it. Immutable, so that one thread may draw it while another reads on.
 
     Attributes:
         name: The run's name.
@@ -152,7 +152,7 @@ class Snapshot:
         dropped: How many rows could not be written, as far as is known.
         ranks: The ranks that write.
         stopped_ranks: Those that stopped without closing.
-        params: The parameters in model order that are to be shown, of ``params_there``.
+        params: The parameters in model order that are to be shown, of ``all_params``.
         statistics: What the layers can show.
         findings: What is wrong with the run, the worst first, as far as it is known yet.
     """
@@ -175,7 +175,7 @@ class Snapshot:
     ranks: tuple[int, ...] = ()
     stopped_ranks: tuple[int, ...] = ()
     params: tuple[str, ...] = ()
-    params_there: tuple[str, ...] = ()
+    all_params: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 

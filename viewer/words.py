@@ -31,7 +31,7 @@ def _part(snapshots: Sequence[Snapshot], options: ViewOptions) -> str:
         part = f" · rank {options.rank}"
     if options.params and options.view is not View.PARAM:
         shown = sum(len(snapshot.params) for snapshot in snapshots)
-        part += f" · {shown:,} of {sum(len(snapshot.params_there) for snapshot in snapshots):,} parameters"
+        part += f" · {shown:,} of {sum(len(snapshot.all_params) for snapshot in snapshots):,} parameters"
     return part
 
 
@@ -113,7 +113,7 @@ def span(finding: Finding) -> str:
     steps = f"step {finding.first_step:,}"
     if finding.last_step > finding.first_step:
         steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
-    return f"{steps}, over" if finding.over else steps
+    return f"{steps}, resolved" if finding.resolved else steps
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """The overview: loss, accuracy and overall extremes of a run, or of several side by side."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -112,11 +113,11 @@ class Overview(Drawing):
     def _draw_metrics(
         self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes
     ) -> list[Artist]:
-        set_scale(axes, self._options, [low for each in curves for curve in each for low in curve.low], Scale.LINEAR)
+        set_scale(axes, self._options, [low for curve in itertools.chain(*curves) for low in curve.low], Scale.LINEAR)
         palette = theme(self._options).palette
         artists: list[Artist] = []
-        for run, (snapshot, each) in enumerate(zip(snapshots, curves, strict=True)):
-            for index, curve in enumerate(each):
+        for run, (snapshot, its_curves) in enumerate(zip(snapshots, curves, strict=True)):
+            for index, curve in enumerate(its_curves):
                 style = style_of(curve.name, index if self._several else index // len(palette))
                 artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
         logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}

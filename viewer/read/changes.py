@@ -96,7 +96,7 @@ def check_names(options: ViewOptions, snapshots: Sequence[Snapshot]) -> None:
     if ranks and options.only_rank is not None and options.only_rank not in ranks:
         raise LogError(f"there is no rank {options.rank}: there are {', '.join(map(str, ranks))}")
     first = snapshots[0]
-    layers, params = first.layers, first.params_there
+    layers, params = first.layers, first.all_params
     drawn = layers is not None and ((layers.magnitudes >= 0).any() or layers.nonfinite.any())
     if options.view is View.LAYERS and options.statistic not in first.statistics and not drawn:
         raise LogError(f"{first.name} has no {options.statistic!r}: recorded were {', '.join(first.statistics)}")

@@ -49,7 +49,7 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def _without(first: int, last: int, known: Ranges) -> Ranges:
-    """What of the numbers from first to last is in none of the known ranges, which are joined."""
+    """The ranges of numbers from first to last that are in none of the known ranges, which are joined."""
     left: Ranges = []
     for start, end in known:
         if first < start and first <= last:
@@ -260,12 +260,12 @@ class Rows(Generic[Kept]):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What could not be read, in words."""
-        each = (follower.problems.items() for follower in self._followers.values())
-        return tuple(f"{path.name} {what}" for path, what in itertools.chain.from_iterable(each))
+        """Sentences that say what could not be read."""
+        problems = (follower.problems.items() for follower in self._followers.values())
+        return tuple(f"{path.name} {what}" for path, what in itertools.chain.from_iterable(problems))
 
     def complete(self, state: State) -> bool:
-        """Whether nothing is known to be there that was not given out: False while a closed run's last rows arrive."""
+        """Whether all rows that are known of were given out; False while a closed run's last rows arrive."""
         return state != "closed" or all(
             follower.complete(published_counts(self._run, table)) for table, follower in self._followers.items()
         )

@@ -115,7 +115,7 @@ class Live:
             ranks=tuple(news.states),
             stopped_ranks=news.stopped_ranks,
             params=shown,
-            params_there=all_params,
+            all_params=all_params,
             statistics=_statistics(news.run.info["settings"]),
         )
 

@@ -88,7 +88,7 @@ class FindingsMonitor:
             complete=news.complete,
         )
         self._find(evidence, self._past(news.rows.begins))
-        if evidence.over:
+        if evidence.ended:
             # A folder may hold hundreds of runs that have ended.
             self._followed.leave()
         return evidence
@@ -103,5 +103,5 @@ class FindingsMonitor:
     def _find(self, evidence: Evidence, past: Sequence[Finding]) -> None:
         present = findings(evidence, self._limits)
         kinds = {finding.kind for finding in present}
-        resolved = [dataclasses.replace(finding, over=True) for finding in past if finding.kind not in kinds]
+        resolved = [dataclasses.replace(finding, resolved=True) for finding in past if finding.kind not in kinds]
         self.findings = tuple(sorted([*present, *resolved], key=lambda finding: finding.order))

@@ -16,8 +16,7 @@ from tracer.log.run import Run
 from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
 from viewer.reduce.metrics import ACCURACY, LOSS, is_validation, panel_of
-from viewer.reduce.param_history import ParamHistory
-from viewer.reduce.param_history import ParamTables as Courses
+from viewer.reduce.param_history import ParamHistory, ParamTables
 from viewer.snapshot import Curve
 
 # Of each kind of event of a rank so many are kept.
@@ -52,7 +51,7 @@ class Evidence:
 
     Attributes:
         state: Whether it goes on.
-        courses: Every parameter's course; None before the first row.
+        tables: Every parameter over the run; None before the first row.
         curves: The metrics.
         events: What happened to the trace.
         described: The parameters as ``run.json`` describes them, by name.
@@ -64,7 +63,7 @@ class Evidence:
     """
 
     state: State = "running"
-    courses: Courses | None = None
+    tables: ParamTables | None = None
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
     described: Mapping[str, Param] = field(default_factory=dict)
@@ -78,19 +77,19 @@ class Evidence:
     def last_step(self) -> int:
         """The last step of any row; 0 before the first."""
         steps = [curve.step[-1] for curve in self.curves if len(curve.step)]
-        if self.courses is not None:
-            steps.append(int(self.courses.ends.max()))
+        if self.tables is not None:
+            steps.append(int(self.tables.ends.max()))
         return max(steps, default=0)
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """Whether nothing more is to be expected: it has closed, or was killed."""
         return self.complete if self.state == "closed" else self.state == "stopped" and bool(self.silent)
 
     @property
     def params(self) -> list[Param]:
-        """The parameters in the order of the courses."""
-        names = () if self.courses is None else self.courses.params
+        """The parameters in the order of the tables."""
+        names = () if self.tables is None else self.tables.params
         return [self.described.get(name, Param(name)) for name in names]
 
     @cached_property
@@ -148,7 +147,7 @@ def _described(param: Mapping[str, Any]) -> Param:
 
 
 class Record:
-    """What the rules need of a run, bounded in memory.
+    """Keeps of a run's rows what the rules need, bounded in memory.
 
     Args:
         run: The run.
@@ -184,14 +183,14 @@ class Record:
                 self._events.append(event)
 
     def evidence(self, **how: Any) -> Evidence:
-        """What is known now.
+        """Give all that is known now.
 
         Args:
             **how: How the run is, as the attributes of ``Evidence``.
         """
-        courses = self._params.tables()
+        tables = self._params.tables()
         return Evidence(
-            courses=courses if len(courses.ends) else None,
+            tables=tables if len(tables.ends) else None,
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
             described=self._described,

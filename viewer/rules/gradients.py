@@ -3,7 +3,7 @@
 import numpy as np
 
 from viewer.reduce.cells import Floats, Integers
-from viewer.reduce.param_history import ParamTables as Courses
+from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
 from viewer.snapshot import Number, Severity
@@ -17,16 +17,16 @@ from viewer.snapshot import Number, Severity
     advice="Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
     "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
 )
-def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def nonfinite(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """The first NaN or infinity: in which value or gradient it was, and which others it reached.
 
     Where a scaler skips steps, gradients may overflow: only what reaches a value counts.
     """
     # What is not trained and never was finite, as a mask, was made so.
     frozen = np.array([not param.trainable for param in evidence.params], np.bool_)
-    values = np.where(frozen & (courses.first_bad_value == courses.first_step), -1, courses.first_bad_value)
+    values = np.where(frozen & (tables.first_bad_value == tables.first_step), -1, tables.first_bad_value)
     scaled = evidence.curve("skipped") is not None
-    gradients = np.full_like(values, -1) if scaled else courses.first_bad_grad
+    gradients = np.full_like(values, -1) if scaled else tables.first_bad_grad
     both = np.stack([values, gradients])
     if not (both >= 0).any():
         return []
@@ -38,7 +38,7 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
     # A value that was changed to NaN by the update before makes all gradients NaN: it is the cause.
     if len(bad_values):
         what, place = "value", bad_values[0]
-        began = step == courses.first_step[place]
+        began = step == tables.first_step[place]
         cause = "its first" if began else "before the step's forward, so the update before it made it so"
     else:
         what, place = "gradient", next(number for number in evidence.backward if gradients[number] == step)
@@ -46,17 +46,17 @@ def nonfinite(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
         cause += ", while the loss was finite" if finite_loss and known_loss else ""
     reached = np.flatnonzero((both >= 0).any(axis=0))
     at_once = int((both == step).any(axis=0).sum())
-    bad_rows = courses.bad_values if scaled else courses.bad_values + courses.bad_grads
+    bad_rows = tables.bad_values if scaled else tables.bad_values + tables.bad_grads
     numbers: dict[str, Number] = {"what": what}
     if known_loss or not finite_loss:
         numbers["loss_finite"] = finite_loss
     return [
         Case(
-            courses.params[place],
+            tables.params[place],
             step,
-            int(courses.ends[bad_rows[:, reached].any(axis=1)].max()),
-            {**numbers, "at_once": at_once, "reached": len(reached), "parameters": len(courses.params)},
-            tuple(courses.params[number] for number in (place, *reached[reached != place])),
+            int(tables.ends[bad_rows[:, reached].any(axis=1)].max()),
+            {**numbers, "at_once": at_once, "reached": len(reached), "parameters": len(tables.params)},
+            tuple(tables.params[number] for number in (place, *reached[reached != place])),
             words={"cause": cause, "reach": _reach(at_once, len(reached))},
         )
     ]
@@ -90,29 +90,29 @@ def _reach(at_once: int, reached: int) -> str:
     ),
     rows=Threshold(3, "for so many measured steps, unless NaN follows", "one or two are a spike"),
 )
-def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Gradients that rise far above their own running median and stay there, or are huge."""
-    high = courses.grad_high
+    high = tables.grad_high
     huge = high > limits["largest"]
     first, last, factor = huge.argmax(axis=0), len(high) - 1 - huge[::-1].argmax(axis=0), np.zeros(high.shape[1])
     # What is below the gradients that the model began with harms nobody.
-    least = 10 * _begun(courses)
-    lowest = np.fmin.accumulate(courses.grad_mean, axis=0)
+    least = 10 * _begun(tables)
+    lowest = np.fmin.accumulate(tables.grad_mean, axis=0)
     risen = high[1:] > np.maximum(limits["factor"] * lowest[:-1], least)
     for number in np.flatnonzero(risen.any(axis=0)).tolist():
-        rise = _rise(courses, number, limits, least)
+        rise = _rise(tables, number, limits, least)
         if rise is not None:
             first[number], last[number], factor[number] = rise
     numbers = np.flatnonzero(huge.any(axis=0) | (factor > 0))
     if not len(numbers):
         return []
     end = last[numbers].max()
-    lasting = end == len(high) - 1 or courses.bad_grads[end + 1 :].any() or courses.bad_values.any()
+    lasting = end == len(high) - 1 or tables.bad_grads[end + 1 :].any() or tables.bad_values.any()
     front = factor[numbers[first[numbers].argmin()]]
     return cases_of(
-        courses,
+        tables,
         numbers,
-        (courses.begins[first], courses.ends[last]),
+        (tables.begins[first], tables.ends[last]),
         Severity.ERROR if lasting and front > 0 else None,
         {"rise": f", {front:,.4g} times its median until then" if front > 0 else ""},
         largest=np.nanmax(high, axis=0, initial=0.0),
@@ -120,9 +120,9 @@ def exploding(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
     )
 
 
-def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[int, int, float] | None:
+def _rise(tables: ParamTables, number: int, limits: Limits, least: float) -> tuple[int, int, float] | None:
     """The first and last bin in which a gradient stayed above its median before, and how far."""
-    high, mean = courses.grad_high[:, number], courses.grad_mean[:, number]
+    high, mean = tables.grad_high[:, number], tables.grad_mean[:, number]
     bins = np.flatnonzero(mean > 0)
     # A median is no less than the least of its numbers, which is known sooner.
     lowest = np.minimum.accumulate(mean[bins])[1:-1]
@@ -132,8 +132,8 @@ def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[
         if not high[place] > max(limits["factor"] * before, least) or place in down[:1]:
             continue
         last = int(bins[np.searchsorted(bins, down[0]) - 1] if len(down) else bins[-1])
-        spoilt = courses.bad_grads[place:, number].any() or courses.bad_values[place:, number].any()
-        if spoilt or courses.grads[place : last + 1, number].sum() >= limits["rows"] * courses.ranks:
+        spoilt = tables.bad_grads[place:, number].any() or tables.bad_values[place:, number].any()
+        if spoilt or tables.grads[place : last + 1, number].sum() >= limits["rows"] * tables.ranks:
             return int(place), last, float(np.nanmax(high[place : last + 1]) / before)
     return None
 
@@ -155,25 +155,25 @@ def _rise(courses: Courses, number: int, limits: Limits, least: float) -> tuple[
     layers=Threshold(6, "the model has so many layers at least", "two in each third"),
     rows=Threshold(20, "for so many measured steps, and half of them all", "a few steps prove nothing"),
 )
-def vanishing(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def vanishing(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """The gradients of the layers nearest to the input are a tiny share of those nearest to the loss, for long.
 
     It is their share that counts: where a loss has converged, all gradients are small.
     """
-    trained = evidence.weights & (courses.grad_mean > 0).any(axis=0)
+    trained = evidence.weights & (tables.grad_mean > 0).any(axis=0)
     depth: Integers = np.array([number for number in evidence.backward[::-1] if trained[number]], np.int64)
     if len(depth) < limits["layers"]:
         return []
     third = len(depth) // 3
-    early, late = (_typical(courses.grad_mean[:, part]) for part in (depth[:third], depth[-third:]))
+    early, late = (_typical(tables.grad_mean[:, part]) for part in (depth[:third], depth[-third:]))
     share = early / late
-    rows = courses.grads[:, depth].max(axis=1, keepdims=True)
-    stretch = longest(courses, (share < limits["threshold"])[:, None], rows)
-    if stretch.rows[0] < max(limits["rows"], rows.sum() / courses.ranks / 2):
+    rows = tables.grads[:, depth].max(axis=1, keepdims=True)
+    stretch = longest(tables, (share < limits["threshold"])[:, None], rows)
+    if stretch.rows[0] < max(limits["rows"], rows.sum() / tables.ranks / 2):
         return []
-    within = (courses.begins >= stretch.steps[0]) & (courses.ends <= stretch.steps[1])
+    within = (tables.begins >= stretch.steps[0]) & (tables.ends <= stretch.steps[1])
     return cases_of(
-        courses,
+        tables,
         depth[:third],
         stretch.steps,
         share=np.exp(np.nanmean(np.log(share[within]))),
@@ -204,20 +204,20 @@ def _typical(means: Floats) -> Floats:
         "the dead ReLUs of cs231n never recover; a layer that merely gets few examples does so within some steps",
     ),
 )
-def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def dead(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Gradients that are exactly zero for long, while those of other parameters are not."""
     # Where all are zero, the loss is flat: nothing can be said of one.
-    alive = (courses.grad_high > 0).any(axis=1, keepdims=True)
-    stretch = longest(courses, (courses.zeros == courses.grads) & (courses.grads > 0) & alive, courses.grads)
+    alive = (tables.grad_high > 0).any(axis=1, keepdims=True)
+    stretch = longest(tables, (tables.zeros == tables.grads) & (tables.grads > 0) & alive, tables.grads)
     numbers = np.flatnonzero(stretch.rows >= limits["rows"])
     most = 2 * evidence.weights[numbers].sum() >= max(1, evidence.weights.sum())
     last = stretch.steps[1][numbers].max(initial=0)
     return cases_of(
-        courses,
+        tables,
         numbers,
         stretch.steps,
         Severity.ERROR if most else None,
-        {"until": "still is" if last == courses.ends[-1] else f"was until step {last:,}"},
+        {"until": "still is" if last == tables.ends[-1] else f"was until step {last:,}"},
         rows=stretch.rows,
     )
 
@@ -233,17 +233,17 @@ def dead(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
         20, "never a gradient in so many measured steps, while others have one", "a few steps prove nothing"
     ),
 )
-def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def unused(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Parameters that are to be trained and never had a gradient, while others did."""
     named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
     wanted = np.array(
         [param.trainable and 0 not in param.shape and param.name not in named for param in evidence.params]
     )
     # Since a parameter joined, so often others had a gradient.
-    since = courses.rows.cumsum(axis=0) > 0
-    measured = (courses.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / courses.ranks
-    holds = wanted & ~courses.grads.any(axis=0) & (measured >= limits["rows"])
-    return cases_of(courses, np.flatnonzero(holds), (courses.begins[0], evidence.last_step), rows=measured)
+    since = tables.rows.cumsum(axis=0) > 0
+    measured = (tables.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / tables.ranks
+    holds = wanted & ~tables.grads.any(axis=0) & (measured >= limits["rows"])
+    return cases_of(tables, np.flatnonzero(holds), (tables.begins[0], evidence.last_step), rows=measured)
 
 
 @param_rule(
@@ -254,24 +254,24 @@ def unused(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     advice="Look at the batch of that step for an outlier or a broken example; clip gradients.",
     factor=Threshold(100, "a gradient is so many times what it is before and after", "as for exploding.factor"),
 )
-def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def spike(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Isolated steps whose gradient is far outside of what it is around them."""
-    if len(courses.ends) < 3:
+    if len(tables.ends) < 3:
         return []
-    factor = courses.grad_high[1:-1] / np.maximum(courses.grad_mean[:-2], courses.grad_mean[2:])
+    factor = tables.grad_high[1:-1] / np.maximum(tables.grad_mean[:-2], tables.grad_mean[2:])
     # What is below the gradients that the model began with is no news: a converged run's band is narrow.
-    far = (factor > limits["factor"]) & (courses.grad_high[1:-1] > _begun(courses))
+    far = (factor > limits["factor"]) & (tables.grad_high[1:-1] > _begun(tables))
     if not far.any():
         return []
     bins = np.flatnonzero(far.any(axis=1)) + 1
     at, number = np.unravel_index(np.where(far, factor, 0).argmax(), far.shape)
-    begin, end = int(courses.begins[at + 1]), int(courses.ends[at + 1])
-    params = tuple(courses.params[number] for number in np.flatnonzero(far.any(axis=0)))
+    begin, end = int(tables.begins[at + 1]), int(tables.ends[at + 1])
+    params = tuple(tables.params[number] for number in np.flatnonzero(far.any(axis=0)))
     return [
         Case(
-            courses.params[number],
-            int(courses.begins[bins[0]]),
-            int(courses.ends[bins[-1]]),
+            tables.params[number],
+            int(tables.begins[bins[0]]),
+            int(tables.ends[bins[-1]]),
             {"times": len(bins), "factor": float(factor[at, number]), "step": end, "parameters": len(params)},
             params,
             words={"where": f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"},
@@ -279,6 +279,6 @@ def spike(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
     ]
 
 
-def _begun(courses: Courses) -> float:
+def _begun(tables: ParamTables) -> float:
     """The largest gradient of the run's first tenth."""
-    return float(np.nanmax(courses.grad_high[: max(1, len(courses.ends) // 10)], initial=0.0))
+    return float(np.nanmax(tables.grad_high[: max(1, len(tables.ends) // 10)], initial=0.0))

@@ -81,7 +81,7 @@ _UPDATES = (
 )
 def no_step(evidence: Evidence, limits: Limits) -> list[Case]:
     """A run that ended without a step."""
-    return [Case(None, 0, evidence.last_step)] if evidence.courses is None and evidence.over else []
+    return [Case(None, 0, evidence.last_step)] if evidence.tables is None and evidence.ended else []
 
 
 @rule(
@@ -93,9 +93,9 @@ def no_step(evidence: Evidence, limits: Limits) -> list[Case]:
 )
 def no_update(evidence: Evidence, limits: Limits) -> list[Case]:
     """Backwards without an update, as where ``optimizer.step()`` was forgotten."""
-    courses = evidence.courses
+    tables = evidence.tables
     unended = next((event.step for event in evidence.events if event.kind == "unended"), None)
-    if courses is None or unended is None or courses.ends.max() > unended:
+    if tables is None or unended is None or tables.ends.max() > unended:
         return []
     return [Case(None, 0, evidence.last_step)]
 

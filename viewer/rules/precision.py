@@ -3,7 +3,7 @@
 import numpy as np
 
 from viewer.reduce.cells import Floats
-from viewer.reduce.param_history import ParamTables as Courses
+from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Severity
@@ -29,13 +29,13 @@ _ENDS = {
         "three are a factor of eight, which gradients vary by anyway",
     ),
 )
-def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def overflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Extremes within a few bits of the largest number that their dtype can hold."""
     largest = _ends(evidence)[0] / 2 ** limits["bits"]
     # Gradients are recorded without the scale with which they were computed.
-    high = courses.size if _scaled(evidence) else np.fmax(courses.size, courses.grad_high)
-    stretch = longest(courses, high > largest, courses.rows)
-    return cases_of(courses, np.flatnonzero(stretch.rows > 0), stretch.steps, rows=stretch.rows)
+    high = tables.size if _scaled(evidence) else np.fmax(tables.size, tables.grad_high)
+    stretch = longest(tables, high > largest, tables.rows)
+    return cases_of(tables, np.flatnonzero(stretch.rows > 0), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -52,13 +52,13 @@ def overflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]
     ),
     rows=Threshold(20, "for so many measured steps", "a few steps prove nothing"),
 )
-def underflow(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def underflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Gradients within a few bits of the smallest number that their dtype resolves."""
     if _scaled(evidence):
         return []
     smallest = _ends(evidence)[1] * 2 ** limits["bits"]
-    stretch = longest(courses, courses.grad_mean < smallest, courses.grads)
-    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    stretch = longest(tables, tables.grad_mean < smallest, tables.grads)
+    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @rule(

@@ -2,7 +2,7 @@
 
 A rule is a function below its declaration, ``@rule(…)``. From ``(evidence, limits)`` it decides on cases, which become
 findings in the declared words. It reads nothing else, changes nothing, and costs the same however long the run is.
-A rule on parameters, ``@param_rule(…)``, gets ``(evidence, courses, limits)``, and is asked once there are rows.
+A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``, and is asked once there are rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.reduce.cells import Floats, Integers
-from viewer.reduce.param_history import ParamTables as Courses
+from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.snapshot import Finding, Number, Severity
 
@@ -62,7 +62,7 @@ class Case:
 
 
 Decide = Callable[[Evidence, Limits], list[Case]]
-DecideOnParams = Callable[[Evidence, Courses, Limits], list[Case]]
+DecideOnParams = Callable[[Evidence, ParamTables, Limits], list[Case]]
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def param_rule(
 
     def declared(decide: DecideOnParams) -> Rule:
         @wraps(decide)
-        def with_courses(evidence: Evidence, limits: Limits) -> list[Case]:
-            return [] if evidence.courses is None else decide(evidence, evidence.courses, limits)
+        def with_tables(evidence: Evidence, limits: Limits) -> list[Case]:
+            return [] if evidence.tables is None else decide(evidence, evidence.tables, limits)
 
-        return Rule(kind, title, severity, sentence, advice, thresholds, with_courses, on_params=True)
+        return Rule(kind, title, severity, sentence, advice, thresholds, with_tables, on_params=True)
 
     return declared
 
@@ -159,11 +159,11 @@ class Stretch:
     rows: Floats
 
 
-def longest(courses: Courses, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
+def longest(tables: ParamTables, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
     """The longest stretch in which something held, bins without a row passed over.
 
     Args:
-        courses: Whose bins they are.
+        tables: The tables whose bins they are.
         holds: Of shape (bins, parameters).
         rows: How many rows count in each cell.
     """
@@ -176,11 +176,11 @@ def longest(courses: Courses, holds: npt.NDArray[np.bool_], rows: Floats) -> Str
         longer = run > best
         best_first, best_last = np.where(longer, first, best_first), np.where(longer, place, best_last)
         best = np.where(longer, run, best)
-    return Stretch((courses.begins[best_first], courses.ends[best_last]), best / courses.ranks)
+    return Stretch((tables.begins[best_first], tables.ends[best_last]), best / tables.ranks)
 
 
 def cases_of(
-    courses: Courses,
+    tables: ParamTables,
     numbers: Integers,
     steps: tuple[npt.ArrayLike, npt.ArrayLike],
     severity: Severity | None = None,
@@ -190,7 +190,7 @@ def cases_of(
     """One case of all parameters that have an illness, the one that had it first in front; none without any.
 
     Args:
-        courses: The parameters' courses.
+        tables: The parameters' tables.
         numbers: The parameters that have it.
         steps: The first and the last step, of each parameter or of all.
         severity: How bad it is, where that is not as declared.
@@ -199,10 +199,10 @@ def cases_of(
     """
     if not len(numbers):
         return []
-    shape = len(courses.params)
+    shape = len(tables.params)
     begins, ends = (np.broadcast_to(step, shape)[numbers] for step in steps)
     numbers = numbers[np.argsort(begins, kind="stable")]
-    names = tuple(courses.params[number] for number in numbers)
+    names = tuple(tables.params[number] for number in numbers)
     front: dict[str, Number] = {name: np.broadcast_to(of, shape)[numbers[0]].item() for name, of in decided.items()}
     said = {**front, "parameters": len(names)}
     return [Case(names[0], int(begins.min()), int(ends.max()), said, names, severity, words or {})]

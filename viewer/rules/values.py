@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.reduce.cells import Floats
-from viewer.reduce.param_history import ParamTables as Courses
+from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence, Param
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
 from viewer.snapshot import Severity
@@ -27,16 +27,16 @@ _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
         "initial weights are at most about 1 in every initialisation of torch.nn.init; trained ones seldom beyond 10",
     ),
 )
-def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def exploding_weight(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Values that have left what weights are."""
-    largest, began = limits["largest"], _first_size(courses)
-    over = courses.size > np.maximum(largest, largest * began)
+    largest, began = limits["largest"], _first_size(tables)
+    over = tables.size > np.maximum(largest, largest * began)
     last = len(over) - 1 - over[::-1].argmax(axis=0)
     return cases_of(
-        courses,
-        np.flatnonzero(over.any(axis=0) & courses.moved.any(axis=0)),
-        (courses.begins[over.argmax(axis=0)], courses.ends[last]),
-        largest=np.nanmax(courses.size, axis=0, initial=0.0),
+        tables,
+        np.flatnonzero(over.any(axis=0) & tables.moved.any(axis=0)),
+        (tables.begins[over.argmax(axis=0)], tables.ends[last]),
+        largest=np.nanmax(tables.size, axis=0, initial=0.0),
         began=began,
     )
 
@@ -54,18 +54,18 @@ def exploding_weight(evidence: Evidence, courses: Courses, limits: Limits) -> li
         10, "to so many times what they were at the start (0.1 at least)", "as for exploding_weight.largest"
     ),
 )
-def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def drifting(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights that have grown without a break, at a rate that does not end, over many steps."""
-    if len(courses.ends) < 16:
+    if len(tables.ends) < 16:
         return []
-    half = len(courses.ends) // 2
-    later = courses.size[half:]
+    half = len(tables.ends) // 2
+    later = tables.size[half:]
     steady = (np.diff(later, axis=0) > 0).mean(axis=0) >= 0.95
     grown = later[-1] > limits["growth"] * later[0]
-    far = later[-1] > limits["largest"] * np.maximum(_first_size(courses), 0.1)
-    lasted = courses.rows[half:].sum(axis=0) / courses.ranks >= limits["rows"] / 2
+    far = later[-1] > limits["largest"] * np.maximum(_first_size(tables), 0.1)
+    lasted = tables.rows[half:].sum(axis=0) / tables.ranks >= limits["rows"] / 2
     numbers = np.flatnonzero(evidence.weights & steady & grown & far & lasted)
-    return cases_of(courses, numbers, (courses.begins[half], courses.ends[-1]), before=later[0], now=later[-1])
+    return cases_of(tables, numbers, (tables.begins[half], tables.ends[-1]), before=later[0], now=later[-1])
 
 
 @param_rule(
@@ -78,22 +78,22 @@ def drifting(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]
     "are lost to rounding in half precision.",
     rows=Threshold(100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"),
 )
-def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Values whose extremes do not move though there are gradients.
 
     One matrix alone proves little: its largest elements may belong to a token or a pixel that never occurs.
     """
-    pulled = (courses.grad_high > 0) & (courses.grads > 0)
-    stretch = longest(courses, (courses.moved == 0) & (courses.followed > 0) & pulled, courses.followed)
+    pulled = (tables.grad_high > 0) & (tables.grads > 0)
+    stretch = longest(tables, (tables.moved == 0) & (tables.followed > 0) & pulled, tables.followed)
     numbers = np.flatnonzero(stretch.rows >= limits["rows"])
-    stuck = set(numbers[~courses.moved[:, numbers].any(axis=0)].tolist())
+    stuck = set(numbers[~tables.moved[:, numbers].any(axis=0)].tolist())
     trained = set(np.flatnonzero(pulled.any(axis=0)).tolist())
     modules: dict[str, set[int]] = {}
     for number in trained:
-        modules.setdefault(courses.params[number].rpartition(".")[0], set()).add(number)
+        modules.setdefault(tables.params[number].rpartition(".")[0], set()).add(number)
     in_whole_modules = any(len(members) > 1 and members <= stuck for members in modules.values())
     severity = Severity.ERROR if trained <= stuck else Severity.WARNING if in_whole_modules else None
-    return cases_of(courses, numbers, stretch.steps, severity, rows=stretch.rows)
+    return cases_of(tables, numbers, stretch.steps, severity, rows=stretch.rows)
 
 
 @param_rule(
@@ -106,16 +106,16 @@ def unchanged(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case
     advice="Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of "
     "a residual branch, may begin as 0.",
 )
-def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def constant_init(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights that begin with all elements equal: then all neurons of a layer learn the same.
 
     Not those of a model of one layer, which have nothing but targets behind them.
     """
     layers = _layers(evidence)
-    holds = layers & (courses.first_low == courses.first_high) & _from_the_start(courses) & (layers.sum() > 1)
+    holds = layers & (tables.first_low == tables.first_high) & _from_the_start(tables) & (layers.sum() > 1)
     severity = Severity.ERROR if 2 * holds.sum() > layers.sum() else None
-    begun = courses.first_low + 0.0
-    return cases_of(courses, np.flatnonzero(holds), (0, 0), severity, begun=begun, weights=layers.sum())
+    begun = tables.first_low + 0.0
+    return cases_of(tables, np.flatnonzero(holds), (0, 0), severity, begun=begun, weights=layers.sum())
 
 
 @param_rule(
@@ -133,14 +133,14 @@ def constant_init(evidence: Evidence, courses: Courses, limits: Limits) -> list[
     ),
     small=Threshold(100, "or so many times smaller", "as for badly_scaled.factor"),
 )
-def badly_scaled(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def badly_scaled(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Initial weights far from what the shapes of their layers ask for, after Xavier and He."""
-    size, layers = _first_size(courses), _layers(evidence)
+    size, layers = _first_size(tables), _layers(evidence)
     usual = np.array([_usual(param) for param in evidence.params])
     large, small = limits["factor"] * usual, usual / limits["small"]
-    holds = layers & ((size > large) | ((size < small) & (size > 0))) & _from_the_start(courses)
+    holds = layers & ((size > large) | ((size < small) & (size > 0))) & _from_the_start(tables)
     severity = Severity.WARNING if 2 * holds.sum() >= layers.sum() else None
-    return cases_of(courses, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
+    return cases_of(tables, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
 
 
 def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
@@ -174,7 +174,7 @@ def _usual(param: Param) -> float:
     least=Threshold(0.5, "and so far from 0 at least", "near 0 a factor says nothing"),
     rows=Threshold(50, "for so many measured steps", "a few steps prove nothing"),
 )
-def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def output_bias(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """The lower end of the last layer's bias is far below all others: a class that is hardly ever the answer.
 
     The upper end may belong to what most of the data is, a background or a common word. And where all elements are
@@ -183,18 +183,18 @@ def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
     params = evidence.params
     output = next((params[number].name for number in evidence.backward if evidence.weights[number]), "")
     name = output.removesuffix("weight") + "bias"
-    if name not in courses.params:
+    if name not in tables.params:
         return []
-    number = courses.params.index(name)
+    number = tables.params.index(name)
     if params[number].shape[:1] < (3,) or not params[number].trainable:
         return []
-    low, high = courses.low, courses.high
+    low, high = tables.low, tables.high
     apart = (-low > limits["least"]) & (high > 0) & (-low > limits["factor"] * high)
-    stretch = longest(courses, apart, courses.rows)
+    stretch = longest(tables, apart, tables.rows)
     if stretch.rows[number] < limits["rows"]:
         return []
     return cases_of(
-        courses,
+        tables,
         np.array([number]),
         stretch.steps,
         Severity.WARNING if evidence.accuracies else None,
@@ -219,11 +219,11 @@ def output_bias(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
         1e-2, "and move by more than this share of their size", "ten times cs231n's rule of thumb for updates"
     ),
 )
-def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def oscillating(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Values that turn back at nearly every step, by much."""
-    share = _around(courses.turned) / _around(courses.followed)
-    stretch = longest(courses, (share >= limits["share"]) & (courses.update >= limits["update"]), courses.moved)
-    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    share = _around(tables.turned) / _around(tables.followed)
+    stretch = longest(tables, (share >= limits["share"]) & (tables.update >= limits["update"]), tables.moved)
+    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -240,10 +240,10 @@ def oscillating(evidence: Evidence, courses: Courses, limits: Limits) -> list[Ca
     ),
     rows=Threshold(50, "for so many measured steps", "a few steps prove nothing"),
 )
-def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def update_large(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights whose extremes move by far more in a step than the rule of thumb wants."""
-    stretch = longest(courses, (courses.update > limits["share"]) & evidence.weights, courses.moved)
-    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    stretch = longest(tables, (tables.update > limits["share"]) & evidence.weights, tables.moved)
+    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 @param_rule(
@@ -258,11 +258,11 @@ def update_large(evidence: Evidence, courses: Courses, limits: Limits) -> list[C
     ),
     rows=Threshold(50, "in so many measured steps", "a few steps prove nothing"),
 )
-def update_small(evidence: Evidence, courses: Courses, limits: Limits) -> list[Case]:
+def update_small(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
-    never_more = evidence.weights & ~(courses.update > limits["share"]).any(axis=0)
-    stretch = longest(courses, never_more & (courses.moved > 0), courses.moved)
-    return cases_of(courses, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    never_more = evidence.weights & ~(tables.update > limits["share"]).any(axis=0)
+    stretch = longest(tables, never_more & (tables.moved > 0), tables.moved)
+    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
 def _around(counts: Floats) -> Floats:
@@ -273,11 +273,11 @@ def _around(counts: Floats) -> Floats:
     return around
 
 
-def _first_size(courses: Courses) -> Floats:
-    return np.maximum(np.abs(courses.first_low), np.abs(courses.first_high))
+def _first_size(tables: ParamTables) -> Floats:
+    return np.maximum(np.abs(tables.first_low), np.abs(tables.first_high))
 
 
-def _from_the_start(courses: Courses) -> npt.NDArray[np.bool_]:
+def _from_the_start(tables: ParamTables) -> npt.NDArray[np.bool_]:
     """Mask of the parameters whose first row is of the first step: later, values are not those they began with."""
-    early: npt.NDArray[np.bool_] = (courses.first_step <= courses.ends[0]) & (courses.begins[0] == 0)
+    early: npt.NDArray[np.bool_] = (tables.first_step <= tables.ends[0]) & (tables.begins[0] == 0)
     return early

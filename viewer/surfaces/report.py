@@ -90,7 +90,7 @@ def read(given: Sequence[Place], limits: Limits, rank: int | None, failed: dict[
         except (LogError, OSError) as error:
             _fail(str(path), error, len(paths) == 1, failed)
             continue
-        last_step = evidence.last_step if evidence.courses or evidence.curves else None
+        last_step = evidence.last_step if evidence.tables or evidence.curves else None
         checked.append(
             Snapshot(
                 name=str(path),
@@ -161,7 +161,7 @@ def _checked(snapshot: Snapshot, runs: Runs) -> Snapshot:
 
 def _counts(finding: Finding, sure: bool = True) -> bool:
     """Whether a finding decides on the exit code: silence does not while the training lives or may live."""
-    return finding.kind != "silent" or (sure and not finding.over)
+    return finding.kind != "silent" or (sure and not finding.resolved)
 
 
 def _news(finding: Finding) -> tuple[object, ...]:

@@ -79,12 +79,12 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
 
 def _told(snapshot: Snapshot, finding: Finding) -> object:
     """The parts of a finding that stay while it goes on; its bins of steps grow, and other parameters join it."""
-    return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.over
+    return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.resolved
 
 
 def _finding(snapshot: Snapshot, finding: Finding) -> str:
-    over = " is over" if finding.over else ""
-    return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{over}"
+    end = " is resolved" if finding.resolved else ""
+    return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{end}"
 
 
 def _news(snapshot: Snapshot) -> str:

@@ -319,7 +319,7 @@ class Session(_Guarded, WebSocketHandler):
         if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
             refused["run"] = f"there is no run {options.run!r}"
         further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel_of(c.name) is None}
-        all_params = {name for snapshot in screen.snapshots for name in snapshot.params_there}
+        all_params = {name for snapshot in screen.snapshots for name in snapshot.all_params}
         words, usual = words_of(options), words_of(self._base)
         differing = {name: word for name, word in words.items() if word != usual[name]}
         state: dict[str, object] = {

@@ -141,7 +141,7 @@ def test_a_metric_that_is_mistyped_is_told_which_there_are(names: Sequence[str],
 
 def test_the_title_says_what_part_of_a_run_is_shown() -> None:
     """One rank, the spread over ranks, and a filter of parameters stand in the title, whatever the view."""
-    run = snapshot(params=("a",), params_there=("a", "b"), ranks=(0, 1))
+    run = snapshot(params=("a",), all_params=("a", "b"), ranks=(0, 1))
     for look, words in (
         (ViewOptions(rank="1"), "· rank 1"),
         (ViewOptions(rank="spread"), "· spread over ranks"),

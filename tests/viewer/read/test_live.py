@@ -67,7 +67,7 @@ def without_a_row(run: Path) -> Snapshot:
         started=started,
         ranks=(0,),
         params=("weight",),
-        params_there=("weight",),
+        all_params=("weight",),
         statistics=("grad_absmax", "value_absmax"),
     )
 
@@ -234,7 +234,7 @@ def test_a_snapshot_says_what_is_known_of_the_run(live: Live) -> None:
     assert abs(snapshot.started - time.time()) < 600
     assert (snapshot.last_step, snapshot.last_time, snapshot.steps_per_second) == (9, began + 9, 1.0)
     assert (snapshot.total_steps, snapshot.ranks, snapshot.dropped) == (50, (0, 3), 0)
-    assert snapshot.params == snapshot.params_there == ("a.weight", "a.bias")
+    assert snapshot.params == snapshot.all_params == ("a.weight", "a.bias")
     close_rank(run, 0, {"last_step": 9, "rows_dropped": {"extremes": 5, "metrics": 1}})
     publish_next(run, "metrics", metrics([9], [1.0]), rank=3)
     assert (shown(live).dropped, rows_dropped(run)) == (6, 6)
@@ -289,7 +289,7 @@ def test_only_matching_parameters_are_shown_of_those_there(tmp_path: Path) -> No
     run = new_run(tmp_path / "run", ["z.bias", "a.weight", "a.bias"])
     publish_next(run, "extremes", extremes([0], ["z.bias", "a.weight", "a.bias"]))
     snapshot = look_at(run, ViewOptions(View.LAYERS, params="bias"))
-    assert (snapshot.params, snapshot.params_there) == (("z.bias", "a.bias"), ("z.bias", "a.weight", "a.bias"))
+    assert (snapshot.params, snapshot.all_params) == (("z.bias", "a.bias"), ("z.bias", "a.weight", "a.bias"))
     assert snapshot.layers is not None
     assert list(snapshot.layers.params) == ["z.bias", "a.bias"]
     assert snapshot.extremes is None

@@ -1,4 +1,4 @@
-"""Every parameter's course against plain Python: in whatever pieces rows come, it is the same, and nothing is lost."""
+"""The history of parameters against plain Python: rows may come in any pieces, and nothing is lost."""
 
 import itertools
 import math
@@ -94,13 +94,13 @@ def expected(rows: list[Row], capacity: int) -> dict[str, dict[tuple[int, str], 
     return cells
 
 
-def table(courses: ParamTables, name: str) -> dict[tuple[int, str], float]:
+def table(tables: ParamTables, name: str) -> dict[tuple[int, str], float]:
     """What is in a table, by the bin's first step and the parameter."""
-    numbers = getattr(courses, name)
+    numbers = getattr(tables, name)
     return {
         (int(begin), param): float(numbers[place, number])
-        for place, begin in enumerate(courses.begins)
-        for number, param in enumerate(courses.params)
+        for place, begin in enumerate(tables.begins)
+        for number, param in enumerate(tables.params)
     }
 
 
@@ -111,64 +111,64 @@ OTHERS = ("low", "high", "grad_low", "grad_high", "grad_mean", "update")
 @pytest.mark.slow
 @settings(max_examples=100)
 @given(st.data(), ROWS, st.integers(1, 30))
-def test_in_any_pieces_the_courses_equal_the_oracle(data: st.DataObject, rows: list[Row], capacity: int) -> None:
+def test_in_any_pieces_the_tables_equal_the_oracle(data: st.DataObject, rows: list[Row], capacity: int) -> None:
     """However rows are cut into pieces, and the resolution is halved between them, nothing is miscounted."""
     rows = sorted(rows)
     cuts = data.draw(st.lists(st.integers(0, len(rows)), max_size=4))
     # A rank publishes by itself, so that ranks may be behind each other.
     if data.draw(st.booleans()):
         rows = sorted(rows, key=lambda row: (row[2], row[0]))
-    tracks = ParamHistory(PARAMS[:2], capacity)
+    history = ParamHistory(PARAMS[:2], capacity)
     for begin, end in itertools.pairwise([0, *sorted(cuts), len(rows)]):
-        tracks.absorb(frame(rows[begin:end]).lazy() if begin < end else frame(rows).clear().lazy())
-    courses, oracle = tracks.tables(), expected(rows, capacity)
+        history.absorb(frame(rows[begin:end]).lazy() if begin < end else frame(rows).clear().lazy())
+    tables, oracle = history.tables(), expected(rows, capacity)
     for name in COUNTS:
-        assert {key: n for key, n in table(courses, name).items() if n} == {k: n for k, n in oracle[name].items() if n}
+        assert {key: n for key, n in table(tables, name).items() if n} == {k: n for k, n in oracle[name].items() if n}
     for name in OTHERS:
-        found = {key: number for key, number in table(courses, name).items() if not math.isnan(number)}
+        found = {key: number for key, number in table(tables, name).items() if not math.isnan(number)}
         assert found == pytest.approx(dict(oracle[name]), rel=1e-9), name
     for pairs, of in (
-        ([row[3] for row in rows], courses.first_bad_value),
-        ([row[4] for row in rows], courses.first_bad_grad),
+        ([row[3] for row in rows], tables.first_bad_value),
+        ([row[4] for row in rows], tables.first_bad_grad),
     ):
         both = zip(rows, pairs, strict=True)
         bad = [row[:2] for row, pair in both if pair[0] is not None and not finite(pair)]
-        assert [min((s for s, p in bad if p == param), default=-1) for param in courses.params] == of.tolist()
-    for number, param in enumerate(courses.params):
+        assert [min((s for s, p in bad if p == param), default=-1) for param in tables.params] == of.tolist()
+    for number, param in enumerate(tables.params):
         own = [row for row in rows if row[1] == param]
         first = min((row[0] for row in own), default=-1)
-        assert courses.first_step[number] == first
+        assert tables.first_step[number] == first
         sizes = [row[3] for row in own if row[0] == first and finite(row[3])]
         if sizes:
             ends = min(low for low, _ in sizes), max(high for _, high in sizes)
-            assert (courses.first_low[number], courses.first_high[number]) == ends
+            assert (tables.first_low[number], tables.first_high[number]) == ends
         else:
-            assert np.isnan(courses.first_low[number])
-    assert courses.ranks == len({row[2] for row in rows})
+            assert np.isnan(tables.first_low[number])
+    assert tables.ranks == len({row[2] for row in rows})
 
 
-def test_courses_do_not_change_with_what_comes_later() -> None:
+def test_tables_do_not_change_with_what_comes_later() -> None:
     """What was given out stays as it was: another thread may be looking at it."""
-    tracks = ParamHistory(["weight"])
-    tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5)))).lazy())
-    courses = tracks.tables()
-    before = courses.rows.copy(), courses.first_step.copy()
-    tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5, 900)))).lazy())
-    assert (courses.rows == before[0]).all()
-    assert (courses.first_step == before[1]).all()
+    history = ParamHistory(["weight"])
+    history.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5)))).lazy())
+    tables = history.tables()
+    before = tables.rows.copy(), tables.first_step.copy()
+    history.absorb(pl.DataFrame(pl.from_arrow(extremes(range(5, 900)))).lazy())
+    assert (tables.rows == before[0]).all()
+    assert (tables.first_step == before[1]).all()
 
 
 def test_memory_is_bounded_whatever_the_length_and_the_number_of_parameters() -> None:
     """A million steps have no more bins than 512, and ten thousand parameters take no more than 100 MB."""
-    tracks = ParamHistory(["weight"])
+    history = ParamHistory(["weight"])
     for begin in range(0, 1_000_000, 100_000):
-        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(range(begin, begin + 100_000, 97)))).lazy())
-    assert 256 <= tracks.tables().rows.size <= 512
+        history.absorb(pl.DataFrame(pl.from_arrow(extremes(range(begin, begin + 100_000, 97)))).lazy())
+    assert 256 <= history.tables().rows.size <= 512
     names = [f"layer{number}" for number in range(10_000)]
     tracemalloc.start()
-    tracks = ParamHistory(names)
+    history = ParamHistory(names)
     for step in (0, 10**9):
-        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], names))).lazy())
+        history.absorb(pl.DataFrame(pl.from_arrow(extremes([step], names))).lazy())
     taken_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken_bytes < 100e6
@@ -187,31 +187,31 @@ def test_large_pieces_are_read_some_rows_at_a_time() -> None:
 
 def test_a_row_that_comes_late_is_compared_with_none() -> None:
     """As from a network disk that lists parts in another order: it counts, and later rows follow the latest."""
-    tracks = ParamHistory(["weight"], 64)
+    history = ParamHistory(["weight"], 64)
     for step, high in ((10, 8.0), (5, 7.0), (11, 10.0)):
-        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes([step], values={"value_max": [high]}))).lazy())
-    courses = tracks.tables()
-    assert courses.ends.tolist() == [5, 10, 11]
-    assert courses.followed.ravel().tolist() == [0, 0, 1]
-    assert courses.update[2, 0] == pytest.approx(0.25)
-    assert courses.first_high.tolist() == [7.0]
+        history.absorb(pl.DataFrame(pl.from_arrow(extremes([step], values={"value_max": [high]}))).lazy())
+    tables = history.tables()
+    assert tables.ends.tolist() == [5, 10, 11]
+    assert tables.followed.ravel().tolist() == [0, 0, 1]
+    assert tables.update[2, 0] == pytest.approx(0.25)
+    assert tables.first_high.tolist() == [7.0]
 
 
 def test_rows_of_one_part_may_stand_in_any_order() -> None:
     """They are compared in the order of their steps."""
-    tracks = ParamHistory(["weight"], 64)
+    history = ParamHistory(["weight"], 64)
     rows = extremes([11, 5, 10], values={"value_max": [10.0, 4.0, 8.0]})
-    tracks.absorb(pl.DataFrame(pl.from_arrow(rows)).lazy())
-    courses = tracks.tables()
-    assert courses.followed.ravel().tolist() == [0, 1, 1]
-    assert courses.update.ravel().tolist() == pytest.approx([math.nan, 1 / 5, 1 / 4], nan_ok=True)
+    history.absorb(pl.DataFrame(pl.from_arrow(rows)).lazy())
+    tables = history.tables()
+    assert tables.followed.ravel().tolist() == [0, 1, 1]
+    assert tables.update.ravel().tolist() == pytest.approx([math.nan, 1 / 5, 1 / 4], nan_ok=True)
 
 
 def test_a_rank_that_is_far_behind_finds_its_place() -> None:
     """Steps before all that were seen shift the table, also where it has room for later ones."""
-    tracks = ParamHistory(["weight"], 9)
+    history = ParamHistory(["weight"], 9)
     for steps in ([10, 16, 23, 35, 44, 59], [0, 28]):
-        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps))).lazy())
-    courses = tracks.tables()
-    assert courses.begins.tolist() == [0, 8, 16, 24, 32, 40, 56]
-    assert courses.rows.ravel().tolist() == [1, 1, 2, 1, 1, 1, 1]
+        history.absorb(pl.DataFrame(pl.from_arrow(extremes(steps))).lazy())
+    tables = history.tables()
+    assert tables.begins.tolist() == [0, 8, 16, 24, 32, 40, 56]
+    assert tables.rows.ravel().tolist() == [1, 1, 2, 1, 1, 1, 1]

@@ -45,14 +45,14 @@ def made(
     **given: Any,
 ) -> Evidence:
     """A run of parameters with these rows and shapes, (8, 8) where none is given, and these metrics."""
-    tracks = ParamHistory(list(rows))
+    history = ParamHistory(list(rows))
     names = ("value_min", "value_max", "grad_min", "grad_max")
     each = [rows[name](step) for step in steps for name in rows]
     columns = dict(zip(names, map(list, zip(*each, strict=True)), strict=True))
-    tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, list(rows), columns))).lazy())
+    history.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, list(rows), columns))).lazy())
     described = {name: Param(name, (shapes or {}).get(name, (8, 8))) for name in rows}
     curves = tuple(curve(name, numbers) for name, numbers in (metrics or {}).items())
-    return Evidence(**{"courses": tracks.tables(), "described": described, "curves": curves, **given})
+    return Evidence(**{"tables": history.tables(), "described": described, "curves": curves, **given})
 
 
 def curve(name: str, numbers: Sequence[float], every: int = 1) -> Curve:
@@ -165,7 +165,7 @@ def test_gradients_that_rise_and_stay_explode(grown: float, count: int) -> None:
 
 @pytest.mark.parametrize(("rows", "count"), [(3, 1), (2, 0)])
 def test_an_explosion_that_ends_is_a_warning_with_its_steps(rows: int, count: int) -> None:
-    """Once it is over it stays as history; a step or two are none."""
+    """Once it is resolved it stays as history; a step or two are none."""
     found = said(made(healthy(layer3=lambda step: row(step, 500.0 if 100 <= step < 100 + rows else 0.1))), "exploding")
     assert [(each.severity, each.first_step, each.last_step) for each in found] == [
         (Severity.WARNING, 100, 99 + rows)
@@ -561,7 +561,7 @@ def test_a_restart_is_noted_with_its_steps() -> None:
         ("resumed", Severity.NOTE, (100, 150), 100, 150),
         ("restored", Severity.NOTE, (150, 180), 150, 180),
     ]
-    assert [(each.numbers, each.param, each.over) for each in found] == [({"times": 2}, None, False)] * 2
+    assert [(each.numbers, each.param, each.resolved) for each in found] == [({"times": 2}, None, False)] * 2
     assert found[1].sentence == "The training went on from a checkpoint: what 180, the last of 2 times."
     behind = (*events, Event(100, 2, "restored", None, "what 100"))
     assert "what 180, the last" in only(made(healthy(), events=behind), "restored").sentence
@@ -683,12 +683,12 @@ def test_strides_and_folds_leave_rules_as_they_are() -> None:
 
 def test_several_ranks_count_as_one() -> None:
     """A hundred steps of two ranks are a hundred steps."""
-    tracks = ParamHistory(["a", "b"])
+    history = ParamHistory(["a", "b"])
     for rank in (0, 1):
         columns = {"grad_min": [0.0, -0.1] * 60, "grad_max": [0.0, 0.1] * 60}
         table = extremes(range(60), ["a", "b"], columns, rank)
-        tracks.absorb(pl.DataFrame(pl.from_arrow(table)).lazy())
-    evidence = Evidence(courses=tracks.tables(), described={name: Param(name, (8, 8)) for name in "ab"})
+        history.absorb(pl.DataFrame(pl.from_arrow(table)).lazy())
+    evidence = Evidence(tables=history.tables(), described={name: Param(name, (8, 8)) for name in "ab"})
     assert said(evidence, "dead") == []
     (found,) = [each for each in findings(evidence, with_limits(["dead.rows=60"])) if each.kind == "dead"]
     assert found.numbers["rows"] == 60
@@ -747,13 +747,13 @@ def from_0(step: int) -> Row:
 
 def joined(late: Sequence[int], value: float) -> Evidence:
     """A run of 100 steps in which a second parameter joined, whose value this is, without a gradient."""
-    tracks = ParamHistory(["first"])
+    history = ParamHistory(["first"])
     for name, steps, size, grad in (("first", range(100), weight, 0.1), ("late", late, lambda step: value, None)):
         rows = zip(*(row(step, grad, size(step)) for step in steps), strict=True)
         numbers = dict(zip(("value_min", "value_max", "grad_min", "grad_max"), map(list, rows), strict=True))
-        tracks.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, [name], numbers))).lazy())
+        history.absorb(pl.DataFrame(pl.from_arrow(extremes(steps, [name], numbers))).lazy())
     described = {name: Param(name, (8, 8)) for name in ("first", "late")}
-    return Evidence(courses=tracks.tables(), described=described)
+    return Evidence(tables=history.tables(), described=described)
 
 
 def metrics_alone(**metrics: Sequence[float]) -> Evidence:

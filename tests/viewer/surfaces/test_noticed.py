@@ -47,7 +47,7 @@ def finding(kind: str = "dead", first: int = 12, severity: Severity = Severity.W
 def snapshot(*findings: Finding, name: str = "run", **fields: object) -> Snapshot:
     """A run of which this is known to be wrong."""
     params = ("a.weight", "b.weight")
-    return Snapshot(name, "running", 30, params=params, params_there=params, findings=findings, **fields)  # type: ignore[arg-type]
+    return Snapshot(name, "running", 30, params=params, all_params=params, findings=findings, **fields)  # type: ignore[arg-type]
 
 
 def watched(run: Path, look: ViewOptions) -> Snapshot:
@@ -86,18 +86,18 @@ def test_a_figure_does_not_wait_for_findings(tmp_path: Path) -> None:
     runs.close()
 
 
-def test_what_is_over_stays_as_history(tmp_path: Path) -> None:
+def test_a_resolved_finding_stays_as_history(tmp_path: Path) -> None:
     """A parameter without a gradient that gets one is no finding any more, but was one."""
     run = new_run(tmp_path / "run", PARAMS)
     monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(30), unused=True))
     monitor.refresh()
-    assert [(each.kind, each.over, each.last_step) for each in monitor.findings] == [("unused", False, 29)]
+    assert [(each.kind, each.resolved, each.last_step) for each in monitor.findings] == [("unused", False, 29)]
     publish_next(run, "extremes", rows(range(30, 60), bad=[50]))
     monitor.refresh()
-    assert [(each.kind, each.over) for each in monitor.findings] == [("nonfinite", False), ("unused", True)]
+    assert [(each.kind, each.resolved) for each in monitor.findings] == [("nonfinite", False), ("unused", True)]
     assert finding_words([snapshot(*monitor.findings)], ViewOptions())[1].startswith(
-        "[2] warning, steps 0 to 29, over: "
+        "[2] warning, steps 0 to 29, resolved: "
     )
 
 
@@ -159,7 +159,7 @@ def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
     publish_next(run, "events", events([35], "resumed", attempt=2))
     publish_next(run, "extremes", rows(range(35, 40), attempt=2))
     monitor.refresh()
-    assert [(each.kind, each.over) for each in monitor.findings] == [("resumed", False), ("before", True)]
+    assert [(each.kind, each.resolved) for each in monitor.findings] == [("resumed", False), ("before", True)]
     assert monitor.findings[0].steps == (10, 35)
 
 
@@ -174,7 +174,7 @@ def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> 
     publish_next(run, "events", events([20], "restored", attempt=1))
     publish_next(run, "extremes", rows(range(20, 40), attempt=1))
     monitor.refresh()
-    assert [(each.kind, each.steps, each.over) for each in monitor.findings] == [("restored", (20,), False)]
+    assert [(each.kind, each.steps, each.resolved) for each in monitor.findings] == [("restored", (20,), False)]
 
 
 def test_findings_are_looked_for_again_where_reading_was_interrupted(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_ranks_that_are_looked_at_in_turns_are_not_mixed_up(tmp_path: Path) -> N
 
 
 def test_a_rank_keeps_its_history_where_another_begins_again(tmp_path: Path) -> None:
-    """What is over stays, unless the rank that is looked at abandons its steps itself."""
+    """A resolved finding stays, unless the rank that is looked at abandons its steps itself."""
     run = of_two_ranks(tmp_path / "run")
     (run / "closed-r00000.json").unlink()
     monitor = FindingsMonitor(run, rank=0)
@@ -302,7 +302,7 @@ def test_a_rank_keeps_its_history_where_another_begins_again(tmp_path: Path) -> 
     publish_next(run, "events", events([10], "restored", rank=1, attempt=1), rank=1)
     publish_next(run, "extremes", rows(range(30, 35)))
     monitor.refresh()
-    assert ("gone", True) in [(each.kind, each.over) for each in monitor.findings]
+    assert ("gone", True) in [(each.kind, each.resolved) for each in monitor.findings]
     publish_next(run, "events", events([10], "restored", attempt=1))
     monitor.refresh()
     assert "gone" not in [each.kind for each in monitor.findings]
@@ -333,9 +333,9 @@ def test_following_yields_runs_with_their_findings(tmp_path: Path) -> None:
 
 
 def test_findings_are_numbered_the_worst_first() -> None:
-    """What goes on comes before what is over, errors before warnings before notes, then the earliest, of all runs."""
+    """Present findings come before resolved ones, errors before warnings before notes, then the earliest."""
     late, early = finding("late", 20, Severity.ERROR), finding("early", 3)
-    gone, note = finding("gone", 1, Severity.ERROR, over=True), finding("note", 0, Severity.NOTE)
+    gone, note = finding("gone", 1, Severity.ERROR, resolved=True), finding("note", 0, Severity.NOTE)
     runs = [snapshot(note, gone, name="a"), snapshot(late, early, name="b")]
     assert [(run.name, each.kind) for _, run, each in noticed(runs, ViewOptions())] == [
         ("b", "late"), ("b", "early"), ("a", "note"), ("a", "gone")
@@ -595,7 +595,7 @@ def test_a_row_is_not_marked_beyond_its_ends(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
-    """As it arises a line says what, and another one that it is over, however long it goes on."""
+    """As it arises a line says what, and another one that it is resolved, however long it goes on."""
     run = new_run(tmp_path / "run", PARAMS)
     publish_next(run, "extremes", rows(range(30), unused=True))
     with viewing(tmp_path, "run", "--text") as viewer:
@@ -604,11 +604,11 @@ def test_a_pipe_is_told_each_once(tmp_path: Path) -> None:
         viewer.wait_for("step 39")
         publish_next(run, "extremes", rows(range(40, 50), bad=[45]))
         viewer.wait_for("run error at step 45: NaN or infinity in the gradient of fc.weight")
-        viewer.wait_for("run warning at step 0: Never a gradient: fc.weight is over")
+        viewer.wait_for("run warning at step 0: Never a gradient: fc.weight is resolved")
         close_run(run, 49)
         assert viewer.wait() == 0
         said = viewer.said().splitlines()
-    assert [sum(word in line for line in said) for word in ("Never a gradient", "is over", "error")] == [2, 1, 1]
+    assert [sum(word in line for line in said) for word in ("Never a gradient", "is resolved", "error")] == [2, 1, 1]
 
 
 @pytest.mark.slow
