@@ -564,6 +564,8 @@ def test_a_wholly_lazy_model_is_recorded_from_its_first_step(tmp_path: Path) -> 
 
 def test_nothing_grows_with_the_steps(tmp_path: Path) -> None:
     """Once what was measured is published, no more tensors are alive after many steps than after a few."""
+    # Garbage of other tests would hide what grows.
+    gc.collect()
     model = mlp()
     optimizer = sgd(model)
 
@@ -579,4 +581,4 @@ def test_nothing_grows_with_the_steps(tmp_path: Path) -> None:
 
     with tracer.attach(model, tmp_path / "run") as trace:
         few = train_until(10)
-        assert train_until(300) == few
+        assert train_until(300) <= few

@@ -30,6 +30,10 @@ class LogError(Exception):
     """A run that cannot be created, opened or read, in a sentence that says what to do next."""
 
 
+class NewerFormatError(LogError):
+    """A run was written by a later version, in a format that this one cannot read."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder and the content of its run.json."""
@@ -145,7 +149,7 @@ def open_run(path: Place) -> Run:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from error
     if version > schema.FORMAT:
-        raise LogError(
+        raise NewerFormatError(
             f"{path} has log format {version}, and this gradwatch reads formats up to {schema.FORMAT}: "
             "upgrade gradwatch to read it"
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 import polars as pl
 
 from tracer.log.place import Place
-from tracer.log.run import LogError, began, holds_run, newest_run, runs_in
+from tracer.log.run import LogError, NewerFormatError, began, holds_run, newest_run, runs_in
 from tracer.log.store import at
 from viewer.options import View, ViewOptions, matching
 from viewer.read.follow import Progress
@@ -103,7 +103,7 @@ class Runs:
             All runs as they are now, or None where nothing has changed.
 
         Raises:
-            LogError: the only run cannot be read, and never could. Of several, such a run is shown with its problem.
+            LogError: the only run has a newer format, or never could be read. Of several, it is shown with its problem.
             OSError: likewise.
         """
         try:
@@ -159,7 +159,7 @@ class Runs:
             snapshot = live.refresh(progress)
         except _FAILURES as error:
             # A disk that was readable may come back.
-            if key not in self._shown and len(self.places) == 1:
+            if len(self.places) == 1 and (isinstance(error, NewerFormatError) or key not in self._shown):
                 raise
             snapshot, readable = live.troubled(error), False
         if snapshot is not None:
