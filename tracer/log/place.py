@@ -46,8 +46,8 @@ class Place(Protocol):
     def resolve(self) -> "Place":
         """The same place under the name that tells whether two are the same."""
 
-    def names(self, folder: str) -> set[str]:
-        """The names of the files in a folder of this run.
+    def names(self, folder: str = "") -> set[str]:
+        """The names of the files in this folder, or in a folder in it.
 
         Symbolic links are left out. A folder that is one has no files, as it may lead anywhere; nor has a missing one.
         """

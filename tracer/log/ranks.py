@@ -182,7 +182,7 @@ def _modified(file: Place) -> float:
 
 def ranks_in(path: Place) -> list[int]:
     """The ranks that have written into a run, ascending."""
-    return _ranks(path.written_times())
+    return _ranks(path.names())
 
 
 def _ranks(names: Iterable[str]) -> list[int]:

@@ -100,8 +100,9 @@ class Remote:
     def resolve(self) -> "Remote":
         return self
 
-    def names(self, folder: str) -> set[str]:
-        return {file.base_name for file in (self / folder)._listed() if file.is_file}
+    def names(self, folder: str = "") -> set[str]:
+        listed = (self / folder if folder else self)._listed()
+        return {file.base_name for file in listed if file.is_file}
 
     def written_times(self) -> dict[str, float]:
         system, _ = filesystems.opened(self.uri)

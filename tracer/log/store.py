@@ -34,9 +34,9 @@ class Local(PosixPath):
     def on_disk(self) -> Path:
         return self
 
-    def names(self, folder: str) -> set[str]:
+    def names(self, folder: str = "") -> set[str]:
         inner = self / folder
-        return set() if inner.is_symlink() else inner._files()
+        return set() if folder and inner.is_symlink() else inner._files()
 
     def _files(self) -> set[str]:
         try:

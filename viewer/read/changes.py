@@ -80,8 +80,7 @@ def _changes(runs: Runs, progress: Progress, endless: bool) -> Iterator[tuple[Se
         # The title tells the age of the last row, too.
         heading = title(shown, time.time(), runs.options) if shown else ""
         yield shown, bool(shown) and (shown is not before[0] or heading != before[1])
-        over = runs.over
-        if shown and not awaited and all(snapshot.name in over for snapshot in shown):
+        if not awaited and runs.all_over:
             return
         runs.wait()
 

@@ -212,16 +212,23 @@ class Runs:
 
     @property
     def over(self) -> set[str]:
-        """The names of the runs that are over: closed and fully read, or ended for a minute.
+        """The names of the runs that are over: closed and fully read, findings included, or ended for a minute.
 
         A killed run never closes. A run whose machine slept soon lives again.
         """
         late = self.clock() - self.late_seconds
+        unexamined = self._unexamined if self.options.findings else set()
         return {
             snapshot.name
             for key, snapshot in self._shown.items()
-            if (snapshot.state == "closed" and snapshot.complete) or self._ended.get(key, math.inf) < late
+            if (snapshot.state == "closed" and snapshot.complete and key not in unexamined)
+            or self._ended.get(key, math.inf) < late
         }
+
+    @property
+    def all_over(self) -> bool:
+        """Whether there are runs, and each is over."""
+        return bool(self._lives) and {name for name, _ in self._lives} <= self.over
 
     @property
     def awaited(self) -> bool:

@@ -62,19 +62,6 @@ class Cells:
         numbers: Integers = number_of_code[params.to_physical().to_numpy()]
         return numbers
 
-    def width_with(self, first: int, last: int) -> int:
-        """Give the width of a bin once rows of these steps have been taken in."""
-        first, last = self._range_with(first, last)
-        width = self.width
-        while last // width - first // width >= self._capacity:
-            width *= 2
-        return width
-
-    def _range_with(self, first: int, last: int) -> tuple[int, int]:
-        if not len(self._ends):
-            return first, last
-        return min(first, self._first_bin * self.width), max(last, int(self._ends.max()))
-
     def absorb(self, step: Integers, param: Integers, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take in rows; it is many times faster where rows of one cell stand together.
 
@@ -83,7 +70,7 @@ class Cells:
             param: Each row's parameter, as ``numbers_of`` numbers it.
             columns: Each row's numbers.
         """
-        self._make_room(int(step.min()), int(step.max()))
+        self.make_room(int(step.min()), int(step.max()))
         bins = step // self.width - self._first_bin
         np.maximum.at(self._ends, bins, step)
         cell = bins * len(self._number_of) + param
@@ -93,10 +80,13 @@ class Cells:
             reduced = merge.reduceat(numbers, begins, dtype=np.float64)
             merge.at(self._columns[name].reshape(-1), cell[begins], reduced)
 
-    def _make_room(self, first: int, last: int) -> None:
-        """Make a larger table where these steps, or a parameter, have no place in this one."""
-        width = self.width_with(first, last)
-        first, last = self._range_with(first, last)
+    def make_room(self, first: int, last: int) -> None:
+        """Make a larger table, or wider bins, where these steps or a parameter have no place in this table."""
+        if len(self._ends):
+            first, last = min(first, self._first_bin * self.width), max(last, int(self._ends.max()))
+        width = self.width
+        while last // width - first // width >= self._capacity:
+            width *= 2
         first_bin, bins = first // width, last // width - first // width + 1
         shape = len(self._ends), next(iter(self._columns.values())).shape[1]
         count = len(self._number_of)

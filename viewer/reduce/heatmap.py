@@ -29,15 +29,18 @@ class Magnitudes:
         self._times = Cells({"seconds": np.maximum}, [""], capacity, width)
 
     def absorb(self, rows: pl.LazyFrame) -> None:
-        """Take in rows, in any order of steps; where this raises, nothing has changed."""
+        """Take in rows, in any order of steps; if this raises, none has been taken in."""
         largest = pl.max_horizontal(pl.col(column).abs() for column in self._columns)
         finite = pl.all_horizontal(pl.col(column).is_finite() for column in self._columns)
         first, last = rows.select(first=pl.col("step").min(), last=pl.col("step").max()).collect().row(0)
         if first is None:
             return
+        # Before rows are reduced to the last step of each bin: the bins depend on the first one, too.
+        self._cells.make_room(first, last)
+        self._times.make_room(first, last)
         reduced = (
             rows.select(
-                pl.col("step").floordiv(self._cells.width_with(first, last)).alias("bin"),
+                pl.col("step").floordiv(self._cells.width).alias("bin"),
                 pl.col("param").cast(pl.Categorical),
                 pl.col("step"),
                 pl.col("time"),

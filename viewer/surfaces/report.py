@@ -5,9 +5,9 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
@@ -128,35 +128,59 @@ def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> N
 
 
 def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
-    """Watch runs until one has an error, or all are over; print findings as they appear unless ``quiet``."""
+    """Watch runs until one has an error, or all are over; print findings as they appear unless ``quiet``.
+
+    Raises:
+        LogError: a run that was there at the beginning never could be read.
+    """
+    first_paths = set(map(str, runs.listed().values()))
     for path in runs.listed().values():
         if not holds_run(path):
             print(f"viewer: {plain(str(path))} holds no run yet: waiting for it", file=sys.stderr)
-    said = set()
-    checked: list[Snapshot] = []
+    said: set[tuple[object, ...]] = set()
+    # A run that is deleted stays in the report, and counts as over if it was.
+    checked: dict[str, Snapshot] = {}
+    over: set[str] = set()
+    unreadable: set[str] = set()
     for snapshots, _ in changes(runs):
-        checked = [_checked(snapshot, runs) for snapshot in snapshots]
-        for snapshot in checked:
-            for finding in snapshot.findings:
-                news = snapshot.name, *_news(finding)
-                if not quiet and news not in said:
-                    print(_line(snapshot.name, finding), flush=True)
-                said.add(news)
-        over = {str(runs.places.get(name, name)) for name in runs.over}
-        for snapshot in checked:
-            sure = snapshot.state != "stopped" or snapshot.name in over
-            if any(_counts(finding, sure) and finding.severity is Severity.ERROR for finding in snapshot.findings):
-                return checked
-    return checked
+        paths = {name: str(path) for name, path in runs.places.items()}
+        for snapshot in (_checked(snapshot, paths, runs.options.only_rank) for snapshot in snapshots):
+            if snapshot.problems and not snapshot.ranks:
+                # It could not be read even once: only a disk that was readable is waited for.
+                if snapshot.name in first_paths:
+                    raise LogError(snapshot.problems[0])
+                _say(f"viewer: {plain(snapshot.problems[0])}", (snapshot.name, "unreadable"), said, sys.stderr)
+                unreadable.add(snapshot.name)
+                continue
+            unreadable.discard(snapshot.name)
+            checked[snapshot.name] = snapshot
+            for finding in () if quiet else snapshot.findings:
+                _say(_line(snapshot.name, finding), (snapshot.name, *_news(finding)), said, sys.stdout)
+        over_now = {paths.get(name, name) for name in runs.over}
+        if any(_has_error(snapshot, sure=snapshot.name in over_now) for snapshot in checked.values()):
+            break
+        over |= over_now
+        if checked and over | unreadable >= set(paths.values()):
+            break
+    return [*checked.values()]
 
 
-def _checked(snapshot: Snapshot, runs: Runs) -> Snapshot:
+def _checked(snapshot: Snapshot, paths: Mapping[str, str], rank: int | None) -> Snapshot:
     """A run under its path, with the findings of the rank that is asked for."""
-    if snapshot.problems and not snapshot.ranks:
-        # It could not be read even once: only a disk that was readable is waited for.
-        raise LogError(snapshot.problems[0])
-    findings = snapshot.findings if _has_rank(snapshot, runs.options.only_rank) else ()
-    return replace(snapshot, name=str(runs.places.get(snapshot.name, snapshot.name)), findings=findings)
+    findings = snapshot.findings if _has_rank(snapshot, rank) else ()
+    return replace(snapshot, name=paths.get(snapshot.name, snapshot.name), findings=findings)
+
+
+def _say(line: str, news: tuple[object, ...], said: set[tuple[object, ...]], stream: TextIO) -> None:
+    """Print a line, if its news were not said before."""
+    if news not in said:
+        said.add(news)
+        print(line, file=stream, flush=True)
+
+
+def _has_error(snapshot: Snapshot, sure: bool) -> bool:
+    """Whether a run has a finding that is an error, and that counts."""
+    return any(_counts(finding, sure) and finding.severity is Severity.ERROR for finding in snapshot.findings)
 
 
 def _counts(finding: Finding, sure: bool = True) -> bool:

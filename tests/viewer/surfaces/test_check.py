@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from tracer.log.place import Place
 from tracer.log.ranks import beat, close_rank
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
+from viewer.read.follow import Progress
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.runs import Runs
+from viewer.rules.evidence import Evidence
 from viewer.rules.findings import LIMITS, THRESHOLDS, findings
 from viewer.snapshot import Snapshot
 from viewer.surfaces import report
@@ -207,9 +210,13 @@ class Scripted(Runs):
     """Runs before whose looks things happen, one after the other."""
 
     def __init__(
-        self, paths: Sequence[Path], *happens: Callable[[], object], clock: Callable[[], float] = time.monotonic
+        self,
+        paths: Sequence[Path],
+        *happens: Callable[[], object],
+        clock: Callable[[], float] = time.monotonic,
+        monitors: dict[tuple[Place, int | None], FindingsMonitor] | None = None,
     ) -> None:
-        super().__init__(paths)
+        super().__init__(paths, monitors=monitors)
         self.clock = clock
         self._happens = iter(happens)
 
@@ -340,6 +347,73 @@ def test_following_sees_a_run_that_begins_in_its_folder(tmp_path: Path) -> None:
 
     severities = [[str(finding.severity) for finding in run.findings] for run in followed(Scripted([tmp_path], begin))]
     assert severities == [[], ["error"]]
+
+
+def test_a_deleted_run_keeps_its_findings(tmp_path: Path) -> None:
+    """One that was over is deleted while another goes on: it stays in the report, and nobody waits for it."""
+    gone, live = written(tmp_path / "gone", unused=True), new_run(tmp_path / "live", PARAMS)
+    publish_next(live, "extremes", rows(range(30)))
+    happens = (lambda: shutil.rmtree(gone), lambda: close_run(live, 29), lambda: None)
+    reported = followed(Scripted([gone, live], *happens))
+    assert [(Path(run.name).name, [finding.kind for finding in run.findings]) for run in reported] == [
+        ("gone", ["unused"]),
+        ("live", []),
+    ]
+
+
+def test_a_folder_that_appears_and_holds_no_run_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be read, and was not there at the beginning, is said once; the others are followed to their end."""
+    live = new_run(tmp_path / "live", PARAMS)
+    publish_next(live, "extremes", rows(range(30)))
+
+    def appear() -> None:
+        (tmp_path / "strange").mkdir()
+        (tmp_path / "strange" / "run.json").write_text("{}")
+
+    (reported,) = followed(Scripted([tmp_path], appear, lambda: None, lambda: close_run(live, 29)))
+    assert reported.state == "closed"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "strange" in line
+
+
+class Failing(FindingsMonitor):
+    """Findings of which some reads fail."""
+
+    failures = 0
+
+    def refresh(self, progress: Progress | None = None) -> Evidence | None:
+        """Fail, or read."""
+        if self.failures:
+            self.failures, self.current = self.failures - 1, False
+            raise OSError(5, "Input/output error")
+        return super().refresh(progress)
+
+
+def test_a_closed_run_is_not_left_before_its_findings_are_known(tmp_path: Path) -> None:
+    """Findings that cannot be read at the end of a run are read again, and decide."""
+    run = written(tmp_path / "run", bad=[12])
+    monitor = Failing(run)
+    monitor.failures = 2
+    (reported,) = followed(Scripted([run], lambda: None, lambda: None, monitors={(run, None): monitor}))
+    assert [finding.kind for finding in reported.findings] == ["nonfinite"]
+
+
+def test_silence_that_was_is_no_error_of_a_training_that_lives(tmp_path: Path) -> None:
+    """Its heartbeat is back, but findings cannot be read at that moment: the silence that they hold does not count."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", rows(range(30)))
+    age_heartbeat(run, 3600)
+    monitor = Failing(run)
+
+    def back() -> None:
+        beat(run, 0)
+        monitor.failures = 1
+
+    (reported,) = followed(Scripted([run], back, lambda: close_run(run, 29), monitors={(run, None): monitor}))
+    assert (reported.state, [finding.kind for finding in reported.findings]) == ("closed", ["silent"])
+    assert reported.findings[0].resolved
 
 
 @pytest.mark.slow
