@@ -6,6 +6,7 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 """
 
 import importlib
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,8 +50,9 @@ def demo(
 ) -> None:
     """Train a ResNet-18 on real images, traced, with the viewer beside it."""
     from tracer.demo import demo as run_demo
+    from tracer.log.store import at
 
-    run_demo(path or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}", data.value, epochs, console)
+    run_demo(Path(at(path or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")), data.value, epochs, console)
 
 
 @app.command()
@@ -142,7 +144,7 @@ def info(run: RunArgument) -> None:
     if attempts := _attempts(run):
         facts["attempts"] = attempts
     if problems:
-        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {path} names them"
+        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
     for name, fact in facts.items():
         table.add_row(name, fact)
     latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -110,7 +111,10 @@ def attach(
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
-    place = None if path is None else store.at(path)
+    try:
+        place = None if path is None else store.at(path)
+    except OSError as error:
+        raise LogError(f"{path} cannot be used: {in_short(error)}; give an absolute path") from error
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker of a DataLoader that was not forked, say, is importing the script. multiprocessing itself uses this
         # mark for that.
@@ -178,7 +182,7 @@ def _begin(
         does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
         # stderr may be closed.
         with contextlib.suppress(OSError, ValueError):
-            print(f"gradwatch {does}: {path} - watch it with: viewer {path}", file=sys.stderr)
+            print(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}", file=sys.stderr)
     return trace
 
 

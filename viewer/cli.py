@@ -208,11 +208,13 @@ def _say_which(paths: Sequence["Place"]) -> None:
     """Say of each run whether it is still to come, going on, or over."""
     from tracer.log.ranks import STATE_WORDS, state
     from tracer.log.run import holds_run, open_run, runs_in
+    from tracer.log.store import at
 
     for path in paths:
         inside = len(runs_in(path))
         if not holds_run(path):
-            near = difflib.get_close_matches(str(path), _COMMANDS, n=1) if not inside else []
+            word = path.name if path == at(path.name) else ""
+            near = difflib.get_close_matches(word, _COMMANDS, n=1) if not inside else []
             meant = f"; the command is `viewer {near[0]}`" if near else ""
             _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it{meant}")
             continue

@@ -71,7 +71,7 @@ def test_without_a_path_the_run_goes_under_runs(tmp_path: Path, monkeypatch: pyt
         with tracer.attach(mlp()) as trace:
             paths.append(Path(trace.path))
     assert len(set(paths)) == 3
-    assert all(path.parent == Path("runs") and "Sequential" in path.name and path.is_dir() for path in paths)
+    assert all(path.parent == tmp_path / "runs" and "Sequential" in path.name and path.is_dir() for path in paths)
 
 
 def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None:

@@ -61,16 +61,18 @@ def scan(
         )
     if isinstance(run, str | os.PathLike):
         return with_rows(at(run), table, lambda rows: rows, attempts)
-    paths = [at(path) for path in run]
+    given = list(run)
+    paths = [at(path) for path in given]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
-    names = Counter(path.resolve().name for path in paths)
+    names = [path.resolve().name for path in paths]
+    # A URI may hold a password, which ``str`` leaves out.
+    shown = [os.fspath(path) if place.on_disk else str(place) for path, place in zip(given, paths, strict=True)]
+    labels = [name if names.count(name) == 1 else whole for name, whole in zip(names, shown, strict=True)]
     return pl.concat(
         [
-            with_rows(path, table, lambda rows: rows, attempts).select(
-                pl.lit(path.resolve().name if names[path.resolve().name] == 1 else str(path)).alias("run"), pl.all()
-            )
-            for path in paths
+            with_rows(path, table, lambda rows: rows, attempts).select(pl.lit(label).alias("run"), pl.all())
+            for path, label in zip(paths, labels, strict=True)
         ],
         how="diagonal",
     )

@@ -1,6 +1,7 @@
 """A run's folder and its run.json: creating, opening and finding runs."""
 
 import json
+import os
 import socket
 import uuid
 from collections.abc import Iterable, Mapping
@@ -112,14 +113,24 @@ def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
     """Make a run's folders where they are missing: one for each of these tables, and ``staging/``.
 
     Raises:
-        LogError: ``path`` is a file, or cannot be made.
+        LogError: ``path`` is a file, cannot be made, or is not UTF-8.
     """
+    _see_that_it_is_utf8(path)
     try:
         path.make_folders((*tables, "staging"))
     except (FileExistsError, NotADirectoryError) as error:
         raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from error
     except OSError as error:
         raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from error
+
+
+def _see_that_it_is_utf8(path: Place) -> None:
+    """Raise ``LogError`` for a path that no library that reads Parquet could open."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise LogError(f"{shown} is not UTF-8, so no reader could open it: give another path") from error
 
 
 def remake_folders(path: Place, tables: Iterable[str]) -> None:
@@ -137,8 +148,10 @@ def open_run(path: Place) -> Run:
     """Open a run that exists.
 
     Raises:
-        LogError: there is no run, its run.json cannot be read, or its format is newer than this reader's.
+        LogError: there is no run, its run.json cannot be read, its format is newer than this reader's, or its path is
+            not UTF-8.
     """
+    _see_that_it_is_utf8(path)
     try:
         info = json.loads((path / "run.json").content())
         version = int(info["format"])

@@ -20,11 +20,21 @@ from tracer.log.remote import Remote, is_uri
 
 
 def at(path: str | os.PathLike[str]) -> Place:
-    """The place that a path or a URI names."""
+    """The place that a path or a URI names; a path is made absolute, as the process may go to another folder later.
+
+    Raises:
+        OSError: a ``file://`` URI names another machine, or the path is relative and the current folder is gone.
+    """
     text = os.fspath(path)
     if text.startswith("file://"):
-        return Local(url2pathname(urlsplit(text).path))
-    return Remote(text) if is_uri(text) else Local(text)
+        uri = urlsplit(text)
+        if uri.netloc not in ("", "localhost"):
+            raise OSError(f"{text} is on the machine {uri.netloc!r}: a folder of this one is file:///path, or its path")
+        text = url2pathname(uri.path)
+    elif is_uri(text):
+        return Remote(text)
+    # As a shell does, and unlike pathlib, this takes the ~ of no user for a name.
+    return Local(os.path.expanduser(text)).absolute()  # noqa: PTH111
 
 
 class Local(PosixPath):
