@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracer.log.read import BadPartWarning, scan
+    from tracer.log.parts import BadPartWarning
+    from tracer.log.read import scan
     from tracer.log.run import LogError
     from tracer.notebook import doctor, model_extremes, model_stats, overall_extremes
     from tracer.trace import Trace, attach
     from tracer.warn import TracerWarning
 
 _HOMES = {
-    "BadPartWarning": "tracer.log.read",
+    "BadPartWarning": "tracer.log.parts",
     "LogError": "tracer.log.run",
     "Trace": "tracer.trace",
     "TracerWarning": "tracer.warn",

@@ -1,26 +1,31 @@
 """How a rank's part of a run begins: in a new folder, or after the last step of an existing run."""
 
+import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from tracer.hooks import Hooks
 from tracer.log import ranks, schema
 from tracer.log import run as run_folder
+from tracer.log.parts import Part, good_parts, with_listing
 from tracer.log.place import Place
-from tracer.log.read import Attempts, with_rows
 from tracer.log.run import LogError
 from tracer.log.store import Local
 from tracer.parameters import NamedParameter
 from tracer.settings import Settings
 from tracer.warn import in_short, warn
+
+_KEYS = ["rank", "attempt", "step"]
 
 
 def enter(
@@ -90,7 +95,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "pyarrow": pa.__version__,
-            "polars": pl.__version__,
+            "polars": importlib.metadata.version("polars"),
         },
     }
 
@@ -109,18 +114,45 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
     run_folder.prepare_folders(path)
     ranks.reopen_rank(path, rank)
     with path.brief_copies():
-        own = pl.col("rank") == rank
-        attempt = max(_largest(path, table, "attempt", lambda rows: rows.filter(own), 0) for table in schema.ALWAYS)
-        # A killed rank may have published fewer steps than others, which may be writing their next attempt by now.
-        known = pl.col("attempt") <= attempt
-        attempts = Attempts()
-        with_rows(path, "events", lambda events: attempts.note(events.filter(known)))
-
-        def latest(rows: pl.LazyFrame) -> pl.LazyFrame:
-            return attempts.latest(rows.filter(known))
-
-        step = max(_largest(path, table, "step", latest, -1) for table in ("extremes", "metrics"))
+        events, *measured = (
+            with_listing(path, table, partial(_keys, path / table)) for table in ("events", "extremes", "metrics")
+        )
+    attempt = max(_largest(keys.filter(pc.field("rank") == rank), "attempt", 0) for keys in (events, *measured))
+    # A killed rank may have published fewer steps than others, which may be writing their next attempt by now.
+    known = pc.field("attempt") <= attempt
+    rows = pa.concat_tables(measured).filter(known)
+    begun = pa.concat_tables(
+        [events.filter(pc.field("kind").isin(schema.BEGINNINGS)).filter(known).select(_KEYS), rows]
+    )
+    begins = (
+        begun.filter(pc.field("attempt") > 0).group_by(["rank", "attempt"]).aggregate([("step", "min")]).to_pylist()
+    )
+    step = -1
+    for each in rows.group_by(["rank", "attempt"]).aggregate([]).to_pylist():
+        kept = (pc.field("rank") == each["rank"]) & (pc.field("attempt") == each["attempt"])
+        for later in begins:
+            if later["rank"] == each["rank"] and later["attempt"] > each["attempt"]:
+                kept &= pc.field("step") < later["step_min"]
+        step = max(step, _largest(rows.filter(kept), "step", -1))
     return step + 1, attempt + 1
+
+
+def _keys(folder: Place, parts: list[Part]) -> pa.Table:
+    """Each step of each rank and attempt in these parts of a table, and of ``events`` with their kinds.
+
+    Without polars: once its threads have begun, it hangs in the processes that the training forks.
+    """
+    names = [*_KEYS, "kind"] if folder.name == "events" else _KEYS
+    found = [schema.SCHEMAS[folder.name].empty_table().select(names)]
+    for part in good_parts(folder, parts):
+        batches = pq.ParquetFile(part.file()).iter_batches(columns=names)
+        found += [pa.Table.from_batches([batch]).group_by(names).aggregate([]) for batch in batches]
+    return pa.concat_tables(found, promote_options="permissive")
+
+
+def _largest(rows: pa.Table, column: str, default: int) -> int:
+    """The largest number of a column, or ``default`` where there is no row."""
+    return int(pc.max(rows[column]).as_py()) if len(rows) else default
 
 
 def _compare(path: Place, hooks: Hooks) -> None:
@@ -132,13 +164,3 @@ def _compare(path: Place, hooks: Hooks) -> None:
             f"{path} was begun with another model: it knows {len(known & names)} of these {len(names)} parameters; "
             "is the path right?"
         )
-
-
-def _largest(path: Place, table: str, column: str, chosen: Callable[[pl.LazyFrame], pl.LazyFrame], default: int) -> int:
-    """The largest number of a column in the chosen rows of all attempts."""
-
-    def ask(rows: pl.LazyFrame) -> int:
-        largest = chosen(rows).select(pl.col(column).max()).collect().item()
-        return default if largest is None else int(largest)
-
-    return with_rows(path, table, ask, "all")

@@ -25,8 +25,8 @@ from tests.logs import activations, close_run, events, extremes, histograms, met
 from tests.torture import often
 from tracer.cli import _examined
 from tracer.log import ranks, schema
-from tracer.log.parts import list_parts, merge, part_name
-from tracer.log.read import BadPartWarning, rows_dropped
+from tracer.log.parts import BadPartWarning, list_parts, merge, part_name
+from tracer.log.read import rows_dropped
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions

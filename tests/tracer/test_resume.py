@@ -683,6 +683,28 @@ def test_ranks_that_went_back_resume_together_whatever_each_has_recorded(
             assert loop.step == 15
 
 
+RESUMING = """
+import sys, torch, tracer
+
+for attempt in range(3):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, sys.argv[1], resume=True) as trace:
+        assert trace.state_dict() == {"step": attempt}
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        trace.log(loss=1.0)
+print([name for name in sys.modules if "polars" in name])
+"""
+
+
+def test_a_training_that_is_resumed_uses_no_polars(tmp_path: Path) -> None:
+    """The threads of polars hang in a worker that is forked once they run, so no process that trains begins them."""
+    command = [sys.executable, "-c", RESUMING, str(tmp_path / "run")]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ended.stdout == "[]\n"
+
+
 def test_a_branch_that_was_abandoned_is_not_resumed(tmp_path: Path) -> None:
     """After a restore the run goes on after the last step that counts, even where the restored branch has none."""
     run = new_run(tmp_path / "run")

@@ -6,6 +6,7 @@ import json
 import re
 import time
 import uuid
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _LISTINGS = 5
 _ROW_GROUP_ROWS = 1 << 18
 # pyarrow, which writes fresh parts, makes none larger.
 _LARGEST_ROW_GROUP_ROWS = 1 << 20
+
+
+class BadPartWarning(UserWarning):
+    """A part of a log is damaged; its rows are left out."""
 
 
 @dataclass(frozen=True, order=True)
@@ -209,6 +214,28 @@ def _mismatch(part: Part, footer: pq.FileMetaData) -> str | None:
         return f"is no part of {part.table}: it lacks {', '.join(other)}, or has another type of it"
     rows = max((footer.row_group(index).num_rows for index in range(footer.num_row_groups)), default=0)
     return f"has {rows} rows in one row group" if rows > _LARGEST_ROW_GROUP_ROWS else None
+
+
+def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
+    """Leave out the damaged ones among the parts in a folder, with a ``BadPartWarning`` for each.
+
+    Raises:
+        FileNotFoundError: a part is gone; it may have been merged since it was listed.
+    """
+    listed = list(parts)
+    folder.fetch(part.path.name for part in listed)
+    good = []
+    for part in listed:
+        problem = known_problem(part)
+        if problem is None:
+            good.append(part)
+        else:
+            warnings.warn(
+                f"{part.path} {problem}; its rows are left out (`tracer verify` lists every bad part)",
+                BadPartWarning,
+                stacklevel=2,
+            )
+    return good
 
 
 def missing_numbers(parts: Iterable[Part], published: Mapping[int, int] | None = None) -> list[tuple[int, int, int]]:

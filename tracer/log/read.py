@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import polars as pl
 
 from tracer.log import schema
-from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
+from tracer.log.parts import Part, good_parts, rows_by_number, with_listing
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import LogError, open_run
@@ -24,13 +23,7 @@ Used = TypeVar("Used")
 
 # No table has so many: such a number is not believed.
 _MANY_ROWS = 10**15
-# The events with which an attempt begins, or goes back to an earlier step.
-_BEGINNINGS = ("resumed", "restored")
 _NO_STEPS = pl.DataFrame(schema={"rank": pl.Int32, "attempt": pl.Int32, "step": pl.Int64})
-
-
-class BadPartWarning(UserWarning):
-    """A part of a log is damaged; its rows are left out."""
 
 
 def scan(
@@ -99,7 +92,7 @@ class Attempts:
 
     def note(self, events: pl.LazyFrame) -> None:
         """Learn from rows of the table ``events`` where attempts begin."""
-        self._note(events.filter(pl.col("kind").is_in(_BEGINNINGS)))
+        self._note(events.filter(pl.col("kind").is_in(schema.BEGINNINGS)))
 
     def _note(self, rows: pl.LazyFrame) -> None:
         later = rows.filter(pl.col("attempt") > 0).select(self.begins.columns)
@@ -162,12 +155,12 @@ def with_rows(
 
 
 def _scan_listed(path: Place, parts: Sequence[Part], table: str, attempts: Literal["latest", "all"]) -> pl.LazyFrame:
-    frame = scan_parts(_good_parts(path / table, parts), table)
+    frame = scan_parts(good_parts(path / table, parts), table)
     if attempts == "all" or table == "events":
         return frame
     known = Attempts()
     # Listed after the rows: the event of an attempt is published before its rows.
-    with_listing(path, "events", lambda parts: known.note(scan_parts(_good_parts(path / "events", parts), "events")))
+    with_listing(path, "events", lambda parts: known.note(scan_parts(good_parts(path / "events", parts), "events")))
     return known.latest(frame)
 
 
@@ -188,28 +181,6 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     if len(alike) == 1 and set(alike[0][0]) >= set(empty.columns):
         return alike[0][1]
     return pl.concat([empty.lazy(), *(frame for _, frame in alike)], how="diagonal")
-
-
-def _good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
-    """Leave out the damaged ones among the parts in a folder, with a ``BadPartWarning`` for each.
-
-    Raises:
-        FileNotFoundError: a part is gone; it may have been merged since it was listed.
-    """
-    listed = list(parts)
-    folder.fetch(part.path.name for part in listed)
-    good = []
-    for part in listed:
-        problem = known_problem(part)
-        if problem is None:
-            good.append(part)
-        else:
-            warnings.warn(
-                f"{part.path} {problem}; its rows are left out (`tracer verify` lists every bad part)",
-                BadPartWarning,
-                stacklevel=2,
-            )
-    return good
 
 
 # A run has some thousand parts while it goes on.

@@ -67,6 +67,8 @@ import pyarrow as pa
 FORMAT = 1
 ALWAYS = ("extremes", "metrics", "events")
 TABLES = (*ALWAYS, "histograms", "activations")
+# The events with which an attempt begins, or goes back to an earlier step.
+BEGINNINGS = ("resumed", "restored")
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())

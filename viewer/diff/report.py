@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from tracer.log.parts import with_listing
+from tracer.log.parts import BadPartWarning, with_listing
 from tracer.log.ranks import state
-from tracer.log.read import BadPartWarning
 from tracer.log.run import LogError, open_run
 from tracer.log.store import at
 from viewer.diff.compare import RTOL, Compared, Difference, Parting, Tolerance, difference, side

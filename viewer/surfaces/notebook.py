@@ -74,6 +74,8 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: A
     """Show a run, or several, in a notebook: the picture below the cell follows them while cells and trainings run.
 
     It may begin before the run exists. It ends by itself when all runs have closed, or a minute after they died.
+    The kernel reads with polars from then on, and polars hangs in a process that is forked from it: workers of a
+    DataLoader that use polars need ``multiprocessing_context="spawn"``.
 
     Args:
         run: A run's folder, or several, or a folder of runs.
