@@ -55,10 +55,15 @@ def enter(
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank, and the number of ranks: of the process group, or as torchrun says."""
+    """This process's rank, and the number of ranks: of the process group, or as torchrun says, or the only one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    # What a launcher left behind says half of it, or RANK=-1: no reader would find the run of rank 2 alone.
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
+    return (rank, world) if 0 <= rank < world else (0, 1)
 
 
 def default_path(model: nn.Module) -> Local:

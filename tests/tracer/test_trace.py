@@ -19,7 +19,7 @@ import tracer
 from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
-from tracer.log.ranks import state
+from tracer.log.ranks import rank_states, state
 from tracer.log.store import Local as Path
 from tracer.rows import RowBuffer
 
@@ -424,6 +424,22 @@ def test_a_rank_refuses_a_path_in_which_it_has_written(tmp_path: Path, monkeypat
     tracer.attach(mlp(), tmp_path / "run").close()
     with pytest.raises(tracer.LogError, match="already holds a run: give another path"):
         tracer.attach(mlp(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "left", [{"RANK": "-1"}, {"RANK": "2"}, {"WORLD_SIZE": "4"}, {"RANK": "4", "WORLD_SIZE": "4"},
+             {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": ""}, {"RANK": "1.5", "WORLD_SIZE": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_launcher_left_behind_makes_no_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+) -> None:
+    """Where the environment does not say a whole rank and world, the process is the only one, and its run is found."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    tracer.attach(mlp(), tmp_path / "run").close()
+    assert rank_states(tmp_path / "run") == {0: "closed"}
+    assert tracer.scan(tmp_path / "run", "events").collect()["rank"].unique().to_list() == [0]
 
 
 def test_ranks_need_an_explicit_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from tracer.log.place import Place
@@ -46,7 +47,16 @@ def beat(path: Place, rank: int) -> None:
 
 
 def _this_process() -> bytes:
-    return f"{socket.gethostname()} {os.getpid()}\n".encode()
+    return f"{socket.gethostname()} {os.getpid()}\n{_pid_space()}\n".encode()
+
+
+def _pid_space() -> str:
+    """Where this process's id is its own: the machine's boot and the namespace, as far as the system tells them."""
+    boot, namespace = "-", 0
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    return f"{boot} {namespace}"
 
 
 def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
@@ -99,7 +109,8 @@ def _beat_of(file: Place) -> tuple[str, float]:
 
 
 def _written_by(path: Place, owner: str) -> LogError:
-    return LogError(f"{path} is being written by {owner!r} (host, pid): end that first")
+    process = owner.partition("\n")[0]
+    return LogError(f"{path} is being written by {process!r} (host, pid): end that first")
 
 
 @contextlib.contextmanager
@@ -144,7 +155,7 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
     lives = _lives(owner)
     if lives is not None:
         return lives
-    seconds, host = HEARTBEAT_STALE_SECONDS, owner.rpartition(" ")[0]
+    seconds, host = HEARTBEAT_STALE_SECONDS, owner.partition("\n")[0].rpartition(" ")[0]
     print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
     # Only this machine's clock counts: the other's may be ahead.
     stale = time.monotonic() + seconds
@@ -156,11 +167,13 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
 
 
 def _lives(owner: str) -> bool | None:
-    """Whether this is a living process other than ours; None if it is on another machine."""
-    host, _, pid = owner.rpartition(" ")
+    """Whether this is a living process other than ours; None if it is on another machine or in another container."""
+    process, _, space = owner.partition("\n")
+    host, _, pid = process.rpartition(" ")
     if not pid.isdecimal():
         return False
-    if host != socket.gethostname():
+    # The first logs hold no more than the host and the process.
+    if host != socket.gethostname() or (space and space != _pid_space()):
         return None
     try:
         number = int(pid)

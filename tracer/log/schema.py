@@ -6,7 +6,8 @@ A run is a folder::
     extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else; likewise
                                   histograms/ and activations/ where they were asked for
     staging/                      parts being written; no reader looks here
-    heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid
+    heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid, and
+                                  in a second line the id of the machine's boot and the pid's namespace, or "- 0"
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
 **run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),

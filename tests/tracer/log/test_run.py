@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def written_by(run: Path, host: str, pid: int, rank: int = 0) -> None:
 
 def writer_of(run: Path) -> str:
     """Whose heartbeat rank 0's is."""
-    return (run / "heartbeat-r00000").read_text().strip()
+    return (run / "heartbeat-r00000").read_text().splitlines()[0]
 
 
 def is_ours(run: Path) -> bool:
@@ -286,12 +287,14 @@ def test_a_heartbeat_that_is_a_link_leads_nowhere(tmp_path: Path) -> None:
 
 
 def test_a_heartbeat_tells_who_writes_and_renews_its_time(tmp_path: Path) -> None:
-    """A heartbeat holds the host and process that began it; each beat renews its time and nothing else."""
+    """A heartbeat holds the host and process that began it, and where its id counts; a beat renews its time alone."""
     run = create_run(tmp_path / "run", INFO).path
     beat(run, 3)
     heartbeat = Path(run) / "heartbeat-r00003"
     written = heartbeat.read_text()
-    assert written.split() == [socket.gethostname(), str(os.getpid())]
+    process, space = written.splitlines()
+    assert process == f"{socket.gethostname()} {os.getpid()}"
+    assert re.fullmatch(r"[0-9a-f-]{36} \d{10}", space) or sys.platform != "linux"
     os.utime(heartbeat, (0, 0))
     beat(run, 3)
     assert heartbeat.stat().st_mtime > 0
@@ -469,6 +472,26 @@ def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
     age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
     reopen_rank(run, 0)
     assert (is_ours(run), capsys.readouterr().err) == (True, "")
+
+
+@pytest.mark.parametrize("which", ["our own", "a dead one's", "a living one's"])
+@pytest.mark.parametrize("other", [(1, 0), (0, 1)], ids=["boot", "namespace"])
+def test_a_process_id_of_another_container_is_none_of_ours(
+    tmp_path: Path, looks: list[Callable[[], object]], which: str, other: tuple[int, int]
+) -> None:
+    """Two containers of one host name each have a process 1: whether the other's lives, only its heartbeat tells."""
+    run = new_run(tmp_path / "run")
+    with another_process() as living:
+        with another_process() as dead:
+            pass
+        pid = {"our own": os.getpid(), "a dead one's": dead, "a living one's": living}[which]
+        boot, namespace = (run / "heartbeat-r00000").read_text().split()[2:]
+        space = f"{boot[::-1] if other[0] else boot} {int(namespace) + other[1]}"
+        (run / "heartbeat-r00000").write_text(f"{socket.gethostname()} {pid}\n{space}\n")
+        age_heartbeat(run, -3600)
+        looks += [lambda: None, lambda: age_heartbeat(run, -3605)]
+        with pytest.raises(LogError, match=f"is being written by '{socket.gethostname()} {pid}'"):
+            reopen_rank(run, 0)
 
 
 def test_a_closed_run_of_another_machine_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
