@@ -107,13 +107,14 @@ def info(run: RunArgument) -> None:
 
     from tracer.log import schema
     from tracer.log.parts import all_parts
-    from tracer.log.ranks import STATE_WORDS, overall, rank_states, stopped
+    from tracer.log.ranks import STATE_WORDS, overall, rank_states, settle, stopped
     from tracer.log.read import rows_dropped, scan
     from tracer.log.run import open_run
     from tracer.log.store import at
 
     path = at(run)
     opened = open_run(path)
+    settle([path])
     extremes, metrics = scan(run), scan(run, "metrics")
     table = Table(show_header=False, box=None, pad_edge=False)
     span = extremes.select(

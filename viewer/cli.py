@@ -206,7 +206,7 @@ def _read(runs: "Runs") -> "Sequence[Snapshot]":
 
 def _say_which(paths: Sequence["Place"]) -> None:
     """Say of each run whether it is still to come, going on, or over."""
-    from tracer.log.ranks import STATE_WORDS, state
+    from tracer.log.ranks import STATE_WORDS, state, sure
     from tracer.log.run import holds_run, open_run, runs_in
     from tracer.log.store import at
 
@@ -219,7 +219,7 @@ def _say_which(paths: Sequence["Place"]) -> None:
             _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it{meant}")
             continue
         open_run(path)
-        _say(f"{path} is {STATE_WORDS[state(path)]}")
+        _say(f"{path} is {STATE_WORDS[state(path)] if sure(path) else 'there'}")
 
 
 def _say(words: str) -> None:

@@ -20,6 +20,8 @@ STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stop
 
 # The daemon renews the heartbeat every five seconds; a machine that swaps or a slow network disk may delay it.
 HEARTBEAT_STALE_SECONDS = 20.0
+# The clocks of two machines, or of a file server, may differ so much: what seems older is not waited for.
+_CLOCKS_DIFFER_SECONDS = 3600.0
 # How often to look whether a heartbeat was renewed, and whether another process has finished reopening a rank.
 _LOOK_SECONDS = 0.5
 _TURN_SECONDS = 0.05
@@ -79,7 +81,7 @@ def claim_rank(path: Place, rank: int) -> None:
 def reopen_rank(path: Place, rank: int) -> None:
     """Go on as a rank: make its heartbeat this process's, and delete its closed mark.
 
-    If a process of another machine was alive a moment ago, this waits until that one is sure to be dead.
+    If a process of another machine was alive within the hour, this waits until that one is sure to be dead.
 
     Raises:
         LogError: another live process is writing as this rank, maybe since this moment.
@@ -87,7 +89,7 @@ def reopen_rank(path: Place, rank: int) -> None:
     heartbeat, mark = path / _heartbeat(rank), path / _closed_mark(rank)
     closed = mark.file_exists()
     seen = _beat_of(heartbeat)
-    if not closed and time.time() - seen[1] < HEARTBEAT_STALE_SECONDS and _still_written(path, rank, *seen):
+    if not closed and _still_written(path, rank, *seen):
         raise _written_by(path, seen[0])
     with _turn(path, rank):
         now = _beat_of(heartbeat)
@@ -151,10 +153,12 @@ def clear_staging(path: Place, rank: int) -> list[str]:
 
 
 def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
-    """Whether a heartbeat's process lives; if it is on another machine, wait as long as it has to renew it."""
-    lives = _lives(owner)
-    if lives is not None:
-        return lives
+    """Whether a heartbeat's process lives; where only that can tell, wait as long as it has to renew it."""
+    lives, age_seconds = _lives(owner), time.time() - beaten
+    if lives is False or age_seconds > _CLOCKS_DIFFER_SECONDS:
+        return False
+    if lives and 0 <= age_seconds < HEARTBEAT_STALE_SECONDS:
+        return True
     seconds, host = HEARTBEAT_STALE_SECONDS, owner.partition("\n")[0].rpartition(" ")[0]
     print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
     # Only this machine's clock counts: the other's may be ahead.
@@ -166,7 +170,7 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
     return False
 
 
-def _lives(owner: str) -> bool | None:
+def _lives(owner: str, or_ours: bool = False) -> bool | None:
     """Whether this is a living process other than ours; None if it is on another machine or in another container."""
     process, _, space = owner.partition("\n")
     host, _, pid = process.rpartition(" ")
@@ -183,7 +187,7 @@ def _lives(owner: str) -> bool | None:
         return True
     except (ProcessLookupError, OverflowError, ValueError):
         return False
-    return number not in (0, os.getpid())
+    return number != 0 and (or_ours or number != os.getpid())
 
 
 def _modified(file: Place) -> float:
@@ -237,6 +241,43 @@ def rank_states(path: Place) -> dict[int, State]:
         else:
             states[rank] = "stopped"
     return states
+
+
+def settle(paths: Iterable[Place]) -> None:
+    """Wait until ``rank_states`` is right for these runs, for those who look at them only once.
+
+    Clocks are not believed: that of another machine or a file server may be ahead or behind. A live rank is known by a
+    heartbeat that moves, within seconds. One that does not move for as long as a heartbeat counts is dead.
+    """
+    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
+    doubtful = [path for path in paths if not sure(path)]
+    while doubtful and time.monotonic() < give_up:
+        time.sleep(_LOOK_SECONDS)
+        doubtful = [path for path in doubtful if not sure(path)]
+
+
+def sure(path: Place) -> bool:
+    """Whether ``rank_states`` is right, whatever the clocks of other machines say."""
+    try:
+        return not any(
+            _doubtful(path / _heartbeat(rank)) for rank, state in rank_states(path).items() if state != "closed"
+        )
+    except OSError:
+        # Who reads the run says so.
+        return True
+
+
+def _doubtful(heartbeat: Place) -> bool:
+    written, since, renewed = _seen_beats.get(heartbeat, (_NEVER, _NEVER, False))
+    age_seconds = time.time() - written
+    silent = time.monotonic() - since >= HEARTBEAT_STALE_SECONDS
+    if renewed or silent or age_seconds >= _CLOCKS_DIFFER_SECONDS:
+        return False
+    lives = _lives(_beat_of(heartbeat)[0], or_ours=True)
+    if lives is False:
+        _seen_beats[heartbeat] = written, _NEVER, False
+        return False
+    return lives is None or not 0 <= age_seconds < HEARTBEAT_STALE_SECONDS
 
 
 def _beat_age_seconds(heartbeat: Place, written: float) -> float:

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tracer.log.parts import BadPartWarning, with_listing
-from tracer.log.ranks import state
+from tracer.log.ranks import settle, state
 from tracer.log.run import LogError, open_run
 from tracer.log.store import at
 from viewer.diff.compare import RTOL, Compared, Difference, Parting, Tolerance, difference, side
@@ -67,6 +67,7 @@ def diff(
     if params.steps == 0 and (params.names or None in params.ends or not any(params.only)):
         raise LogError(f"there is nothing to compare: {_ends(names, params)}, and no row is of the same steps")
     notes = _notes(names, result)
+    settle(paths)
     notes += [f"{name} is still running" for name, path in zip(names, paths, strict=True) if state(path) == "running"]
     notes += dict.fromkeys(str(warning.message) for warning in caught)
     if as_json:

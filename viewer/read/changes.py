@@ -5,6 +5,7 @@ import difflib
 import time
 from collections.abc import Iterator, Sequence
 
+from tracer.log.ranks import settle
 from tracer.log.run import LogError, open_run, runs_in
 from viewer.options import View, ViewOptions
 from viewer.read.follow import Progress
@@ -29,6 +30,7 @@ def once(runs: Runs, progress: Progress | None = None) -> Sequence[Snapshot]:
                 open_run(path)
         if not runs.listed():
             raise LogError("none of the runs has a name that --runs matches")
+        settle(runs.listed().values())
         while (snapshots := runs.refresh(progress)) is None:
             runs.wait()
         check_names(runs.options, snapshots)

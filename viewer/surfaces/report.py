@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tracer.log.place import Place
-from tracer.log.ranks import STATE_WORDS, ranks_in
+from tracer.log.ranks import STATE_WORDS, ranks_in, settle
 from tracer.log.run import LogError, holds_run, open_run, runs_in
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
@@ -78,6 +78,7 @@ def list_thresholds(as_json: bool) -> None:
 def read(given: Sequence[Place], limits: Limits, rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
     """Runs with their findings; ``failed`` gets the reason why one of several cannot be read."""
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
+    settle(paths)
     checked = []
     for path in dict.fromkeys(paths):
         monitor = FindingsMonitor(path, limits, rank)

@@ -15,10 +15,22 @@ from typing import Any
 
 import pytest
 
-from tests.logs import age_heartbeat, close_run, largest_file, new_run
+from tests.commands import tracer_says, viewer_says
+from tests.logs import age_heartbeat, close_run, extremes, largest_file, new_run, publish_next
 from tracer.log import schema, store
 from tracer.log.place import Place
-from tracer.log.ranks import HEARTBEAT_STALE_SECONDS, beat, close_rank, closed_summaries, ranks_in, reopen_rank, state
+from tracer.log.ranks import (
+    HEARTBEAT_STALE_SECONDS,
+    beat,
+    close_rank,
+    closed_summaries,
+    rank_states,
+    ranks_in,
+    reopen_rank,
+    settle,
+    state,
+    sure,
+)
 from tracer.log.run import LogError, create_run, holds_run, newest_run, open_run, prepare_folders
 from tracer.log.store import Local as Path
 
@@ -469,9 +481,83 @@ def test_a_heartbeat_of_another_machine_that_is_stale_is_not_waited_for(
 ) -> None:
     """A run that was moved to this machine long ago goes on at once, without a word."""
     run = moved(tmp_path / "run")
-    age_heartbeat(run, HEARTBEAT_STALE_SECONDS + 1)
+    age_heartbeat(run, 3601)
     reopen_rank(run, 0)
     assert (is_ours(run), capsys.readouterr().err) == (True, "")
+
+
+# How old a heartbeat seems to a reader whose clock is ahead or behind, or agrees.
+SEEMS = [-3600, -60, 0, 60, 3500]
+
+
+@pytest.mark.parametrize("seconds", SEEMS)
+def test_a_rank_is_not_reopened_beside_a_living_one_whatever_clocks_say(
+    tmp_path: Path, looks: list[Callable[[], object]], seconds: int
+) -> None:
+    """That its heartbeat seems old or of the future means nothing while it moves."""
+    run = moved(tmp_path / "run")
+    age_heartbeat(run, seconds)
+    looks += [lambda: None, lambda: age_heartbeat(run, seconds - 5)]
+    with pytest.raises(LogError, match="is being written by 'node-7 4711'"):
+        reopen_rank(run, 0)
+
+
+@pytest.mark.parametrize("seconds", SEEMS)
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_rank_of_another_machine_lives_while_its_heartbeat_moves(
+    tmp_path: Path, looks: list[Callable[[], object]], seconds: int, alive: bool
+) -> None:
+    """Who looks once at a run waits for that, and believes no clock; closed ranks beside it are not waited for."""
+    run = moved(tmp_path / "run")
+    age_heartbeat(run, seconds)
+    beat(run, 1)
+    close_rank(run, 1, {})
+    assert not sure(run)
+    if alive:
+        looks += [lambda: None, lambda: age_heartbeat(run, seconds - 5)]
+    settle([run, tmp_path / "nowhere"])
+    assert rank_states(run) == {0: "running" if alive else "stopped", 1: "closed"}
+    assert sure(run)
+
+
+@pytest.mark.parametrize("seconds", [-60, 1])
+def test_a_rank_whose_process_is_known_to_be_dead_is_stopped_at_once(tmp_path: Path, seconds: int) -> None:
+    """A fresh heartbeat of a process of this machine that is gone is no sign of life; nor is one of the future."""
+    run = new_run(tmp_path / "run")
+    with another_process() as pid:
+        written_by(run, socket.gethostname(), pid)
+    age_heartbeat(run, seconds)
+    assert sure(run)
+    assert state(run) == "stopped"
+
+
+@pytest.mark.parametrize("seconds", [0, 3601])
+def test_a_run_of_this_machine_whose_clock_agrees_is_not_waited_for(tmp_path: Path, seconds: int) -> None:
+    """Nor is one that has been silent for an hour."""
+    run = new_run(tmp_path / "run")
+    age_heartbeat(run, seconds)
+    assert sure(run)
+    assert state(run) == ("stopped" if seconds else "running")
+
+
+@pytest.mark.parametrize("command", ["info", "check", "diff", "save"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_commands_that_look_once_say_whether_a_run_lives_whatever_clocks_say(
+    tmp_path: Path, looks: list[Callable[[], object]], command: str, alive: bool
+) -> None:
+    """A live run seems dead to a clock that is ahead, and a dead one alive to one that is behind."""
+    run = moved(tmp_path / "run")
+    publish_next(run, "extremes", extremes([0]))
+    age_heartbeat(run, 60 if alive else -60)
+    if alive:
+        looks += [lambda: None, lambda: age_heartbeat(run, 55)]
+    if command == "info":
+        said = tracer_says("info", run)
+    else:
+        words = {"check": [run], "diff": [run, run], "save": [run, "--save", tmp_path / "a.png"]}[command]
+        said = viewer_says(tmp_path, *([] if command == "save" else [command]), *words)
+    assert ("running" in said.stdout) == alive, said
+    assert ("stopped" in said.stdout) == (not alive and command != "diff")
 
 
 @pytest.mark.parametrize("which", ["our own", "a dead one's", "a living one's"])
@@ -511,7 +597,7 @@ def test_a_rank_is_reopened_where_nobody_writes_it(tmp_path: Path, why: str) -> 
         if why == "closed":
             close_run(run)
         elif why == "silent":
-            age_heartbeat(run, 10 * HEARTBEAT_STALE_SECONDS)
+            age_heartbeat(run, 3601)
         elif why == "unreadable":
             (run / "heartbeat-r00000").write_text("")
         reopen_rank(run, 0)
