@@ -148,11 +148,13 @@ def _keys(folder: Place, parts: list[Part]) -> pa.Table:
     Without polars: once its threads have begun, it hangs in the processes that the training forks.
     """
     names = [*_KEYS, "kind"] if folder.name == "events" else _KEYS
-    found = [schema.SCHEMAS[folder.name].empty_table().select(names)]
+    none = schema.SCHEMAS[folder.name].empty_table().select(names)
+    found = [none]
     for part in good_parts(folder, parts):
         batches = pq.ParquetFile(part.file()).iter_batches(columns=names)
-        found += [pa.Table.from_batches([batch]).group_by(names).aggregate([]) for batch in batches]
-    return pa.concat_tables(found, promote_options="permissive")
+        rows = (pa.Table.from_batches([batch]).select(names).cast(none.schema) for batch in batches)
+        found += [table.group_by(names).aggregate([]).cast(none.schema) for table in rows]
+    return pa.concat_tables(found)
 
 
 def _largest(rows: pa.Table, column: str, default: int) -> int:

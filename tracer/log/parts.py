@@ -209,8 +209,9 @@ def damage(part: Part) -> str | None:
 def _mismatch(part: Part, footer: pq.FileMetaData) -> str | None:
     if len(_rows_by_number(footer)) != part.last - part.first + 1:
         return f"does not name the rows of the numbers {part.first} to {part.last}"
-    columns = list(footer.schema.to_arrow_schema())
-    if other := [field.name for field in schema.SCHEMAS[part.table] if not field.nullable and field not in columns]:
+    types = {field.name: field.type for field in footer.schema.to_arrow_schema()}
+    known = [field for field in schema.SCHEMAS[part.table] if not field.nullable or field.name in types]
+    if other := [field.name for field in known if not _alike(field.type, types.get(field.name, pa.null()))]:
         return f"is no part of {part.table}: it lacks {', '.join(other)}, or has another type of it"
     rows = max((footer.row_group(index).num_rows for index in range(footer.num_row_groups)), default=0)
     return f"has {rows} rows in one row group" if rows > _LARGEST_ROW_GROUP_ROWS else None
@@ -236,6 +237,20 @@ def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
                 stacklevel=2,
             )
     return good
+
+
+def _alike(known: pa.DataType, written: pa.DataType) -> bool:
+    """Whether a reader may cast what is written to the known type."""
+    if pa.types.is_list(known):
+        lists = pa.types.is_list(written) or pa.types.is_large_list(written)
+        return lists and _alike(known.value_type, written.value_type)
+    kinds = (pa.types.is_integer, pa.types.is_floating, _is_text)
+    return known == written or any(is_kind(known) and is_kind(written) for is_kind in kinds)
+
+
+def _is_text(of: pa.DataType) -> bool:
+    plain = of.value_type if pa.types.is_dictionary(of) else of
+    return plain in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def missing_numbers(parts: Iterable[Part], published: Mapping[int, int] | None = None) -> list[tuple[int, int, int]]:
@@ -324,8 +339,9 @@ def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[P
 
 
 def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
-    """Group the undamaged ones among these parts, so that no group has a gap."""
+    """Group the undamaged ones among these parts, so that no group has a gap, or a column of two types."""
     groups: list[list[Part]] = [[]]
+    types: dict[str, pa.DataType] = {}
     for part in parts:
         _check_time(deadline)
         # A part that cannot be read at this moment ends the merge with an error. Another process may read it and merge
@@ -333,8 +349,11 @@ def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:
         if damage(part) is not None:
             groups.append([])
             continue
-        if groups[-1] and groups[-1][-1].last + 1 < part.first:
+        own = {field.name: field.type for field in pq.read_schema(part.file())}
+        clash = any(types.get(name, of) != of for name, of in own.items())
+        if groups[-1] and (clash or groups[-1][-1].last + 1 < part.first):
             groups.append([])
+        types = {**types, **own} if groups[-1] else own
         groups[-1].append(part)
     return [group for group in groups if group]
 
@@ -346,7 +365,11 @@ def _check_time(deadline: float) -> None:
 
 def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
     schemas = [pq.read_schema(part.file()).remove_metadata() for part in parts]
-    unified = pa.unify_schemas(schemas)
+    # What only some parts have is null in the others.
+    shared = set.intersection(*(set(columns.names) for columns in schemas))
+    unified = pa.schema(
+        [field if field.name in shared else field.with_nullable(True) for field in pa.unify_schemas(schemas)]
+    )
     repeated = [part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)]
     numbers = [rows for part, known in zip(parts, repeated, strict=True) for rows in rows_by_number(part)[known:]]
     metadata = {_ROWS_KEY: json.dumps(numbers, separators=(",", ":")).encode()}

@@ -168,25 +168,41 @@ def scan_parts(parts: Sequence[Part], table: str) -> pl.LazyFrame:
     """The rows of these parts of a table, in their order and without repeats; a column that a part lacks is null."""
     repeated = {part: part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)}
 
-    def alike_as(part: Part) -> tuple[tuple[str, ...], Part | None]:
+    def alike_as(part: Part) -> tuple[tuple[tuple[str, pl.DataType], ...], Part | None]:
         return _columns(part), part if repeated[part] else None
 
-    alike = []
+    empty = pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table()))
+    frames = []
     for (columns, overlapping), group in itertools.groupby(parts, alike_as):
         frame = pl.scan_parquet([part.file() for part in group], glob=False)
         if overlapping is not None:
             frame = frame.slice(sum(rows_by_number(overlapping)[: repeated[overlapping]]))
-        alike.append((columns, frame))
-    empty = pl.DataFrame(pl.from_arrow(schema.SCHEMAS[table].empty_table()))
-    if len(alike) == 1 and set(alike[0][0]) >= set(empty.columns):
-        return alike[0][1]
-    return pl.concat([empty.lazy(), *(frame for _, frame in alike)], how="diagonal")
+        frames.append(_as_known(frame, dict(columns), empty.schema, table))
+        complete = empty.schema.keys() <= dict(columns).keys()
+    if len(frames) == 1 and complete:
+        return frames[0]
+    return pl.concat([empty.lazy(), *frames], how="diagonal")
+
+
+def _as_known(
+    frame: pl.LazyFrame, columns: Mapping[str, pl.DataType], known: Mapping[str, pl.DataType], table: str
+) -> pl.LazyFrame:
+    """The columns of a part that are known here, in the types of the specification."""
+    float64 = pl.Float64()
+    wanted = {
+        name: known.get(name, float64)
+        for name, dtype in columns.items()
+        if name in known or (table == "extremes" and dtype.is_float())
+    }
+    if wanted == columns:
+        return frame
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in wanted.items())
 
 
 # A run has some thousand parts while it goes on.
 @functools.lru_cache(maxsize=1 << 12)
-def _columns(part: Part) -> tuple[str, ...]:
-    return tuple(pl.scan_parquet(part.file(), glob=False).collect_schema().names())
+def _columns(part: Part) -> tuple[tuple[str, pl.DataType], ...]:
+    return tuple(pl.scan_parquet(part.file(), glob=False).collect_schema().items())
 
 
 def rows_dropped(path: Place) -> int:

@@ -52,6 +52,10 @@ A row of several steps holds the minimum of their minima, the mean of their mean
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null.
 
+**Later versions.** A minor version may add columns of any type, and write numbers in another width, or texts in another
+encoding. A reader casts the columns above to their types. It takes further floats of ``extremes`` for statistics, and
+leaves out what it does not know. Whatever else changes has another ``format``.
+
 **Attempts.** Each rank counts its own. An attempt begins at the smallest step of its ``resumed`` and ``restored``
 events, which are published before its rows; if these are lost, with its first row. From there on it abandons what
 earlier attempts of its rank recorded, at once, however far it comes itself: those rows stay in the log, and a reader

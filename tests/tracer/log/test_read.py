@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from torch import nn
 
 import tracer
-from tests.logs import activations, events, extremes, flip_bit, histograms, metrics, new_run, publish_next
+from tests.commands import viewer_says
+from tests.logs import activations, close_run, events, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tracer import BadPartWarning, LogError, scan
 from tracer.log import schema
 from tracer.log.parts import Part, list_parts, merge
@@ -149,6 +151,68 @@ def test_statistics_that_a_part_lacks_are_null(tmp_path: Path) -> None:
     assert found["value_min"].to_list() == [-1.0] * 4 + [None]
     merge(run, "extremes", 0)
     assert_frame_equal(scan(run).collect(), found)
+
+
+def _with(name: str, values: pa.Array, *, nullable: bool = True) -> pa.Table:
+    """Three rows, with one more column, or with another one of this name."""
+    rows = extremes([3, 4, 5])
+    field = pa.field(name, values.type, nullable=nullable)
+    index = rows.schema.get_field_index(name)
+    return rows.append_column(field, values) if index < 0 else rows.set_column(index, field, values)
+
+
+LATER = {
+    "a text": _with("new", pa.array(["a", None, "b"])),
+    "an integer": _with("new", pa.array([1, 2, 3], pa.int8())),
+    "a list": _with("new", pa.array([[1.5], [], None])),
+    "a struct": _with("new", pa.array([{"a": 1}] * 3)),
+    "bytes": _with("new", pa.array([b"\xff"] * 3)),
+    "never null": _with("new", pa.array([1, 2, 3]), nullable=False),
+    "step int32": _with("step", pa.array([3, 4, 5], pa.int32())),
+    "step nullable": _with("step", pa.array([3, 4, 5])),
+    "rank int64": _with("rank", pa.array([0, 0, 0])),
+    "attempt uint8": _with("attempt", pa.array([0, 0, 0], pa.uint8())),
+    "value float32": _with("value_min", pa.array([-1.0] * 3, pa.float32())),
+    "param text": _with("param", pa.array(["weight"] * 3), nullable=False),
+    "param large text": _with("param", pa.array(["weight"] * 3, pa.large_string()), nullable=False),
+}
+
+
+@pytest.mark.parametrize("rows", LATER.values(), ids=LATER)
+@pytest.mark.parametrize("mixed", [True, False])
+def test_what_a_minor_version_adds_costs_no_row(tmp_path: Path, rows: pa.Table, mixed: bool) -> None:
+    """A new column of any type is left out, a known one of another width has its own type, before a merge and after."""
+    run = log_of(new_run(tmp_path / "run"), range(3)) if mixed else new_run(tmp_path / "run")
+    publish_next(run, "extremes", rows)
+    wanted = range(0 if mixed else 3, 6)
+    for _ in range(2):
+        found = scan(run).collect()
+        assert found["step"].to_list() == list(wanted)
+        assert dict(found.schema) == dict(pl.DataFrame(pl.from_arrow(extremes([0]))).schema)
+        assert found["value_min"].to_list() == [-1.0] * len(wanted)
+        merge(run, "extremes", 0)
+    close_run(run, 5)
+    said = viewer_says(tmp_path, "check", "run")
+    assert "closed at step 5; nothing found" in said.stdout, said
+
+
+def test_a_later_versions_run_is_resumed(tmp_path: Path) -> None:
+    """Steps of another width count."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([2]))
+    publish_next(run, "extremes", LATER["step int32"])
+    publish_next(run, "extremes", LATER["attempt uint8"])
+    close_run(run, 5)
+    with tracer.attach(nn.Linear(2, 2), run, resume=True) as trace:
+        assert trace.state_dict() == {"step": 6}
+
+
+def test_a_column_of_another_kind_is_no_later_version(tmp_path: Path) -> None:
+    """A number in a name's place is damage."""
+    run = log_of(new_run(tmp_path / "run"), range(3))
+    publish_next(run, "extremes", _with("param", pa.array([1, 2, 3]), nullable=False))
+    with pytest.warns(BadPartWarning, match="it lacks param, or has another type of it"):
+        assert scan(run).collect()["step"].to_list() == [0, 1, 2]
 
 
 def test_statistics_that_every_part_lacks_are_null(tmp_path: Path) -> None:

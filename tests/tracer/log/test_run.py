@@ -540,6 +540,9 @@ def test_a_run_of_this_machine_whose_clock_agrees_is_not_waited_for(tmp_path: Pa
     assert state(run) == ("stopped" if seconds else "running")
 
 
+SAVE = "run --save a.png"
+
+
 @pytest.mark.parametrize("command", ["info", "check", "diff", "save"])
 @pytest.mark.parametrize("alive", [True, False])
 def test_commands_that_look_once_say_whether_a_run_lives_whatever_clocks_say(
@@ -554,8 +557,7 @@ def test_commands_that_look_once_say_whether_a_run_lives_whatever_clocks_say(
     if command == "info":
         said = tracer_says("info", run)
     else:
-        words = {"check": [run], "diff": [run, run], "save": [run, "--save", tmp_path / "a.png"]}[command]
-        said = viewer_says(tmp_path, *([] if command == "save" else [command]), *words)
+        said = viewer_says(tmp_path, *{"check": "check run", "diff": "diff run run"}.get(command, SAVE).split())
     assert ("running" in said.stdout) == alive, said
     assert ("stopped" in said.stdout) == (not alive and command != "diff")
 
