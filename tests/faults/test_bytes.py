@@ -102,6 +102,11 @@ def changed(column: str, value: pa.Array | None) -> bytes:
     return parquet(rows.remove_column(place) if value is None else rows.set_column(place, column, value))
 
 
+def instant(microseconds: int) -> pa.Array:
+    """One time."""
+    return pa.array([microseconds]).cast(pa.timestamp("us", "UTC"))
+
+
 def bomb(rows: int) -> bytes:
     """A few kilobytes that are so many rows of metrics."""
     one = metrics([7], [0.5])
@@ -129,6 +134,22 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "a time without a zone": lambda run: put(
         run, "metrics", changed("time", pa.array([0]).cast(pa.timestamp("us"))), 2, 2
     ),
+    "a step before all": lambda run: put(run, "metrics", changed("step", pa.array([-(2**63)])), 2, 2),
+    "a step below zero": lambda run: put(run, "metrics", changed("step", pa.array([-1])), 2, 2),
+    "a step beyond all": lambda run: put(run, "metrics", changed("step", pa.array([2**63 - 1])), 2, 2),
+    "a step beyond signs": lambda run: put(run, "metrics", changed("step", pa.array([2**64 - 1], pa.uint64())), 2, 2),
+    "a time before all": lambda run: put(run, "metrics", changed("time", instant(-(2**63))), 2, 2),
+    "a time of no year": lambda run: put(run, "metrics", changed("time", instant(2**63 - 1)), 2, 2),
+    "an attempt beyond all": lambda run: put(
+        run, "metrics", changed("attempt", pa.array([2**31 - 1], pa.int32())), 2, 2
+    ),
+    "a rank below zero": lambda run: put(run, "metrics", changed("rank", pa.array([-1], pa.int32())), 2, 2),
+    "integers that nobody counted": lambda run: put(
+        run, "metrics", parquet(metrics([7], [0.5]), write_statistics=False), 2, 2
+    ),
+    "an endless number of rows": lambda run: put(run, "metrics", named(b"[1e400, 1]"), 2, 3),
+    "fewer rows than none": lambda run: put(run, "metrics", named(b"[-1, 2]"), 2, 3),
+    "more rows than there are": lambda run: put(run, "metrics", named(b"[5, 5]"), 2, 3),
     "a value that is a list": lambda run: put(run, "metrics", changed("value", pa.array([[1.0]])), 2, 2),
     "a name that is bytes": lambda run: put(run, "metrics", changed("name", pa.array([b"\xff"])), 2, 2),
     "a part of another table": lambda run: put(run, "metrics", parquet(events([7])), 2, 2),

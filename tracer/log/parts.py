@@ -51,7 +51,8 @@ class Part:
         if match is None:
             return None
         rank, first, last = (int(group) for group in match.groups()[:3])
-        return cls(rank, first, last, int(match[4], 16), path) if first <= last else None
+        believed = first <= last and rank < schema.BEYOND["rank"]
+        return cls(rank, first, last, int(match[4], 16), path) if believed else None
 
     def file(self) -> Path:
         """A file on this machine with the part's bytes: its own, or a copy.
@@ -199,7 +200,7 @@ def damage(part: Part) -> str | None:
         return _mismatch(part, pq.read_metadata(path))
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         # An error of the disk has a number. Arrow's own have none: the bytes could be read, but are no Parquet.
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -207,14 +208,43 @@ def damage(part: Part) -> str | None:
 
 
 def _mismatch(part: Part, footer: pq.FileMetaData) -> str | None:
-    if len(_rows_by_number(footer)) != part.last - part.first + 1:
+    rows_by_number = _rows_by_number(footer)
+    if (
+        len(rows_by_number) != part.last - part.first + 1
+        or min(rows_by_number) < 0
+        or sum(rows_by_number) != footer.num_rows
+    ):
         return f"does not name the rows of the numbers {part.first} to {part.last}"
     types = {field.name: field.type for field in footer.schema.to_arrow_schema()}
     known = [field for field in schema.SCHEMAS[part.table] if not field.nullable or field.name in types]
     if other := [field.name for field in known if not _alike(field.type, types.get(field.name, pa.null()))]:
         return f"is no part of {part.table}: it lacks {', '.join(other)}, or has another type of it"
-    rows = max((footer.row_group(index).num_rows for index in range(footer.num_row_groups)), default=0)
-    return f"has {rows} rows in one row group" if rows > _LARGEST_ROW_GROUP_ROWS else None
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    rows = max((group.num_rows for group in groups), default=0)
+    if rows > _LARGEST_ROW_GROUP_ROWS:
+        return f"has {rows} rows in one row group"
+    columns = (group.column(index) for group in groups if group.num_rows for index in range(group.num_columns))
+    beyond = sorted({_known_name(column) for column in columns if _is_beyond(part.table, column)})
+    return f"has numbers out of bounds, or none, in {', '.join(beyond)}" if beyond else None
+
+
+def _known_name(column: pq.ColumnChunkMetaData) -> str:
+    return str(column.path_in_schema.partition(".")[0])
+
+
+def _is_beyond(table: str, column: pq.ColumnChunkMetaData) -> bool:
+    """Whether a column's statistics lack, or say that a number is out of bounds, or null where that cannot be."""
+    name, fields = _known_name(column), schema.SCHEMAS[table]
+    if name not in fields.names:
+        return False
+    numbers, required = column.statistics, not fields.field(name).nullable
+    if numbers is None:
+        return required or name in schema.BEYOND
+    if required and numbers.null_count:
+        return True
+    if name not in schema.BEYOND or not numbers.num_values:
+        return False
+    return not (numbers.has_min_max and 0 <= numbers.min_raw <= numbers.max_raw < schema.BEYOND[name])
 
 
 def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:

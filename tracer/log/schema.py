@@ -52,6 +52,9 @@ A row of several steps holds the minimum of their minima, the mean of their mean
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null.
 
+**Bounds.** ``step``, ``counts`` and ``time`` (in microseconds since 1970) are from 0 to 2^53 - 1, ``rank`` and ``span``
+are below 2^31, and ``attempt`` is below 2^30. The statistics of Parquet say so, of each row group.
+
 **Later versions.** A minor version may add columns of any type, and write numbers in another width, or texts in another
 encoding. A reader casts the columns above to their types. It takes further floats of ``extremes`` for statistics, and
 leaves out what it does not know. Whatever else changes has another ``format``.
@@ -74,6 +77,8 @@ ALWAYS = ("extremes", "metrics", "events")
 TABLES = (*ALWAYS, "histograms", "activations")
 # The events with which an attempt begins, or goes back to an earlier step.
 BEGINNINGS = ("resumed", "restored")
+# Integers are from 0 to less than this. What is computed of larger ones would overflow, or be of no year.
+BEYOND = {"step": 1 << 53, "time": 1 << 53, "rank": 1 << 31, "attempt": 1 << 30, "span": 1 << 31, "counts": 1 << 53}
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.halves import first_of
-from tests.logs import extremes, flip_bit, largest_file, metrics, new_run, publish_next
+from tests.logs import extremes, flip_bit, histograms, largest_file, metrics, new_run, publish_next
 from tracer.log import parts
 from tracer.log.parts import (
     MergeTimeoutError,
@@ -292,6 +292,26 @@ def test_a_file_that_is_no_parquet_is_found(tmp_path: Path, rest: bytes) -> None
     part = Part.parse(path)
     assert part is not None
     assert "not Parquet" in str(damage(part))
+
+
+LARGEST = {"step": 2**53 - 1, "time": 2**53 - 1, "attempt": 2**30 - 1, "span": 2**31 - 1, "counts": 2**53 - 1}
+
+
+@pytest.mark.parametrize("column", LARGEST)
+def test_integers_out_of_bounds_are_found(tmp_path: Path, column: str) -> None:
+    """The largest number that the format allows is read; a larger one and one below 0 are damage."""
+    run = new_run(tmp_path / "run")
+    table = "histograms" if column == "counts" else "extremes"
+    rows = histograms([0, 1]) if column == "counts" else extremes([0, 1])
+    index, field = rows.schema.get_field_index(column), rows.schema.field(column)
+
+    def problem(number: int) -> str | None:
+        values = pa.array([[1], [number, 2]], field.type) if column == "counts" else pa.array([1, number])
+        return parts.known_problem(publish_next(run, table, rows.set_column(index, field, values.cast(field.type))))
+
+    assert problem(LARGEST[column]) is None
+    beyond = [-1] if column == "span" else [-1, LARGEST[column] + 1]
+    assert {problem(number) for number in beyond} == {f"has numbers out of bounds, or none, in {column}"}
 
 
 @pytest.mark.parametrize("function", ["file_crc32", "pq.read_metadata"])
