@@ -1,5 +1,6 @@
 """Paths as users give them: relative, with ``~``, with signs that mean something elsewhere."""
 
+import json
 import os
 import shlex
 
@@ -76,6 +77,7 @@ def test_a_relative_name_is_a_name_whatever_its_signs_mean_elsewhere(
     checked = viewer_says(tmp_path, "check", "--json", "--", name)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "parts" not in checked.stdout
+    assert json.loads(checked.stdout)[0]["run"] == name
 
 
 @pytest.mark.parametrize("name", NAMES)

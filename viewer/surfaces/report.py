@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -16,6 +17,7 @@ from rich.text import Text
 from tracer.log.place import Place
 from tracer.log.ranks import STATE_WORDS, ranks_in, settle
 from tracer.log.run import LogError, holds_run, open_run, runs_in
+from tracer.log.store import at
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
 from viewer.read.monitor import FindingsMonitor
@@ -52,14 +54,23 @@ def check(
             checked = followed(watched, quiet=as_json)
     else:
         checked = read(paths, limits, rank, failed)
-    checked = _with_rank(checked, rank, failed)
+    checked = [replace(snapshot, name=_as_given(snapshot.name, runs)) for snapshot in _with_rank(checked, rank, failed)]
     if as_json:
-        errors = [{"run": name, "error": reason} for name, reason in failed.items()]
+        errors = [{"run": _as_given(name, runs), "error": reason} for name, reason in failed.items()]
         print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
     else:
         _print(tables(checked, "" if rank is None else f", rank {rank}"))
     severities = {finding.severity for snapshot in checked for finding in snapshot.findings if _counts(finding)}
     return severities, bool(failed)
+
+
+def _as_given(name: str, runs: Sequence[str]) -> str:
+    """A run's path as the user wrote it, in whose scripts it stands."""
+    for given in runs or ("runs",):
+        whole = str(at(given))
+        if "://" not in given and (name == whole or name.startswith(f"{whole}/")):
+            return str(Path(given) / name[len(whole) :].lstrip("/"))
+    return name
 
 
 def list_thresholds(as_json: bool) -> None:
