@@ -3,6 +3,7 @@
 A step is one optimizer update. Once an optimizer that holds a traced parameter has updated, the first gradient of a
 later backward begins the next step. So a step may hold several backwards and several updates. If the same optimizer
 updates again without a gradient between (it calls a closure, or gradients were set by hand), that too is the next step.
+An update for which there is no gradient at all is none: nothing of it is told to the clock.
 A loop without a torch optimizer ends its steps itself, with ``end_step``; from the first such call on, only these calls
 end steps.
 """
@@ -61,6 +62,10 @@ class StepClock:
     def repeats(self, optimizer: int) -> bool:
         """Whether this optimizer has ended the step already."""
         return self.ended and optimizer in self.updated
+
+    def unannounced(self, optimizer: int) -> bool:
+        """Whether an update by this optimizer would count, although no gradient has arrived for it."""
+        return optimizer in self.updated if self.ended else not self.begun
 
     def gradient(self, backward: int, skipped: bool = False) -> bool:
         """A gradient arrives, the first of a backward as far as is known. Returns whether it may begin a step.

@@ -302,6 +302,22 @@ def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimiz
     return hook
 
 
+def has_effect(optimizer: Optimizer) -> bool:
+    """Whether an update can change anything: there is a gradient, and it does more than make the optimizer's state.
+
+    To have its state made, as before a checkpoint is loaded, an optimizer updates once with a learning rate of 0.
+    """
+    groups = optimizer.param_groups
+    if not any(tensor.grad is not None for group in groups for tensor in group["params"]):
+        return False
+    return bool(optimizer.state) or not all(_is_zero(group.get("lr")) for group in groups)
+
+
+def _is_zero(rate: object) -> bool:
+    # To read a rate that is on a device would be a sync.
+    return bool(rate == 0) if not isinstance(rate, torch.Tensor) or rate.is_cpu else False
+
+
 def _ids_of(optimizer: Optimizer) -> Iterable[int]:
     return map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups))
 

@@ -13,7 +13,7 @@ from tracer.amp import SCALER_NOT_GIVEN, LossScale, driven_by_scaler
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
 from tracer.first_update import NO_UPDATE, FirstUpdateWatch
-from tracer.hooks import Hooks, ParamHook, running_backward
+from tracer.hooks import Hooks, ParamHook, has_effect, running_backward
 from tracer.items import Metric, event
 from tracer.outbox import Outbox
 from tracer.record import StepRecord
@@ -64,6 +64,8 @@ class Recorder:
         self._swept = False
         self._first_update: FirstUpdateWatch | None = FirstUpdateWatch()
         self._paused = False
+        # The id of the optimizer whose last unannounced update had no effect.
+        self._ineffective: int | None = None
         self._choose_what_to_measure()
         if budget is not None:
             # With the gradients' hooks, this is all that a training's thread does in here step by step.
@@ -119,10 +121,20 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
-        # If gradients were set by hand, only now can be said whether this update is another step.
-        again = not self._hooks.noted and self._clock.repeats(id(optimizer))
-        if (closure or again or not self._idle) and not self._pauses():
+        # Gradients may have been set by hand: only now can be said whether this update is another step.
+        unannounced = not self._hooks.noted and self._clock.unannounced(id(optimizer))
+        if unannounced and not closure and self._lacks_effect(optimizer):
+            return
+        if (closure or unannounced or not self._idle) and not self._pauses():
             self._at_border(self._before_update, optimizer, closure)
+
+    def _lacks_effect(self, optimizer: Optimizer) -> bool:
+        """Whether an unannounced update changes nothing. It is then no update: no step ends with it."""
+        try:
+            self._ineffective = None if has_effect(optimizer) else id(optimizer)
+        except Exception as error:
+            self._stop(self._clock.step, error)
+        return self._ineffective == id(optimizer)
 
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
@@ -268,6 +280,10 @@ class Recorder:
                 warn(SCALER_NOT_GIVEN)
 
     def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
+        if self._clock.unannounced(id(optimizer)) and (
+            self._lacks_effect(optimizer) if closure else self._ineffective == id(optimizer)
+        ):
+            return
         if self._idle and not closure:
             # An idle step comes here after the update, and not before it as well: one call is cheaper than two.
             self._before_update(optimizer, closure, late=True)

@@ -13,7 +13,7 @@ def steps_of(story: str) -> list[int]:
 
     ``g`` is the first gradient of a new backward, ``+`` one of the same backward; ``s`` is ``g`` after an update that
     a scaler has skipped. ``u`` and ``v`` are updates of two optimizers, ``U`` is one inside the last backward. ``e`` is
-    an ``end_step``, and a number goes on with that step.
+    an ``end_step``, ``n`` an update for which there is no gradient, and a number goes on with that step.
     """
     clock = StepClock(0, lambda _: clock.next())
     backward = NO_BACKWARD
@@ -22,13 +22,14 @@ def steps_of(story: str) -> list[int]:
         backward += word in ("g", "s")
         if word in ("g", "+", "s"):
             clock.begun = clock.gradient(backward, skipped=word == "s") or clock.begun
-        elif word in ("u", "v", "U"):
+        elif word in ("u", "v", "U") or (word == "n" and not clock.unannounced(ord("u"))):
+            word = "u" if word == "n" else word
             inside = backward if word == "U" else NO_BACKWARD
             clock.before_update(ord(word.lower()), inside)
             clock.after_update(ord(word.lower()), inside)
         elif word == "e":
             clock.end_step()
-        else:
+        elif word != "n":
             clock.restore(int(word))
         found.append(clock.step)
     return found
@@ -49,6 +50,14 @@ def steps_of(story: str) -> list[int]:
         # Gradients are set by hand: the same optimizer updates again.
         ("u u u", "0 1 2"),
         ("g u u g u", "0 0 1 2 2"),
+        # There is no gradient, so there is no update: before the first step, between two, after one, again and again.
+        ("n g u g u", "0 0 0 1 1"),
+        ("g u n g u", "0 0 0 1 1"),
+        ("g u n n n v g u", "0 0 0 0 0 0 1 1"),
+        ("n n g g u", "0 0 0 0 0"),
+        ("u n u n u", "0 0 1 1 2"),
+        ("g u 7 n g u", "0 0 7 7 7 7"),
+        ("g n g u", "0 0 1 1"),
         # A scaler skipped an update: no optimizer updated, and yet the step is over.
         ("g s u", "0 1 1"),
         # The loop ends its steps itself: from then on, updates do not.

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import _init_optim_state
 
 import tracer
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, metric, mlp, recorded, steps
@@ -396,6 +397,53 @@ def test_gradients_set_by_hand_still_count_their_updates(tmp_path: Path) -> None
     assert [rows[step, "0.weight"]["value_max"] for step in range(3)] == values
     assert [rows[step, "0.weight"]["grad_max"] for step in range(3)] == [None] * 3
     assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+
+
+def no_gradient(optimizer: torch.optim.Optimizer) -> None:
+    """Update although all gradients are None."""
+    optimizer.zero_grad()
+    optimizer.step()
+
+
+def empty_closure(optimizer: torch.optim.Optimizer) -> None:
+    """Update with a closure that skips its batch, as Lightning's does where training_step returns None."""
+    optimizer.zero_grad()
+    optimizer.step(lambda: 0.0)
+
+
+class Twice(torch.optim.Adam):
+    """An optimizer whose step is another's."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update as Adam does, whose hooks are called within those of this one."""
+        super().step(closure)
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, Twice])
+@pytest.mark.parametrize("update", [no_gradient, empty_closure, _init_optim_state])
+def test_an_update_without_any_gradient_is_no_step(
+    update: Callable[[torch.optim.Optimizer], None],
+    kind: Callable[..., torch.optim.Optimizer],
+    every: int,
+    tmp_path: Path,
+) -> None:
+    """Neither before the first step nor between two, nor where it only makes the optimizer's state: metrics stay."""
+    model = mlp()
+    optimizer = kind(model.parameters(), lr=0.0)
+    with tracer.attach(model, tmp_path / "run", every=every) as trace:
+        update(optimizer)
+        for _ in range(4):
+            # A learning rate of 0 is one like another where gradients have come.
+            loss_of(model).backward()
+            optimizer.step()
+            trace.log(loss=0.0)
+            update(optimizer)
+            optimizer.zero_grad()
+            update(optimizer)
+        assert trace.state_dict() == {"step": 4}
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2, 3]
+    assert sorted({step for step, _ in recorded(tmp_path / "run")}) == ([0, 1, 2, 3] if every == 1 else [0])
 
 
 @pytest.mark.parametrize("what", ["parameter", "module", "everything"])
