@@ -1,7 +1,7 @@
 """The settings of a trace: the arguments of ``attach`` on what is recorded and how often, checked."""
 
 import numbers
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from tracer.statistics import Measures, Stats, check_count
@@ -22,14 +22,14 @@ class Settings:
     every: int = 1
     budget: float | None = None
     fold: int = 1
-    stats: Stats = "extremes"
+    stats: InitVar[Stats] = "extremes"
     applied: bool = False
     histogram_every: int = 100
     bins: int = 10
     total_steps: int | None = None
     measures: Measures = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, stats: Stats) -> None:
         for name in ("every", "fold", "histogram_every", "bins"):
             check_count(name, getattr(self, name))
         if self.total_steps is not None:
@@ -41,7 +41,7 @@ class Settings:
         if self.fold > 1 and (self.every > 1 or self.budget is not None):
             other = f"every={self.every}" if self.budget is None else f"budget={self.budget}"
             raise ValueError(f"{other} leaves steps out, and fold={self.fold} measures each step: give one of the two")
-        object.__setattr__(self, "measures", Measures.of(self.stats))
+        object.__setattr__(self, "measures", Measures.of(stats))
 
     @property
     def quantities(self) -> tuple[str, ...]:

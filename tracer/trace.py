@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +30,7 @@ from tracer.log import schema, store
 from tracer.log.place import Place
 from tracer.log.run import LogError
 from tracer.outbox import Outbox
-from tracer.parameters import Select, flattened, named_parameters
+from tracer.parameters import NamedParameter, Select, flattened, named_parameters
 from tracer.recorder import Recorder
 from tracer.settings import Settings
 from tracer.statistics import Stats
@@ -133,14 +134,29 @@ def attach(
 
 def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
     """Raise if a parameter of the model is traced already, or another model into this place."""
-    ids = {id(parameter.tensor) for parameter in named_parameters(model)}
+    parameters = named_parameters(model)
     for other in list(_open):
-        if other.traces(ids):
+        shared = [parameter.name for parameter in parameters if other.traces({id(parameter.tensor)})]
+        if len(shared) == len(parameters):
             raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
+        if shared:
+            raise RuntimeError(
+                f"{type(model).__name__} shares {_in_one_name(shared, parameters)} with a model that is already "
+                f"traced, into {other.path}: close that trace first, or trace a module that holds both models"
+            )
         if place is not None and other.path.resolve() == place.resolve():
             raise RuntimeError(
                 f"another model is being traced into {other.path}: give another path, or close that trace first"
             )
+
+
+def _in_one_name(names: list[str], parameters: list[NamedParameter]) -> str:
+    """The module that holds these parameters of a model and no other; else the first of them."""
+    columns = zip(*(name.split(".") for name in names), strict=False)
+    module = ".".join(keys[0] for keys in takewhile(lambda keys: len(set(keys)) == 1, columns))
+    if module and sum(parameter.name.startswith(f"{module}.") for parameter in parameters) <= len(names):
+        return module
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more parameters" if len(names) > 3 else "")
 
 
 def _begin(
@@ -221,6 +237,10 @@ class Trace:
         self._parts = parts
         self._inert = self._closed = parts is None
         self._next_step = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy, or pickle with a model that holds it, as a trace that does nothing; its path has no password."""
+        return Trace, (type(self.path)(str(self.path)), self._settings, None), {"_next_step": self.state_dict()["step"]}
 
     @property
     def _live(self) -> _Parts | None:

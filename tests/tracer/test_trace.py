@@ -1,27 +1,34 @@
 """The user's handle: what attach accepts and refuses, what log takes, what close leaves behind."""
 
+import copy
 import gc
+import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import tracer
 from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
+from tracer.log import store
 from tracer.log.ranks import rank_states, state
 from tracer.log.store import Local as Path
 from tracer.rows import RowBuffer
+from tracer.settings import Settings
 
 
 def train(model: nn.Module, trace: tracer.Trace, count: int = 3) -> list[dict[str, dict[str, float | None]]]:
@@ -283,6 +290,74 @@ def test_attaching_twice_is_refused_until_the_first_is_closed(tmp_path: Path) ->
             tracer.attach(again, tmp_path / "two")
     trace.close()
     tracer.attach(model, tmp_path / "two").close()
+
+
+def through_a_file(model: nn.Module) -> nn.Module:
+    """The model through torch.save."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    restored: nn.Module = torch.load(file, weights_only=False)
+    return restored
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        through_a_file,
+        lambda model: AveragedModel(model).module,
+    ],
+    ids=["deepcopy", "pickle", "torch.save", "AveragedModel"],
+)
+def test_a_model_that_holds_its_trace_can_be_copied(copied: Callable[[Any], Any], closed: bool, tmp_path: Path) -> None:
+    """The copy holds a trace that does nothing, and knows where the training was; the other one goes on."""
+    model: Any = mlp()
+    # A generator, as an argument of attach that cannot be pickled.
+    model.trace = tracer.attach(model, tmp_path / "run", stats=(name for name in ("mean",)))
+    model.log = model.trace.log
+    expected = train(model, model.trace)
+    if closed:
+        model.trace.close()
+    other = copied(model)
+    assert other.trace.state_dict() == {"step": 3}
+    train(other, other.trace)
+    other.log(loss=0.0)
+    other.trace.close()
+    if not closed:
+        expected += train(model, model.trace)
+        model.trace.close()
+    assert_rows(tmp_path / "run", expected)
+    assert len(metric(tmp_path / "run", "loss")) == len(expected)
+    # The copy's trace keeps nobody from tracing it.
+    tracer.attach(other, tmp_path / "other").close()
+
+
+def test_a_copied_trace_has_no_password_in_it(tmp_path: Path) -> None:
+    """A checkpoint that holds a model and its trace is given to others."""
+    place = store.at("s3://somebody:secret@host/runs/a?token=secret")
+    assert b"secret" not in pickle.dumps(tracer.Trace(place, Settings(), None))
+
+
+def test_what_two_models_share_is_named(tmp_path: Path) -> None:
+    """A module if it is one, else parameters: the model itself is not traced yet."""
+    encoder, tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)
+    first = nn.ModuleDict({"encoder": encoder, "head": tied})
+    with tracer.attach(first, tmp_path / "one"):
+        second = nn.ModuleDict({"body": nn.ModuleDict({"encoder": encoder, "neck": nn.Linear(4, 4)})})
+        with pytest.raises(
+            RuntimeError, match=r"^ModuleDict shares body.encoder with a model that is already traced, in"
+        ):
+            tracer.attach(second, tmp_path / "two")
+        second["head"] = nn.Linear(4, 4)
+        second["head"].weight = tied.weight
+        several = "body.encoder.0.weight, body.encoder.0.bias, body.encoder.1.weight and 2 more parameters"
+        with pytest.raises(
+            RuntimeError, match=rf"^ModuleDict shares {several} with a model .*one: close that trace first"
+        ):
+            tracer.attach(second, tmp_path / "two")
 
 
 def test_two_models_are_traced_side_by_side(tmp_path: Path) -> None:
