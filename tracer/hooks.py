@@ -269,22 +269,27 @@ class Hooks:
         owners: list[dict[str, Any]] = [
             held for module in self._modules for held in (module._parameters, module._modules)
         ]
-        self._owners = [held for held in owners if held]
+        # Views, which show what is held from now on.
+        self._keys = [dict.keys(held) for held in owners if held]
+        self._values = [dict.values(held) for held in owners if held]
         self._empty = [held for held in owners if not held]
-        self._kept = list(self._held())
+        self._kept_keys, self._kept = list(chain.from_iterable(self._keys)), list(self._held())
         self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
 
     def _held(self) -> Iterable[object]:
-        return chain(chain.from_iterable(map(dict.values, self._owners)), [_END])
+        return chain(chain.from_iterable(self._values), [_END])
 
     # These two are asked in each measured step, so they loop in the interpreter's own functions.
 
     def _held_as_before(self) -> bool:
         # Both end with the same unique object, so that they differ if one of them is longer.
-        return not any(self._empty) and all(map(is_, self._held(), self._kept))
+        if any(self._empty) or not all(map(is_, self._held(), self._kept)):
+            return False
+        # The same tensor, or module, may have got another name.
+        return list(chain.from_iterable(self._keys)) == self._kept_keys
 
     def _trainable_as_before(self) -> bool:
-        return all(map(is_, map(_requires_grad, self._tensors), self._were_trainable))
+        return list(map(_requires_grad, self._tensors)) == self._were_trainable
 
     def _by_name(self) -> dict[str, tuple[nn.Parameter, bool]]:
         return {
@@ -325,9 +330,16 @@ def _ids_of(optimizer: Optimizer) -> Iterable[int]:
 def _changes(
     before: Mapping[str, tuple[nn.Parameter, bool]], after: Mapping[str, tuple[nn.Parameter, bool]]
 ) -> list[Change]:
-    changes = [Change("removed", name, "") for name in before if name not in after]
+    names_before = {id(tensor): name for name, (tensor, _) in before.items()}
+    names_after = {id(tensor): name for name, (tensor, _) in after.items()}
+    changes = []
+    for name, (tensor, _) in before.items():
+        if name not in after:
+            now = names_after.get(id(tensor))
+            changes.append(Change("removed", name, "" if now is None else f"is {now} now"))
     for name, (tensor, trainable) in after.items():
-        detail = f"{tuple(tensor.shape)} {tensor.dtype}"
+        was = names_before.get(id(tensor), name)
+        detail = f"{tuple(tensor.shape)} {tensor.dtype}" + ("" if was == name else f", was {was}")
         if name not in before:
             changes.append(Change("joined", name, detail))
         elif tensor is not before[name][0]:

@@ -94,6 +94,7 @@ class RowBuffer:
             groups.append(device_groups)
         self.slots = [slots[index] for index in range(len(parameters))]
         self._sharded = {index for index, parameter in enumerate(parameters) if parameter.sharded}
+        self._tensors = [id(parameter.tensor) for parameter in parameters]
         names = tuple(parameter.name for parameter in parameters)
         elements = np.array([dense_numel(tensor) for tensor in tensors], dtype=np.float64)
         self.layout = Layout(names, elements, quantities, measures, tuple(groups))
@@ -162,15 +163,18 @@ class RowBuffer:
 
     def carry(self, old: "RowBuffer") -> None:
         """Take over the numbers that an older buffer has recorded in this step."""
-        index_of = {name: index for index, name in enumerate(self.layout.names)}
-        for before, name in enumerate(old.layout.names):
-            index = index_of.get(name)
+        of_tensor = {tensor: index for index, tensor in enumerate(self._tensors)}
+        of_name = {name: index for index, name in enumerate(self.layout.names)}
+        # A tensor may have got another name, and a name another tensor.
+        places = zip(old._tensors, old.layout.names, strict=True)
+        index_of = [of_tensor.get(tensor, of_name.get(name)) for tensor, name in places]
+        for before, index in enumerate(index_of):
             if index is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
                 for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=True):
                     to.copy_(source)
                 self.present[index] = old.present[before]
         for update in old._updates:
-            kept = [index_of[name] for name in (old.layout.names[i] for i in update.indices) if name in index_of]
+            kept = [index for index in map(index_of.__getitem__, update.indices) if index is not None]
             self._updates.append(update._replace(indices=kept))
 
     def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> StepRows:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import tracer
 from tests.training import Rows, assert_rows, by_hand, events, extremes_of, loss_of, mlp, recorded
@@ -72,9 +72,22 @@ def parametrized(model: nn.Sequential) -> None:
     parametrize.register_parametrization(model[0], "weight", nn.Softplus())
 
 
+def rename(model: nn.Sequential) -> None:
+    """Keep a module's last parameter under another key, as prune.remove and weight_norm do."""
+    model[0].shift = model[0]._parameters.pop("bias")
+    model[0].forward = lambda x: nn.functional.linear(x, model[0].weight, model[0].shift)
+
+
+def move(model: nn.Sequential) -> None:
+    """Keep the last module under another key."""
+    model.add_module("last", model._modules.pop("2"))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (rename, {("removed", "0.bias"), ("joined", "0.shift")}),
+        (move, {("removed", "2.weight"), ("removed", "2.bias"), ("joined", "last.weight"), ("joined", "last.bias")}),
         (freeze, {("frozen", "0.weight"), ("frozen", "0.bias")}),
         (replace_one, {("replaced", "0.weight")}),
         (assign, {("replaced", name) for name in ("0.weight", "0.bias", "2.weight", "2.bias")}),
@@ -93,6 +106,34 @@ def test_a_change_is_followed_in_its_step_and_is_an_event(
     kinds = ("frozen", "unfrozen", "replaced", "joined", "removed")
     found = [(kind, param, step) for kind in kinds for step, param, _ in events(tmp_path / "run", kind)]
     assert sorted(found) == sorted((kind, param, CHANGE_AT) for kind, param in expected)
+
+
+def test_a_pruned_parameter_gets_its_own_name_back(tmp_path: Path) -> None:
+    """prune.remove gives the same tensor its first name: rows have it, and two events say what was what."""
+    model = mlp()
+    prune.l1_unstructured(model[2], "bias", amount=1)
+    rows = train(model, lambda model: prune.remove(model[2], "bias"), tmp_path / "run")
+    assert {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()} == rows
+    assert {step for step, name in rows if name == "2.bias"} == {2, 3}
+    assert events(tmp_path / "run", "removed") == [(2, "2.bias_orig", "is 2.bias now")]
+    assert events(tmp_path / "run", "joined") == [(2, "2.bias", "(3,) torch.float32, was 2.bias_orig")]
+
+
+def test_a_parameter_renamed_in_mid_step_keeps_the_steps_gradient(tmp_path: Path) -> None:
+    """Between backward and update, where an unused parameter has the model looked at again: names may be exchanged."""
+    model = mlp()
+    model.unused = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", applied=True):
+        loss_of(model).backward()
+        model.add_module("last", model._modules.pop("2"))
+        first, last = model[0].bias, model[2].bias
+        model[0].bias, model[2].bias = last, first
+        expected = by_hand(model)
+        optimizer.step()
+    found = {name: extremes_of(row) for (_, name), row in recorded(tmp_path / "run").items()}
+    assert found == expected
+    assert found["last.bias"]["grad_max"] is not None
 
 
 def test_an_unfrozen_parameter_is_recorded_from_then_on(tmp_path: Path) -> None:
