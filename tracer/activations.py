@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.jit import ScriptModule
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
@@ -54,7 +55,10 @@ class Activations:
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
         self._failed: set[str] = set()
         self._handle: RemovableHandle | None = None
-        self._compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+        self._compiled = any(
+            "_orig_mod" in m._modules or m._compiled_call_impl is not None or isinstance(m, ScriptModule)
+            for m in model.modules()
+        )
         self._seen = self._warned = False
 
     def arm(self, recorder: Recorder, outbox: Outbox, budget: Budget | None) -> None:
@@ -138,7 +142,7 @@ class Activations:
             unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
-                self._say(f"torch.compile calls no hook in compiled code: {len(unseen)} modules are not seen ({some})")
+                self._say(f"compiled code calls no hook: {len(unseen)} modules are not seen ({some})")
             # Modules may have come or gone since.
             self._survey()
 

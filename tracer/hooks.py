@@ -1,7 +1,7 @@
 """Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, is_
@@ -135,12 +135,12 @@ class Hooks:
         reshard(model)
         self._survey(self._look())
         everything = named_parameters(model)
-        if not any(parameter.tensor.requires_grad for parameter in everything):
+        if not any(_gets_gradients(parameter.tensor) for parameter in everything):
             raise ValueError(
                 f"{type(model).__name__} has no trainable parameter, so there is no gradient to trace: "
                 "attach a model with at least one parameter that requires a gradient"
             )
-        if not any(parameter.tensor.requires_grad for parameter in self.chosen):
+        if not any(_gets_gradients(parameter.tensor) for parameter in self.chosen):
             names = ", ".join(parameter.name for parameter in everything[:5])
             raise ValueError(
                 f"params={select!r} selects {'only frozen ones' if self.chosen else 'none'} of the model's "
@@ -269,9 +269,8 @@ class Hooks:
         owners: list[dict[str, Any]] = [
             held for module in self._modules for held in (module._parameters, module._modules)
         ]
-        # Views, which show what is held from now on.
-        self._keys = [dict.keys(held) for held in owners if held]
-        self._values = [dict.values(held) for held in owners if held]
+        self._keys = [_keys_of(held) for held in owners if held]
+        self._values = [_values_of(held) for held in owners if held]
         self._empty = [held for held in owners if not held]
         self._kept_keys, self._kept = list(chain.from_iterable(self._keys)), list(self._held())
         self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
@@ -325,6 +324,31 @@ def _is_zero(rate: object) -> bool:
 
 def _ids_of(optimizer: Optimizer) -> Iterable[int]:
     return map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups))
+
+
+def _gets_gradients(tensor: torch.Tensor) -> bool:
+    # torch.jit makes copies of a module whose parameters are no leaves.
+    return tensor.requires_grad and tensor.is_leaf
+
+
+class _LookedUp(Iterable[object]):
+    """What a TorchScript module holds: it gives lists, and no views of what it will hold."""
+
+    def __init__(self, look_up: Callable[[], Iterable[object]]) -> None:
+        self._look_up = look_up
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self._look_up())
+
+
+def _keys_of(held: dict[Any, Any]) -> Iterable[object]:
+    """The keys of what a module holds, anew each time they are iterated over."""
+    return dict.keys(held) if isinstance(held, dict) else _LookedUp(held.keys)
+
+
+def _values_of(held: dict[Any, Any]) -> Iterable[object]:
+    """What a module holds, anew each time it is iterated over."""
+    return dict.values(held) if isinstance(held, dict) else _LookedUp(held.values)
 
 
 def _changes(

@@ -112,6 +112,8 @@ def _trouble(parameter: NamedParameter) -> str | None:
     """The reason why a parameter cannot be recorded, if there is one: recording it is tried."""
     if parameter.tensor.is_meta:
         return "on the meta device, so it has no numbers yet"
+    if not parameter.tensor.is_leaf:
+        return "calculated from another tensor, so it gets no gradient of its own"
     try:
         buffer = RowBuffer([parameter])
         buffer.record(0, parameter.tensor, None)

@@ -240,7 +240,7 @@ class Trace:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy, or pickle with a model that holds it, as a trace that does nothing; its path has no password."""
-        return Trace, (type(self.path)(str(self.path)), self._settings, None), {"_next_step": self.state_dict()["step"]}
+        return Trace, (store.at(str(self.path)), self._settings, None), {"_next_step": self.state_dict()["step"]}
 
     @property
     def _live(self) -> _Parts | None:
