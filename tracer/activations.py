@@ -7,6 +7,7 @@ warning says so, and its outputs are left out.
 import math
 import time
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -142,9 +143,30 @@ class Activations:
             unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
-                self._say(f"compiled code calls no hook: {len(unseen)} modules are not seen ({some})")
+                self._say(
+                    "code that torch.compile or TorchScript has made calls no hook: "
+                    f"{len(unseen)} modules are not seen ({some})"
+                )
+            if not self._warned and (inside := self._in_fast_path(seen)):
+                some = ", ".join(inside[:3])
+                self._say(
+                    f"in evaluation the fast path of TransformerEncoderLayer calls no hook: {len(inside)} modules are "
+                    f"not seen there ({some}); torch.backends.mha.set_fastpath_enabled(False) turns it off"
+                )
             # Modules may have come or gone since.
             self._survey()
+
+    def _in_fast_path(self, seen: Mapping[Key, object]) -> list[str]:
+        """The modules whose work a layer in evaluation has done in one operation of torch."""
+        inside: list[str] = []
+        for name, module in self._modules.items():
+            if isinstance(module, nn.TransformerEncoderLayer) and (name, False) in seen:
+                within = [
+                    inner for inner in self._modules if inner.startswith(f"{name}." if name else "") and inner != name
+                ]
+                if not any((inner, False) in seen for inner in within):
+                    inside += within
+        return inside
 
     def _say(self, message: str) -> None:
         if not self._warned:

@@ -69,6 +69,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if to_local is None else to_local()
 
 
+def partial(tensor: torch.Tensor) -> bool:
+    """Whether this process holds a summand of a tensor, and not a part of it: other ranks hold the other ones."""
+    mesh = getattr(tensor, "device_mesh", None)
+    placements = () if mesh is None else zip(getattr(tensor, "placements", ()), mesh.shape, strict=True)
+    return any(placement.is_partial() and ranks > 1 for placement, ranks in placements)
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor as plain real numbers, element by element, in a dtype that torch can calculate with."""
     if tensor.layout is not torch.strided:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tracer.extremes import local, partial
 from tracer.statistics import Measures
 
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
@@ -84,13 +85,21 @@ def number(tensor: torch.Tensor) -> Number:
     return float(tensor.item()) if tensor.is_cpu else HostCopy(tensor)
 
 
-def metric_value(name: str, metric: object) -> Number:
+def metric_value(name: str, metric: object) -> Number | None:
     """The number of a metric; a tensor on a device costs no host sync.
+
+    Returns:
+        None of a ``DTensor`` whose number this rank does not hold: to ask the others could wait for them for ever.
 
     Raises:
         TypeError: the metric is neither a number nor a one-element tensor.
     """
     if isinstance(metric, torch.Tensor):
+        if type(metric) is not torch.Tensor and hasattr(metric, "placements") and metric.numel() == 1:
+            shard = local(metric.detach())
+            if shard.numel() != 1 or partial(metric):
+                return None
+            metric = shard
         try:
             if metric.is_cpu or (metric.numel() == 1 and not metric.is_complex() and not metric.is_meta):
                 return number(metric)

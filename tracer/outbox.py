@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from tracer.daemon import Daemon
 from tracer.items import ActivationRows, Event, HistogramRows, Item, Metric, Number, StepRows, rows_and_bytes
+from tracer.warn import warn
 
 _TABLES: Mapping[type[Item], str] = {
     StepRows: "extremes",
@@ -23,6 +24,7 @@ class Outbox:
         self._first_step = first_step
         # The last step of this attempt of which something was handed over.
         self._last_step = -1
+        self._said_unknown = False
 
     def put(self, item: Item) -> None:
         """Hand over an item; never blocks, never raises."""
@@ -33,13 +35,21 @@ class Outbox:
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))
 
-    def log(self, step: int, time_ns: int, metrics: Mapping[str, Number]) -> None:
-        """Hand over metrics, if any, of the step to which the loop has come."""
+    def log(self, step: int, time_ns: int, metrics: Mapping[str, Number | None]) -> None:
+        """Hand over metrics, if any, of the step to which the loop has come; those without a number are left out."""
         # A loop calls this at each step, so it makes no more calls than it must.
         if step > self._last_step:
             self._last_step = step
         for name, value in metrics.items():
+            if value is None:
+                self._say_unknown(name)
+                continue
             self._daemon.put("metrics", Metric(step, time_ns, name, value, self._attempt))
+
+    def _say_unknown(self, name: str) -> None:
+        if not self._said_unknown:
+            self._said_unknown = True
+            warn(f"{name} is not logged: each rank holds a part of this DTensor, so log {name}.full_tensor()")
 
     def restore(self, step: int, ended: int) -> None:
         """Go on with this step, where so many had ended: in another attempt, if this one has been through the step.

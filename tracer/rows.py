@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, reduce_into
+from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, partial, reduce_into
 from tracer.items import (
     APPLIED,
     EMPTY,
@@ -150,7 +150,7 @@ class RowBuffer:
 
     def record_applied(self, index: int, gradient: torch.Tensor | None) -> None:
         """Record the gradient that an optimizer applies, if any; under ``torch.no_grad``, without a host sync."""
-        if gradient is None or self.present[index] == EMPTY or _partial(gradient):
+        if gradient is None or self.present[index] == EMPTY or partial(gradient):
             return
         slot, gradient = self.slots[index], local(gradient)
         reduce_into(gradient, slot.extremes[2])
@@ -187,11 +187,6 @@ class RowBuffer:
         self.present[:] = self._nothing
         self._updates.clear()
         return rows
-
-
-def _partial(gradient: torch.Tensor) -> bool:
-    """Whether this rank holds a summand of the gradient; the optimizer will add up all ranks' summands."""
-    return any(placement.is_partial() for placement in getattr(gradient, "placements", ()))
 
 
 def _allocate(

@@ -147,7 +147,7 @@ def moments_of(tensor: torch.Tensor) -> torch.Tensor:
     """
     extremes = [extreme.double() for extreme in torch.aminmax(tensor)]
     total, spread = _measure(tensor, ("sum", "spread"))
-    return torch.stack([*extremes, total / tensor.numel(), spread])
+    return torch.stack([_plain(number) for number in (*extremes, total / tensor.numel(), spread)])
 
 
 def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
@@ -178,4 +178,13 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
     counts = torch.zeros(bins, dtype=torch.int64, device=numbers.device)
     counts.scatter_add_(0, index, torch.ones_like(index))
     known = torch.where(extent.isfinite(), counts.double(), torch.nan)
-    return torch.cat([low.double().view(1), high.double().view(1), known])
+    return torch.cat([_plain(numbers) for numbers in (low.double().view(1), high.double().view(1), known)])
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers of a tensor of any subclass, which may not go together with those of other tensors."""
+    if type(tensor) is torch.Tensor:
+        return tensor
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    plain.copy_(tensor)
+    return plain

@@ -250,7 +250,8 @@ class Trace:
         """Record metrics for the step whose gradients came last.
 
         Args:
-            metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync.
+            metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync. Of a ``DTensor``
+                that the ranks have yet to add up, nothing is recorded.
 
         Raises:
             TypeError: a metric is neither; then no metric of this call is recorded.
@@ -273,7 +274,7 @@ class Trace:
         live = self._live
         if live is not None:
             live.recorder.end_step()
-            self.log(**values)
+            live.outbox.log(live.recorder.step, time.time_ns(), values)
 
     def snapshot(self) -> None:
         """Record histograms of the parameters and their gradients as they are now: once an epoch, say.

@@ -1069,3 +1069,39 @@ def test_training_is_bit_identical(tmp_path: Path) -> None:
             train(model, 4)
         results.append(torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()]))
     assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_fast_path_of_transformers_is_said_to_call_no_hook(layers: int, tmp_path: Path) -> None:
+    """In evaluation torch does a layer's work in one operation: one warning names what is not seen there."""
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=4, batch_first=True)
+    model: nn.Module = layer
+    if layers > 1:
+        model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    some = ", ".join(
+        f"{'layers.0.' if layers > 1 else ''}{name}" for name in ("self_attn", "self_attn.out_proj", "linear1")
+    )
+    said_once = pytest.warns(
+        tracer.TracerWarning, match=rf"fast path .* {9 * layers} modules are not seen there \({some}\)"
+    )
+    with said_once as said, tracer.attach(model, tmp_path / "run", activations=True):
+        optimizer = sgd(model)
+        for _ in range(3):
+            model.train()(torch.randn(2, 3, 8)).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.eval()(torch.randn(2, 3, 8))
+    assert len(said) == 1
+    assert len(events(tmp_path / "run", "failed")) == 1
+
+
+def test_nothing_is_said_of_transformers_whose_modules_are_all_seen(tmp_path: Path) -> None:
+    """With gradients, or without the fast path, a layer in evaluation calls all hooks."""
+    model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=4, batch_first=True)
+    with tracer.attach(model, tmp_path / "run", activations=True):
+        optimizer = sgd(model)
+        for _ in range(2):
+            model.train()(torch.randn(2, 3, 8)).sum().backward()
+            optimizer.step()
+            model.eval()(torch.randn(2, 3, 8))
+    assert not events(tmp_path / "run", "failed")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -291,3 +292,33 @@ def test_a_gradient_that_is_yet_to_be_conjugated_is_recorded(tmp_path: Path) -> 
     row = recorded(tmp_path / "run")[0, "weight"]
     assert (row["grad_min"], row["grad_max"]) == (parts.min().item(), parts.max().item())
     assert row["grad_norm"] == pytest.approx(parts.norm().item())
+
+
+class Unstackable(torch.Tensor):
+    """A tensor that does not go together with others, as quantized ones do not."""
+
+    @classmethod
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        cls, function, types, args=(), kwargs=None
+    ) -> Any:
+        if function is torch.stack:
+            raise RuntimeError("not with others")
+        return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_a_tensor_subclass_costs_no_other_its_numbers(tmp_path: Path) -> None:
+    """One parameter, and one output, of a subclass: histograms and activations of all are there, its own as well."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[1].weight = nn.Parameter(torch.randn(2, 4).as_subclass(Unstackable))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", stats="histogram", histogram_every=1, activations=True):
+        for _ in range(2):
+            model(torch.randn(5, 3)).sum().backward()
+            optimizer.step()
+    names = {f"{layer}.{kind}" for layer in "01" for kind in ("weight", "bias")}
+    histograms = tracer.scan(tmp_path / "run", "histograms").collect()
+    assert {(row["step"], row["param"], row["of"]) for row in histograms.to_dicts()} == {
+        (step, name, of) for step in range(2) for name in names for of in ("value", "grad")
+    }
+    assert set(tracer.scan(tmp_path / "run", "activations").collect()["module"]) == {"", "0", "1"}
+    assert set(tracer.model_stats(model, "histogram")) == names

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,8 +75,9 @@ def parametrized(model: nn.Sequential) -> None:
 
 def rename(model: nn.Sequential) -> None:
     """Keep a module's last parameter under another key, as prune.remove and weight_norm do."""
-    model[0].shift = model[0]._parameters.pop("bias")
-    model[0].forward = lambda x: nn.functional.linear(x, model[0].weight, model[0].shift)
+    layer: Any = model[0]
+    layer.shift = layer._parameters.pop("bias")
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.shift)
 
 
 def move(model: nn.Sequential) -> None:
