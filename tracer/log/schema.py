@@ -40,9 +40,10 @@ and infinity are recorded as they are.
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
 and ``detail``, what happened to the trace itself: ``attached``, ``resumed`` (at this step, after the last one),
 ``restored`` (a checkpoint of this step), ``closed``; of a parameter ``joined``, ``replaced``, ``frozen``, ``unfrozen``,
-``removed``; ``stride``, ``paused``, ``failed``; ``dropped``, whose detail is a JSON object: how many rows of each
-table could not be written since the last such event; and ``order``, one a rank and attempt, at its first measured step:
-its detail is a JSON list of the parameters' names, in the order in which their gradients first arrived.
+``removed`` (a renamed one is removed and joined; each detail gives the other name); ``stride``, ``paused``, ``failed``;
+``dropped``, whose detail is a JSON object: how many rows of each table could not be written since the last such event;
+and ``order``, one a rank and attempt, at its first measured step: its detail is a JSON list of the parameters' names,
+in the order in which their gradients first arrived.
 ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low`` and ``high`` (the extremes) and ``counts``
 (list<int64>): in bins of equal width from low to high, or, where these are equal, from low - 0.5 to high + 0.5; null
 where no finite distance is between them. ``activations`` adds ``module``, ``training`` (the module's mode), and the
