@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from tracer.log.text import plain, print_any_letter
 
 if TYPE_CHECKING:
     from tracer.log.parts import Part
@@ -67,7 +69,7 @@ def doctor(
     for name in parameters.columns:
         table.add_column(name, no_wrap=name != "note")
     for row in parameters.iter_rows():
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console.print(table, highlight=False, markup=False)
     states = parameters.group_by("state", maintain_order=True).len()
     summary = ", ".join(f"{count} {state}" for state, count in states.iter_rows())
@@ -96,8 +98,12 @@ def _model_of(target: str) -> Any:
 
 
 def _failed(message: str) -> typer.Exit:
-    print(f"tracer: {message}", file=sys.stderr)
+    _say(f"tracer: {message}", file=sys.stderr)
     return typer.Exit(1)
+
+
+def _say(words: str, file: TextIO | None = None) -> None:
+    print(plain(words), file=file)
 
 
 @app.command()
@@ -147,10 +153,10 @@ def info(run: RunArgument) -> None:
     if problems:
         facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
     for name, fact in facts.items():
-        table.add_row(name, fact)
+        table.add_row(name, plain(fact))
     latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()
     for row in latest.iter_rows(named=True):
-        table.add_row(str(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
+        table.add_row(plain(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
     console.print(table, highlight=False, markup=False)
 
 
@@ -177,10 +183,10 @@ def verify(run: RunArgument) -> None:
     open_run(path)
     checked, problems = _examined(path)
     for problem in problems:
-        print(problem, file=sys.stderr)
+        _say(problem, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
-    print(f"{path}: {checked} parts, every byte as it was published")
+    _say(f"{path}: {checked} parts, every byte as it was published")
 
 
 def _examined(path: "Place") -> tuple[int, list[str]]:
@@ -222,16 +228,16 @@ def merge_command(run: RunArgument) -> None:
         for rank in sorted({part.rank for part in all_parts(path, table)}):
             merge(path, table, rank)
     after = sum(len(all_parts(path, table)) for table in schema.TABLES)
-    print(f"{path}: {before} parts before, {after} now")
+    _say(f"{path}: {before} parts before, {after} now")
     for rank in ranks_in(path):
         for name in clear_staging(path, rank):
-            print(f"{path}: deleted staging/{name}, which a process that died was writing as rank {rank}")
+            _say(f"{path}: deleted staging/{name}, which a process that died was writing as rank {rank}")
 
 
 def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"tracer: {message}\n"
+    return f"tracer: {plain(message)}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -244,12 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     warnings.formatwarning = _warning_line
+    print_any_letter()
     try:
         app(arguments, prog_name="tracer")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        print(f"tracer: {_in_a_line(error)}", file=sys.stderr)
+        _say(f"tracer: {_in_a_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -263,5 +270,5 @@ def _in_a_line(error: Exception) -> str:
     if isinstance(error, LogError):
         return str(error)
     if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{type(error).__name__}: {error}"
     raise error

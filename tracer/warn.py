@@ -4,6 +4,8 @@ import contextlib
 import sys
 import warnings
 
+from tracer.log.text import plain
+
 
 class TracerWarning(UserWarning):
     """Something in the tracer failed or looks wrong; training is untouched."""
@@ -16,6 +18,7 @@ def in_short(error: BaseException) -> str:
 
 def warn(message: str) -> None:
     """Warn the user. Nothing is raised into training, even if warnings are errors."""
+    message = plain(message)
     try:
         warnings.warn(f"gradwatch: {message}", TracerWarning, stacklevel=3)
     except Exception:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tracer.log.text import plain, print_any_letter
 from viewer.options import MERGED, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
@@ -223,8 +224,6 @@ def _say_which(paths: Sequence["Place"]) -> None:
 
 
 def _say(words: str) -> None:
-    from viewer.words import plain
-
     print(f"viewer: {plain(words)}", flush=True)
 
 
@@ -245,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = words[0] if words and words[0] in _COMMANDS else None
     # A name in a script that matplotlib's font lacks is drawn as boxes; nobody can do anything about it here.
     warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+    print_any_letter()
     try:
         if command is None:
             app(words, prog_name="viewer")
@@ -263,10 +263,9 @@ def _in_a_line(error: Exception) -> str:
     import polars as pl
 
     from tracer.log.run import LogError
-    from viewer.words import plain
 
     if isinstance(error, LogError):
-        return plain(str(error))
+        return str(error)
     if isinstance(error, (OSError, pl.exceptions.PolarsError)):
-        return f"{type(error).__name__}: {plain(str(error))}"
+        return f"{type(error).__name__}: {plain(error)}"
     raise error

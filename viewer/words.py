@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tracer.log.ranks import STATE_WORDS
+from tracer.log.text import plain
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Snapshot
 
@@ -139,11 +140,6 @@ def duration(seconds: float) -> str:
             return f"{max(1.0, seconds / length):.2g} {unit}"
     days = seconds / 86_400
     return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
-
-
-def plain(text: str) -> str:
-    """A text on one line, without control characters that a terminal would obey and a figure cannot show."""
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def shortened(name: str, length: int = _NAME_LENGTH) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tracer.log import schema
 from tracer.log.place import Place, Staged
+from tracer.log.text import plain
 
 Used = TypeVar("Used")
 
@@ -262,7 +263,7 @@ def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
             good.append(part)
         else:
             warnings.warn(
-                f"{part.path} {problem}; its rows are left out (`tracer verify` lists every bad part)",
+                plain(f"{part.path} {problem}; its rows are left out (`tracer verify` lists every bad part)"),
                 BadPartWarning,
                 stacklevel=2,
             )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tracer.log.place import Place
 from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim
+from tracer.log.text import plain
 
 State = Literal["running", "closed", "stopped"]
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
@@ -160,7 +161,7 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
     if lives and 0 <= age_seconds < HEARTBEAT_STALE_SECONDS:
         return True
     seconds, host = HEARTBEAT_STALE_SECONDS, owner.partition("\n")[0].rpartition(" ")[0]
-    print(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?", file=sys.stderr)
+    print(plain(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?"), file=sys.stderr)
     # Only this machine's clock counts: the other's may be ahead.
     stale = time.monotonic() + seconds
     while time.monotonic() < stale and not (path / _closed_mark(rank)).file_exists():

@@ -11,6 +11,7 @@ from typing import Any
 
 from tracer.log import schema
 from tracer.log.place import Place
+from tracer.log.text import plain
 
 HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
 
@@ -29,6 +30,9 @@ BEYOND_COUNTS = 1 << 63
 
 class LogError(Exception):
     """A run that cannot be created, opened or read, in a sentence that says what to do next."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain(sentence))
 
 
 class NewerFormatError(LogError):

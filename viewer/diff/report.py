@@ -20,9 +20,9 @@ from tracer.log.parts import BadPartWarning, with_listing
 from tracer.log.ranks import settle, state
 from tracer.log.run import LogError, open_run
 from tracer.log.store import at
+from tracer.log.text import plain
 from viewer.diff.compare import RTOL, Compared, Difference, Parting, Tolerance, difference, side
 from viewer.options import matching
-from viewer.words import plain
 
 _LINES = 10
 

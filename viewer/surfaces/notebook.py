@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from tracer.log.place import Place
 from tracer.log.store import at
+from tracer.log.text import plain
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import View, ViewOptions
@@ -96,7 +97,7 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: A
     from IPython.display import display
 
     verb = "waiting for" if runs.awaited else "reading"
-    text = f"viewer: {verb} {', '.join(map(str, runs.paths))}"
+    text = plain(f"viewer: {verb} {', '.join(map(str, runs.paths))}")
     handle = display({"text/plain": text}, raw=True, display_id=True)
     assert handle is not None, "a display with an id has a handle"
     return Showing(runs, handle)
@@ -121,7 +122,7 @@ class Showing:
             try:
                 self._follow()
             except Exception as error:
-                self._handle.update({"text/plain": f"viewer: {' '.join(str(error).split())}"}, raw=True)
+                self._handle.update({"text/plain": plain(f"viewer: {error}")}, raw=True)
 
     def _follow(self) -> None:
         picture = _Picture()

@@ -18,6 +18,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import STATE_WORDS, ranks_in, settle
 from tracer.log.run import LogError, holds_run, open_run, runs_in
 from tracer.log.store import at
+from tracer.log.text import plain
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
 from viewer.read.monitor import FindingsMonitor
@@ -25,7 +26,6 @@ from viewer.read.runs import Runs, named
 from viewer.rules.findings import THRESHOLDS
 from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity, Snapshot
-from viewer.words import plain
 
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -136,7 +136,7 @@ def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> N
     if alone:
         raise error
     failed[name] = str(error)
-    print(f"viewer: {plain(str(error))}", file=sys.stderr)
+    print(f"viewer: {plain(error)}", file=sys.stderr)
 
 
 def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
@@ -148,7 +148,7 @@ def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
     first_paths = set(map(str, runs.listed().values()))
     for path in runs.listed().values():
         if not holds_run(path):
-            print(f"viewer: {plain(str(path))} holds no run yet: waiting for it", file=sys.stderr)
+            print(f"viewer: {plain(path)} holds no run yet: waiting for it", file=sys.stderr)
     said: set[tuple[object, ...]] = set()
     # A run that is deleted stays in the report, and counts as over if it was.
     checked: dict[str, Snapshot] = {}
@@ -231,8 +231,6 @@ def _number(number: object) -> object:
 
 
 def _print(shown: Iterable[RenderableType]) -> None:
-    # Where the locale has no letter for lines and dots, print question marks.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console(highlight=False)
     for table in shown:
         console.print(table)

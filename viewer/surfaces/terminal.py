@@ -1,6 +1,5 @@
 """The terminal as a surface: a picture in characters, redrawn in place; in a pipe, a line for each news."""
 
-import sys
 import time
 from collections.abc import Sequence
 
@@ -8,11 +7,12 @@ import numpy as np
 from rich.console import Console
 from rich.live import Live
 
+from tracer.log.text import plain
 from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces.text import ends, newest, picture
-from viewer.words import KINDS, noticed, notices, plain, words
+from viewer.words import KINDS, noticed, notices, words
 
 _GATHER_SECONDS = 0.2
 
@@ -24,8 +24,6 @@ def show(runs: Runs) -> Sequence[Snapshot]:
         LogError: the run cannot be read.
         KeyboardInterrupt: the user ended it with Ctrl-C.
     """
-    # Where the locale has no letter for blocks and dots, print question marks.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     console = Console()
     return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
 

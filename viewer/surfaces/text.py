@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from tracer.log.text import plain
 from viewer.draw.axes import x_values
 from viewer.draw.layers import grouped, row_of
 from viewer.draw.marks import flags_of, numbers_of
@@ -23,7 +24,7 @@ from viewer.options import Scale, View, ViewOptions
 from viewer.reduce.metrics import ACCURACY, LOSS, panel_names, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces.chart import Line, chart
-from viewer.words import KINDS, finding_words, first_of, noticed, notices, plain, shortened, title
+from viewer.words import KINDS, finding_words, first_of, noticed, notices, shortened, title
 
 # Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"

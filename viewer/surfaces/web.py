@@ -34,13 +34,14 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
+from tracer.log.text import plain
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
 from viewer.reduce.metrics import panel_of
 from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.screen import Screen
-from viewer.words import noticed, plain, span
+from viewer.words import noticed, span
 
 # A browser with a wrong address gets an answer; the terminal stays quiet.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())

@@ -1,0 +1,33 @@
+"""Texts fit for a terminal: a log may come from a stranger, and a locale may know few letters."""
+
+import codecs
+import io
+import sys
+import unicodedata
+
+_QUESTION_MARKS = "gradwatch.question_marks"
+
+
+def plain(text: object) -> str:
+    """A text on one line, without control characters that a terminal would obey and a figure cannot show."""
+    return "".join(letter for letter in " ".join(str(text).split()) if letter.isprintable())
+
+
+def print_any_letter() -> None:
+    """Let stdout show question marks for letters that its encoding lacks, instead of raising."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_QUESTION_MARKS)
+
+
+def _question_marks(error: UnicodeError) -> tuple[str, int]:
+    """As many question marks as the letters are wide, so that tables stay straight."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "?" * sum(map(_width, error.object[error.start : error.end])), error.end
+
+
+def _width(letter: str) -> int:
+    return 0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+codecs.register_error(_QUESTION_MARKS, _question_marks)
