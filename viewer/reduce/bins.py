@@ -60,6 +60,18 @@ def of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduct
     )
 
 
+# Sums of numbers that are so much smaller cannot overflow, however many there are.
+_SMALL = 2.0**-64
+_LARGEST = np.finfo(np.float64).max
+
+
+def mean(total: pl.Expr, small_total: pl.Expr, count: pl.Expr) -> pl.Expr:
+    """Divide a sum by its count; where finite numbers add up beyond float64, take the sum of the smaller ones."""
+    small_mean = (small_total / count / _SMALL).clip(-_LARGEST, _LARGEST)
+    overflowed = total.is_finite().not_() & small_total.is_finite()
+    return pl.when(overflowed).then(small_mean).otherwise(total / count)
+
+
 METRICS = Reduction(
     keys=("name",),
     prepare=(
@@ -67,8 +79,10 @@ METRICS = Reduction(
         _finite("value").alias("low"),
         _finite("value").alias("high"),
         _finite("value").alias("total"),
+        (_finite("value") * _SMALL).alias("small_total"),
         pl.col("value").is_finite().cast(pl.Int64).alias("count"),
         pl.col("value").alias("newest"),
+        (pl.col("value") * _SMALL).alias("small_newest"),
         pl.lit(1).alias("writers"),
         _first_nonfinite("value").alias("nonfinite"),
     ),
@@ -76,10 +90,10 @@ METRICS = Reduction(
         *_LAST,
         pl.col("low").min(),
         pl.col("high").max(),
-        pl.col("total").sum(),
+        pl.col("total", "small_total").sum(),
         pl.col("count").sum(),
         # Several ranks may log at the last step: their mean counts.
-        pl.col("newest", "writers").filter(pl.col("step") == pl.col("step").max()).sum(),
+        pl.col("newest", "small_newest", "writers").filter(pl.col("step") == pl.col("step").max()).sum(),
         pl.col("nonfinite").min(),
     ),
 )

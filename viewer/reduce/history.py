@@ -13,7 +13,7 @@ import polars as pl
 
 from tracer.log.schema import STATISTICS
 from viewer.options import SPREAD, View, ViewOptions, matching
-from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, of_extremes, seconds_of
+from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, mean, of_extremes, seconds_of
 from viewer.reduce.heatmap import Magnitudes
 from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 
@@ -189,12 +189,12 @@ class History:
 def _curves(bins: pl.DataFrame) -> list[Curve]:
     """Cut bins, sorted by name, into curves. There may be thousands, so whole columns are converted at once."""
     nan = float("nan")
-    mean = bins.select(pl.when(pl.col("count") > 0).then(pl.col("total") / pl.col("count")).fill_null(nan))
-    newest = (bins["newest"] / bins["writers"]).to_list()
+    logged = pl.when(pl.col("count") > 0).then(mean(*map(pl.col, ("total", "small_total", "count")))).fill_null(nan)
+    newest = bins.select(mean(*map(pl.col, ("newest", "small_newest", "writers")))).to_series().to_list()
     nonfinite = bins["nonfinite"].to_list()
     columns = [
         bins["step"].to_list(),
-        mean.to_series().to_list(),
+        bins.select(logged).to_series().to_list(),
         bins["low"].fill_null(nan).to_list(),
         bins["high"].fill_null(nan).to_list(),
         seconds_of(bins),

@@ -59,10 +59,12 @@ class _Axis:
     labels: Sequence[str]
 
     def places(self, numbers: npt.ArrayLike) -> Numbers:
-        """The places of numbers; all in the middle where the axis has no length."""
+        """The places of numbers, NaN where there is none; all in the middle where the axis has no length."""
         low, high = self.transform(np.array(self.ends))
         moved = np.asarray(self.transform(np.array(numbers, dtype=np.float64)))
-        return (moved - low) / (high - low) if high > low else np.where(np.isfinite(moved), 0.5, np.nan)
+        places = (moved - low) / (high - low) if high > low else np.full(moved.shape, 0.5)
+        # A place far outside of the figure would end plotext, and this process with it.
+        return np.where(np.isfinite(moved), places.clip(0, 1), np.nan)
 
 
 def chart(
@@ -101,7 +103,6 @@ def chart(
     _stamp(figure, alarms, np.ones(len(alarms)), "!", _pixel(theme(options).alarm, "bold"))
     for flag in flags:
         number = flag.numbers.partition(",")[0]
-        # A place far outside of the figure would end plotext, and this process with it.
         if len(number) == 1 and x_axis.ends[0] <= flag.x <= x_axis.ends[1]:
             place = x_axis.places([flag.x])
             _stamp(figure, place, np.array([1 - 1.5 / height]), number, _pixel(flag.colour, "bold"))
@@ -138,6 +139,8 @@ def reduced(
         Of each column with a number its place between 0 and 1, the two numbers, and whether a line joins it to the
         column before: not across a bin without a number.
     """
+    # A damaged log may lack one of the two, or have them the wrong way round.
+    low, high = np.fmin(low, high), np.fmax(low, high)
     column = np.clip(x * columns, 0, columns - 1).astype(np.int64)
     lows, highs, gaps = np.full(columns, np.nan), np.full(columns, np.nan), np.zeros(columns, dtype=np.int64)
     np.fmin.at(lows, column, low)
@@ -199,14 +202,22 @@ def _labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _x_axis(numbers: Sequence[float], kind: XAxis, count: int) -> _Axis:
-    ends = min(numbers), max(numbers)
+    ends = float(min(numbers)), float(max(numbers))
     if kind is XAxis.WALL:
         ticks = np.linspace(*ends, min(count, 3)).tolist()
         form = "%H:%M:%S" if ends[1] - ends[0] < 1 else "%m-%d %H:%M"
-        return _Axis(np.asarray, ends, ticks, [datetime.fromtimestamp(day * 86_400).strftime(form) for day in ticks])
+        return _Axis(np.asarray, ends, ticks, [_moment(day, form) for day in ticks])
     ticks = _within(MaxNLocator(nbins=count, integer=kind is XAxis.STEP, steps=[1, 2, 5, 10]), ends)
     if kind is XAxis.RELATIVE:
         long = ends[1] - ends[0] >= 60
         labels = [str(timedelta(seconds=round(seconds))) if long else f"{seconds:g} s" for seconds in ticks]
         return _Axis(np.asarray, ends, ticks, labels)
     return _Axis(np.asarray, ends, ticks, [f"{step:,.0f}" for step in ticks])
+
+
+def _moment(day: float, form: str) -> str:
+    try:
+        return datetime.fromtimestamp(day * 86_400).strftime(form)
+    except (OSError, OverflowError, ValueError):
+        # No clock tells years like these, but a damaged log may.
+        return f"day {day:.3g}"

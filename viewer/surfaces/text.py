@@ -35,8 +35,10 @@ _RAMP = [to_hex(matplotlib.colormaps["cividis"](place)) for place in np.linspace
 _ALARM, _NONFINITE = "bold red", "NaN/inf"
 _NOTICES, _FINDINGS = 2, 4
 _NAME, _SHORTEST, _NUMBER = 24, 6, 9
+# Of magnitudes beyond these, which no training has, sums and powers would overflow.
+_SMALLEST, _LARGEST = 1e-300, 1e300
 # In fewer columns a table of four numbers leaves no room for names.
-_NARROW = 42
+_NARROW, _NARROWEST = 42, 20
 
 
 def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, width: int, height: int) -> Group:
@@ -49,6 +51,8 @@ def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, wid
         width: In characters.
         height: In lines.
     """
+    # The terminal cuts what it has no room for.
+    width = max(width, _NARROWEST)
     noted = first_of(notices(snapshots), _NOTICES, "tracer verify")
     findings = first_of(finding_words(snapshots, options), max(2, min(_FINDINGS, height // 10)), "viewer check")
     param = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""
@@ -260,7 +264,7 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     common = "".join(f"{same[0]}." for same in itertools.takewhile(lambda names: len(set(names)) == 1, modules))
     longest = max(_NAME, width // 3)
     names = [shortened(row[0].removeprefix(common), longest - len(others)) + others for row in rows]
-    positive = sizes[sizes > 0]
+    positive = sizes[sizes > 0].clip(_SMALLEST, _LARGEST)
     scale = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
     wide = max(map(cell_len, names))
     room = max(8, width - wide - _NUMBER - 2)
@@ -313,13 +317,13 @@ def _blocks(
     # A column that is wider than a character is repeated.
     starts = np.arange(room) * len(sizes) // room
     sizes, alarms = np.fmax.reduceat(sizes, starts), np.logical_or.reduceat(alarms, starts)
-    low, length = np.log(scale[0]), np.log(scale[1] / scale[0])
+    low, high = np.log(scale)
     cells = []
     for size, alarm in zip(sizes.tolist(), alarms.tolist(), strict=True):
         if alarm or np.isnan(size) or size == 0:
             cells.append(("!", "bold white on red") if alarm else ("0", "dim") if size == 0 else (" ", ""))
             continue
-        place = (np.log(size) - low) / length if length else 1.0
+        place = (np.log(np.clip(size, *scale)) - low) / (high - low) if high > low else 1.0
         level = min(int(place * len(_BLOCKS)), len(_BLOCKS) - 1)
         cells.append((_BLOCKS[level], _RAMP[level]))
     for column, mark in reversed(marks.items()):

@@ -3,8 +3,10 @@
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -225,6 +227,32 @@ def test_the_newest_number_of_a_metric_is_as_it_was_logged(newest: float) -> Non
     for rank, number in enumerate((2.0, 4.0, 9.0)):
         history.absorb("metrics", lazy(metrics([102], [number], rank=rank)))
     assert curve(history, "loss").newest == 5.0
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20)
+    | st.lists(st.sampled_from([1.7e308, -1.7e308, sys.float_info.max, 1e-320]), min_size=1, max_size=20)
+)
+def test_no_mean_of_finite_numbers_overflows(values: list[float]) -> None:
+    """The mean of a bin, and of ranks at the last step, is the exact one; a sum that fits is divided as ever."""
+    history = History(capacity=1)
+    for rank, value in enumerate(values):
+        history.absorb("metrics", lazy(metrics([7], [value], rank=rank)))
+    (curve,) = history.curves()
+    exact = sum(map(Fraction, values)) / len(values)
+    total = sum(values)
+    for mean in (*curve.mean, curve.last):
+        assert math.isfinite(mean)
+        assert abs(Fraction(mean) - exact) <= max(map(abs, values)) * Fraction(1, 10**14)
+        assert mean == total / len(values) or not math.isfinite(total)
+
+
+def test_infinite_numbers_of_ranks_stay_infinite() -> None:
+    """Only a sum of finite numbers is taken otherwise: the newest number of a metric that is infinite is infinite."""
+    history = History(capacity=1)
+    for rank, value in enumerate([math.inf, 1.7e308, -1.7e308]):
+        history.absorb("metrics", lazy(metrics([7], [value], rank=rank)))
+    assert history.curves()[0].last == math.inf
 
 
 def test_a_failed_reading_leaves_the_history_as_it_was() -> None:

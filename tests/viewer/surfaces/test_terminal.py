@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
@@ -405,6 +408,55 @@ def test_every_number_can_be_drawn(tmp_path: Path, numbers: list[float], scale: 
     found = Snapshot("run", "running", len(numbers) - 1, (curve,), started=1.7e9)
     lines = drawn([found], ViewOptions(scale=scale, x=x))
     assert any("!" in line for line in lines) == bool(bad)
+
+
+ANY = st.floats() | st.sampled_from([NAN, INF, -INF, 1.7e308, -1.7e308, 5e-324, 1e306, 0.0, 1.0])
+# The times and steps that a log can hold, in the units of the axes.
+UNITS = {XAxis.STEP: 1, XAxis.RELATIVE: 1e6, XAxis.WALL: 86_400e6}
+STEPS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 1000)
+POINTS = st.lists(st.tuples(STEPS, ANY, ANY, ANY, st.booleans()), min_size=1, max_size=12)
+
+
+@given(
+    st.lists(POINTS, min_size=1, max_size=2),
+    st.sampled_from(Scale),
+    st.sampled_from(XAxis),
+    st.integers(1, 80),
+    st.integers(1, 12),
+)
+@example([[(step, 1.0, 1.7e308, INF if step % 2 else 1.0, False) for step in range(99)]], Scale.AUTO, XAxis.STEP, 20, 9)
+@example([[(0, 1.0, NAN, 1.0, False), (1, NAN, 2.0, 1.0, False)]], Scale.AUTO, XAxis.STEP, 20, 9)
+@example([[(-(1 << 63), 1.0, 1.0, 1.0, True), (1 << 62, 1.0, 1.0, 1.0, True)]], Scale.LOG, XAxis.WALL, 20, 9)
+def test_a_chart_survives_any_numbers(
+    runs: list[list[tuple[int, float, float, float, bool]]], scale: Scale, x: XAxis, width: int, height: int
+) -> None:
+    """Whatever a log holds, the chart library ends neither this process nor the picture, and nothing warns."""
+    lines = []
+    for points in runs:
+        places = [step / UNITS[x] if x is not XAxis.STEP else step for step, *_ in points]
+        _, lows, highs, smooth, bad = zip(*points, strict=True)
+        alarms = list(itertools.compress(places, bad))
+        lines.append(Line(places, lows, highs, "#ff0000", "o", None if bad[0] else smooth, alarms))
+    text = chart(lines, ViewOptions(scale=scale, x=x), Scale.LINEAR, width, height)
+    assert max(map(len, text.plain.splitlines())) <= width
+
+
+def test_where_numbers_add_up_beyond_float64_there_is_a_picture(tmp_path: Path) -> None:
+    """Two ranks that log 1.7e308 at a step, smoothed beside usual numbers, have a curve in a log of any length."""
+    run = new_run(tmp_path / "run")
+    for rank in range(2):
+        publish_next(run, "metrics", metrics(range(900), [1.7e308, 1.0, 2.0] * 300, rank=rank), rank=rank)
+    assert row("\n".join(drawn([snapshot(run)], ViewOptions())), "loss") == ["2", "1", "1.7e+308"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (200, 2)])
+@pytest.mark.parametrize("view", [View.OVERVIEW, View.LAYERS])
+def test_no_size_and_no_magnitude_is_too_large_or_small(view: View, size: tuple[int, int]) -> None:
+    """A picture of a log with the ends of float64 in it is drawn in a terminal of any size."""
+    magnitudes = np.array([[5e-324, 1.0, 1.7976931348623157e308]])
+    curve = Curve("loss", [0, 1], [0.0, 1.7e308], [-1.7e308] * 2, [1.7e308] * 2, [])
+    layers = Heatmap(["a"], 0, 1, magnitudes, np.isnan(magnitudes))
+    assert drawn([Snapshot("run", "running", 2, (curve,), layers=layers)], ViewOptions(view), *size)
 
 
 def test_no_spike_is_lost_between_columns() -> None:
