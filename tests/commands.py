@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,14 @@ def _run(
     folder: Path,
     filters: Callable[[], None],
     columns: int = 200,
+    encoding: str = "utf-8",
 ) -> Said:
     """Call a command's main as its process would, without a screen, in a folder, in a terminal of this width."""
     words = [str(argument) for argument in arguments]
-    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    stdout, stderr = (
+        io.TextIOWrapper(io.BytesIO(), encoding, errors, write_through=True)
+        for errors in ("strict", "backslashreplace")
+    )
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         filters()
         patch.setattr(warnings, "showwarning", _print_warning)
@@ -51,14 +56,15 @@ def _run(
                 code = 0
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return Said(words, code, *(stream.buffer.getvalue().decode() for stream in (stdout, stderr)))
+    return Said(words, code, *(stream.buffer.getvalue().decode(encoding) for stream in (stdout, stderr)))
 
 
-def tracer_says(*arguments: object, folder: Path | None = None, columns: int = 200) -> Said:
+def tracer_says(*arguments: object, folder: Path | None = None, columns: int = 200, encoding: str = "utf-8") -> Said:
     """The command ``tracer``, which warns as Python does unless told otherwise."""
-    return _run(tracer_cli.main, arguments, folder or Path.cwd(), lambda: warnings.simplefilter("default"), columns)
+    default = partial(warnings.simplefilter, "default")
+    return _run(tracer_cli.main, arguments, folder or Path.cwd(), default, columns, encoding)
 
 
-def viewer_says(folder: Path, *arguments: object) -> Said:
+def viewer_says(folder: Path, *arguments: object, encoding: str = "utf-8") -> Said:
     """The command ``viewer`` in a folder; whatever its libraries warn of would be seen by the user, and is an error."""
-    return _run(viewer_cli.main, arguments, folder, make_errors)
+    return _run(viewer_cli.main, arguments, folder, make_errors, encoding=encoding)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
+
 from tracer.log.ranks import STATE_WORDS
 from tracer.log.text import plain
 from viewer.options import MERGED, SPREAD, View, ViewOptions
@@ -143,7 +145,14 @@ def duration(seconds: float) -> str:
 
 
 def shortened(name: str, length: int = _NAME_LENGTH) -> str:
-    """A name on one line, its middle left out where it is too long."""
+    """A name on one line, its middle left out where it is too long; a Chinese letter is as wide as two others."""
     line = plain(name)
+    if cell_len(line) <= length:
+        return line
     half = length // 2
-    return line if len(line) <= length else f"{line[: half - 1]}…{line[-half:]}"
+    begin, end = line[: half - 1], line[-half:]
+    while cell_len(begin) > half - 1:
+        begin = begin[:-1]
+    while cell_len(end) > half:
+        end = end[1:]
+    return f"{begin}…{end}"

@@ -2,15 +2,21 @@
 
 import codecs
 import io
+import re
 import sys
 import unicodedata
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _QUESTION_MARKS = "gradwatch.question_marks"
 
 
 def plain(text: object) -> str:
-    """A text on one line, without control characters that a terminal would obey and a figure cannot show."""
-    return "".join(letter for letter in " ".join(str(text).split()) if letter.isprintable())
+    """A text on one line, without control characters that a terminal would obey and a figure cannot show.
+
+    A replacement character stands for each byte of a file's name that is no letter.
+    """
+    line = _SURROGATE.sub("\ufffd", " ".join(str(text).split()))
+    return "".join(letter for letter in line if letter.isprintable())
 
 
 def print_any_letter() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from rich.cells import cell_len
 
 from viewer.draw.axes import inches_of
 from viewer.draw.marks import FLAG, RAW
@@ -146,7 +147,7 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
-        longest = max(len(str(line.get_label())) for line in lines)
+        longest = max(cell_len(str(line.get_label())) for line in lines)
         where["ncols"] = max(1, min(3, int(_SMALL_LETTERS * width // (longest + _HANDLE_LETTERS))))
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
     # What is not finite comes first: it must find room.
