@@ -8,6 +8,8 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 import contextlib
 import difflib
 import importlib
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -108,6 +110,7 @@ def watch(
     web = web or port is not None or bool(host)
     if web + text + (save is not None) > 1:
         raise typer.BadParameter("--web, --text and --save are three ways to show a figure: give one of them")
+    backend = _own_matplotlib()
     if save is not None:
         _check_file(save)
     wanted = view or (View.PARAM if param else View.OVERVIEW)
@@ -129,13 +132,26 @@ def watch(
     elif text:
         _show_text(open_runs(options))
     else:
-        _show(open_runs, paths, options, web, host, port)
+        _show(open_runs, paths, options, backend, web, host, port)
+
+
+def _own_matplotlib() -> str:
+    """Let matplotlib draw by its defaults, whatever the user has set; returns the backend that was asked for."""
+    # An unknown one would end the import of matplotlib, and only a window needs one.
+    backend = os.environ.pop("MPLBACKEND", "")
+    # It speaks of the user's matplotlibrc.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from viewer.draw.theme import use_own_settings
+
+    use_own_settings()
+    return backend
 
 
 def _show(
     open_runs: Callable[[ViewOptions], "Runs"],
     paths: Sequence["Place"],
     options: ViewOptions,
+    backend: str,
     web: bool,
     host: str,
     port: int | None,
@@ -143,7 +159,7 @@ def _show(
     from viewer.surfaces import window
 
     _say_which(paths)
-    if not web and window.backend() is None:
+    if not web and window.backend(backend) is None:
         _say("no window can be opened here, so the figure is in a page instead")
         web = True
     if web:

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import viewer
+from tests.halves import first_of
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
@@ -63,6 +64,60 @@ def test_a_name_in_a_script_that_the_font_lacks_is_drawn_without_a_word(tmp_path
     """Letters that matplotlib cannot draw cost no warning on the terminal."""
     run = closed_run(tmp_path / "実験")
     assert view(tmp_path, run, "--save", "figure.png")[::2] == (0, "")
+
+
+# Settings of a user that would change a figure, or end it, and one that no matplotlib takes.
+SETTINGS = {
+    "text.usetex": "True",
+    "font.size": "25",
+    "font.family": "serif",
+    "savefig.facecolor": "red",
+    "savefig.dpi": "33",
+    "savefig.bbox": "tight",
+    "axes.prop_cycle": "cycler('color', ['k'])",
+    "lines.linewidth": "7",
+    "path.sketch": "5, 5, 5",
+    "axes.formatter.limits": "-1, 1",
+    "legend.fontsize": "30",
+    "date.epoch": "2000-01-01T00:00:00",
+    "figure.autolayout": "True",
+    "backend": "nonsense",
+}
+
+
+@pytest.mark.parametrize("view_of", first_of(["--x wall", "", "--view layers", "--param weight --dark"]))
+def test_a_users_matplotlibrc_changes_no_figure(run: Path, tmp_path: Path, view_of: str) -> None:
+    """With any matplotlibrc, and with a MPLBACKEND that does not exist, the file is the same, byte for byte."""
+    for folder, backend in (("usual", ""), ("odd", "nonsense")):
+        (tmp_path / folder).mkdir()
+        lines = [f"{name}: {value}\n" for name, value in SETTINGS.items()] if backend else []
+        (tmp_path / folder / "matplotlibrc").write_text("".join(lines))
+        arguments = (run, "--save", "a.png", *view_of.split())
+        with viewing(tmp_path / folder, *arguments, display={"MPLBACKEND": backend}) as viewer:
+            assert (viewer.wait(), viewer.complained()) == (0, "")
+    assert (tmp_path / "odd" / "a.png").read_bytes() == (tmp_path / "usual" / "a.png").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["nonsense", "module://nothing", "tkagg"])
+def test_a_broken_backend_ends_nothing(run: Path, tmp_path: Path, backend: str) -> None:
+    """A backend that does not exist, or needs a display that is not there, leads to the page, and is no matter else."""
+    display = {"MPLBACKEND": backend}
+    with viewing(tmp_path, run, display=display) as viewer:
+        viewer.wait_for("Ctrl-C ends the page at")
+    for arguments in (("check", run), ("diff", run, run), (run, "--text")):
+        with viewing(tmp_path, *arguments, display=display) as viewer:
+            assert (viewer.wait(), viewer.complained()) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_terminal_needs_no_backend(run: Path) -> None:
+    """``--text`` imports neither pyplot nor anything that draws pixels."""
+    code = "import sys; from viewer.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules, sep='\\n')"
+    ended = subprocess.run([sys.executable, "-c", code, run, "--text"], capture_output=True, text=True, check=True)
+    modules = ended.stdout.splitlines()
+    assert "matplotlib.ticker" in modules
+    assert not [name for name in modules if name.startswith(("matplotlib.pyplot", "matplotlib.backends.backend_"))]
 
 
 def test_the_newest_run_is_the_default(tmp_path: Path) -> None:

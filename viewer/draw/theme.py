@@ -1,7 +1,12 @@
-"""Colours and sizes of figures, light and dark."""
+"""Colours and sizes of figures, light and dark, and matplotlib's settings under which they are drawn."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from matplotlib import rcParams, rcParamsDefault
 from matplotlib.figure import Figure
 
 from viewer.options import ViewOptions
@@ -45,6 +50,29 @@ DARK = Theme(
 # Line styles, for more curves than there are colours.
 STYLES = ("-", ":", "-.")
 _NARROW_INCHES = 6.0
+# Settings that say where a figure is shown, and not how it looks.
+_OF_SURFACES = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
+_settings_lock = threading.RLock()
+
+
+def use_own_settings() -> dict[str, Any]:
+    """Give matplotlib its defaults, whatever the user's matplotlibrc and style sheets say; what was set otherwise."""
+    names = [name for name in rcParamsDefault if name not in _OF_SURFACES]
+    theirs = {name: rcParams[name] for name in names if rcParams[name] != rcParamsDefault[name]}
+    rcParams.update({name: rcParamsDefault[name] for name in theirs})
+    return theirs
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """The time in which a figure is made or drawn in the user's own process; matplotlib reads settings in both."""
+    with _settings_lock:
+        theirs = use_own_settings()
+        try:
+            yield
+        finally:
+            # What the user's cell has set meanwhile stays: a notebook's picture is drawn by a thread beside it.
+            rcParams.update({name: value for name, value in theirs.items() if rcParams[name] == rcParamsDefault[name]})
 
 
 def theme(options: ViewOptions) -> Theme:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tracer.log.place import Place
 from tracer.log.store import at
 from tracer.log.text import plain
-from viewer.draw.theme import SIZE_INCHES
+from viewer.draw.theme import SIZE_INCHES, own_settings
 from viewer.draw.views import fill
 from viewer.options import View, ViewOptions
 from viewer.read.changes import changes, once
@@ -39,8 +40,19 @@ class _Picture(Figure):
     """A figure that a notebook shows although pyplot does not know it."""
 
     def __init__(self) -> None:
-        super().__init__(figsize=SIZE_INCHES)
-        FigureCanvasAgg(self)
+        with own_settings():
+            super().__init__(figsize=SIZE_INCHES)
+            FigureCanvasAgg(self)
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure as it looks everywhere, whatever settings the user has made by then."""
+        with own_settings():
+            super().draw(renderer)
+
+    def savefig(self, *arguments: Any, **options: Any) -> None:
+        """Save the figure, likewise."""
+        with own_settings():
+            super().savefig(*arguments, **options)
 
     def _repr_png_(self) -> bytes:
         with io.BytesIO() as file:
@@ -67,7 +79,8 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options:
     runs = Runs(_paths(run), _options(view, options))
     snapshots = once(runs)
     picture = _Picture()
-    fill(picture, runs.options).update(snapshots, time.time())
+    with own_settings():
+        fill(picture, runs.options).update(snapshots, time.time())
     return picture
 
 
@@ -126,12 +139,14 @@ class Showing:
 
     def _follow(self) -> None:
         picture = _Picture()
-        view = fill(picture, self._runs.options)
+        with own_settings():
+            view = fill(picture, self._runs.options)
         before = time.thread_time()
         for snapshots, fresh in changes(self._runs):
             if fresh:
-                view.update(snapshots, time.time())
-                self._put(picture)
+                with own_settings():
+                    view.update(snapshots, time.time())
+                    self._put(picture)
             self._runs.stopping.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
             before = time.thread_time()
 

@@ -15,13 +15,18 @@ from viewer.surfaces.screen import Screen
 _TICK_MILLISECONDS = 200
 
 
-def backend() -> str | None:
-    """The window toolkit that matplotlib finds; None without a toolkit or a display."""
+def backend(asked: str = "") -> str | None:
+    """The window toolkit that is asked for, or that matplotlib finds; None without a toolkit or a display."""
     try:
+        if asked:
+            matplotlib.use(asked)
         name = matplotlib.get_backend().lower()
-    except ImportError:
+        if name not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+            return None
+        plt.switch_backend(name)
+    except (ImportError, ValueError):
         return None
-    return name if name in backend_registry.list_builtin(BackendFilter.INTERACTIVE) else None
+    return name
 
 
 def show(open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, name: str) -> None:

@@ -1,9 +1,11 @@
 """The viewer inside Python: figures for papers, and what ``show`` says outside of a notebook."""
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
 
+import matplotlib
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -16,7 +18,7 @@ import viewer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
-from viewer.draw.theme import DARK
+from viewer.draw.theme import DARK, own_settings
 
 
 @pytest.fixture
@@ -79,6 +81,31 @@ def test_a_notebook_shows_a_figure_as_a_picture(run: Path, tmp_path: Path) -> No
     picture.write_bytes(viewer.figure(run)._repr_png_())  # type: ignore[attr-defined]
     with Image.open(picture) as image:
         assert image.size == (1000, 800)
+
+
+def test_a_users_style_changes_no_figure_and_is_kept(run: Path, tmp_path: Path) -> None:
+    """A style sheet and settings are those of the user's own figures alone: ours is the same, byte for byte."""
+    viewer.figure(run).savefig(tmp_path / "usual.png")
+    odd = {"text.usetex": True, "font.size": 25, "savefig.facecolor": "red", "savefig.dpi": 33, "figure.dpi": 50}
+    with matplotlib.rc_context():
+        pyplot.style.use("dark_background")
+        matplotlib.rcParams.update(odd)
+        before = matplotlib.rcParams.copy()
+        figure = viewer.figure(run)
+        figure.canvas.draw()
+        figure.savefig(tmp_path / "odd.png")
+        assert matplotlib.rcParams.copy() == before
+    assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "usual.png").read_bytes()
+
+
+def test_what_a_cell_sets_while_a_picture_is_drawn_stays() -> None:
+    """The settings of the user are given back after an error, too, but for those that were changed meanwhile."""
+    with matplotlib.rc_context({"font.size": 25, "lines.linewidth": 7}):
+        with contextlib.suppress(ZeroDivisionError), own_settings(), own_settings():
+            assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
+            matplotlib.rcParams["font.size"] = 13
+            raise ZeroDivisionError
+        assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["lines.linewidth"]) == (13, 7)
 
 
 @pytest.mark.parametrize(
