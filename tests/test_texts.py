@@ -110,7 +110,7 @@ def test_question_marks_are_as_wide_as_the_letters() -> None:
     with redirect_stdout(said):
         print_any_letter()
         print("実験 λ é e\u0301 \udcff")
-    assert said.buffer.getvalue() == b"???? ? ? e ?\n"  # type: ignore[attr-defined]
+    assert said.buffer.getvalue() == b"???? ? ? e ?\n"
 
 
 def test_a_name_of_bytes_that_are_no_letters_is_seen() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import rcParams, rcParamsDefault
+import matplotlib
 from matplotlib.figure import Figure
 
 from viewer.options import ViewOptions
@@ -52,14 +52,17 @@ STYLES = ("-", ":", "-.")
 _NARROW_INCHES = 6.0
 # Settings that say where a figure is shown, and not how it looks.
 _OF_SURFACES = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
+# Newer matplotlib's types list every name.
+_settings: Any = matplotlib.rcParams
+_defaults: Any = matplotlib.rcParamsDefault
 _settings_lock = threading.RLock()
 
 
 def use_own_settings() -> dict[str, Any]:
     """Give matplotlib its defaults, whatever the user's matplotlibrc and style sheets say; what was set otherwise."""
-    names = [name for name in rcParamsDefault if name not in _OF_SURFACES]
-    theirs = {name: rcParams[name] for name in names if rcParams[name] != rcParamsDefault[name]}
-    rcParams.update({name: rcParamsDefault[name] for name in theirs})
+    names = [name for name in _defaults if name not in _OF_SURFACES]
+    theirs = {name: _settings[name] for name in names if _settings[name] != _defaults[name]}
+    _settings.update({name: _defaults[name] for name in theirs})
     return theirs
 
 
@@ -72,7 +75,7 @@ def own_settings() -> Iterator[None]:
             yield
         finally:
             # What the user's cell has set meanwhile stays: a notebook's picture is drawn by a thread beside it.
-            rcParams.update({name: value for name, value in theirs.items() if rcParams[name] == rcParamsDefault[name]})
+            _settings.update({name: value for name, value in theirs.items() if _settings[name] == _defaults[name]})
 
 
 def theme(options: ViewOptions) -> Theme:

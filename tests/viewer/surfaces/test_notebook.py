@@ -86,7 +86,7 @@ def test_a_notebook_shows_a_figure_as_a_picture(run: Path, tmp_path: Path) -> No
 def test_a_users_style_changes_no_figure_and_is_kept(run: Path, tmp_path: Path) -> None:
     """A style sheet and settings are those of the user's own figures alone: ours is the same, byte for byte."""
     viewer.figure(run).savefig(tmp_path / "usual.png")
-    odd = {"text.usetex": True, "font.size": 25, "savefig.facecolor": "red", "savefig.dpi": 33, "figure.dpi": 50}
+    odd: Any = {"text.usetex": True, "font.size": 25, "savefig.facecolor": "red", "savefig.dpi": 33, "figure.dpi": 50}
     with matplotlib.rc_context():
         pyplot.style.use("dark_background")
         matplotlib.rcParams.update(odd)
