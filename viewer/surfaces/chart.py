@@ -60,11 +60,12 @@ class _Axis:
 
     def places(self, numbers: npt.ArrayLike) -> Numbers:
         """The places of numbers, NaN where there is none; all in the middle where the axis has no length."""
-        low, high = self.transform(np.array(self.ends))
-        moved = np.asarray(self.transform(np.array(numbers, dtype=np.float64)))
-        places = (moved - low) / (high - low) if high > low else np.full(moved.shape, 0.5)
+        given = np.array(numbers, dtype=np.float64)
         # A place far outside of the figure would end plotext, and this process with it.
-        return np.where(np.isfinite(moved), places.clip(0, 1), np.nan)
+        inside = np.where(np.isfinite(given), given.clip(*self.ends), np.nan)
+        low, high = self.transform(np.array(self.ends))
+        moved = np.asarray(self.transform(inside))
+        return (moved - low) / (high - low) if high > low else np.where(np.isfinite(moved), 0.5, np.nan)
 
 
 def chart(
