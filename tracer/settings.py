@@ -12,6 +12,7 @@ class Settings:
     """The arguments of ``attach`` on what to record, described there.
 
     Attributes:
+        scaler: Whether a ``GradScaler`` was given, and scales.
         measures: The measurements that ``stats`` needs.
 
     Raises:
@@ -27,6 +28,7 @@ class Settings:
     histogram_every: int = 100
     bins: int = 10
     total_steps: int | None = None
+    scaler: bool = False
     measures: Measures = field(init=False)
 
     def __post_init__(self, stats: Stats) -> None:
@@ -60,4 +62,5 @@ class Settings:
             "histogram_every": self.histogram_every if histograms else None,
             "bins": self.bins if histograms else None,
             "total_steps": self.total_steps,
+            "scaler": self.scaler,
         }

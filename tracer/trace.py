@@ -105,6 +105,7 @@ def attach(
         histogram_every=histogram_every,
         bins=bins,
         total_steps=total_steps,
+        scaler=isinstance(scaler, GradScaler) and scaler.is_enabled(),
     )
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
@@ -174,7 +175,7 @@ def _begin(
         raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
     path = place or default_path(model)
     resumed, first_step, attempt = enter(path, rank, resume, model, hooks, settings)
-    loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and scaler.is_enabled() else None
+    loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and settings.scaler else None
     budget = None if settings.budget is None else Budget(settings.budget, settings.every)
     recorder = Recorder(hooks, settings, first_step, loss_scale, budget)
     optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
@@ -184,7 +185,9 @@ def _begin(
     daemon = Daemon(path, rank, encoders, on_host, encoder.complete_prefix, lost)
     outbox = Outbox(daemon, attempt, first_step)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
-    detail = f"{len(hooks.chosen)} parameters, every {settings.every if budget is None else budget.stride}"
+    every = f"every {settings.every if budget is None else budget.stride}"
+    given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
+    detail = ", ".join([f"{len(hooks.chosen)} parameters", every, *given])
     outbox.put(event(first_step, "resumed" if resumed else "attached", detail))
     try:
         recorder.arm(outbox)

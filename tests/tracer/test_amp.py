@@ -11,6 +11,8 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 from tests.training import Rows, by_hand, extremes_of, loss_of, metric, mlp, recorded, steps
+from tracer.log.store import Local
+from viewer.read.monitor import FindingsMonitor
 
 SCALE = 1024.0
 
@@ -148,6 +150,20 @@ def test_a_disabled_scaler_scales_nothing(tmp_path: Path) -> None:
         expected = train(model, scaler, count=2)
     assert numbers(recorded(tmp_path / "run")) == numbers(wanted(expected))
     assert metric(tmp_path / "run", "amp_scale") == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("resumed", [None, False, True])
+def test_the_log_says_whose_metrics_those_of_a_scaler_are(begun: bool, resumed: bool | None, tmp_path: Path) -> None:
+    """Metrics called skipped and amp_scale are the tracer's if a scaler was given, then or later, else the user's."""
+    for given in [begun] if resumed is None else [begun, resumed]:
+        model, scaler = mlp(), scaler_of() if given else GradScaler("cpu", enabled=False)
+        with tracer.attach(model, tmp_path / "run", scaler=scaler, resume=True) as trace:
+            train(model, scaler, log=lambda step, trace=trace: trace.log(skipped=1.0))  # type: ignore[misc]
+    evidence = FindingsMonitor(Local(tmp_path / "run")).refresh()
+    assert evidence is not None
+    assert evidence.own_metrics == ({"skipped", "amp_scale"} if begun or resumed else set())
+    assert (evidence.own("skipped") is None) is not (begun or bool(resumed))
 
 
 def test_a_skipped_step_of_an_accumulating_loop_is_one_step(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     assert info["model"] == "Sequential"
     assert info["settings"] == {
         "every": 5, "budget": 0.5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None,
-        "bins": None, "total_steps": 9,
+        "bins": None, "total_steps": 9, "scaler": False,
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,8 @@ _REQUIRED = {
     "settings": dict,
     "versions": dict,
 }
+# By the setting with which a trace writes metrics of its own, their names. Users may log metrics of any of these names.
+OWN_METRICS = {"scaler": ("amp_scale", "skipped"), "budget": ("tracer_cost",)}
 # Counts are below this, so that they fit into a column.
 BEYOND_COUNTS = 1 << 63
 
@@ -50,6 +52,20 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def own_metrics(self) -> frozenset[str]:
+        """Names of the metrics that the trace writes itself; all that it could, where the log does not say which."""
+        settings = self.info["settings"]
+        return frozenset(
+            name for given, names in OWN_METRICS.items() if given not in settings or settings[given] for name in names
+        )
+
+
+def own_metrics_since(resumed: str) -> Iterator[str]:
+    """Names of the metrics that the trace writes itself since a ``resumed`` event with this detail."""
+    for given in resumed.split(", "):
+        yield from OWN_METRICS.get(given, ())
 
 
 def create_run(path: Place, info: Mapping[str, Any]) -> Run:

@@ -14,7 +14,7 @@ import polars as pl
 
 from tracer.log.place import Place
 from tracer.log.read import scan
-from tracer.log.run import open_run
+from tracer.log.run import open_run, own_metrics_since
 from viewer.options import matching
 
 # Sums in another order change a float32 by about 1e-6 of its size. A real difference soon grows beyond this.
@@ -22,8 +22,8 @@ RTOL = 1e-5
 _QUANTITIES = ("value", "grad", "applied")
 # The names under which wrappers keep what they wrap.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# The cost of tracing differs from run to run, and says nothing of the training.
-_OWN_METRICS = ("tracer_cost",)
+# The cost of tracing, as a trace with a budget logs it, differs from run to run, and says nothing of the training.
+_COST = "tracer_cost"
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Side:
     Attributes:
         extremes: Its rows, as ``tracer.scan`` gives them.
         metrics: Likewise.
+        budget: Whether the trace logs its own cost as a metric.
         fold: The number of steps that a row of the extremes covers.
         order: Its parameters in the order of the backward.
     """
 
     extremes: pl.LazyFrame
     metrics: pl.LazyFrame
+    budget: bool = True
     fold: int = 1
     order: Sequence[str] = ()
 
@@ -122,7 +124,7 @@ def difference(
     extremes = _table(a.extremes, "param", without), _table(b.extremes, "param", without)
     metrics = [
         # While one rank is behind, the metrics of its missing steps may be incomplete.
-        _table(_as_rows(run.metrics, table.last if table.ranks > 1 else None), "name", without)
+        _table(_as_rows(run, table.last if table.ranks > 1 else None), "name", without)
         for run, table in zip((a, b), extremes, strict=True)
     ]
     return Difference(
@@ -131,13 +133,13 @@ def difference(
     )
 
 
-def _as_rows(metrics: pl.LazyFrame, last: int | None) -> pl.LazyFrame:
+def _as_rows(run: Side, last: int | None) -> pl.LazyFrame:
     """Metrics up to the ``last`` step in the form of extremes: several numbers in a step have a minimum and a maximum.
 
     All count as one rank's, since not every rank logs at every step.
     """
     value = pl.col("value")
-    rows = metrics.filter(~pl.col("name").cast(pl.String).is_in(_OWN_METRICS))
+    rows = run.metrics.filter(pl.col("name").cast(pl.String) != _COST) if run.budget else run.metrics
     if last is not None:
         rows = rows.filter(pl.col("step") <= last)
     return rows.select("step", "name", rank=pl.lit(0), span=pl.lit(1), value_min=value, value_max=value)
@@ -312,9 +314,15 @@ def side(path: Place) -> Side:
     Raises:
         LogError: the run cannot be read, or has no row yet.
     """
-    info = open_run(path).info
-    fold = info["settings"].get("fold") or 1
-    return Side(scan(path), scan(path, "metrics"), fold, _order(path, [param["name"] for param in info["params"]]))
+    run = open_run(path)
+    resumed = scan(path, "events").filter(pl.col("kind") == "resumed").select("detail").collect()["detail"]
+    return Side(
+        scan(path),
+        scan(path, "metrics"),
+        _COST in run.own_metrics.union(*map(own_metrics_since, resumed)),
+        run.info["settings"].get("fold") or 1,
+        _order(path, [param["name"] for param in run.info["params"]]),
+    )
 
 
 def _order(path: Place, params: Sequence[str]) -> list[str]:

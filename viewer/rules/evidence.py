@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.ranks import State
-from tracer.log.run import Run
+from tracer.log.run import OWN_METRICS, Run, own_metrics_since
 from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
 from viewer.reduce.metrics import ACCURACY, LOSS, is_validation, panel_of
@@ -60,6 +60,7 @@ class Evidence:
         silent: The ranks that neither closed nor live.
         problems: What could not be read.
         complete: False while a closed run's last rows are still to arrive.
+        own_metrics: The names of the metrics that the trace writes itself; others are the user's.
     """
 
     state: State = "running"
@@ -72,6 +73,7 @@ class Evidence:
     silent: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
     complete: bool = True
+    own_metrics: frozenset[str] = frozenset(name for names in OWN_METRICS.values() for name in names)
 
     @property
     def last_step(self) -> int:
@@ -124,9 +126,9 @@ class Evidence:
     def _of(self, panel: str) -> list[Curve]:
         return [curve for curve in self.curves if panel_of(curve.name) == panel]
 
-    def curve(self, name: str) -> Curve | None:
-        """The metric of this name."""
-        return next((curve for curve in self.curves if curve.name == name), None)
+    def own(self, name: str) -> Curve | None:
+        """The metric of this name that the trace has written itself."""
+        return next((curve for curve in self.curves if curve.name == name and name in self.own_metrics), None)
 
 
 def _listed(text: str) -> list[str]:
@@ -160,6 +162,7 @@ class Record:
 
     def __init__(self, run: Run) -> None:
         self._described = {param["name"]: _described(param) for param in run.info["params"]}
+        self._own_metrics = set(run.own_metrics)
         stride = max(run.info["settings"].get(name) or 1 for name in ("every", "fold"))
         self._params = ParamHistory(list(self._described), width=stride)
         self._metrics = History()
@@ -178,6 +181,8 @@ class Record:
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
             event = Event(*row)
+            if event.kind == "resumed":
+                self._own_metrics.update(own_metrics_since(event.detail))
             self._counts[event.kind, event.rank] += 1
             if self._counts[event.kind, event.rank] <= _EVENTS:
                 self._events.append(event)
@@ -194,5 +199,6 @@ class Record:
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
             described=self._described,
+            own_metrics=frozenset(self._own_metrics),
             **how,
         )

@@ -25,7 +25,7 @@ def nonfinite(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     # What is not trained and never was finite, as a mask, was made so.
     frozen = np.array([not param.trainable for param in evidence.params], np.bool_)
     values = np.where(frozen & (tables.first_bad_value == tables.first_step), -1, tables.first_bad_value)
-    scaled = evidence.curve("skipped") is not None
+    scaled = evidence.own("skipped") is not None
     gradients = np.full_like(values, -1) if scaled else tables.first_bad_grad
     both = np.stack([values, gradients])
     if not (both >= 0).any():

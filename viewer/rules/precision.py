@@ -76,7 +76,7 @@ def underflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
 )
 def skipping(evidence: Evidence, limits: Limits) -> list[Case]:
     """A scaler that skips step after step."""
-    curve = evidence.curve("skipped")
+    curve = evidence.own("skipped")
     if curve is None or not len(curve.step):
         return []
     learnt = np.flatnonzero(~(np.array(curve.mean) >= 1))
@@ -98,4 +98,4 @@ def _ends(evidence: Evidence) -> Floats:
 
 
 def _scaled(evidence: Evidence) -> bool:
-    return evidence.curve("amp_scale") is not None
+    return evidence.own("amp_scale") is not None

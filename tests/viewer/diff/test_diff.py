@@ -302,6 +302,23 @@ def test_metrics_are_compared_where_both_were_logged() -> None:
     assert difference(a, b, without="loss").alike
 
 
+@pytest.mark.parametrize(
+    ("settings", "resumed", "own"),
+    [({}, None, True), ({"budget": None}, None, False), ({"budget": 0.1}, None, True), ({"budget": None}, True, True)],
+)
+def test_the_cost_of_tracing_is_known_by_the_budget(
+    settings: dict[str, object], resumed: bool | None, own: bool, tmp_path: Path
+) -> None:
+    """A metric called tracer_cost is compared like any other, unless the trace was given a budget and wrote it."""
+    for name, cost in (("a", 1.0), ("b", 2.0)):
+        run = new_run(tmp_path / name, settings=settings)
+        publish_next(run, "extremes", extremes(range(3)))
+        publish_next(run, "metrics", metrics(range(3), [cost] * 3, "tracer_cost"))
+        if resumed:
+            publish_next(run, "events", events([0], "resumed", detail="1 parameters, every 16, budget"))
+    assert difference(side(tmp_path / "a"), side(tmp_path / "b")).alike is own
+
+
 def test_metrics_of_ranks_are_compared_as_far_as_all_ranks_are(tmp_path: Path) -> None:
     """What one rank logs once, and the other at each step, is compared at each; what a rank has still to log is not."""
     rows = pa.concat_tables([extremes(range(6)), extremes(range(9), rank=1)])

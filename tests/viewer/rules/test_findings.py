@@ -136,6 +136,18 @@ def test_gradients_may_overflow_where_a_scaler_skips_the_step() -> None:
     assert only(made(spoilt, metrics=skipped), "nonfinite").first_step == 151
 
 
+def test_a_metric_of_the_users_is_none_of_the_tracers() -> None:
+    """Where no scaler was given, what a user calls as the tracer calls its own neither causes nor hides a finding."""
+    given: dict[str, Any] = {"metrics": {"skipped": [1.0] * 200, "amp_scale": [2.0] * 200}, "own_metrics": frozenset()}
+    assert said(made(healthy(), **given), "skipping") == []
+    infinite = healthy(layer1=lambda step: row(step, INF if step == 7 else 0.1))
+    assert only(made(infinite, **given), "nonfinite").first_step == 7
+    tiny = {"layer": lambda step: row(step, 1e-8)}
+    half: dict[str, Any] = {"described": {"layer": Param("layer", (8, 8), "float16")}}
+    assert said(made(tiny, **given, **half), "underflow") != []
+    assert said(made(tiny, metrics=given["metrics"], **half), "underflow") == []
+
+
 def test_a_scaler_that_skips_every_step_is_an_error() -> None:
     """When no scale helps any more, nothing is learnt."""
     rows = healthy()
