@@ -28,25 +28,25 @@ from matplotlib.backends.backend_webagg_core import (
     NavigationToolbar2WebAgg,
 )
 from matplotlib.figure import Figure
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from tracer.log.run import LogError
 from tracer.log.text import plain
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
 from viewer.reduce.metrics import panel_of
 from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.surfaces.connections import HOST, Strangers, accept, listen
 from viewer.surfaces.screen import Screen
 from viewer.words import noticed, span
 
 # A browser with a wrong address gets an answer; the terminal stays quiet.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
 
-HOST, PORT = "127.0.0.1", 8088
 _TICK_MILLISECONDS = 200
 # Runs that are read within this time replace the previous picture without an empty one between.
 _PATIENCE_SECONDS = 1.0
@@ -54,6 +54,8 @@ _PING_SECONDS = 30
 # The page lists this many parameters and findings; a filter shows other parameters.
 _LISTED, _FINDINGS = 200, 30
 _LARGEST_MESSAGE = 1 << 16
+_LARGEST_HEADER = 1 << 15
+_IDLE_SECONDS = 30
 # Sizes that a page can have. Others, which no page of ours sends, must cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
 _DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
@@ -87,27 +89,12 @@ def serve(
     # It speaks of the page's width, which nobody at this terminal can change.
     warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
     host = host or HOST
-    listening = _listen(host, port)
+    listening = listen(host, port)
     site = Site(open_runs, options, frozenset({"localhost", socket.gethostname().lower(), host.lower()}))
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
     shown = f"[{shown}]" if ":" in shown else shown
     say(f"Ctrl-C ends the page at http://{shown}:{listening.getsockname()[1]}/{site.token}/")
     asyncio.run(_serve(site, listening))
-
-
-def _listen(host: str, port: int | None) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, PORT if port is None else port), family=family)
-    except OSError as error:
-        if port is None:
-            return _listen(host, 0)
-        reason = error.strerror or str(error)
-        raise LogError(
-            f"no page at {host}:{port} ({reason}): give another --port (0: any free one) or --host"
-        ) from error
-    listening.setblocking(False)
-    return listening
 
 
 async def _serve(site: "Site", listening: socket.socket) -> None:
@@ -125,13 +112,17 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
             log_function=lambda _: None,
             websocket_max_message_size=_LARGEST_MESSAGE,
             websocket_ping_interval=_PING_SECONDS,
-        )
+        ),
+        # No request has a body: one is refused before it is read.
+        max_body_size=0,
+        max_header_size=_LARGEST_HEADER,
+        idle_connection_timeout=_IDLE_SECONDS,
+        body_timeout=_IDLE_SECONDS,
     )
-    server.add_socket(listening)
     try:
-        await asyncio.Event().wait()
+        await accept(server, site.strangers, listening)
     finally:
-        server.stop()
+        listening.close()
         for session in list(site.sessions.values()):
             session.on_close()
         await server.close_all_connections()
@@ -145,6 +136,7 @@ class Site:
             to servers at other ports of this host as well.
         files: The type and the content of each file of the page, by name.
         sessions: The open sessions, by the names that their pages know.
+        strangers: The connections that have not shown the token.
     """
 
     def __init__(self, open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, hosts: frozenset[str]) -> None:
@@ -153,6 +145,7 @@ class Site:
         self.token = secrets.token_urlsafe()
         self.files = _files()
         self.sessions: dict[str, Session] = {}
+        self.strangers = Strangers()
         self._hosts = hosts
 
     def refusal(self, host: str, token: str) -> str | None:
@@ -204,6 +197,8 @@ class _Guarded(RequestHandler):
         refusal = self.site.refusal(self.request.host_name.lower(), self.path_args[0] if self.path_args else "")
         if refusal is not None:
             self.refuse(403, refusal)
+        elif isinstance(self.request.connection, HTTP1Connection):
+            self.site.strangers.know(self.request.connection.stream)
 
     def refuse(self, status: int, sentence: str) -> None:
         self.set_status(status)
