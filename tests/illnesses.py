@@ -184,6 +184,54 @@ def converged(path: Path) -> None:
         classify(model, optimizer, batches(inputs[:1500], labels[:1500], 1500), trace, validate)
 
 
+def by_hand(path: Path) -> None:
+    """Gradients of a part that are made by autograd.grad, and set by hand."""
+    model = nn.Sequential(mlp(64, 32, 32), nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, path) as trace:
+        for inputs, labels in batches(*digits(), 200):
+            optimizer.zero_grad()
+            hidden = model[0](inputs)
+            loss = nn.functional.cross_entropy(model[1](hidden), labels)
+            gradients = torch.autograd.grad(loss, list(model[0].parameters()), retain_graph=True)
+            nn.functional.cross_entropy(model[1](hidden.detach()), labels).backward()
+            for parameter, gradient in zip(model[0].parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            trace.log(loss=loss)
+
+
+def moving_targets(path: Path) -> None:
+    """A value whose targets grow, as those of a DQN do, and its loss with them."""
+    inputs, labels = digits()
+    model = mlp(64, 64, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with tracer.attach(model, path) as trace:
+        for step, (batch, targets) in enumerate(batches(inputs, labels, 600)):
+            optimizer.zero_grad()
+            loss = (model(batch).squeeze(1) - targets * (1 + step / 20)).square().mean()
+            loss.backward()
+            optimizer.step()
+            trace.log(value_loss=loss)
+
+
+def clipped(path: Path) -> None:
+    """A critic as in a WGAN, whose weights are clipped."""
+    inputs, _ = digits()
+    model = mlp(64, 32, 32, 1)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+    with tracer.attach(model, path) as trace:
+        for real, _ in batches(inputs, inputs, 300):
+            optimizer.zero_grad()
+            loss = model(torch.rand_like(real)).mean() - model(real).mean()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.clamp_(-0.01, 0.01)
+            trace.log(critic_loss=loss)
+
+
 class Transformer(nn.Module):
     """A small one: tokens of 0 to 16, one a pixel's row and column."""
 
@@ -244,7 +292,7 @@ ILL = [
     Illness("memorised labels", memorised, ("overfitting",)),
     Illness("float16 overflow", half, ("overflow", "nonfinite")),
 ]
-HEALTHY = [frozen, healthy_mlp, converged, transformer, resnet]
+HEALTHY = [frozen, healthy_mlp, converged, by_hand, moving_targets, clipped, transformer, resnet]
 
 
 def judged(train: Callable[[Path], None], path: Path, seed: int = 0) -> tuple[Evidence, list[Finding]]:

@@ -41,6 +41,7 @@ class ParamTables:
         first_low: The smallest value in that step; NaN where it was not finite.
         first_high: Likewise, the largest.
         ranks: How many ranks have written rows.
+        applied: The parameters of which an optimizer applied a gradient, as far as that was recorded.
         rows: How many rows each cell has: of several ranks, each has its own.
         grads: In how many of them there was a gradient.
         zeros: In how many of them it was zero throughout.
@@ -70,6 +71,7 @@ class ParamTables:
     first_low: Floats
     first_high: Floats
     ranks: int
+    applied: frozenset[str]
     rows: Sum
     grads: Sum
     zeros: Sum
@@ -160,6 +162,7 @@ class ParamHistory:
         self._first_bad = np.full((2, 0), _NEVER)
         self._first_step = np.full(0, _NEVER)
         self._first = np.full((2, 0), np.nan)
+        self._applied: frozenset[str] = frozenset()
         # Of each rank and parameter the newest row, and the change that led to it: NaN before the first.
         self._place_of_rank: dict[int, int] = {}
         self._newest_step = np.full((0, 0), -1)
@@ -169,6 +172,9 @@ class ParamHistory:
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows."""
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
+        if "applied_min" in rows.collect_schema():
+            applied = rows.filter(pl.col("applied_min").is_not_null()).select(pl.col("param").unique().cast(pl.String))
+            self._applied |= set(applied.collect()["param"])
         for offset in itertools.count(0, self.read_rows):
             frame = wanted.slice(offset, self.read_rows).collect()
             columns = self._columns(frame)
@@ -279,6 +285,7 @@ class ParamHistory:
             first_low=first_low,
             first_high=first_high,
             ranks=len(self._place_of_rank),
+            applied=self._applied,
             **dict[str, Any](cells),
         )
 

@@ -234,15 +234,21 @@ def dead(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     ),
 )
 def unused(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Parameters that are to be trained and never had a gradient, while others did."""
+    """Parameters that are to be trained and never had a gradient, while others did.
+
+    No backward tells of a gradient that was set by hand: values that move do, or the gradient that was applied.
+    """
     named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
     wanted = np.array(
-        [param.trainable and 0 not in param.shape and param.name not in named for param in evidence.params]
+        [
+            param.trainable and 0 not in param.shape and param.name not in named | tables.applied
+            for param in evidence.params
+        ]
     )
     # Since a parameter joined, so often others had a gradient.
     since = tables.rows.cumsum(axis=0) > 0
     measured = (tables.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / tables.ranks
-    holds = wanted & ~tables.grads.any(axis=0) & (measured >= limits["rows"])
+    holds = wanted & ~tables.grads.any(axis=0) & ~tables.moved.any(axis=0) & (measured >= limits["rows"])
     return cases_of(tables, np.flatnonzero(holds), (tables.begins[0], evidence.last_step), rows=measured)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from viewer.reduce.cells import Floats
 from viewer.reduce.metrics import is_validation
+from viewer.rules import gradients
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, rule
 from viewer.snapshot import Curve, Number, Severity
@@ -62,7 +63,8 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Case]:
 @rule(
     "loss_diverging",
     title="{metric} diverges",
-    severity=Severity.ERROR,
+    # A loss may rise with its targets, as those of a value do.
+    severity=Severity.WARNING,
     sentence="{metric} diverges: {begun:.4g} at the beginning, {now:.4g} lately, above {limits[factor]:g} times the "
     "beginning since step {first_step:,}.",
     advice="Lower the learning rate, warm it up, clip gradients.",
@@ -70,7 +72,7 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Case]:
     steps=Threshold(20, "after it has been logged for so many steps", "a few steps prove nothing"),
 )
 def loss_diverging(evidence: Evidence, limits: Limits) -> list[Case]:
-    """A loss that ends far above what it began with."""
+    """A loss that ends far above what it began with: an error where gradients explode meanwhile, or are not finite."""
     curve = _main(evidence.losses)
     if curve is None or _span(curve) < limits["steps"]:
         return []
@@ -85,7 +87,11 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Case]:
         return []
     below = np.flatnonzero(means <= limits["factor"] * begun)
     first = int(curve.step[min(int(below[-1]) + 1, len(means) - 1)])
-    return [_case(curve, first, begun=begun, now=now, least=least)]
+    causes = (*gradients.exploding.findings(evidence, limits), *gradients.nonfinite.findings(evidence, limits))
+    # Of gradients that were huge all the time, no factor is known.
+    worse = any(cause.last_step >= first and cause.numbers.get("factor") != 0 for cause in causes)
+    severity = Severity.ERROR if worse else None
+    return [_case(curve, first, severity, begun=begun, now=now, least=least)]
 
 
 @rule(

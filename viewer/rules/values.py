@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from viewer.reduce.cells import Floats
+from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence, Param
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
@@ -70,12 +70,12 @@ def drifting(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Ca
 
 @param_rule(
     "unchanged",
-    title="Values do not move: {first}{others}",
+    title="{what}: {first}{others}",
     severity=Severity.NOTE,
-    sentence="Values do not move ({params}): the extremes stayed as they are in {rows:,.0f} measured steps, though "
-    "there are gradients.",
+    sentence="{what} ({params}): the extremes stayed {where} in {rows:,.0f} measured steps, though there are "
+    "gradients.",
     advice="See whether the optimizer was given these parameters, whether its learning rate is 0, and whether updates "
-    "are lost to rounding in half precision.",
+    "are lost to rounding in half precision. Where values are clipped on purpose, as in a WGAN, nothing is wrong.",
     rows=Threshold(100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"),
 )
 def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
@@ -86,6 +86,9 @@ def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     pulled = (tables.grad_high > 0) & (tables.grads > 0)
     stretch = longest(tables, (tables.moved == 0) & (tables.followed > 0) & pulled, tables.followed)
     numbers = np.flatnonzero(stretch.rows >= limits["rows"])
+    low, high = _extremes_at(tables, stretch.steps[1])
+    clipped = np.isin(numbers, _clipped(evidence, tables, numbers, low, high))
+    bounded, numbers = numbers[clipped], numbers[~clipped]
     stuck = set(numbers[~tables.moved[:, numbers].any(axis=0)].tolist())
     trained = set(np.flatnonzero(pulled.any(axis=0)).tolist())
     modules: dict[str, set[int]] = {}
@@ -93,7 +96,29 @@ def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
         modules.setdefault(tables.params[number].rpartition(".")[0], set()).add(number)
     in_whole_modules = any(len(members) > 1 and members <= stuck for members in modules.values())
     severity = Severity.ERROR if trained <= stuck else Severity.WARNING if in_whole_modules else None
-    return cases_of(tables, numbers, stretch.steps, severity, rows=stretch.rows)
+    words = {"what": "Values do not move", "where": "as they are"}
+    still = cases_of(tables, numbers, stretch.steps, severity, words, rows=stretch.rows)
+    words = {"what": "Values at their bounds", "where": "where clipping seems to hold them"}
+    return still + cases_of(tables, bounded, stretch.steps, None, words, rows=stretch.rows, low=low, high=high)
+
+
+def _extremes_at(tables: ParamTables, steps: Integers) -> tuple[Floats, Floats]:
+    """Each parameter's extremes in the bin that ends with a step of its own."""
+    places = np.searchsorted(tables.ends, steps), np.arange(len(tables.params))
+    return tables.low[places], tables.high[places]
+
+
+def _clipped(evidence: Evidence, tables: ParamTables, numbers: Integers, low: Floats, high: Floats) -> list[int]:
+    """Those of these parameters whose extremes are bounds: opposite ones that came later, or those of other shapes."""
+    shapes: dict[tuple[float, float], set[tuple[int, ...]]] = {}
+    for number in numbers:
+        shapes.setdefault((low[number], high[number]), set()).add(evidence.params[number].shape)
+    came = (low == -high) & tables.moved.any(axis=0)
+    return [
+        number
+        for number in numbers
+        if low[number] < high[number] and (came[number] or len(shapes[low[number], high[number]]) > 1)
+    ]
 
 
 @param_rule(
