@@ -5,7 +5,7 @@ no NaN is lost, however long the run is. As the bins fill, the resolution of ste
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -135,8 +135,11 @@ class History:
 
     def curves(self) -> list[Curve]:
         """Give every metric, sorted by name."""
-        frame = self._frame("metrics")
-        return [] if frame is None else _curves(frame.sort("name", "bin"))
+        bins = self._bins.get("metrics")
+        if not isinstance(bins, Bins) or bins.frame is None or bins.newest is None:
+            return []
+        newest = bins.newest.select("name", mean(*map(pl.col, ("newest", "small_newest", "writers"))).alias("mean"))
+        return _curves(bins.frame.sort("name", "bin"), dict(newest.iter_rows()))
 
     def _frame(self, table: str) -> pl.DataFrame | None:
         bins = self._bins.get(table)
@@ -186,11 +189,10 @@ class History:
         return bins.heatmap() if isinstance(bins, Magnitudes) else None
 
 
-def _curves(bins: pl.DataFrame) -> list[Curve]:
+def _curves(bins: pl.DataFrame, newest: Mapping[str, float]) -> list[Curve]:
     """Cut bins, sorted by name, into curves. There may be thousands, so whole columns are converted at once."""
     nan = float("nan")
     logged = pl.when(pl.col("count") > 0).then(mean(*map(pl.col, ("total", "small_total", "count")))).fill_null(nan)
-    newest = bins.select(mean(*map(pl.col, ("newest", "small_newest", "writers")))).to_series().to_list()
     nonfinite = bins["nonfinite"].to_list()
     columns = [
         bins["step"].to_list(),
@@ -204,6 +206,6 @@ def _curves(bins: pl.DataFrame) -> list[Curve]:
         end = begin + count
         step, means, low, high, time = (column[begin:end] for column in columns)
         bad_steps = [step for step in nonfinite[begin:end] if step is not None]
-        curves.append(Curve(name, step, means, low, high, bad_steps, time, newest[end - 1]))
+        curves.append(Curve(name, step, means, low, high, bad_steps, time, newest[name]))
         begin = end
     return curves

@@ -740,3 +740,45 @@ def test_the_spread_over_many_ranks_is_bounded() -> None:
     bins = history._bins["extremes"]
     assert bins.frame is not None  # type: ignore[union-attr]
     assert len(bins.frame) <= 8 * 16  # type: ignore[union-attr]
+
+
+def named_rows(names: int, steps: range, values: npt.NDArray[np.float64]) -> pl.LazyFrame:
+    """Rows of so many metrics, each logged at each step: values of shape (steps, names)."""
+    step = np.repeat(np.array(steps), names)
+    numbers = pl.Series([f"m{number:04}" for number in range(names)])
+    name = numbers[np.tile(np.arange(names), len(steps))].cast(pl.Categorical)
+    return pl.LazyFrame({"step": step, "name": name, "time": times(step), "value": values.reshape(-1)})
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_thousands_of_metrics_together_are_bounded(pieces: int) -> None:
+    """Their bins are wider then; of each the extremes, the first NaN or infinity and the newest number stay."""
+    names, steps = 2000, 400
+    values = np.random.default_rng(0).normal(size=(steps, names))
+    values[range(7, 7 + names // 10), range(0, names, 10)] = math.nan
+    values[:, 1] = math.inf
+    history = History()
+    for begin in range(0, steps, steps // pieces):
+        rows = range(begin, begin + steps // pieces)
+        history.absorb("metrics", named_rows(names, rows, values[rows.start : rows.stop]))
+    curves = history.curves()
+    assert sum(len(curve.step) for curve in curves) <= 400_000
+    assert len(curves[0].step) == 200
+    known = np.where(np.isfinite(values), values, math.nan)
+    for number, curve in enumerate(curves):
+        assert curve.newest == values[-1, number]
+        assert curve.nonfinite[:1] == np.flatnonzero(~np.isfinite(values[:, number]))[:1].tolist()
+        if number != 1:
+            assert (np.nanmin(curve.low), np.nanmax(curve.high)) == (
+                np.nanmin(known[:, number]),
+                np.nanmax(known[:, number]),
+            )
+
+
+def test_metrics_that_are_logged_once_cost_others_nothing() -> None:
+    """A name costs no more than its rows: however many there are, a loss keeps its steps."""
+    history = History()
+    history.absorb("metrics", named_rows(1, range(2000), np.zeros((2000, 1))))
+    for step in range(0, 2000, 500):
+        history.absorb("metrics", named_rows(9000, range(step, step + 1), np.ones((1, 9000))))
+    assert len(history.curves()[0].step) == 2000
