@@ -40,12 +40,13 @@ PARAMS = ("conv.weight", "fc.weight")
 def rows(
     steps: Sequence[int], bad: Sequence[int] = (), unused: bool = False, attempt: int = 0, rank: int = 0
 ) -> pa.Table:
-    """Extremes of two parameters whose values move: NaN in these steps, the second's gradient missing."""
+    """Extremes of two parameters whose values move: NaN in these steps, or the second still and without a gradient."""
     values: dict[str, list[float | None]] = {name: [] for name in ("value_min", "value_max", "grad_min", "grad_max")}
     for step in steps:
         for param in PARAMS:
-            size = 0.5 + 1e-4 * step
-            grad = None if unused and param == "fc.weight" else math.nan if step in bad else 0.1
+            left_out = unused and param == "fc.weight"
+            size = 0.5 if left_out else 0.5 + 1e-4 * step
+            grad = None if left_out else math.nan if step in bad else 0.1
             for name, number in zip(values, (-size, size, grad and -grad, grad), strict=True):
                 values[name].append(number)
     return extremes(steps, PARAMS, values, rank, attempt)
