@@ -10,7 +10,8 @@ from tests.commands import Said, tracer_says, viewer_says
 from tests.halves import first_of
 from tests.logs import close_run, events, flip_bit, metrics, new_run, publish_next, statistics
 from tracer.log import ranks
-from tracer.log.read import BadPartWarning, scan
+from tracer.log.parts import BadPartWarning
+from tracer.log.read import scan
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from tracer.log.text import plain, print_any_letter
