@@ -288,12 +288,26 @@ class Daemon:
         try:
             encoded = self._encoders[table](wanted) if wanted else None
         except Exception as error:
-            # These rows will not encode at the next attempt either.
-            self._drop(table, count, "encode", f"they cannot be encoded ({in_short(error)})")
-            return None
+            # They will not encode at the next attempt either.
+            self._drop_failing(table, count, error)
+            return self._encode(table, everything) if count else None
         if table == "events":
             self._told = dropped
         return None if encoded is None else (count, encoded)
+
+    def _drop_failing(self, table: str, count: int, error: Exception) -> None:
+        """Drop those of a table's first items that cannot be encoded alone; all of them, if each can."""
+        good, failing = [], []
+        for entry in self._waiting[table][:count]:
+            try:
+                self._encoders[table]([entry[0]])
+                good.append(entry)
+            except Exception:
+                failing.append(entry)
+        if not failing:
+            good, failing = [], good
+        self._waiting[table][:count] = [*failing, *good]
+        self._drop(table, len(failing), "encode", f"they cannot be encoded ({in_short(error)})")
 
     def _drop(self, table: str, count: int, trouble: str, why: str) -> None:
         """Count the first of a table's waiting items as lost."""

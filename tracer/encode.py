@@ -25,6 +25,7 @@ from tracer.items import (
     StepRows,
 )
 from tracer.log import schema
+from tracer.warn import encodable
 
 _NUMPY = {
     torch.float64: np.float64,
@@ -153,7 +154,7 @@ class Encoder:
 
     def metrics(self, metrics: Sequence[Metric]) -> pa.Table:
         """The rows of these metrics."""
-        return self._table("metrics", [(metric, metric.name, _number(metric.value)) for metric in metrics])
+        return self._table("metrics", [(metric, encodable(metric.name), _number(metric.value)) for metric in metrics])
 
     def events(self, events: Sequence[Event]) -> pa.Table:
         """The rows of these events."""

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tracer.warn import encodable
+
 Select = str | re.Pattern[str] | Callable[[str], bool]
 
 # The names under which torch's wrappers keep the wrapped module. "module" is also a name that users give.
@@ -46,7 +48,8 @@ def named_parameters(model: nn.Module) -> list[NamedParameter]:
                 place = places.setdefault(id(tensor), (tensor, module._parameters, key, []))
                 place[3].append(f"{prefix}.{key}" if prefix else key)
     return [
-        NamedParameter(names[0], tuple(names[1:]), tensor, owner, key) for tensor, owner, key, names in places.values()
+        NamedParameter(encodable(names[0]), tuple(map(encodable, names[1:])), tensor, owner, key)
+        for tensor, owner, key, names in places.values()
     ]
 
 
@@ -71,7 +74,7 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of a model once, under its first name, "" for the model itself; of a wrapper, what it wraps."""
     by_id: dict[int, tuple[str, nn.Module]] = {}
     for name, module in _named_modules(model):
-        by_id.setdefault(id(module), (name, module))
+        by_id.setdefault(id(module), (encodable(name), module))
     return dict(by_id.values())
 
 

@@ -34,7 +34,7 @@ from tracer.parameters import NamedParameter, Select, flattened, named_parameter
 from tracer.recorder import Recorder
 from tracer.settings import Settings
 from tracer.statistics import Stats
-from tracer.warn import in_short, warn
+from tracer.warn import in_full, in_short, warn
 
 _open: "set[Trace]" = set()
 
@@ -388,7 +388,7 @@ class Trace:
 
 
 def _reason(error: BaseException | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"
+    return "" if error is None else in_full(error)
 
 
 def _close_all() -> None:

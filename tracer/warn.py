@@ -11,9 +11,23 @@ class TracerWarning(UserWarning):
     """Something in the tracer failed or looks wrong; training is untouched."""
 
 
+def encodable(text: str) -> str:
+    """A text as UTF-8 can hold it: a lone surrogate, as a file name that is not UTF-8 has, becomes its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def in_full(error: BaseException) -> str:
+    """An error's kind and message, whatever its class does when it is asked for it."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "its message cannot be had"
+    return encodable(f"{type(error).__name__}: {message}")
+
+
 def in_short(error: BaseException) -> str:
     """An error in one line: some errors of torch's dispatcher have a hundred."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return (in_full(error).splitlines() or [""])[0]
 
 
 def warn(message: str) -> None:

@@ -288,6 +288,39 @@ def test_rows_that_cannot_be_encoded_are_dropped_and_the_rest_goes_on(tmp_path: 
     assert logged(tmp_path / "run") == [5]
 
 
+def test_a_row_that_cannot_be_encoded_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Of a batch only the bad rows are lost, and they are counted."""
+
+    def fussy(items: Sequence[int]) -> pa.Table:
+        if min(items) < 0:
+            raise ValueError("not a step")
+        return encode(items)
+
+    with pytest.warns(tracer.TracerWarning, match="rows of metrics are lost: they cannot be encoded"):
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": fussy}, lambda item: item)
+        for step in (0, -1, 1, -2, 2):
+            daemon.put("metrics", step)
+        daemon.close({})
+    assert logged(tmp_path / "run") == [0, 1, 2]
+    assert daemon.dropped == {"metrics": 2}
+
+
+def test_a_batch_that_cannot_be_encoded_together_is_lost_once(tmp_path: Path) -> None:
+    """Rows of which each is good alone, and that do not go together, are counted as lost; the daemon ends."""
+
+    def unsociable(items: Sequence[int]) -> pa.Table:
+        if len(items) > 1:
+            raise ValueError("too many")
+        return encode(items)
+
+    with pytest.warns(tracer.TracerWarning, match="too many"):
+        daemon = Daemon(new_run(tmp_path / "run"), 0, {"metrics": unsociable}, lambda item: item)
+        for step in (0, 1):
+            daemon.put("metrics", step)
+        daemon.close({})
+    assert daemon.dropped == {"metrics": 2}
+
+
 def test_events_are_published_first(tmp_path: Path, disk: Disk) -> None:
     """What says where an attempt begins is in the log before its rows, in each round."""
     order: list[str] = []
