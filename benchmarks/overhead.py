@@ -13,6 +13,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch.optim import optimizer
 from torchvision.models import resnet18
 
 import tracer
+from tracer import hooks
 
 Step = Callable[[], None]
 Build = Callable[[], tuple[nn.Module, torch.Tensor]]
@@ -136,20 +138,18 @@ class OwnHooks:
     """
 
     def __init__(self) -> None:
-        self._kinds: tuple[Any, ...] = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
-        self._owned: dict[str, list[dict[int, Any]]] = {}
+        self._owned: dict[str, tuple[Any, ...]] = {}
 
     def belong_to(self, name: str) -> None:
-        """Give the hooks that are registered now to this contestant."""
-        self._owned[name] = [dict(hooks) for hooks in self._kinds]
+        """Give the trace that was attached last to this contestant."""
+        self._owned[name] = tuple(hooks._reports.values())[-1:]
         self.only("")
 
     def only(self, name: str) -> None:
         """Register the hooks of one contestant, and no others."""
-        for at, hooks in enumerate(self._kinds):
-            hooks.clear()
-            if name in self._owned:
-                hooks.update(self._owned[name][at])
+        hooks._reporting = self._owned.get(name, ())
+        for kind, hook in hooks._UPDATE_HOOKS.items():
+            setattr(optimizer, kind, OrderedDict({-1: hook} if name in self._owned else {}))
 
 
 def measure(

@@ -1,5 +1,6 @@
 """Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -125,7 +127,6 @@ class Hooks:
         self._wanted = name_filter(select)
         self._listener: Listener | None = None
         self._wrap: Callable[[Hook], Hook] | None = None
-        self._handles: list[RemovableHandle] = []
         self.param_hooks: list[ParamHook] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
         self._note = self.noted.append
@@ -151,10 +152,9 @@ class Hooks:
         """Set all hooks, each gradient hook wrapped in ``wrap``; from now on they report to ``listener``."""
         self._listener = listener
         self._wrap = wrap
-        self._handles = [
-            register_optimizer_step_pre_hook(_update_hook(listener.before_update)),
-            register_optimizer_step_post_hook(_update_hook(listener.after_update)),
-        ]
+        _see_updates()
+        _reports[id(self)] = listener.before_update, listener.after_update
+        _renew_reporting()
         self.rearm()
 
     def stale(self) -> bool:
@@ -215,12 +215,12 @@ class Hooks:
 
     def remove(self) -> None:
         """Remove every hook; harmless if they are removed already."""
-        for handle in self._handles:
-            handle.remove()
+        _reports.pop(id(self), None)
+        _renew_reporting()
         for hook in self.param_hooks:
             if hook.handle is not None:
                 hook.handle.remove()
-        self._handles, self.param_hooks = [], []
+        self.param_hooks = []
 
     def traces(self, tensors: set[int]) -> bool:
         """Whether any of the tensors with these ids is traced here."""
@@ -297,11 +297,21 @@ class Hooks:
         }
 
 
-def _update_hook(report: Callable[[Optimizer, bool], None]) -> Callable[[Optimizer, Any, Any], None]:
+# Torch iterates its hooks on all optimizers in each update, so they must not change while any thread trains. Ours are
+# set once and stay. They report to those that are armed: before an update, and after it.
+_Report = Callable[[Optimizer, bool], None]
+_reports: dict[int, tuple[_Report, _Report]] = {}
+# The same as a tuple, which is replaced, and never changed while a hook iterates it.
+_reporting: tuple[tuple[_Report, _Report], ...] = ()
+_setting = threading.RLock()
+
+
+def _update_hook(when: int) -> Callable[[Optimizer, Any, Any], None]:
     @_not_compiled
     def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        # The first argument is the optimizer itself.
-        report(optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
+        for reports in _reporting:
+            # The first argument is the optimizer itself.
+            reports[when](optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
 
     return hook
 
@@ -320,6 +330,25 @@ def has_effect(optimizer: Optimizer) -> bool:
 def _is_zero(rate: object) -> bool:
     # To read a rate that is on a device would be a sync.
     return bool(rate == 0) if not isinstance(rate, torch.Tensor) or rate.is_cpu else False
+
+
+_UPDATE_HOOKS = {"_global_optimizer_pre_hooks": _update_hook(0), "_global_optimizer_post_hooks": _update_hook(1)}
+_REGISTER = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
+
+
+def _see_updates() -> None:
+    """Have all optimizers call our hooks, from now on."""
+    with _setting:
+        for (name, hook), register in zip(_UPDATE_HOOKS.items(), _REGISTER, strict=True):
+            if hook not in getattr(torch_optimizer, name).values():
+                register(hook)
+
+
+def _renew_reporting() -> None:
+    global _reporting
+    # Another thread, or a signal handler in this one, may have come in between: whoever writes looks once more.
+    while _reporting != (now := tuple(_reports.copy().values())):
+        _reporting = now
 
 
 def _ids_of(optimizer: Optimizer) -> Iterable[int]:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import optimizer as torch_optimizer
 
 import tracer
 from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, weights
 from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
+from tracer import hooks
 from tracer.items import HostCopy
 from tracer.log import schema
 from tracer.log.parts import all_parts, damage
@@ -144,7 +144,7 @@ class Case:
         assert threading.active_count() == before, faults.failed
         assert not _open, faults.failed
         assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()), faults.failed
-        assert not torch_optimizer._global_optimizer_pre_hooks, faults.failed
+        assert not hooks._reports, faults.failed
         assert not nn.modules.module._global_forward_hooks, faults.failed
         assert {warning.category for warning in caught} <= {tracer.TracerWarning}, faults.failed
         return Outcome(faults, path, trace is not None, [str(warning.message) for warning in caught])

@@ -1,6 +1,9 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from tests.training import loss_of, mlp
 from tracer.hooks import Hooks, ParamHook
@@ -42,6 +45,45 @@ def test_gradients_and_updates_are_reported_in_their_order() -> None:
     hooks.remove()
     assert sorted(notes.heard[:4]) == [f"gradient {index}" for index in range(4)]
     assert notes.heard[4:] == ["before", "after"] * 2
+
+
+def test_a_training_goes_on_while_another_thread_attaches_and_closes() -> None:
+    """Hooks that are set and removed while an optimizer calls the process's hooks do not disturb its update."""
+    own, others = Notes(), Notes()
+    model, other = mlp(), Hooks(mlp(), None)
+    hooks = Hooks(model, None)
+    hooks.arm(own)
+
+    def meanwhile(*_: object) -> None:
+        for action in (lambda: other.arm(others), other.remove):
+            thread = threading.Thread(target=action)
+            thread.start()
+            thread.join()
+
+    # Torch goes from the first of these to the second one, and would notice.
+    handles = [register_optimizer_step_pre_hook(hook) for hook in (meanwhile, lambda *_: None)]
+    handles += [register_optimizer_step_post_hook(hook) for hook in (meanwhile, lambda *_: None)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    hooks.remove()
+    assert own.heard == ["before", "after"] * 3
+
+
+def test_each_of_several_listeners_hears_an_update_once() -> None:
+    """However often hooks are set and removed, an update is reported once to each that is armed, and to no other."""
+    listeners = [Notes() for _ in range(3)]
+    armed = [Hooks(mlp(), None) for _ in listeners]
+    for hooks, notes in zip(armed, listeners, strict=True):
+        hooks.arm(notes)
+    armed[1].remove()
+    torch.optim.SGD(mlp().parameters(), lr=0.1).step()
+    for hooks in armed:
+        hooks.remove()
+    torch.optim.SGD(mlp().parameters(), lr=0.1).step()
+    assert [notes.heard for notes in listeners] == [["before", "after"], [], ["before", "after"]]
 
 
 def test_remove_leaves_no_hook_and_is_idempotent() -> None:
