@@ -76,6 +76,7 @@ class Activations:
         """Remove the hook, if there is one."""
         if self._handle is not None:
             self._handle.remove()
+            self._handle = None
 
     def finish(self) -> None:
         """Remove the hook, if there is one, and emit everything recorded so far."""
@@ -121,6 +122,9 @@ class Activations:
                 with torch.no_grad():
                     self._record(step, (name, module.training), output)
         except Exception as error:
+            if self._handle is None:
+                # A signal handler has closed the trace meanwhile.
+                return
             self._failed.add(name)
             message = f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})"
             if self._warned:
@@ -135,8 +139,8 @@ class Activations:
                 seen[key] = _together(*seen[key], count, moments) if key in seen else (count, moments)
 
     def _emit_before(self, step: int) -> None:
-        for done in [label for label in self._steps if label < step]:
-            seen = self._steps.pop(done)
+        for done in [label for label in tuple(self._steps) if label < step]:
+            seen = self._steps.pop(done, {})
             blocks = host_blocks({(*key, count): moments for key, (count, moments) in seen.items()})
             if blocks:
                 self._outbox.put(ActivationRows(done, time.time_ns(), blocks))

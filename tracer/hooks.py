@@ -181,11 +181,14 @@ class Hooks:
             return
         self.reporting = reporting
         self.noted.clear()
-        for hook in self.param_hooks:
+        param_hooks = self.param_hooks
+        for hook in param_hooks:
             hooks = hook.tensor._post_accumulate_grad_hooks
             # Another library may have removed all hooks.
             if hook.handle is not None and hooks and hook.handle.id in hooks:
                 hooks[hook.handle.id] = self._hook(hook)
+        if self._listener is None:
+            _unset(param_hooks)
 
     def rearm(self) -> tuple[list[ParamHook], list[Change]]:
         """Look at the model again: set the hooks that are missing, and remove those of tensors that are gone.
@@ -194,7 +197,8 @@ class Hooks:
             The hooks of new tensors, and the changes.
         """
         listener = self._listener
-        assert listener is not None
+        if listener is None:
+            return [], []
         known = {id(hook.tensor): hook for hook in self.param_hooks}
         before = self._by_name()
         self._survey(self._look())
@@ -211,15 +215,16 @@ class Hooks:
             hook.failed, hook.direct = True, None
             if hook.handle is not None:
                 hook.handle.remove()
+        if self._listener is None:
+            self.remove()
         return new, _changes(before, self._by_name())
 
     def remove(self) -> None:
-        """Remove every hook; harmless if they are removed already."""
+        """Remove every hook; harmless if they are removed already. What a signal handler interrupts so, sets none."""
+        self._listener = None
         _reports.pop(id(self), None)
         _renew_reporting()
-        for hook in self.param_hooks:
-            if hook.handle is not None:
-                hook.handle.remove()
+        _unset(self.param_hooks)
         self.param_hooks = []
 
     def traces(self, tensors: set[int]) -> bool:
@@ -400,6 +405,14 @@ def _changes(
         elif trainable is not before[name][1]:
             changes.append(Change("unfrozen" if trainable else "frozen", name, detail))
     return changes
+
+
+def _unset(param_hooks: Iterable[ParamHook]) -> None:
+    """Remove hooks for good."""
+    for hook in param_hooks:
+        hook.failed = True
+        if hook.handle is not None:
+            hook.handle.remove()
 
 
 def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:

@@ -131,7 +131,9 @@ class StepRecord:
             self._outbox.put(event(self._clock.step, change.kind, change.detail, change.name))
 
     def give_up(self, hook: ParamHook, error: Exception) -> None:
-        """Go on without one parameter."""
+        """Go on without one parameter; silently, if the trace was closed meanwhile."""
+        if hook.failed:
+            return
         hook.failed, hook.direct = True, None
         name = self._hooks.parameters[hook.index].name
         message = in_short(error)

@@ -101,15 +101,17 @@ class Recorder:
 
     def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
-        if self._alert or (self._loss_scale is not None and self._clock.backward != running_backward()):
-            if self._pauses():
-                return
-            self._at_border(self._first_gradient, hook)
-            if self._step_record.order is not None and self._measuring and not hook.failed:
-                self._step_record.order[self._hooks.parameters[hook.index].name] = None
-        if not self._measuring or hook.failed:
-            return
         try:
+            if self._alert or (self._loss_scale is not None and self._clock.backward != running_backward()):
+                if self._pauses():
+                    return
+                self._at_border(self._first_gradient, hook)
+                # A signal handler that closes the trace may take it away.
+                order = self._step_record.order
+                if order is not None and self._measuring and not hook.failed:
+                    order[self._hooks.parameters[hook.index].name] = None
+            if not self._measuring or hook.failed:
+                return
             if torch.is_grad_enabled():
                 # backward(create_graph=True) runs hooks in grad mode, and a reduction with a graph would keep it alive.
                 with torch.no_grad():
@@ -180,8 +182,9 @@ class Recorder:
         self._at_border(self._restore, step)
 
     def finish(self) -> None:
-        """Emit the last step, if any gradient or update belongs to it."""
+        """Emit the last step, if any gradient or update belongs to it, and record no more."""
         self._at_border(self._finish)
+        self._stopped, self._measuring, self._step_record.buffer.open = True, False, False
 
     def _at_border(self, action: Callable[[*_Args], None], *args: *_Args) -> None:
         """Do what happens between two steps; if it fails, training goes on."""

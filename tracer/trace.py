@@ -247,7 +247,8 @@ class Trace:
 
     @property
     def _live(self) -> _Parts | None:
-        return None if self._closed else self._parts
+        parts = self._parts
+        return None if self._closed else parts
 
     def log(self, /, **metrics: object) -> None:
         """Record metrics for the step whose gradients came last.
@@ -261,8 +262,9 @@ class Trace:
         """
         now = time.time_ns()
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
-        if self._parts is not None and not self._closed:
-            self._parts.outbox.log(self._parts.recorder.step, now, values)
+        live = self._live
+        if live is not None:
+            live.outbox.log(live.recorder.step, now, values)
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.
@@ -312,6 +314,8 @@ class Trace:
             ValueError: it is something else.
             RuntimeError: the trace is closed.
         """
+        # First, since a signal handler may close the trace meanwhile.
+        closed = self._closed
         step = state.get("step") if isinstance(state, Mapping) else None
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             # If it is a whole checkpoint, its tensors must not be printed.
@@ -319,11 +323,13 @@ class Trace:
             raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {got}')
         if self._inert:
             return
-        live = self._live
-        if live is None:
+        if closed:
             raise RuntimeError(
                 f"the trace into {self.path} is closed: attach again, with resume=True, to go on with it"
             )
+        live = self._live
+        if live is None:
+            return
         left = live.recorder.next_step
         if live.activations is not None:
             live.activations.flush()
@@ -350,9 +356,10 @@ class Trace:
         return self._parts is not None and self._parts.hooks.traces(tensors)
 
     def _finish(self, reason: str) -> None:
+        parts = self._parts
         self._end(reason)
-        if self._parts is not None:
-            self._parts.daemon.wait()
+        if parts is not None:
+            parts.daemon.wait()
         self._parts = None
 
     def _end(self, reason: str) -> None:
