@@ -61,7 +61,7 @@ def _optimizer_hooks() -> list[Any]:
 
 def _open_traces() -> list[Any]:
     trace = _loaded("tracer.trace")
-    return list(trace._open) if trace else []
+    return trace._open_traces() if trace else []
 
 
 @pytest.fixture(autouse=True)

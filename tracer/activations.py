@@ -7,7 +7,9 @@ warning says so, and its outputs are left out.
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -47,10 +49,13 @@ class Activations:
     """
 
     def __init__(self, model: nn.Module, select: Select | bool) -> None:
-        self._model = model
+        # Weakly, as hooks on gradients do.
+        self._model = weakref.ref(model)
+        self._names: dict[int, str] = {}
+        self._modules: dict[int, weakref.ref[nn.Module]] = {}
         self._wanted = name_filter(None if isinstance(select, bool) else select, "activations")
         self._survey()
-        if not self._modules:
+        if not self._names:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
         # By step, since a training forward runs before its step begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
@@ -95,12 +100,22 @@ class Activations:
             self._say(f"the last activations are lost ({in_short(error)})")
 
     def _survey(self) -> None:
-        modules = named_modules(self._model)
+        model = self._model()
+        if model is None:
+            return
+        modules = named_modules(model)
         # The model without its wrappers, whose mode a loop may not set.
-        self._root = modules[""]
-        # Kept alive, so that no other module can get one of these ids.
-        self._modules = {name: module for name, module in modules.items() if self._wanted(name)}
-        self._names = {id(module): name for name, module in self._modules.items()}
+        self._root = weakref.ref(modules[""])
+        self._names = {id(module): name for name, module in modules.items() if self._wanted(name)}
+        for name in self._names.values():
+            module = modules[name]
+            if id(module) not in self._modules:
+                self._modules[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
+
+    def _forget(self, key: int, _: object) -> None:
+        """A module is gone; another one may get its id."""
+        self._names.pop(key, None)
+        self._modules.pop(key, None)
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
         name = self._names.get(id(module))
@@ -115,7 +130,8 @@ class Activations:
         try:
             self._seen = True
             # Parts of a training forward run without gradients: a frozen backbone, or a checkpointed module.
-            training = self._root.training or torch.is_grad_enabled()
+            root = self._root()
+            training = root is None or root.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
             if self._recorder.measures(step):
@@ -144,7 +160,7 @@ class Activations:
             blocks = host_blocks({(*key, count): moments for key, (count, moments) in seen.items()})
             if blocks:
                 self._outbox.put(ActivationRows(done, time.time_ns(), blocks))
-            unseen = self._modules.keys() - {name for name, _ in seen} - self._failed
+            unseen = set(self._names.values()) - {name for name, _ in seen} - self._failed
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
                 self._say(
@@ -163,11 +179,10 @@ class Activations:
     def _in_fast_path(self, seen: Mapping[Key, object]) -> list[str]:
         """The modules whose work a layer in evaluation has done in one operation of torch."""
         inside: list[str] = []
-        for name, module in self._modules.items():
-            if isinstance(module, nn.TransformerEncoderLayer) and (name, False) in seen:
-                within = [
-                    inner for inner in self._modules if inner.startswith(f"{name}." if name else "") and inner != name
-                ]
+        names = self._names.values()
+        for key, name in self._names.items():
+            if isinstance(self._modules[key](), nn.TransformerEncoderLayer) and (name, False) in seen:
+                within = [inner for inner in names if inner.startswith(f"{name}." if name else "") and inner != name]
                 if not any((inner, False) in seen for inner in within):
                     inside += within
         return inside

@@ -1,9 +1,10 @@
 """Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update."""
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter, is_
 from types import FunctionType
@@ -117,15 +118,20 @@ class Hooks:
         param_hooks: Their hooks, likewise.
         reporting: Whether each gradient is reported to the listener.
         noted: Holds a tensor once a gradient has arrived that was only noted; see ``report``.
+        on_gone: Called once nobody else has the model any more, nor a module of it.
 
     Raises:
         ValueError: the model has no trainable parameter, or none is selected.
     """
 
     def __init__(self, model: nn.Module, select: Select | None) -> None:
-        self._model = model
-        self._wanted = name_filter(select)
+        # Weakly, so that a trace which nobody closes does not keep its model. What the model itself holds is kept.
         self._listener: Listener | None = None
+        self._root = weakref.ref(model, self._outlive)
+        self._remains: _Remains | None = None
+        self._stand_in: nn.Module | None = None
+        self.on_gone: Callable[[], None] = lambda: None
+        self._wanted = name_filter(select)
         self._wrap: Callable[[Hook], Hook] | None = None
         self.param_hooks: list[ParamHook] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
@@ -256,7 +262,10 @@ class Hooks:
         """The parameters to trace, as the model holds them now."""
         armed = {(id(parameter.owner), parameter.key): parameter.tensor for parameter in self.chosen}
         wanted = []
-        for parameter in named_parameters(self._model):
+        model = self._model()
+        if model is None:
+            return self.chosen
+        for parameter in named_parameters(model):
             if self._wanted(parameter.name):
                 before = armed.get((id(parameter.owner), parameter.key))
                 gathered = before is not None and _gathered(parameter.tensor, before)
@@ -270,15 +279,40 @@ class Hooks:
         self._lazy = [parameter.tensor for parameter in chosen if parameter.lazy]
         self._ids = {id(parameter.tensor) for parameter in chosen}
         # Everything that the model's modules hold. It is kept alive, or something new could get its id.
-        self._modules = list(self._model.modules())
-        owners: list[dict[str, Any]] = [
-            held for module in self._modules for held in (module._parameters, module._modules)
-        ]
+        model = self._model()
+        modules = [] if model is None else list(model.modules())
+        if model is not None:
+            self._wrapper = type(model), model._parameters, model._modules
+        self._modules = modules[1:]
+        owners: list[dict[str, Any]] = [held for module in modules for held in (module._parameters, module._modules)]
         self._keys = [_keys_of(held) for held in owners if held]
         self._values = [_values_of(held) for held in owners if held]
         self._empty = [held for held in owners if not held]
         self._kept_keys, self._kept = list(chain.from_iterable(self._keys)), list(self._held())
         self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
+
+    def _model(self) -> nn.Module | None:
+        """The model, or, if it was made for ``attach`` alone, another one around the modules that have outlived it."""
+        model = self._stand_in or self._root()
+        if model is None and self._remains is not None and self._remains.alive:
+            self._stand_in = model = self._remains.module()
+        return model
+
+    def _outlive(self, _: object) -> None:
+        """The model is being deleted: let go of its modules, and see whether somebody else has one."""
+        if self._listener is None:
+            return
+        kind, parameters, modules = self._wrapper
+        self._remains = _Remains(None, kind, parameters, _remains(modules, self._end_if_gone))
+        del self._wrapper
+        self._modules, self._keys, self._values, self._empty, self._kept = [], [], [], [], [None]
+        self._end_if_gone(None)
+
+    def _end_if_gone(self, _: object) -> None:
+        if self._remains is not None and not self._remains.alive:
+            self.on_gone()
+            self._remains = None
+            self._survey([])
 
     def _held(self) -> Iterable[object]:
         return chain(chain.from_iterable(self._values), [_END])
@@ -413,6 +447,44 @@ def _unset(param_hooks: Iterable[ParamHook]) -> None:
         hook.failed = True
         if hook.handle is not None:
             hook.handle.remove()
+
+
+@dataclass
+class _Remains:
+    """A module that may be gone: a reference to it, its class, its parameters, and the same of its submodules."""
+
+    reference: weakref.ref[nn.Module] | None
+    kind: type[nn.Module]
+    parameters: dict[str, nn.Parameter | None]
+    submodules: "dict[str, _Remains]"
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody has it, or one of its submodules."""
+        here = self.reference is not None and self.reference() is not None
+        return here or any(submodule.alive for submodule in self.submodules.values())
+
+    def module(self) -> nn.Module:
+        """The module itself, or, if it is gone, another one with the same content under the same names."""
+        module = None if self.reference is None else self.reference()
+        if module is None:
+            module = self.kind.__new__(self.kind)
+            submodules = {name: submodule.module() for name, submodule in self.submodules.items()}
+            module.__dict__.update(training=True, _parameters=self.parameters, _modules=submodules)
+        return module
+
+
+def _remains(modules: Mapping[str, nn.Module | None], on_deletion: Callable[[object], None]) -> dict[str, _Remains]:
+    return {
+        name: _Remains(
+            weakref.ref(module, on_deletion),
+            type(module),
+            module._parameters,
+            _remains(module._modules, on_deletion),
+        )
+        for name, module in modules.items()
+        if module is not None
+    }
 
 
 def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -37,6 +38,12 @@ from tracer.statistics import Stats
 from tracer.warn import in_full, in_short, warn
 
 _open: "set[Trace]" = set()
+# Those that are open, too, and whose models are gone: they end when nobody has them any more.
+_without_model: "set[weakref.ref[Trace]]" = set()
+
+
+def _open_traces() -> "list[Trace]":
+    return [*_open, *(trace for reference in tuple(_without_model) if (trace := reference()) is not None)]
 
 
 def attach(
@@ -136,7 +143,7 @@ def attach(
 def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
     """Raise if a parameter of the model is traced already, or another model into this place."""
     parameters = named_parameters(model)
-    for other in list(_open):
+    for other in _open_traces():
         shared = [parameter.name for parameter in parameters if other.traces({id(parameter.tensor)})]
         if len(shared) == len(parameters):
             raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
@@ -185,6 +192,7 @@ def _begin(
     daemon = Daemon(path, rank, encoders, on_host, encoder.complete_prefix, lost)
     outbox = Outbox(daemon, attempt, first_step)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
+    hooks.on_gone = trace._outlive_model
     every = f"every {settings.every if budget is None else budget.stride}"
     given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
     detail = ", ".join([f"{len(hooks.chosen)} parameters", every, *given])
@@ -244,6 +252,10 @@ class Trace:
     def __reduce__(self) -> tuple[object, ...]:
         """Copy, or pickle with a model that holds it, as a trace that does nothing; its path has no password."""
         return Trace, (store.at(str(self.path)), self._settings, None), {"_next_step": self.state_dict()["step"]}
+
+    @property
+    def _is_open(self) -> bool:
+        return self in _open or weakref.ref(self) in _without_model
 
     @property
     def _live(self) -> _Parts | None:
@@ -339,7 +351,7 @@ class Trace:
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless if it has ended."""
-        if self in _open:
+        if self._is_open:
             self._finish("")
 
     def __enter__(self) -> Self:
@@ -348,7 +360,7 @@ class Trace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self in _open:
+        if self._is_open:
             self._finish(_reason(error))
 
     def traces(self, tensors: set[int]) -> bool:
@@ -361,6 +373,24 @@ class Trace:
         if parts is not None:
             parts.daemon.wait()
         self._parts = None
+
+    def _outlive_model(self) -> None:
+        """Let go of a model that is gone; what is still logged is recorded, until nobody has the trace."""
+        parts = self._parts
+        if parts is None:
+            return
+        parts.hooks.on_gone = lambda: None
+        parts.recorder.finish()
+        if parts.activations is not None:
+            parts.activations.finish()
+        parts.hooks.remove()
+        _without_model.add(weakref.ref(self, _without_model.discard))
+        _open.discard(self)
+
+    def __del__(self) -> None:
+        """End a trace that nobody has closed or can close."""
+        if not self._closed:
+            self._end("")
 
     def _end(self, reason: str) -> None:
         """Record the last step, remove the hooks, and tell the daemon to end, even if Ctrl-C comes meanwhile."""
@@ -379,6 +409,7 @@ class Trace:
             parts.outbox.put(event(parts.recorder.step, "closed", reason))
             parts.daemon.end({"last_step": parts.recorder.step, "reason": reason})
             _open.discard(self)
+            _without_model.discard(weakref.ref(self))
 
     def _abandon(self) -> None:
         """Let go of the parent's trace in a forked child."""
@@ -402,15 +433,16 @@ def _close_all() -> None:
     """At the interpreter's exit: end every trace, and wait for all of them at once."""
     # The interpreter keeps an uncaught exception; a prompt also keeps those that ended nothing.
     error: BaseException | None = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-    for trace in list(_open):
+    for trace in _open_traces():
         trace._end(_reason(error))
     end_all()
 
 
 def _abandon_all() -> None:
-    for trace in list(_open):
+    for trace in _open_traces():
         trace._abandon()
     _open.clear()
+    _without_model.clear()
 
 
 os.register_at_fork(after_in_child=_abandon_all)
