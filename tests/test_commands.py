@@ -77,3 +77,20 @@ def test_the_viewers_commands(folder: Path, arguments: str, code: int, words: st
     found, said, complained = view_in_process(folder, *arguments.split())
     assert (found, words in " ".join((said + complained).split())) == (code, True), (said, complained)
     assert "Traceback" not in complained
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    first_of(
+        [("viewer check good", 0), ("viewer good --text", 0), ("viewer check nowhere", 3), ("tracer info good", 0)]
+    ),
+)
+def test_a_stream_that_the_shell_has_closed_is_no_traceback(folder: Path, command: str, code: int, stream: int) -> None:
+    """With ``>&-`` or ``2>&-`` a command ends with the code that it ends with otherwise."""
+    program, *words = command.split()
+    call = f"from {program}.cli import main; main({words!r})"
+    shell = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, "-c", call]
+    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stdout + done.stderr

@@ -6,6 +6,7 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 """
 
 import importlib
+import os
 import shlex
 import sys
 import warnings
@@ -250,6 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     warnings.formatwarning = _warning_line
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The shell has closed it, as `>&-` says.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     print_any_letter()
     try:
         app(arguments, prog_name="tracer")

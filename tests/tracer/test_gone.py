@@ -71,7 +71,7 @@ def test_a_trace_that_is_kept_takes_metrics_after_its_model_is_gone(tmp_path: Pa
     model = nested()
     trace = tracer.attach(model, tmp_path / "run", activations=True)
     train(model, trace)
-    held = [weakref.ref(model), *map(weakref.ref, model.modules()), *map(weakref.ref, model.parameters())]
+    held: list[weakref.ref[Any]] = [weakref.ref(part) for part in [*model.modules(), *model.parameters()]]
     del model
     gc.collect()
     assert not any(reference() is not None for reference in held)
