@@ -26,7 +26,7 @@ from tracer.extremes import dense, local
 from tracer.hooks import running_backward
 from tracer.items import ActivationRows, event, host_blocks
 from tracer.outbox import Outbox
-from tracer.parameters import Select, name_filter, named_modules
+from tracer.parameters import LastingFilter, Select, name_filter, named_modules
 from tracer.recorder import Recorder
 from tracer.statistics import moments_of
 from tracer.warn import in_short, warn
@@ -53,8 +53,11 @@ class Activations:
         self._model = weakref.ref(model)
         self._names: dict[int, str] = {}
         self._modules: dict[int, weakref.ref[nn.Module]] = {}
-        self._wanted = name_filter(None if isinstance(select, bool) else select, "activations")
+        self._wanted = LastingFilter(
+            name_filter(None if isinstance(select, bool) else select, "activations"), "activations"
+        )
         self._survey()
+        self._wanted.inside_training = True
         if not self._names:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
         # By step, since a training forward runs before its step begins.

@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from torch.utils.hooks import RemovableHandle
 
 from tracer.items import GRADIENT, VALUE
-from tracer.parameters import NamedParameter, Select, name_filter, named_parameters, reshard
+from tracer.parameters import LastingFilter, NamedParameter, Select, name_filter, named_parameters, reshard
 from tracer.rows import Direct
 
 Hook = Callable[[torch.Tensor], None]
@@ -131,7 +131,7 @@ class Hooks:
         self._remains: _Remains | None = None
         self._stand_in: nn.Module | None = None
         self.on_gone: Callable[[], None] = lambda: None
-        self._wanted = name_filter(select)
+        self._wanted = LastingFilter(name_filter(select), "params")
         self._wrap: Callable[[Hook], Hook] | None = None
         self.param_hooks: list[ParamHook] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
@@ -141,6 +141,7 @@ class Hooks:
         self._lazy: list[nn.Parameter] = []
         reshard(model)
         self._survey(self._look())
+        self._wanted.inside_training = True
         everything = named_parameters(model)
         if not any(_gets_gradients(parameter.tensor) for parameter in everything):
             raise ValueError(

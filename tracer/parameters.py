@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tracer.warn import encodable
+from tracer.warn import encodable, in_short, warn
 
 Select = str | re.Pattern[str] | Callable[[str], bool]
 
@@ -111,3 +111,36 @@ def name_filter(select: Select | None, argument: str = "params") -> Callable[[st
     except re.error as error:
         raise ValueError(f"{argument}={select!r} is not a regular expression: {error}") from error
     return lambda name: pattern.search(name) is not None
+
+
+class LastingFilter:
+    """A filter of names that answers once a name, so that a user's callable may fail later without harm.
+
+    Args:
+        wanted: The filter. It may raise until ``inside_training`` is set.
+        argument: The name of the user's argument.
+
+    Attributes:
+        inside_training: Whether a name for which it raises is left out, with one warning.
+    """
+
+    def __init__(self, wanted: Callable[[str], bool], argument: str) -> None:
+        self._wanted = wanted
+        self._argument = argument
+        self._known: dict[str, bool] = {}
+        self._warned = False
+        self.inside_training = False
+
+    def __call__(self, name: str) -> bool:
+        """Whether a name is selected."""
+        if name not in self._known:
+            try:
+                self._known[name] = bool(self._wanted(name))
+            except Exception as error:
+                if not self.inside_training:
+                    raise
+                self._known[name] = False
+                if not self._warned:
+                    self._warned = True
+                    warn(f"{self._argument} raises for {name}, which is therefore not recorded ({in_short(error)})")
+        return self._known[name]

@@ -153,6 +153,12 @@ class StepRecord:
     def _new_buffer(self) -> RowBuffer:
         return RowBuffer(self._hooks.parameters, self._settings.measures, self._settings.quantities)
 
+    def renew(self) -> None:
+        """Forget what is recorded of a step that failed."""
+        self.joined.clear()
+        self.buffer = self._new_buffer()
+        self._lend()
+
     def _rebuild(self) -> None:
         """Make a buffer for the parameters as they are now, and carry over what the old one holds of this step."""
         buffer = self._new_buffer()

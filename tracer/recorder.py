@@ -24,6 +24,8 @@ _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
     "updates outside of the graph, steps are counted and values recorded, but no gradients"
 )
+# After so many steps in a row that could not be recorded, no further one is tried.
+_STEPS_TO_FAIL = 3
 _Args = TypeVarTuple("_Args")
 
 
@@ -54,6 +56,9 @@ class Recorder:
         self._record = self._step_record.record
         self.measured = 0
         self._stopped = False
+        # The last step whose extremes were lost, and how many were in a row.
+        self._lost: int | None = None
+        self._lost_in_a_row = 0
         # The step of which everything has been emitted; Ctrl-C may come before the next one begins.
         self._taken: int | None = None
         # Optimizers that have been asked whether a GradScaler drives them; None where that no longer matters.
@@ -199,12 +204,29 @@ class Recorder:
             self._stop(step, error)
 
     def _stop(self, step: int, error: Exception) -> None:
-        """Record no more extremes."""
-        if not self._stopped:
+        """Record no more extremes of this step; none of any later one, after several that failed."""
+        if self._stopped or self._clock.step == step:
+            self._measuring = self._step_record.buffer.open = False
+        if self._stopped or self._lost == step:
+            return
+        if self._clock.step != step:
+            # The next one has begun already.
+            self._swept = False
+            try:
+                self._step_record.renew()
+            except Exception:
+                self._lost_in_a_row = _STEPS_TO_FAIL - 1
+        warned, self._lost = self._lost is not None, step
+        self._lost_in_a_row += 1
+        message = in_short(error)
+        self._outbox.put(event(step, "failed", message))
+        if self._lost_in_a_row == _STEPS_TO_FAIL:
             self._stopped, self._measuring, self._step_record.buffer.open = True, False, False
-            message = in_short(error)
-            self._outbox.put(event(step, "failed", message))
-            warn(f"extremes are no longer recorded from step {step} on, metrics are ({message})")
+        if not warned:
+            warn(
+                f"the extremes of step {step} are lost ({message}); "
+                f"after {_STEPS_TO_FAIL} such steps in a row they are no longer recorded, metrics are"
+            )
 
     def _first_gradient(self, hook: ParamHook | None) -> None:
         """Begin the next step, if this gradient belongs to it: the first one of a backward, as far as is known.
@@ -366,6 +388,8 @@ class Recorder:
 
     def _choose_what_to_measure(self) -> None:
         self._measuring = self.measures(self._clock.step)
+        if self._lost_in_a_row and self._measuring:
+            self._step_record.renew()
         self._step_record.choose_histograms(self._measuring)
         # Set last: if Ctrl-C comes before, the choice is made again.
         self._chosen = self._clock.step
@@ -384,6 +408,7 @@ class Recorder:
             self.measured += 1
             self._sweep()
             self._step_record.emit_rows(time_ns, scale)
+            self._lost_in_a_row = 0
         if self._step_record.histogramming:
             self._step_record.emit_histograms(time_ns, scale)
         self._swept = False

@@ -223,7 +223,7 @@ def kinds(warned: list[str]) -> Counter[str]:
         "not take them in time",
         "did not give them",
         "activations of",
-        "extremes are no longer recorded",
+        "the extremes of step",
         "is no longer traced",
     )
     return Counter(next(words for words in known if words in message) for message in warned)

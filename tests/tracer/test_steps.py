@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -470,33 +471,82 @@ def test_what_is_replaced_in_mid_run_is_followed(what: str, tmp_path: Path) -> N
     assert replaced == names[what]
 
 
-def test_what_breaks_between_two_steps_costs_the_extremes_and_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training and metrics go on, later steps have no rows, and the log says since when and why."""
+def broken_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, breaks: Callable[[int], bool], count: int
+) -> list[str]:
+    """Six or more steps with metrics, of which these break when their rows are taken; the warnings."""
     model = mlp()
     optimizer = sgd(model)
     take = RowBuffer.take
 
     def failing(self: RowBuffer, step: int, time_ns: int, loss_scale: float) -> StepRows:
-        if step == 2:
-            raise MemoryError("no memory left")
+        if breaks(step):
+            raise error
         return take(self, step, time_ns)
 
     monkeypatch.setattr(RowBuffer, "take", failing)
     with (
-        pytest.warns(tracer.TracerWarning, match="extremes are no longer recorded from step 2 on") as caught,
-        tracer.attach(model, tmp_path / "run") as trace,
+        pytest.warns(tracer.TracerWarning) as caught,
+        tracer.attach(model, path) as trace,
     ):
-        for _ in range(6):
+        for _ in range(count):
             optimizer.zero_grad()
             loss_of(model).backward()
             optimizer.step()
             trace.log(loss=0.0)
-    assert len(caught) == 1
+    assert [step for step, _ in metric(path, "loss")] == list(range(count))
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory left"), RecursionError("too deep")])
+def test_what_breaks_between_two_steps_costs_that_step_and_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Training and metrics go on, later steps are recorded, and the log says what was lost and why."""
+    (warned,) = broken_run(tmp_path / "run", monkeypatch, error, {2, 4}.__contains__, 6)
+    assert "the extremes of step 2 are lost" in warned
+    assert steps(tmp_path / "run") == [0, 1, 3, 5]
+    message = f"{type(error).__name__}: {error}"
+    assert events(tmp_path / "run", "failed") == [(2, None, message), (4, None, message)]
+
+
+def test_what_breaks_step_after_step_ends_the_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three in a row no further step is tried, with no event for each step to come."""
+    (lost,) = broken_run(tmp_path / "run", monkeypatch, MemoryError("full"), lambda step: 2 <= step < 5, 9)
+    assert "the extremes of step 2 are lost" in lost
+    assert "after 3 such steps in a row they are no longer recorded, metrics are" in lost
     assert steps(tmp_path / "run") == [0, 1]
-    assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(6))
-    assert events(tmp_path / "run", "failed") == [(2, None, "MemoryError: no memory left")]
+    assert [step for step, _, _ in events(tmp_path / "run", "failed")] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("which", ["params", "activations"])
+def test_a_callable_that_raises_later_costs_what_is_new(tmp_path: Path, which: str) -> None:
+    """What was selected goes on; what the callable raises for inside training is left out, with one warning."""
+    model = mlp()
+
+    def select(name: str) -> bool:
+        if name.startswith("new"):
+            raise ValueError("unknown name")
+        return True
+
+    optimizer = sgd(model)
+    with (
+        pytest.warns(tracer.TracerWarning, match=f"{which} raises for new") as caught,
+        tracer.attach(model, tmp_path / "run", **{"activations": True, which: select}),  # type: ignore[arg-type]
+    ):
+        for step in range(6):
+            if step == 2:
+                model.add_module("new", nn.Linear(3, 3))
+                optimizer.add_param_group({"params": model[-1].parameters()})
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+    assert len(caught) == 1
+    rows = tracer.scan(tmp_path / "run").filter(pl.col("param").is_in(["0.weight", "0.bias", "2.weight", "2.bias"]))
+    assert rows.collect().height == 24
+    of_modules = tracer.scan(tmp_path / "run", "activations").filter(pl.col("module").is_in(["0", "1", "2", ""]))
+    assert of_modules.collect().height == 24
+    assert events(tmp_path / "run", "failed") == []
 
 
 def test_closing_from_a_signal_handler_at_any_moment_does_not_hang(
