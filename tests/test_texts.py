@@ -14,7 +14,7 @@ from tracer.log.parts import BadPartWarning
 from tracer.log.read import scan
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
-from tracer.log.text import plain, print_any_letter
+from tracer.log.text import plain, print_anything
 from tracer.warn import TracerWarning, warn
 
 # Writes the clipboard, rings, clears the screen (in C0 and C1), deletes, turns letters round, and breaks lines.
@@ -109,7 +109,7 @@ def test_question_marks_are_as_wide_as_the_letters() -> None:
     """A table of names that the terminal lacks has its columns where one of letters has them."""
     said = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
     with redirect_stdout(said):
-        print_any_letter()
+        print_anything()
         print("実験 λ é e\u0301 \udcff")
     assert said.buffer.getvalue() == b"???? ? ? e ?\n"
 

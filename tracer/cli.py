@@ -6,7 +6,6 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 """
 
 import importlib
-import os
 import shlex
 import sys
 import warnings
@@ -20,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tracer.log.text import plain, print_any_letter
+from tracer.log.text import plain, print_anything
 
 if TYPE_CHECKING:
     from tracer.log.parts import Part
@@ -251,11 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     warnings.formatwarning = _warning_line
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            # The shell has closed it, as `>&-` says.
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-    print_any_letter()
+    print_anything()
     try:
         app(arguments, prog_name="tracer")
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.log.text import plain, print_any_letter
+from tracer.log.text import plain, print_anything
 from viewer.options import MERGED, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
@@ -233,10 +233,19 @@ def _say_which(paths: Sequence["Place"]) -> None:
             word = path.name if path == at(path.name) else ""
             near = difflib.get_close_matches(word, _COMMANDS, n=1) if not inside else []
             meant = f"; the command is `viewer {near[0]}`" if near else ""
-            _say(f"{path} holds {inside} runs" if inside else f"{path} holds no run yet: waiting for it{meant}")
+            where = _from_here(path)
+            _say(f"{where} holds {inside} runs" if inside else f"{where} holds no run yet: waiting for it{meant}")
             continue
         open_run(path)
-        _say(f"{path} is {STATE_WORDS[state(path)] if sure(path) else 'there'}")
+        _say(f"{_from_here(path)} is {STATE_WORDS[state(path)] if sure(path) else 'there'}")
+
+
+def _from_here(path: "Place") -> str:
+    """A path as a user would write it in the current folder."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.on_disk:
+            return str(path.on_disk.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _say(words: str) -> None:
@@ -256,15 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            # The shell has closed it, as `>&-` says.
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if words and words[0] in _COMMANDS else None
     # A name in a script that matplotlib's font lacks is drawn as boxes; nobody can do anything about it here.
     warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-    print_any_letter()
+    print_anything()
     try:
         if command is None:
             app(words, prog_name="viewer")

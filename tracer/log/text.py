@@ -2,9 +2,11 @@
 
 import codecs
 import io
+import os
 import re
 import sys
 import unicodedata
+from pathlib import Path
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _QUESTION_MARKS = "gradwatch.question_marks"
@@ -19,8 +21,11 @@ def plain(text: object) -> str:
     return "".join(letter for letter in line if letter.isprintable())
 
 
-def print_any_letter() -> None:
-    """Let stdout show question marks for letters that its encoding lacks, instead of raising."""
+def print_anything() -> None:
+    """Let a command print: into nothing where the shell has closed a stream, question marks for letters it lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_QUESTION_MARKS)
 

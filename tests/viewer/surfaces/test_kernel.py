@@ -224,7 +224,7 @@ def test_what_ends_a_picture_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
     done = execute(tmp_path, TRAINING, 'viewer.show("newer"); join()')
     (output,) = done.cells[1].outputs
-    assert output.data["text/plain"].startswith("viewer: newer has log format 99")
+    assert output.data["text/plain"].startswith(f"viewer: {tmp_path / 'newer'} has log format 99")
     assert "\n" not in output.data["text/plain"]
     assert "Traceback" not in done.complaints
 
