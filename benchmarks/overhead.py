@@ -28,7 +28,7 @@ from torch.optim import optimizer
 from torchvision.models import resnet18
 
 import tracer
-from tracer import hooks
+from tracer import updates
 
 Step = Callable[[], None]
 Build = Callable[[], tuple[nn.Module, torch.Tensor]]
@@ -142,13 +142,13 @@ class OwnHooks:
 
     def belong_to(self, name: str) -> None:
         """Give the trace that was attached last to this contestant."""
-        self._owned[name] = tuple(hooks._reports.values())[-1:]
+        self._owned[name] = tuple(updates.reports.values())[-1:]
         self.only("")
 
     def only(self, name: str) -> None:
         """Register the hooks of one contestant, and no others."""
-        hooks._reporting = self._owned.get(name, ())
-        for kind, hook in hooks._UPDATE_HOOKS.items():
+        updates.reporting = self._owned.get(name, ())
+        for kind, hook in updates.UPDATE_HOOKS.items():
             setattr(optimizer, kind, OrderedDict({-1: hook} if name in self._owned else {}))
 
 

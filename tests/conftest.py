@@ -46,15 +46,15 @@ def _loaded(module: str) -> Any:
 
 def _optimizer_hooks() -> list[Any]:
     """The hooks on all optimizers that a test has left: all but the tracer's two, which stay and report to nobody."""
-    optimizer, tracer_hooks = _loaded("torch.optim.optimizer"), _loaded("tracer.hooks")
+    optimizer, updates = _loaded("torch.optim.optimizer"), _loaded("tracer.updates")
     if optimizer is None:
         return []
-    left = list(tracer_hooks._reports.values()) + list(tracer_hooks._reporting) if tracer_hooks else []
+    left = list(updates.reports.values()) + list(updates.reporting) if updates else []
     # No public call of torch 2.4 to 2.15 tells of them.
     for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
         hooks = list(getattr(optimizer, name).values())
-        if tracer_hooks and tracer_hooks._UPDATE_HOOKS[name] in hooks:
-            hooks.remove(tracer_hooks._UPDATE_HOOKS[name])
+        if updates and updates.UPDATE_HOOKS[name] in hooks:
+            hooks.remove(updates.UPDATE_HOOKS[name])
         left += hooks
     return left
 

@@ -1,28 +1,26 @@
-"""Everything that is registered with torch: gradient hooks on parameters, and hooks around an optimizer's update."""
+"""The hooks on a model's parameters: set, re-armed when the model changes, and removed."""
 
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter, is_
-from types import FunctionType
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim import optimizer as torch_optimizer
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from tracer import updates
 from tracer.items import GRADIENT, VALUE
 from tracer.parameters import LastingFilter, NamedParameter, Select, name_filter, named_parameters, reshard
 from tracer.rows import Direct
+from tracer.updates import ids_of, not_compiled
 
 Hook = Callable[[torch.Tensor], None]
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _requires_grad = attrgetter("requires_grad")
 _END = object()
@@ -31,19 +29,6 @@ _END = object()
 def running_backward() -> int:
     """The id of the backward that runs in this thread, or -1."""
     return torch._C._current_graph_task_id()
-
-
-def _not_compiled(hook: _Function) -> _Function:
-    """Keep the compiler from a function and all that it calls; else it compiles them for each tensor anew."""
-    try:
-        from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-    except ImportError:
-        # An older torch. Its wrapper costs more than a microsecond a call.
-        return torch._compile._disable_dynamo(hook)  # type: ignore[return-value]
-    function = cast("FunctionType", hook)
-    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP))
-    function.__dict__["_torchdynamo_disable"] = True
-    return hook
 
 
 class ParamHook:
@@ -67,7 +52,7 @@ class ParamHook:
         self.failed = False
         self.direct: Direct | None = None
 
-    @_not_compiled
+    @not_compiled
     def __call__(self, tensor: torch.Tensor) -> None:
         """Report a gradient that was accumulated into ``tensor.grad``, or record it at once."""
         direct = self.direct
@@ -159,9 +144,7 @@ class Hooks:
         """Set all hooks, each gradient hook wrapped in ``wrap``; from now on they report to ``listener``."""
         self._listener = listener
         self._wrap = wrap
-        _see_updates()
-        _reports[id(self)] = listener.before_update, listener.after_update
-        _renew_reporting()
+        updates.listen(self, listener.before_update, listener.after_update)
         self.rearm()
 
     def stale(self) -> bool:
@@ -172,12 +155,12 @@ class Hooks:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a traced parameter."""
-        return not self._ids.isdisjoint(_ids_of(optimizer))
+        return not self._ids.isdisjoint(ids_of(optimizer))
 
     def misses(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""
         now = self._replaced()
-        return now is not None and not {id(parameter.tensor) for parameter in now}.isdisjoint(_ids_of(optimizer))
+        return now is not None and not {id(parameter.tensor) for parameter in now}.isdisjoint(ids_of(optimizer))
 
     def report(self, reporting: bool) -> None:
         """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
@@ -229,8 +212,7 @@ class Hooks:
     def remove(self) -> None:
         """Remove every hook; harmless if they are removed already. What a signal handler interrupts so, sets none."""
         self._listener = None
-        _reports.pop(id(self), None)
-        _renew_reporting()
+        updates.forget(self)
         _unset(self.param_hooks)
         self.param_hooks = []
 
@@ -240,7 +222,7 @@ class Hooks:
 
     def held(self, optimizer: Optimizer) -> list[ParamHook]:
         """The hooks of the tensors that an optimizer holds."""
-        ids = set(_ids_of(optimizer))
+        ids = set(ids_of(optimizer))
         return [hook for hook in self.param_hooks if id(hook.tensor) in ids]
 
     def _hook(self, hook: ParamHook) -> Hook:
@@ -335,64 +317,6 @@ class Hooks:
             parameter.name: (parameter.tensor, trainable)
             for parameter, trainable in zip(self.parameters, self._were_trainable, strict=True)
         }
-
-
-# Torch iterates its hooks on all optimizers in each update, so they must not change while any thread trains. Ours are
-# set once and stay. They report to those that are armed: before an update, and after it.
-_Report = Callable[[Optimizer, bool], None]
-_reports: dict[int, tuple[_Report, _Report]] = {}
-# The same as a tuple, which is replaced, and never changed while a hook iterates it.
-_reporting: tuple[tuple[_Report, _Report], ...] = ()
-_setting = threading.RLock()
-
-
-def _update_hook(when: int) -> Callable[[Optimizer, Any, Any], None]:
-    @_not_compiled
-    def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        for reports in _reporting:
-            # The first argument is the optimizer itself.
-            reports[when](optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
-
-    return hook
-
-
-def has_effect(optimizer: Optimizer) -> bool:
-    """Whether an update can change anything: there is a gradient, and it does more than make the optimizer's state.
-
-    To have its state made, as before a checkpoint is loaded, an optimizer updates once with a learning rate of 0.
-    """
-    groups = optimizer.param_groups
-    if not any(tensor.grad is not None for group in groups for tensor in group["params"]):
-        return False
-    return bool(optimizer.state) or not all(_is_zero(group.get("lr")) for group in groups)
-
-
-def _is_zero(rate: object) -> bool:
-    # To read a rate that is on a device would be a sync.
-    return bool(rate == 0) if not isinstance(rate, torch.Tensor) or rate.is_cpu else False
-
-
-_UPDATE_HOOKS = {"_global_optimizer_pre_hooks": _update_hook(0), "_global_optimizer_post_hooks": _update_hook(1)}
-_REGISTER = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-
-
-def _see_updates() -> None:
-    """Have all optimizers call our hooks, from now on."""
-    with _setting:
-        for (name, hook), register in zip(_UPDATE_HOOKS.items(), _REGISTER, strict=True):
-            if hook not in getattr(torch_optimizer, name).values():
-                register(hook)
-
-
-def _renew_reporting() -> None:
-    global _reporting
-    # Another thread, or a signal handler in this one, may have come in between: whoever writes looks once more.
-    while _reporting != (now := tuple(_reports.copy().values())):
-        _reporting = now
-
-
-def _ids_of(optimizer: Optimizer) -> Iterable[int]:
-    return map(id, chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
 def _gets_gradients(tensor: torch.Tensor) -> bool:

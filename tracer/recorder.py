@@ -13,11 +13,12 @@ from tracer.amp import SCALER_NOT_GIVEN, LossScale, driven_by_scaler
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
 from tracer.first_update import NO_UPDATE, FirstUpdateWatch
-from tracer.hooks import Hooks, ParamHook, has_effect, running_backward
+from tracer.hooks import Hooks, ParamHook, running_backward
 from tracer.items import Metric, event
 from tracer.outbox import Outbox
 from tracer.record import StepRecord
 from tracer.settings import Settings
+from tracer.updates import has_effect
 from tracer.warn import in_short, warn
 
 _CAPTURED = (

@@ -19,7 +19,7 @@ from tests.faults.injection import Faults, FaultyOs, faulty_torch, impatient, we
 from tests.torture import often
 from tests.training import events, loss_of, mlp
 from tests.waiting import wait_until
-from tracer import hooks
+from tracer import updates
 from tracer.items import HostCopy
 from tracer.log import schema
 from tracer.log.parts import all_parts, damage
@@ -144,7 +144,7 @@ class Case:
         assert threading.active_count() == before, faults.failed
         assert not _open, faults.failed
         assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters()), faults.failed
-        assert not hooks._reports, faults.failed
+        assert not updates.reports, faults.failed
         assert not nn.modules.module._global_forward_hooks, faults.failed
         assert {warning.category for warning in caught} <= {tracer.TracerWarning}, faults.failed
         return Outcome(faults, path, trace is not None, [str(warning.message) for warning in caught])

@@ -12,7 +12,7 @@ from torch import nn
 import tracer
 from tests.training import events, loss_of, metric, mlp, steps
 from tests.waiting import wait_until
-from tracer import hooks
+from tracer import updates
 from tracer.log.ranks import state
 from tracer.log.store import Local as Path
 from tracer.trace import _open
@@ -40,7 +40,7 @@ def train(model: nn.Module, trace: tracer.Trace) -> None:
 def assert_nothing_is_held() -> None:
     """No trace that has a model, and no hook."""
     assert not _open
-    assert not hooks._reports
+    assert not updates.reports
     assert not nn.modules.module._global_forward_hooks
 
 

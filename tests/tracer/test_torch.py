@@ -15,7 +15,8 @@ import tracer
 from tests.training import recorded
 from tests.versions import TORCH
 from tracer.extremes import extremes_dtype
-from tracer.hooks import _not_compiled, running_backward
+from tracer.hooks import running_backward
+from tracer.updates import not_compiled
 
 PRIVATE = {
     "_C",
@@ -150,7 +151,7 @@ def test_a_hook_is_kept_from_the_compiler() -> None:
     def hook(tensor: torch.Tensor) -> None:
         """Do nothing."""
 
-    kept = _not_compiled(hook)
+    kept = not_compiled(hook)
     assert (kept is hook) == (TORCH >= (2, 9))
     assert kept(torch.ones(1)) is None
 
