@@ -133,10 +133,10 @@ def _continue_run(path: Place, rank: int) -> tuple[int, int]:
         begun.filter(pc.field("attempt") > 0).group_by(["rank", "attempt"]).aggregate([("step", "min")]).to_pylist()
     )
     step = -1
-    for each in rows.group_by(["rank", "attempt"]).aggregate([]).to_pylist():
-        kept = (pc.field("rank") == each["rank"]) & (pc.field("attempt") == each["attempt"])
+    for branch in rows.group_by(["rank", "attempt"]).aggregate([]).to_pylist():
+        kept = (pc.field("rank") == branch["rank"]) & (pc.field("attempt") == branch["attempt"])
         for later in begins:
-            if later["rank"] == each["rank"] and later["attempt"] > each["attempt"]:
+            if later["rank"] == branch["rank"] and later["attempt"] > branch["attempt"]:
                 kept &= pc.field("step") < later["step_min"]
         step = max(step, _largest(rows.filter(kept), "step", -1))
     return step + 1, attempt + 1
@@ -149,12 +149,12 @@ def _keys(folder: Place, parts: list[Part]) -> pa.Table:
     """
     names = [*_KEYS, "kind"] if folder.name == "events" else _KEYS
     none = schema.SCHEMAS[folder.name].empty_table().select(names)
-    found = [none]
+    tables = [none]
     for part in good_parts(folder, parts):
         batches = pq.ParquetFile(part.file()).iter_batches(columns=names)
         rows = (pa.Table.from_batches([batch]).select(names).cast(none.schema) for batch in batches)
-        found += [table.group_by(names).aggregate([]).cast(none.schema) for table in rows]
-    return pa.concat_tables(found)
+        tables += [table.group_by(names).aggregate([]).cast(none.schema) for table in rows]
+    return pa.concat_tables(tables)
 
 
 def _largest(rows: pa.Table, column: str, default: int) -> int:

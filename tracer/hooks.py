@@ -325,7 +325,7 @@ def _gets_gradients(tensor: torch.Tensor) -> bool:
 
 
 class _LookedUp(Iterable[object]):
-    """What a TorchScript module holds: it gives lists, and no views of what it will hold."""
+    """The keys or values of a TorchScript module, looked up anew: it gives lists, and no views."""
 
     def __init__(self, look_up: Callable[[], Iterable[object]]) -> None:
         self._look_up = look_up
@@ -340,7 +340,7 @@ def _keys_of(held: dict[Any, Any]) -> Iterable[object]:
 
 
 def _values_of(held: dict[Any, Any]) -> Iterable[object]:
-    """What a module holds, anew each time it is iterated over."""
+    """The values of what a module holds, anew each time they are iterated over."""
     return dict.values(held) if isinstance(held, dict) else _LookedUp(held.values)
 
 
