@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from contextlib import redirect_stdout
 
 import pytest
@@ -133,6 +134,6 @@ def test_no_warning_and_no_error_inside_a_training_is_obeyed(
     for said in (*(warning.message for warning in (*bad_part, *warned)), missing.value):
         assert not obeyed(str(said))
     monkeypatch.setattr(ranks, "HEARTBEAT_STALE_SECONDS", 0.0)
-    assert not ranks._still_written(run, 0, f"{HOSTILE} 7", 0.0)
+    assert not ranks._still_written(run, 0, f"{HOSTILE.splitlines()[0]} 7", time.time())
     assert "still being written" in (said := capsys.readouterr().err)
     assert not obeyed(said)
