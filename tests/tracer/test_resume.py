@@ -27,9 +27,10 @@ from torch.amp.grad_scaler import GradScaler
 import tracer
 import viewer
 from tests.disk import Disk
+from tests.logs import close_run, extremes, new_run, publish_next
 from tests.logs import events as events_at
-from tests.logs import extremes, new_run, publish_next
 from tests.torture import often
+from tests.tracer.log.test_read import LATER
 from tests.training import events, loss_of, mlp, set_daemons
 from tests.viewing import view
 from tests.waiting import wait_until
@@ -921,6 +922,17 @@ def test_whatever_happens_readers_show_the_latest_branch(
         for deed, number in deeds:
             deed(story, number)
         story.end()
+
+
+def test_a_later_versions_run_is_resumed(tmp_path: Path) -> None:
+    """Steps of another width count."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([2]))
+    publish_next(run, "extremes", LATER["step int32"])
+    publish_next(run, "extremes", LATER["attempt uint8"])
+    close_run(run, 5)
+    with tracer.attach(nn.Linear(2, 2), run, resume=True) as trace:
+        assert trace.state_dict() == {"step": 6}
 
 
 def test_a_training_that_is_resumed_says_where(tmp_path: Path) -> None:

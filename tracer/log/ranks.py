@@ -250,8 +250,9 @@ def settle(paths: Iterable[Place]) -> None:
     Clocks are not believed: that of another machine or a file server may be ahead or behind. A live rank is known by a
     heartbeat that moves, within seconds. One that does not move for as long as a heartbeat counts is dead.
     """
-    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
     doubtful = [path for path in paths if not sure(path)]
+    # After the first look: what has not moved since then is dead by this time.
+    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
     while doubtful and time.monotonic() < give_up:
         time.sleep(_LOOK_SECONDS)
         doubtful = [path for path in doubtful if not sure(path)]

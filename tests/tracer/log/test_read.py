@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
-from torch import nn
 
 import tracer
 from tests.commands import viewer_says
@@ -194,17 +193,6 @@ def test_what_a_minor_version_adds_costs_no_row(tmp_path: Path, rows: pa.Table, 
     close_run(run, 5)
     said = viewer_says(tmp_path, "check", "run")
     assert "closed at step 5; nothing found" in said.stdout, said
-
-
-def test_a_later_versions_run_is_resumed(tmp_path: Path) -> None:
-    """Steps of another width count."""
-    run = new_run(tmp_path / "run")
-    publish_next(run, "extremes", extremes([2]))
-    publish_next(run, "extremes", LATER["step int32"])
-    publish_next(run, "extremes", LATER["attempt uint8"])
-    close_run(run, 5)
-    with tracer.attach(nn.Linear(2, 2), run, resume=True) as trace:
-        assert trace.state_dict() == {"step": 6}
 
 
 def test_a_column_of_another_kind_is_no_later_version(tmp_path: Path) -> None:

@@ -418,14 +418,33 @@ def test_a_rank_is_not_reopened_while_another_process_writes_it(tmp_path: Path) 
     assert is_ours(run)
 
 
+class Looks:
+    """A clock for which waiting takes no time; before each look the next of ``pending`` happens."""
+
+    time = staticmethod(time.time)
+
+    def __init__(self) -> None:
+        self.pending: list[Callable[[], object]] = []
+        self._waited_seconds = 0.0
+
+    def monotonic(self) -> float:
+        """The time that was waited for; other work takes none."""
+        return self._waited_seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self._waited_seconds += seconds
+        if self.pending:
+            self.pending.pop(0)()
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
-    """What happens, look by look, while the heartbeat of another machine is waited for, which is not for long."""
-    pending: list[Callable[[], object]] = []
-    monkeypatch.setattr("tracer.log.ranks.HEARTBEAT_STALE_SECONDS", 0.2)
-    monkeypatch.setattr(time, "sleep", lambda seconds: pending.pop(0)() if pending else None)
-    yield pending
-    assert not pending
+    """What happens, look by look, while the heartbeat of another machine is waited for, by a clock that passes so."""
+    clock = Looks()
+    monkeypatch.setattr("tracer.log.ranks.time", clock)
+    yield clock.pending
+    assert not clock.pending
 
 
 def moved(path: Path) -> Path:
