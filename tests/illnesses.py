@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -149,6 +150,20 @@ def half(path: Path) -> None:
             trace.log(loss=loss / 2.0 ** (step // 2))
 
 
+def skipped(path: Path) -> None:
+    """A batch of many is NaN, and the loop skips what it gives."""
+    model = mlp(64, 32, 32, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, path) as trace:
+        for step, (inputs, labels) in enumerate(batches(*digits(), 300)):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs * (math.nan if step % 60 == 40 else 1.0)), labels)
+            loss.backward()
+            if nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+                optimizer.step()
+                trace.log(loss=loss)
+
+
 def frozen(path: Path) -> None:
     """A layer that is frozen on purpose."""
     model = mlp(64, 64, 32, 10)
@@ -291,6 +306,7 @@ ILL = [
     Illness("a class that noisy data lacks", class_missing, ("output_bias",)),
     Illness("memorised labels", memorised, ("overfitting",)),
     Illness("float16 overflow", half, ("overflow", "nonfinite")),
+    Illness("bad batches, which the loop skips", skipped, ("discarded",)),
 ]
 HEALTHY = [frozen, healthy_mlp, converged, by_hand, moving_targets, clipped, transformer, resnet]
 

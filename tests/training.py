@@ -56,6 +56,12 @@ def by_hand(model: nn.Module) -> dict[str, dict[str, float | None]]:
     return found
 
 
+def values_of_first(backwards: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """The row of several backwards: the values at the first, which the forward used, and the last's gradients."""
+    first, last = backwards[0], backwards[-1]
+    return {name: last[name] | {key: first[name][key] for key in ("value_min", "value_max")} for name in last}
+
+
 def extremes_of(row: dict[str, Any]) -> dict[str, float | None]:
     """The four numbers of a row."""
     return {statistic: row[statistic] for statistic in STATISTICS}

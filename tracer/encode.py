@@ -15,6 +15,7 @@ import torch
 from tracer.items import (
     QUANTITIES,
     ActivationRows,
+    DiscardedRows,
     Event,
     HistogramRows,
     HostCopy,
@@ -132,6 +133,12 @@ class Encoder:
         extremes = schema.extremes_schema(columns)
         return pa.table([*key, names, spans[keep], *(columns[name] for name in extremes.names[6:])], schema=extremes)
 
+    def discarded(self, backwards: Sequence[DiscardedRows]) -> pa.Table:
+        """The rows of these backwards, one a parameter, of those in which anything was not finite."""
+        # One by one, since a step may have several.
+        kept = [Encoder(self._rank).extremes([rows]) for rows in backwards if not _finite(rows)]
+        return pa.concat_tables(kept).unify_dictionaries() if kept else schema.SCHEMAS["discarded"].empty_table()
+
     def histograms(self, items: Sequence[HistogramRows]) -> pa.Table:
         """The rows of these histograms: one a parameter, quantity and step."""
         rows = [
@@ -176,6 +183,13 @@ class Encoder:
         attempt = np.repeat(np.array([item.attempt for item in items], dtype=np.int32), repeats)
         times = pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))
         return step, times, np.full_like(attempt, self._rank), attempt
+
+
+def _finite(rows: StepRows) -> bool:
+    """Whether all that is recorded is finite."""
+    present = np.frombuffer(rows.present, dtype=np.uint8)
+    recorded = np.stack([present & QUANTITIES[quantity] != 0 for quantity in rows.layout.quantities], axis=1)
+    return bool(np.isfinite(_numbers([rows])[0][recorded]).all())
 
 
 def _folded(

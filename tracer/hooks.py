@@ -56,17 +56,19 @@ class ParamHook:
     def __call__(self, tensor: torch.Tensor) -> None:
         """Report a gradient that was accumulated into ``tensor.grad``, or record it at once."""
         direct = self.direct
-        if direct is None or not direct.buffer.open:
+        if direct is None or direct.buffer.open_for != running_backward():
             self._report(self, tensor)
             return
+        present = direct.buffer.present
         try:
-            torch.aminmax(tensor, out=direct.value)
+            if not present[direct.index]:
+                torch.aminmax(tensor, out=direct.value)
             torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
         except Exception:
             # The gradient is missing, sparse, of another dtype, or part of another graph: the listener handles it.
             self._report(self, tensor)
             return
-        direct.buffer.present[direct.index] |= VALUE | GRADIENT
+        present[direct.index] |= VALUE | GRADIENT
 
 
 class Change(NamedTuple):

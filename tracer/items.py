@@ -57,6 +57,11 @@ class HostCopy:
         """Its size on the host."""
         return 0 if self._error else self._host.nbytes
 
+    @property
+    def arrived(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return self._done is None or self._done.query()
+
     def wait(self) -> torch.Tensor:
         """The tensor on the host, once it has arrived. For the daemon: it may block, and raises the copy's error."""
         if self._error is not None:
@@ -171,6 +176,12 @@ class StepRows(NamedTuple):
     loss_scale: Number = 1.0
     updates: tuple[Update, ...] = ()
     attempt: int = 0
+
+
+class DiscardedRows(StepRows):
+    """What was recorded of a backward whose gradients no update used."""
+
+    __slots__ = ()
 
 
 class HistogramRows(NamedTuple):

@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 
 from tracer.daemon import Daemon
-from tracer.items import ActivationRows, Event, HistogramRows, Item, Metric, Number, StepRows, rows_and_bytes
+from tracer.items import (
+    ActivationRows,
+    DiscardedRows,
+    Event,
+    HistogramRows,
+    Item,
+    Metric,
+    Number,
+    StepRows,
+    rows_and_bytes,
+)
 from tracer.warn import warn
 
 _TABLES: Mapping[type[Item], str] = {
     StepRows: "extremes",
+    DiscardedRows: "discarded",
     HistogramRows: "histograms",
     ActivationRows: "activations",
     Metric: "metrics",

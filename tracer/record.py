@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -93,6 +93,13 @@ class StepRecord:
 
         silent = (hook for hook in self._hooks.param_hooks if not self.buffer.present[hook.index] and not hook.failed)
         self._attempt(silent, record)
+
+    def discard(self, param_hooks: Sequence[ParamHook], scale: Number) -> None:
+        """Hand over what is recorded of these parameters apart from the step, whose gradients they are not."""
+        indices = [hook.index for hook in param_hooks]
+        self._outbox.put(self.buffer.discard(indices, self._clock.step, time.time_ns(), scale))
+        for index in indices:
+            self._histograms.forget_gradient(self._hooks.parameters[index].name)
 
     def emit_rows(self, time_ns: int, scale: Number) -> None:
         """Emit the step's rows, and the first time the order of its gradients."""

@@ -3,20 +3,22 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVarTuple
 
 import torch
 from torch.optim.optimizer import Optimizer
 
 from tracer.amp import SCALER_NOT_GIVEN, LossScale, driven_by_scaler
+from tracer.between import NO_UPDATE, Discards
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
-from tracer.first_update import NO_UPDATE, FirstUpdateWatch
 from tracer.hooks import Hooks, ParamHook, running_backward
-from tracer.items import Metric, event
+from tracer.items import Metric, Number, event
 from tracer.outbox import Outbox
+from tracer.pending import PendingMetrics
 from tracer.record import StepRecord
+from tracer.rows import CLOSED
 from tracer.settings import Settings
 from tracer.updates import has_effect
 from tracer.warn import in_short, warn
@@ -64,11 +66,13 @@ class Recorder:
         self._taken: int | None = None
         # Optimizers that have been asked whether a GradScaler drives them; None where that no longer matters.
         self._asked: weakref.WeakSet[Optimizer] | None = weakref.WeakSet() if loss_scale is None else None
-        # The next gradient has to look whether it begins a step.
-        self._alert = True
+        # The backward whose first gradient has been looked at: whether it begins a step, say.
+        self._looked = CLOSED
         # Parameters without a gradient have had their values recorded, before the update could change them.
         self._swept = False
-        self._first_update: FirstUpdateWatch | None = FirstUpdateWatch()
+        self._discards = Discards(hooks, self._clock, self._step_record)
+        self._watch = self._discards.watch
+        self._pending: PendingMetrics
         self._paused = False
         # The id of the optimizer whose last unannounced update had no effect.
         self._ineffective: int | None = None
@@ -81,9 +85,28 @@ class Recorder:
 
     @property
     def step(self) -> int:
-        """The step whose gradients came last."""
+        """The step whose gradients came last, and were not discarded."""
         clock = self._clock
-        return clock.step + 1 if clock.ended and self._hooks.noted else clock.step
+        if clock.ended:
+            return clock.step + 1 if self._hooks.noted else clock.step
+        return self._discards.step_before if self._discards.unused else clock.step
+
+    def log(self, time_ns: int, values: Mapping[str, Number | None], metrics: Mapping[str, object]) -> None:
+        """Hand over metrics of the iteration under way, once their step is known.
+
+        Args:
+            time_ns: When they were logged, in ns since 1970.
+            values: Their numbers.
+            metrics: The metrics themselves.
+        """
+        clock, pending = self._clock, self._pending
+        unknown = pending or (self._discards.unused and not clock.ended)
+        if not unknown and not (clock.ended and not self._hooks.noted and pending.awaits(metrics.values())):
+            self._outbox.log(self.step, time_ns, values)
+            return
+        with self._border:
+            if not pending.add(time_ns, values):
+                pending.settle(self.step)
 
     @property
     def next_step(self) -> int:
@@ -93,6 +116,7 @@ class Recorder:
     def arm(self, outbox: Outbox) -> None:
         """Set the hooks: from now on they report to this recorder, which puts what it records into the outbox."""
         self._outbox = outbox
+        self._pending = PendingMetrics(outbox)
         self._hooks.arm(self, None if self._budget is None else self._budget.billed)
         self._step_record.arm(outbox)
 
@@ -108,14 +132,14 @@ class Recorder:
     def on_gradient(self, hook: ParamHook, tensor: torch.Tensor) -> None:
         """Record a parameter's value and gradient; called inside backward, after the gradient was accumulated."""
         try:
-            if self._alert or (self._loss_scale is not None and self._clock.backward != running_backward()):
+            if self._looked != running_backward():
                 if self._pauses():
                     return
                 self._at_border(self._first_gradient, hook)
-                # A signal handler that closes the trace may take it away.
-                order = self._step_record.order
-                if order is not None and self._measuring and not hook.failed:
-                    order[self._hooks.parameters[hook.index].name] = None
+            # A signal handler that closes the trace may take it away.
+            order = self._step_record.order
+            if order is not None and self._measuring and not hook.failed:
+                order[self._hooks.parameters[hook.index].name] = None
             if not self._measuring or hook.failed:
                 return
             if torch.is_grad_enabled():
@@ -164,6 +188,7 @@ class Recorder:
         if (
             not (clock.ended and self._hooks.noted and id(optimizer) in clock.updated)
             or clock.explicit
+            or self._pending
             or self.measures(clock.step + 2)
             or running_backward() != NO_BACKWARD
             or not self._hooks.holds(optimizer)
@@ -173,6 +198,7 @@ class Recorder:
         if self._budget is not None:
             self._budget.end_step(measured=False)
         clock.repeat(id(optimizer))
+        self._pending.note_update()
         return True
 
     def end_step(self) -> None:
@@ -190,7 +216,8 @@ class Recorder:
     def finish(self) -> None:
         """Emit the last step, if any gradient or update belongs to it, and record no more."""
         self._at_border(self._finish)
-        self._stopped, self._measuring, self._step_record.buffer.open = True, False, False
+        self._watch.forget()
+        self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
 
     def _at_border(self, action: Callable[[*_Args], None], *args: *_Args) -> None:
         """Do what happens between two steps; if it fails, training goes on."""
@@ -207,7 +234,7 @@ class Recorder:
     def _stop(self, step: int, error: Exception) -> None:
         """Record no more extremes of this step; none of any later one, after several that failed."""
         if self._stopped or self._clock.step == step:
-            self._measuring = self._step_record.buffer.open = False
+            self._measuring, self._step_record.buffer.open_for = False, CLOSED
         if self._stopped or self._lost == step:
             return
         if self._clock.step != step:
@@ -222,7 +249,7 @@ class Recorder:
         message = in_short(error)
         self._outbox.put(event(step, "failed", message))
         if self._lost_in_a_row == _STEPS_TO_FAIL:
-            self._stopped, self._measuring, self._step_record.buffer.open = True, False, False
+            self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
         if not warned:
             warn(
                 f"the extremes of step {step} are lost ({message}); "
@@ -233,33 +260,37 @@ class Recorder:
         """Begin the next step, if this gradient belongs to it: the first one of a backward, as far as is known.
 
         Without a hook, gradients were only noted, and any gradient since the last update will do: backward ids, the
-        first-update watch and a ``GradScaler`` are then not needed.
+        watch between two backwards and a ``GradScaler`` are then not needed.
         """
         backward = running_backward()
-        if not self._alert and self._clock.backward == backward:
+        if self._looked == backward and hook is not None:
             return
         skipped = not self._clock.ended and self._skipped()
         if skipped:
-            self._first_update = None
+            self._watch.waiting = False
         if not self._clock.gradient(backward, skipped):
+            self._looked = backward
             return
         if self._chosen != self._clock.step:
             # Ctrl-C interrupted the end of the step before.
             self._choose_what_to_measure()
-        if hook is not None and self._first_update is not None and self._first_update.misses(hook.tensor, backward):
+        # Where nothing was recorded that could tell, another model's gradients are thrown away, as in most loops.
+        if self._discards.unused if hook is None else self._discards.look(hook, self._measuring, self._scale):
+            self._pending.settle(self._discards.step_before)
+        self._discards.unused = False
+        if self._watch.waiting and not self._clock.explicit and self._watch.misses:
             self._say_unended()
-        # A hook may write by itself once neither the first update nor the order is waited for.
-        self._alert = self._first_update is not None or self._step_record.order is not None
         if not self._clock.begun or (self._loss_scale is not None and self._loss_scale.updated):
             if self._loss_scale is not None:
                 self._loss_scale.begin(new_step=not self._clock.begun)
             self._clock.begun = True
             if self._measuring:
                 self._step_record.refresh()
-        # With a loss scale the recorder has to look at each backward, for histograms at each tensor.
-        self._step_record.buffer.open = (
-            self._measuring and not self._alert and self._loss_scale is None and not self._step_record.histogramming
-        )
+        self._looked = backward
+        # A hook may write by itself once the order is known. For histograms, and under a loss scale, the recorder sees
+        # each gradient.
+        direct = self._step_record.order is None and self._loss_scale is None and not self._step_record.histogramming
+        self._step_record.buffer.open_for = backward if self._measuring and direct else CLOSED
 
     def _pauses(self) -> bool:
         """Whether a CUDA graph is being captured; our work in it could not be replayed."""
@@ -291,7 +322,8 @@ class Recorder:
                 # The gradients that this update is about to use, and that no hook could see, are the next step's.
                 self._leave(by_gradient=False)
             self._step_record.refresh()
-        self._first_update = None
+        self._watch.waiting = self._watch.by_hand = False
+        self._discards.calling = closure
         # Inside a backward most gradients are still to come, and a parameter without one is not updated.
         if running_backward() == NO_BACKWARD:
             if not late:
@@ -314,7 +346,9 @@ class Recorder:
             # An idle step comes here after the update, and not before it as well: one call is cheaper than two.
             self._before_update(optimizer, closure, late=True)
         if not self._hooks.holds(optimizer):
+            self._discards.updated_by_another()
             return
+        self._discards.calling = False
         if closure and self._settings.applied and self._measuring:
             # The closure made gradients inside the update; those that it used last are still there.
             self._step_record.record_applied(optimizer)
@@ -325,18 +359,24 @@ class Recorder:
             self._beware()
         if self._clock.after_update(id(optimizer), backward):
             self._prepare_next(backward)
+        self._ended_by_update()
+
+    def _ended_by_update(self) -> None:
+        self._discards.unused = False
+        self._pending.note_update()
+        self._pending.settle(self._clock.step)
 
     def _end_step(self) -> None:
         self._beware()
         self._clock.end_step()
-        self._first_update = None
+        self._watch.waiting = False
         self._prepare_next(NO_BACKWARD)
         self._sweep()
+        self._ended_by_update()
 
     def _beware(self) -> None:
         """Have the next gradient looked at. Comes before the step ends, since Ctrl-C may come right after."""
-        self._alert = True
-        self._step_record.buffer.open = False
+        self._looked = self._step_record.buffer.open_for = CLOSED
 
     def _prepare_next(self, backward: int) -> None:
         """The step has ended, in the backward with this id: decide whether the next one's gradients are reported."""
@@ -350,6 +390,11 @@ class Recorder:
             self._step_record.refresh()
 
     def _restore(self, step: int) -> None:
+        self._discard_unused()
+        self._pending.settle(self.step)
+        if self._taken == self._clock.step:
+            self._step_record.renew()
+        self._discards.unused = self._swept = False
         try:
             self._clock.restore(step, leave=self._swept)
         finally:
@@ -361,19 +406,30 @@ class Recorder:
             self._hooks.report(True)
 
     def _finish(self) -> None:
-        if self._first_update is not None and self._first_update.backwards > 1 and not self._skipped():
+        if self._watch.waiting and self._watch.backwards > 1 and not self._skipped():
             self._say_unended()
+        self._discard_unused()
+        self._pending.settle(self.step)
         if self._clock.phase is not Phase.EMPTY:
             self._take()
+
+    def _discard_unused(self) -> None:
+        """No update will come: gradients that none will use are no step's, and without any there is no step."""
+        known = self._clock.phase is Phase.OPEN and not (self._clock.explicit or self._watch.by_hand or self._skipped())
+        if known and self._measuring and self._discards.look_at_the_end(self._scale):
+            self._count_discarded(self.step, time.time_ns())
+            self._taken = self._clock.step
 
     def _leave(self, by_gradient: bool) -> None:
         """The step is over; the next one begins."""
         if by_gradient:
             # A parameter that has joined since may have a gradient already, which is the next step's.
             self._sweep(follow=False)
+        step = self._clock.step + 1 if self._pending.announced else self._clock.step
         try:
             self._take()
         finally:
+            self._pending.settle(step)
             if self._budget is not None:
                 self._settle(self._budget)
             self._clock.next()
@@ -401,19 +457,28 @@ class Recorder:
             return
         self._taken = self._clock.step
         time_ns = self._clock.ended_ns or time.time_ns()
-        scale = 1.0 if self._loss_scale is None else self._loss_scale.scale
         if self._loss_scale is not None and self._clock.begun:
             for name, value in self._loss_scale.metrics().items():
                 self._outbox.put(Metric(self._clock.step, time_ns, name, value))
+        self._count_discarded(self._clock.step, time_ns)
         if self._measuring:
             self.measured += 1
             self._sweep()
-            self._step_record.emit_rows(time_ns, scale)
+            self._step_record.emit_rows(time_ns, self._scale)
             self._lost_in_a_row = 0
         if self._step_record.histogramming:
-            self._step_record.emit_histograms(time_ns, scale)
+            self._step_record.emit_histograms(time_ns, self._scale)
         self._swept = False
         self._step_record.joined.clear()
+
+    def _count_discarded(self, step: int, time_ns: int) -> None:
+        count = self._discards.metric(step, time_ns)
+        if count is not None:
+            self._outbox.put(count)
+
+    @property
+    def _scale(self) -> Number:
+        return 1.0 if self._loss_scale is None else self._loss_scale.scale
 
     def _sweep(self, follow: bool = True) -> None:
         """Record the values of parameters whose hooks were not called, once a step."""
@@ -432,6 +497,6 @@ class Recorder:
         self._step_record.snapshot(scale.scale if scale is not None and scaled else 1.0)
 
     def _say_unended(self) -> None:
-        self._first_update = None
+        self._watch.waiting, self._watch.by_hand = False, True
         warn(NO_UPDATE)
         self._outbox.put(event(self._clock.step, "unended", "several backwards and no update of a torch optimizer"))

@@ -13,6 +13,7 @@ from tracer.items import (
     EMPTY,
     GRADIENT,
     VALUE,
+    DiscardedRows,
     Group,
     HistogramRows,
     HostCopy,
@@ -27,6 +28,8 @@ from tracer.statistics import EXTREMES, Measures, histogram
 
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16
+# The id of no backward, not even of what runs outside of one.
+CLOSED = -2
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """Where a hook may write extremes itself, while its buffer is ``open``.
+    """Where a hook may write extremes itself, in the backward for which its buffer is open.
 
     Most parameters need two reductions and nothing else. The code for all other cases would take longer than these two,
     since a hook runs with cold caches.
@@ -68,7 +71,7 @@ class RowBuffer:
 
     Attributes:
         present: A byte for each parameter: its quantities that have been recorded.
-        open: Whether hooks may write into the buffer themselves.
+        open_for: The id of the backward whose hooks may write into the buffer themselves; ``CLOSED`` for none.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class RowBuffer:
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
-        self.open = False
+        self.open_for = CLOSED
 
     def direct(self, index: int) -> Direct | None:
         """Where a parameter's hook may write itself; None if this parameter needs more than two reductions."""
@@ -119,6 +122,8 @@ class RowBuffer:
     def record(self, index: int, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``, without a host sync.
 
+        The value is recorded once a step: later backwards of the step may see weights that were moved for a trial.
+
         Raises:
             MisfitError: the parameter has moved to another dtype or device since this buffer was made.
         """
@@ -131,19 +136,23 @@ class RowBuffer:
         if value.dtype is not slot.dtype:
             raise MisfitError
         extremes = slot.extremes
+        first = not before & VALUE
         try:
-            slot.reduce(value, out=extremes[0])
+            if first:
+                slot.reduce(value, out=extremes[0])
             if gradient is not None:
                 slot.reduce(gradient, out=extremes[1])
         except RuntimeError:
             if value.device != extremes[0][0].device:
                 raise MisfitError from None
             # The gradient is sparse, or has another dtype than its parameter.
-            reduce_into(value, extremes[0])
+            if first:
+                reduce_into(value, extremes[0])
             if gradient is not None:
                 reduce_into(gradient, extremes[1])
         if self._measures.further:
-            self._measures.measure(value, slot.further[0])
+            if first:
+                self._measures.measure(value, slot.further[0])
             if gradient is not None:
                 self._measures.measure(gradient, slot.further[1])
         self.present[index] = (VALUE if gradient is None else VALUE | GRADIENT) | (before & APPLIED)
@@ -156,6 +165,19 @@ class RowBuffer:
         reduce_into(gradient, slot.extremes[2])
         self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
+
+    def extremes(self, index: int, quantity: int) -> tuple[float, float]:
+        """What is recorded of a quantity of a parameter on the host, by its place among the quantities."""
+        low, high = self.slots[index].extremes[quantity]
+        return low.item(), high.item()
+
+    def discard(self, indices: Sequence[int], step: int, time_ns: int, loss_scale: Number) -> DiscardedRows:
+        """Send what is recorded of these parameters to the host, and forget their gradients."""
+        present = bytearray(len(self.present))
+        for index in indices:
+            present[index] = self.present[index] & (VALUE | GRADIENT)
+            self.present[index] &= ~GRADIENT
+        return DiscardedRows(step, time_ns, self.layout, bytes(present), self._copies(), loss_scale)
 
     def note_update(self, update: Update) -> None:
         """Have the applied gradients of some parameters divided, or taken back if the update is skipped."""
@@ -179,14 +201,17 @@ class RowBuffer:
 
     def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> StepRows:
         """Send the step's rows to the host and begin anew."""
-        copies = [
-            HostCopy(block) if view is None else bytes(view)
-            for block, view in zip(self._blocks, self._views, strict=True)
-        ]
-        rows = StepRows(step, time_ns, self.layout, bytes(self.present), copies, loss_scale, tuple(self._updates))
+        present, updates = bytes(self.present), tuple(self._updates)
+        rows = StepRows(step, time_ns, self.layout, present, self._copies(), loss_scale, updates)
         self.present[:] = self._nothing
         self._updates.clear()
         return rows
+
+    def _copies(self) -> list[bytes | HostCopy]:
+        return [
+            HostCopy(block) if view is None else bytes(view)
+            for block, view in zip(self._blocks, self._views, strict=True)
+        ]
 
 
 def _allocate(
@@ -239,8 +264,15 @@ class Histograms:
     def collect(self, param: str, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Make a parameter's histograms; under ``torch.no_grad``, without a host sync."""
         for of, tensor in (("value", value), ("grad", gradient)):
+            if of == "value" and (param, of) in self._histograms:
+                # As extremes: the value is that of the step's first gradient.
+                continue
             if tensor is not None and local(tensor).numel():
                 self._histograms[param, of] = histogram(local(tensor), self.bins)
+
+    def forget_gradient(self, param: str) -> None:
+        """Forget the histogram of a parameter's gradient."""
+        self._histograms.pop((param, "grad"), None)
 
     def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> HistogramRows:
         """Send them to the host and begin anew."""

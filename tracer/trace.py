@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -30,6 +30,7 @@ from tracer.log import run as run_folder
 from tracer.log import schema, store
 from tracer.log.place import Place
 from tracer.log.run import LogError
+from tracer.log.schema import BEYOND
 from tracer.outbox import Outbox
 from tracer.parameters import NamedParameter, Select, flattened, named_parameters
 from tracer.recorder import Recorder
@@ -262,21 +263,32 @@ class Trace:
         parts = self._parts
         return None if self._closed else parts
 
-    def log(self, /, **metrics: object) -> None:
-        """Record metrics for the step whose gradients came last.
+    def log(self, /, *, step: Any = None, **metrics: object) -> None:
+        """Record metrics of the iteration in which this is called.
+
+        They belong to the step whose gradients came last and were not thrown away. A loss that is logged before its
+        backward, with its graph, belongs to the step of that backward, and so does what is logged with it.
 
         Args:
+            step: Their step, for those who know better.
             metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync. Of a ``DTensor``
                 that the ranks have yet to add up, nothing is recorded.
 
         Raises:
             TypeError: a metric is neither; then no metric of this call is recorded.
+            ValueError: ``step`` is not an integer from 0 on.
         """
         now = time.time_ns()
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < BEYOND["step"]):
+            raise ValueError(f"step={step!r} must be the number of a step, an integer from 0 on")
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
         live = self._live
-        if live is not None:
-            live.outbox.log(live.recorder.step, now, values)
+        if live is None:
+            return
+        if step is None:
+            live.recorder.log(now, values, metrics)
+        else:
+            live.outbox.log(step, now, values)
 
     def step(self, /, **metrics: object) -> None:
         """End the step, in a loop without a torch optimizer; from the first call on, only these calls end steps.

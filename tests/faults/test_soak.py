@@ -59,7 +59,7 @@ def test_nothing_grows_but_the_log(
         optimizer.zero_grad()
         model(batch).sum().backward()
         optimizer.step()
-        trace.log(step=float(step))
+        trace.log(number=float(step))
         if (step + 1) % _STEPS_A_PART == 0:
             before = dict(daemon.published)
             now += 31.0

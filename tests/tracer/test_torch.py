@@ -16,6 +16,7 @@ from tests.training import recorded
 from tests.versions import TORCH
 from tracer.extremes import extremes_dtype
 from tracer.hooks import running_backward
+from tracer.pending import sequence_nr
 from tracer.updates import not_compiled
 
 PRIVATE = {
@@ -27,6 +28,7 @@ PRIVATE = {
     "_disable_dynamo",
     "_fsdp_wrapped_module",
     "_functorch",
+    "_get_sequence_nr",
     "_get_tracing_state",
     "_modules",
     "_orig_mod",
@@ -34,6 +36,7 @@ PRIVATE = {
     "_per_optimizer_states",
     "_post_accumulate_grad_hooks",
     "_scale",
+    "_sequence_nr",
     "_torchdynamo_disable",
     "torch._C._dynamo.eval_frame",
     "torch._subclasses.fake_tensor",
@@ -77,6 +80,26 @@ def test_a_backward_has_an_id_of_its_own() -> None:
     assert running_backward() == -1
     assert -1 not in seen
     assert len(set(seen)) == 2
+
+
+def test_a_node_knows_how_many_were_made_before() -> None:
+    """``Node._sequence_nr`` is what ``torch.autograd._get_sequence_nr`` gave when it was made."""
+    weight = torch.ones(2, requires_grad=True)
+    before = sequence_nr()
+    total = (weight * weight).sum()
+    assert total.grad_fn is not None
+    assert before <= total.grad_fn._sequence_nr() < sequence_nr()
+
+
+def test_the_version_of_a_tensor_counts_writes_but_those_through_data() -> None:
+    """``Tensor._version`` grows with each write in place, and stays where ``.data`` is written to."""
+    weight = nn.Parameter(torch.ones(2))
+    before = weight._version
+    weight.data.mul_(2.0)
+    assert weight._version == before
+    with torch.no_grad():
+        weight.mul_(2.0)
+    assert weight._version > before
 
 
 def test_hooks_after_accumulation_stand_in_a_dictionary() -> None:

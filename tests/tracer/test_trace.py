@@ -159,8 +159,8 @@ def test_an_exception_in_the_with_block_closes_and_is_named(tmp_path: Path) -> N
     closed = json.loads((tmp_path / "run" / "closed-r00000.json").read_text())
     assert closed["last_step"] == 2
     assert closed["reason"] == "FloatingPointError: boom"
-    assert closed["rows"] == {"extremes": 12, "metrics": 3, "events": 3}
-    assert closed["rows_dropped"] == {"extremes": 0, "metrics": 0, "events": 0}
+    assert closed["rows"] == {"discarded": 0, "extremes": 12, "metrics": 3, "events": 3}
+    assert closed["rows_dropped"] == {"discarded": 0, "extremes": 0, "metrics": 0, "events": 0}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ A run is a folder::
 
     run.json                      written first, once: what is traced, and by what
     extremes/ metrics/ events/    a folder a table, holding complete, immutable parts and nothing else; likewise
-                                  histograms/ and activations/ where they were asked for
+                                  discarded/, and histograms/ and activations/ where they were asked for
     staging/                      parts being written; no reader looks here
     heartbeat-r00000              its mtime is renewed while rank 0 is alive; it holds that process's host and pid, and
                                   in a second line the id of the machine's boot and the pid's namespace, or "- 0"
@@ -39,7 +39,13 @@ and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_m
 asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of the population), ``norm`` (L2),
 ``absmax``, ``zeros`` (fraction exactly zero) and ``nonfinite`` (count), each as ``<value|grad|applied>_<statistic>``.
 Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
-and infinity are recorded as they are.
+and infinity are recorded as they are. A value is that at the parameter's first gradient in the step, which is what the
+forward used; a gradient is what its last backward left in ``.grad``.
+
+``discarded`` has the columns of ``extremes``, for backwards whose gradients no update used: the loop skipped a bad
+batch, or another model's backward went through this one. Such a backward is no step. The metric ``discarded`` counts
+those of the step that came after. It has rows here if anything in it was not finite; their ``step`` is that same one,
+and rows of one backward have one ``time``.
 
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
 and ``detail``, what happened to the trace itself: ``attached``, ``resumed`` (at this step, after the last one),
@@ -61,9 +67,9 @@ their statistics; a reader fills what is missing with null.
 **Bounds.** ``step``, ``counts`` and ``time`` (in microseconds since 1970) are from 0 to 2^53 - 1, ``rank`` and ``span``
 are below 2^31, and ``attempt`` is below 2^30. The statistics of Parquet say so, of each row group.
 
-**Later versions.** A minor version may add columns of any type, and write numbers in another width, or texts in another
-encoding. A reader casts the columns above to their types. It takes further floats of ``extremes`` for statistics, and
-leaves out what it does not know. Whatever else changes has another ``format``.
+**Later versions.** A minor version may add tables, and columns of any type, and write numbers in another width, or
+texts in another encoding. A reader casts the columns above to their types. It takes further floats of ``extremes`` for
+statistics, and leaves out what it does not know. Whatever else changes has another ``format``.
 
 **Attempts.** Each rank counts its own. An attempt begins at the smallest step of its ``resumed`` and ``restored``
 events, which are published before its rows; if these are lost, with its first row. From there on it abandons what
@@ -80,7 +86,7 @@ import pyarrow as pa
 
 FORMAT = 1
 ALWAYS = ("extremes", "metrics", "events")
-TABLES = (*ALWAYS, "histograms", "activations")
+TABLES = (*ALWAYS, "discarded", "histograms", "activations")
 # The events with which an attempt begins, or goes back to an earlier step.
 BEGINNINGS = ("resumed", "restored")
 # Integers are from 0 to less than this. What is computed of larger ones would overflow, or be of no year.
@@ -134,6 +140,10 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
+
+
+# The same columns, of backwards that no step has.
+SCHEMAS["discarded"] = SCHEMAS["extremes"]
 
 
 def extremes_schema(columns: Iterable[str]) -> pa.Schema:

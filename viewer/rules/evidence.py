@@ -46,6 +46,23 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Discarded:
+    """Backwards with numbers that were not finite, whose gradients no update used.
+
+    Attributes:
+        first_step: The step before whose update the first one came.
+        last_step: Likewise the last.
+        backwards: How many there were.
+        params: The parameters whose gradients were not finite, as they were first seen.
+    """
+
+    first_step: int
+    last_step: int
+    backwards: int
+    params: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """A run at one moment, for the rules. Immutable.
 
@@ -54,6 +71,7 @@ class Evidence:
         tables: Every parameter over the run; None before the first row.
         curves: The metrics.
         events: What happened to the trace.
+        discarded: The backwards with bad numbers that the loop threw away.
         described: The parameters as ``run.json`` describes them, by name.
         dropped: How many rows could not be written, as far as is known.
         reasons: The exceptions that ended ranks.
@@ -67,6 +85,7 @@ class Evidence:
     tables: ParamTables | None = None
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
+    discarded: Discarded | None = None
     described: Mapping[str, Param] = field(default_factory=dict)
     dropped: int = 0
     reasons: tuple[str, ...] = ()
@@ -158,7 +177,7 @@ class Record:
         tables: The tables that it takes rows of.
     """
 
-    tables: tuple[str, ...] = ("events", "metrics", "extremes")
+    tables: tuple[str, ...] = ("events", "metrics", "extremes", "discarded")
 
     def __init__(self, run: Run) -> None:
         self._described = {param["name"]: _described(param) for param in run.info["params"]}
@@ -168,6 +187,7 @@ class Record:
         self._metrics = History()
         self._events: list[Event] = []
         self._counts: Counter[tuple[str, int]] = Counter()
+        self._discarded: Discarded | None = None
 
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
         """Take in rows of one of the tables."""
@@ -175,6 +195,8 @@ class Record:
             self._absorb_events(rows)
         elif table == "metrics":
             self._metrics.absorb("metrics", rows)
+        elif table == "discarded":
+            self._absorb_discarded(rows)
         else:
             self._params.absorb(rows)
 
@@ -187,6 +209,21 @@ class Record:
             if self._counts[event.kind, event.rank] <= _EVENTS:
                 self._events.append(event)
 
+    def _absorb_discarded(self, rows: pl.LazyFrame) -> None:
+        """Count backwards, whose rows bear one time each."""
+        bad = ~(pl.col("grad_min").is_finite() & pl.col("grad_max").is_finite()).fill_null(True)
+        frame = rows.select("step", "rank", "time", pl.col("param").cast(pl.String), bad=bad).collect()
+        if frame.is_empty():
+            return
+        before = self._discarded or Discarded(frame["step"][0], 0, 0, ())
+        params = frame.filter("bad")["param"].unique(maintain_order=True)
+        self._discarded = Discarded(
+            min(before.first_step, int(frame["step"].min())),  # type: ignore[arg-type]
+            max(before.last_step, int(frame["step"].max())),  # type: ignore[arg-type]
+            before.backwards + frame.n_unique(["rank", "time"]),
+            tuple(dict.fromkeys((*before.params, *params))),
+        )
+
     def evidence(self, **how: Any) -> Evidence:
         """Give all that is known now.
 
@@ -198,6 +235,7 @@ class Record:
             tables=tables if len(tables.ends) else None,
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
+            discarded=self._discarded,
             described=self._described,
             own_metrics=frozenset(self._own_metrics),
             **how,

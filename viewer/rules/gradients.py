@@ -5,7 +5,7 @@ import numpy as np
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Number, Severity
 
 
@@ -60,6 +60,23 @@ def nonfinite(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
             words={"cause": cause, "reach": _reach(at_once, len(reached))},
         )
     ]
+
+
+@rule(
+    "discarded",
+    title="Bad batches thrown away",
+    severity=Severity.WARNING,
+    sentence="{backwards:,} backwards gave NaN or infinity ({params}), and no update used their gradients.",
+    advice="The loop skips such batches, so that the loss may not show them: see what is in them, and whether "
+    'there are more and more. Their rows are in the table "discarded" of the log.',
+)
+def discarded(evidence: Evidence, limits: Limits) -> list[Case]:
+    """Bad gradients that the loop noticed itself, and skipped."""
+    thrown = evidence.discarded
+    if thrown is None or not thrown.params:
+        return []
+    numbers = {"backwards": thrown.backwards}
+    return [Case(thrown.params[0], thrown.first_step, thrown.last_step, numbers, thrown.params)]
 
 
 def _reach(at_once: int, reached: int) -> str:

@@ -22,12 +22,22 @@ from viewer.snapshot import Curve, Number, Severity
     "before it.",
 )
 def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
-    """A loss that was NaN or infinite."""
+    """A loss that was NaN or infinite; a loop that skips such batches goes on."""
     return [
-        _case(curve, min(curve.nonfinite), Severity.WARNING if is_validation(curve.name) else None)
+        _case(
+            curve,
+            min(curve.nonfinite),
+            Severity.WARNING if is_validation(curve.name) or _thrown_away(evidence, curve) else None,
+        )
         for curve in (*evidence.losses, *evidence.validation_losses)
         if curve.nonfinite
     ]
+
+
+def _thrown_away(evidence: Evidence, curve: Curve) -> bool:
+    """Whether the loop threw away what came of such a loss."""
+    thrown = evidence.discarded
+    return thrown is not None and thrown.first_step <= min(curve.nonfinite) <= max(curve.nonfinite) <= thrown.last_step
 
 
 @rule(

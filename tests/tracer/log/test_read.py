@@ -105,6 +105,7 @@ def test_an_empty_run_gives_an_empty_frame(tmp_path: Path, table: str, folder: b
         "extremes": extremes([0]),
         "metrics": metrics([0], [0.5]),
         "events": events([0]),
+        "discarded": extremes([0]),
         "histograms": histograms([0]),
         "activations": activations([0]),
     }

@@ -32,6 +32,12 @@ COLUMNS = {
     },
     "metrics": {**KEY, "name": (NAME, False), "value": (pa.float64(), False)},
     "events": {**KEY, "kind": (pa.string(), False), "param": (pa.string(), True), "detail": (pa.string(), False)},
+    "discarded": {
+        **KEY,
+        "param": (NAME, False),
+        "span": (pa.int32(), False),
+        **dict.fromkeys(["value_min", "value_max", "grad_min", "grad_max"], (pa.float64(), True)),
+    },
     "histograms": {
         **KEY,
         "param": (NAME, False),
@@ -51,6 +57,7 @@ ROWS = {
     "extremes": extremes([0, 1, 2], ["conv.weight", "fc.bias"]),
     "metrics": metrics([0, 1, 2], [0.5, 0.25, 0.125]),
     "events": events([0, 1, 2], param="fc.bias"),
+    "discarded": extremes([0, 1, 2], ["conv.weight", "fc.bias"]),
     "histograms": histograms([0, 1, 2]),
     "activations": activations([0, 1, 2]),
 }
@@ -64,6 +71,12 @@ POLARS_TYPES: dict[str, dict[str, Any]] = {
     },
     "metrics": {**POLARS_KEY, "name": pl.Categorical(), "value": pl.Float64()},
     "events": {**POLARS_KEY, **dict.fromkeys(["kind", "param", "detail"], pl.String())},
+    "discarded": {
+        **POLARS_KEY,
+        "param": pl.Categorical(),
+        "span": pl.Int32(),
+        **dict.fromkeys(["value_min", "value_max", "grad_min", "grad_max"], pl.Float64()),
+    },
     "histograms": {
         **POLARS_KEY,
         **dict.fromkeys(["param", "of"], pl.Categorical()),
@@ -102,7 +115,7 @@ def encodings_of(physical_type: str) -> set[str]:
 
 
 def test_the_format_has_these_tables() -> None:
-    """Format 1 has the tables extremes, metrics and events in every run, and two more where they were asked for."""
+    """Format 1 has the tables extremes, metrics and events in every run, and others where there is need."""
     assert schema.ALWAYS == ("extremes", "metrics", "events")
     assert schema.FORMAT == 1
     assert set(schema.TABLES) == set(schema.SCHEMAS) == set(COLUMNS)
