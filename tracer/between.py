@@ -1,5 +1,6 @@
 """What happens between two backwards of one step: an update by hand, or that the gradients are thrown away."""
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -80,15 +81,14 @@ class BackwardWatch:
         """A write through ``.data`` leaves the version of a parameter as it is, and yet moves its extremes."""
         if tensor is not self._watched:
             self._extremes.clear()
-        if not local(tensor).numel():
-            return
-        with torch.no_grad():
+        # A tensor that is empty, or that cannot be copied, tells nothing.
+        with torch.no_grad(), contextlib.suppress(Exception):
             self._extremes.append(HostCopy(list(torch.aminmax(dense(local(tensor))))))
-        # From another device copies arrive later, so that a change is seen a few backwards late.
-        while len(self._extremes) > 1 and self._extremes[1].arrived:
-            moved = not _equal(self._extremes.popleft(), self._extremes[0])
-            self._moves += moved
-            self.changed |= moved
+            # From another device copies arrive later, so that a change is seen a few backwards late.
+            while len(self._extremes) > 1 and self._extremes[1].arrived:
+                moved = not _equal(self._extremes.popleft(), self._extremes[0])
+                self._moves += moved
+                self.changed |= moved
 
 
 def _equal(before: HostCopy, now: HostCopy) -> bool:

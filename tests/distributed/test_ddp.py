@@ -8,6 +8,7 @@ import torch
 from tests.distributed.exact import STEPS, Network, batch
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Rows, Tensors, gradients, numbers, recorded, train
+from tests.training import metric
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,7 @@ def test_each_rank_records_its_own_gradient_and_the_mean_that_is_applied(runs: P
 def test_accumulation_without_sync_is_one_step(runs: Path, run: str) -> None:
     """With no_sync, grad_* are the rank's own sums over all micro-batches, and applied_* the mean of these."""
     assert recorded(runs / run) == expected(micros=3)
+    assert metric(runs / run, "discarded") == []
 
 
 def test_a_parameter_that_another_rank_used_has_an_applied_gradient_only(runs: Path) -> None:

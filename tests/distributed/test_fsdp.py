@@ -7,6 +7,7 @@ import pytest
 from tests.distributed.exact import STEPS, Network, batch
 from tests.distributed.launch import RANKS, succeeded
 from tests.distributed.oracle import Merged, Rows, Step, Tensors, gradients, merged, numbers, recorded, shard, train
+from tests.training import metric
 from tests.versions import needs_fully_shard
 
 pytestmark = [needs_fully_shard, pytest.mark.slow]
@@ -87,6 +88,7 @@ def test_what_is_done_to_the_reduced_gradient_shows_in_the_applied_one(runs: Pat
 def test_accumulation_is_one_step(runs: Path, run: str) -> None:
     """Whether every micro-batch is reduced or only the last, grad_* hold the sum over all of them, once an update."""
     assert recorded(runs / run) == parts(oracle(micros=3))
+    assert metric(runs / run, "discarded") == []
 
 
 @pytest.mark.parametrize("run", ["late", "disturbed"])

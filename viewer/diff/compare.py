@@ -1,8 +1,8 @@
 """Where two runs part, and how the gap between them spreads.
 
-A row holds a parameter's values before its step's update, and its gradients in that step. So where values and gradients
-part at the same step, values come first: an earlier update changed them, and gradients follow. Where gradients part and
-no value does, the cause lies within the step, and parameters stand in the order of the backward.
+A row holds a parameter's values at its first gradient in a step, and its gradients in that step. So where values and
+gradients part at the same step, values come first: an earlier update changed them, and gradients follow. Where
+gradients part and no value does, the cause lies within the step, and parameters stand in the order of the backward.
 """
 
 import json
