@@ -118,7 +118,9 @@ class Daemon:
         self._on_host = on_host
         self._limit_bytes = self._settings.limit_bytes
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._wake = threading.Event()
+        # Neither this nor the lock below is a ``threading.Event``: a signal handler that closes the trace in the middle
+        # of a close would wait for ever for the lock inside of it.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._newest: Any = None
         self._waiting: dict[str, list[Any]] = {table: [] for table in encoders}
         # What was to be published and may have been: a store that did not answer. Only the same again repeats no row.
@@ -135,7 +137,9 @@ class Daemon:
         self.dropped = dict.fromkeys(encoders, 0)
         self._told = dict.fromkeys(encoders, 0)
         # Not the thread is waited for: where Ctrl-C interrupts that, Python before 3.13 takes the thread for ended.
-        self._ended = threading.Event()
+        self._over = False
+        self._until_over = threading.Lock()
+        self._until_over.acquire()
         self._thread = threading.Thread(target=self._run, name="gradwatch-daemon", daemon=True)
         try:
             self.published = {
@@ -162,23 +166,31 @@ class Daemon:
         self.end(summary)
         self.wait()
 
-    def end(self, summary: Mapping[str, Any]) -> None:
+    def end(self, summary: Mapping[str, Any], last: object = None) -> None:
         """Have everything published, the closed mark written with this summary, the parts merged, and the thread ended.
 
         Returns at once; of several calls the first counts.
+
+        Args:
+            summary: What the closed mark tells.
+            last: The last item of ``events``, if there is one.
         """
         self._summary = self._summary or dict(summary)
         self._end_asked = min(self._end_asked, self._settings.clock())
-        self._queue.put(_END)
-        self._wake.set()
+        # In one piece, since another call may come in between.
+        self._queue.put((_END, last, 0, 0))
+        self._wake.put(None)
 
     def wait(self) -> None:
         """Wait until it has ended, but not for longer than 5 s after ``end``."""
         wait_seconds = self._settings.wait_seconds
-        ended = self._ended.wait(max(0.0, self._end_asked + wait_seconds - self._settings.clock()))
+        left = max(0.0, self._end_asked + wait_seconds - self._settings.clock())
+        # Several may wait, one in the middle of another.
+        if not self._over and self._until_over.acquire(timeout=left):
+            self._until_over.release()
         _running.discard(self)
-        if ended:
-            self._thread.join()
+        if self._over:
+            self._thread.join(wait_seconds)
         elif not self._marked:
             warn(f"{self._path} does not take the last rows within {wait_seconds:.0f} s; they may be lost")
 
@@ -198,7 +210,8 @@ class Daemon:
         due = self._started + settings.cadence(0.0)
         ended = False
         while not ended:
-            self._wake.wait(max(0.0, min(settings.tick_seconds, due - settings.clock())))
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=max(0.0, min(settings.tick_seconds, due - settings.clock())))
             ended = self._drain()
             self._outside(self._beat)
             now = settings.clock()
@@ -217,7 +230,8 @@ class Daemon:
         # The small tables first: extremes may need all the time there is.
         for table in sorted(self._encoders, key=lambda table: self.rows[table]):
             self._outside(partial(self._merge, table))
-        self._ended.set()
+        self._over = True
+        self._until_over.release()
 
     def _insist(self, action: Callable[[], bool]) -> None:
         """Do something until it says that it went well, or the time for last tries is over."""
@@ -241,9 +255,11 @@ class Daemon:
                 entry = self._queue.get_nowait()
             except queue.Empty:
                 return False
-            if entry is _END:
-                return True
             table, item, rows, size_bytes = entry
+            if table is _END:
+                if item is not None:
+                    self._waiting["events"].append((item, 1, 0))
+                return True
             try:
                 self._newest = self._on_host(item)
                 self._waiting[table].append((self._newest, rows, size_bytes))

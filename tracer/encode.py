@@ -98,7 +98,8 @@ class Encoder:
     def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
         """The rows of these steps: one a parameter and step, or a parameter and several folded steps."""
         runs: list[list[StepRows]] = []
-        for rows in steps:
+        # One a step: see how the recorder emits it.
+        for rows in {(rows.attempt, rows.step): rows for rows in steps}.values():
             if not runs or runs[-1][0].layout is not rows.layout:
                 runs.append([])
             runs[-1].append(rows)

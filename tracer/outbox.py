@@ -12,6 +12,7 @@ from tracer.items import (
     Metric,
     Number,
     StepRows,
+    event,
     rows_and_bytes,
 )
 from tracer.warn import warn
@@ -45,6 +46,11 @@ class Outbox:
         # Most runs have one attempt, 0, and items are made with that number.
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))
+
+    def end(self, step: int, reason: str) -> None:
+        """Hand over the last event, and have the daemon end; of several calls the first counts."""
+        closed = event(step, "closed", reason)._replace(attempt=self._attempt)
+        self._daemon.end({"last_step": step, "reason": reason}, closed)
 
     def log(self, step: int, time_ns: int, metrics: Mapping[str, Number | None]) -> None:
         """Hand over metrics, if any, of the step to which the loop has come; those without a number are left out."""

@@ -46,12 +46,12 @@ class StepRecord:
         self._warned = False
 
     def arm(self, outbox: Outbox) -> None:
-        """Let the hooks, which are set by now, write into the buffer; what is recorded goes into the outbox."""
+        """Put what is recorded into the outbox; before any hook is set, as another thread may be training."""
         self._outbox = outbox
-        self._lend()
 
-    def choose_histograms(self, measuring: bool) -> None:
-        """Decide whether the step's histograms are recorded."""
+    def begin(self, measuring: bool) -> None:
+        """Begin a step: nothing is recorded of it yet. Decide whether its histograms are."""
+        self.buffer.clear()
         times_due = self._clock.step // self._settings.histogram_every
         self.histogramming = measuring and self._settings.measures.histogram and times_due != self.histogrammed
         if self.histogramming:
@@ -164,7 +164,7 @@ class StepRecord:
         """Forget what is recorded of a step that failed."""
         self.joined.clear()
         self.buffer = self._new_buffer()
-        self._lend()
+        self.lend()
 
     def _rebuild(self) -> None:
         """Make a buffer for the parameters as they are now, and carry over what the old one holds of this step."""
@@ -172,9 +172,9 @@ class StepRecord:
         with torch.no_grad():
             buffer.carry(self.buffer)
         self.buffer = buffer
-        self._lend()
+        self.lend()
 
-    def _lend(self) -> None:
+    def lend(self) -> None:
         """Let hooks write into the buffer themselves where extremes are all that is recorded."""
         for hook in self._hooks.param_hooks:
             hook.direct = None if hook.failed else self.buffer.direct(hook.index)

@@ -117,8 +117,9 @@ class Recorder:
         """Set the hooks: from now on they report to this recorder, which puts what it records into the outbox."""
         self._outbox = outbox
         self._pending = PendingMetrics(outbox)
-        self._hooks.arm(self, None if self._budget is None else self._budget.billed)
         self._step_record.arm(outbox)
+        self._hooks.arm(self, None if self._budget is None else self._budget.billed)
+        self._step_record.lend()
 
     def measures(self, step: int) -> bool:
         """Whether a step is measured: this one, or after its end the next one."""
@@ -447,7 +448,7 @@ class Recorder:
         self._measuring = self.measures(self._clock.step)
         if self._lost_in_a_row and self._measuring:
             self._step_record.renew()
-        self._step_record.choose_histograms(self._measuring)
+        self._step_record.begin(self._measuring)
         # Set last: if Ctrl-C comes before, the choice is made again.
         self._chosen = self._clock.step
 
@@ -455,17 +456,21 @@ class Recorder:
         """Emit everything that was recorded of the step."""
         if self._taken == self._clock.step:
             return
-        self._taken = self._clock.step
         time_ns = self._clock.ended_ns or time.time_ns()
+        try:
+            if self._measuring:
+                self.measured += 1
+                self._sweep()
+                self._step_record.emit_rows(time_ns, self._scale)
+                self._lost_in_a_row = 0
+        finally:
+            # Not earlier: a signal handler that closes the trace in the middle of this emits the rows itself. What is
+            # emitted twice is written once, and what comes after the close is not.
+            self._taken = self._clock.step
         if self._loss_scale is not None and self._clock.begun:
             for name, value in self._loss_scale.metrics().items():
                 self._outbox.put(Metric(self._clock.step, time_ns, name, value))
         self._count_discarded(self._clock.step, time_ns)
-        if self._measuring:
-            self.measured += 1
-            self._sweep()
-            self._step_record.emit_rows(time_ns, self._scale)
-            self._lost_in_a_row = 0
         if self._step_record.histogramming:
             self._step_record.emit_histograms(time_ns, self._scale)
         self._swept = False

@@ -200,12 +200,14 @@ class RowBuffer:
             self._updates.append(update._replace(indices=kept))
 
     def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> StepRows:
-        """Send the step's rows to the host and begin anew."""
+        """Send the step's rows to the host."""
         present, updates = bytes(self.present), tuple(self._updates)
-        rows = StepRows(step, time_ns, self.layout, present, self._copies(), loss_scale, updates)
+        return StepRows(step, time_ns, self.layout, present, self._copies(), loss_scale, updates)
+
+    def clear(self) -> None:
+        """Begin the next step."""
         self.present[:] = self._nothing
         self._updates.clear()
-        return rows
 
     def _copies(self) -> list[bytes | HostCopy]:
         return [

@@ -255,10 +255,6 @@ class Trace:
         return Trace, (store.at(str(self.path)), self._settings, None), {"_next_step": self.state_dict()["step"]}
 
     @property
-    def _is_open(self) -> bool:
-        return self in _open or weakref.ref(self) in _without_model
-
-    @property
     def _live(self) -> _Parts | None:
         parts = self._parts
         return None if self._closed else parts
@@ -363,8 +359,7 @@ class Trace:
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless if it has ended."""
-        if self._is_open:
-            self._finish("")
+        self._finish("")
 
     def __enter__(self) -> Self:
         return self
@@ -372,14 +367,14 @@ class Trace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_open:
-            self._finish(_reason(error))
+        self._finish(_reason(error))
 
     def traces(self, tensors: set[int]) -> bool:
         """Whether a tensor with one of these ids is traced here."""
         return self._parts is not None and self._parts.hooks.traces(tensors)
 
     def _finish(self, reason: str) -> None:
+        """End the trace and wait until all is written, also where it is being closed already."""
         parts = self._parts
         self._end(reason)
         if parts is not None:
@@ -413,13 +408,13 @@ class Trace:
             if not self._closed:
                 self._next_step = parts.recorder.next_step
                 self._closed = True
-                parts.recorder.finish()
-                if parts.activations is not None:
-                    parts.activations.finish()
+            # Again, if another thread is closing the trace: its last rows come before the end.
+            parts.recorder.finish()
+            if parts.activations is not None:
+                parts.activations.finish()
         finally:
             parts.hooks.remove()
-            parts.outbox.put(event(parts.recorder.step, "closed", reason))
-            parts.daemon.end({"last_step": parts.recorder.step, "reason": reason})
+            parts.outbox.end(parts.recorder.step, reason)
             _open.discard(self)
             _without_model.discard(weakref.ref(self))
 
@@ -435,6 +430,7 @@ class Trace:
         if parts.activations is not None:
             parts.activations.remove()
         parts.daemon.abandon()
+        self._parts = None
 
 
 def _reason(error: BaseException | None) -> str:

@@ -11,22 +11,30 @@ from torch import nn
 
 import tracer
 from tests.tracer.test_hooks import hooks_on
-from tests.training import loss_of, mlp, set_daemons
+from tests.training import events, loss_of, mlp, set_daemons, steps
 from tracer.log.ranks import state
 from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
 
 # The modules that run in the training's thread.
-_MODULES = {"hooks", "recorder", "record", "clock", "rows", "outbox", "activations", "trace", "items", "budget"}
+_MODULES = {
+    *("hooks", "updates", "recorder", "record", "clock", "rows", "outbox", "activations", "trace", "items", "budget"),
+    *("daemon", "threading"),
+}
 
 
 class Interruption:
-    """Closes a trace at the N-th line that the tracer runs in this thread, as a handler of a signal would."""
+    """Closes a trace at the N-th line that the tracer runs in this thread, as a handler of a signal would.
+
+    Attributes:
+        ended: The numbers of the steps that had ended by then.
+    """
 
     def __init__(self, place: int, trace: tracer.Trace) -> None:
         self._left = place
         self._trace = trace
+        self.ended: set[int] = set()
 
     @property
     def came(self) -> bool:
@@ -41,11 +49,12 @@ class Interruption:
         self._left -= event == "line"
         if self.came:
             self._trace.close()
+            assert state(self._trace.path) == "closed"
         return self
 
 
 def trained(model: nn.Module, trace: tracer.Trace, interruption: Interruption | None = None) -> list[bytes]:
-    """Train a little, with all that a loop calls; the weights at the end."""
+    """Train a little, with all that a loop calls, and close the trace; the weights at the end."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = sys.gettrace()
     sys.settrace(interruption or before)
@@ -56,6 +65,9 @@ def trained(model: nn.Module, trace: tracer.Trace, interruption: Interruption | 
             loss = loss_of(model)
             loss.backward()
             optimizer.step()
+            if interruption and not interruption.came:
+                # One step is taken back below.
+                interruption.ended.add(min(step, 1))
             trace.log(loss=loss)
             if step == 1 and trace.state_dict() and not (interruption and interruption.came):
                 try:
@@ -64,6 +76,7 @@ def trained(model: nn.Module, trace: tracer.Trace, interruption: Interruption | 
                     # It came between the question and the call, which says so, as of every closed trace.
                     if interruption is None or not interruption.came or "is closed" not in str(error):
                         raise
+        trace.close()
     finally:
         sys.settrace(before)
     return [parameter.detach().numpy().tobytes() for parameter in model.parameters()]
@@ -81,7 +94,7 @@ def trained(model: nn.Module, trace: tracer.Trace, interruption: Interruption | 
 def test_closing_from_a_signal_handler_raises_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], every_place: int
 ) -> None:
-    """Neither close nor the interrupted training raises or warns; the run is closed, and the model has no hook left."""
+    """Neither close nor what it interrupts, even a close, raises, warns or hangs; no hook stays, no step is lost."""
     set_daemons(monkeypatch, tick_seconds=0.005)
     weights: list[bytes] = []
     for place in count(1, every_place):
@@ -91,10 +104,50 @@ def test_closing_from_a_signal_handler_raises_nowhere(
         trace = tracer.attach(model, path, **options)
         interruption = Interruption(place, trace)
         after = trained(model, trace, interruption)
-        trace.close()
         if not interruption.came:
             break
         assert after == (weights := weights or after)
-        assert state(path) == "closed"
         assert hooks_on(model) == 0, place
+        rows = tracer.scan(path, attempts="all").collect()
+        # Under a budget, as slow as here, only the first is sure to be measured.
+        measured = range(0, 2, 2 if "budget" in options else options.get("every", 1))
+        assert interruption.ended & {*measured} <= set(rows["step"]), place
+        assert set(rows["span"]) <= {1}
+        assert not rows.select("step", "param", "attempt").is_duplicated().any()
+        assert len(events(path, "closed")) == 1
     assert place > 300
+
+
+def test_attaching_to_a_model_that_another_thread_trains(tmp_path: Path) -> None:
+    """Wherever in ``attach`` a step of the training comes, nothing fails, and all later steps are recorded."""
+    for place in count(1, 7):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        left = place
+
+        def step(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if frame.f_globals.get("__name__") not in ("tracer.recorder", "tracer.record", "tracer.hooks"):
+                return None
+            left -= event == "line"
+            if left == 0:
+                sys.settrace(None)
+                loss_of(model).backward()  # noqa: B023
+                optimizer.step()  # noqa: B023
+            return step
+
+        before = sys.gettrace()
+        sys.settrace(step)
+        try:
+            trace = tracer.attach(model, tmp_path / f"run-{place}")
+        finally:
+            sys.settrace(before)
+        for _ in range(2):
+            loss_of(model).backward()
+            optimizer.step()
+        trace.close()
+        assert events(tmp_path / f"run-{place}", "failed") == []
+        assert steps(tmp_path / f"run-{place}") in ([0, 1], [0, 1, 2], [1, 2])
+        if left > 0:
+            break
+    assert place > 100

@@ -52,13 +52,15 @@ def test_every_dtype_crosses_exactly_in_one_copy() -> None:
         assert [row[name] for name in ("value_min", "value_max", "grad_min", "grad_max")] == expected
 
 
-def test_taking_begins_anew_and_leaves_what_was_taken() -> None:
-    """Rows that were taken do not change with the next step, and the next step begins without any."""
+def test_clearing_begins_anew_and_leaves_what_was_taken() -> None:
+    """Rows that were taken, twice if need be, do not change with the next step, which begins without any."""
     parameters = named_parameters(nn.Linear(2, 2))
     buffer = RowBuffer(parameters)
     with torch.no_grad():
         buffer.record(0, torch.full((2, 2), 1.0), None)
         first = buffer.take(0, 0)
+        assert buffer.take(0, 0) == first
+        buffer.clear()
         assert buffer.incomplete
         buffer.record(0, torch.full((2, 2), 5.0), torch.full((2, 2), 6.0))
         second = buffer.take(1, 0)
