@@ -225,7 +225,7 @@ def _say_which(paths: Sequence["Place"]) -> None:
     """Say of each run whether it is still to come, going on, or over."""
     from tracer.log.ranks import STATE_WORDS, state, sure
     from tracer.log.run import holds_run, open_run, runs_in
-    from tracer.log.store import at
+    from tracer.log.store import at, from_here
 
     for path in paths:
         inside = len(runs_in(path))
@@ -233,19 +233,11 @@ def _say_which(paths: Sequence["Place"]) -> None:
             word = path.name if path == at(path.name) else ""
             near = difflib.get_close_matches(word, _COMMANDS, n=1) if not inside else []
             meant = f"; the command is `viewer {near[0]}`" if near else ""
-            where = _from_here(path)
+            where = from_here(path)
             _say(f"{where} holds {inside} runs" if inside else f"{where} holds no run yet: waiting for it{meant}")
             continue
         open_run(path)
-        _say(f"{_from_here(path)} is {STATE_WORDS[state(path)] if sure(path) else 'there'}")
-
-
-def _from_here(path: "Place") -> str:
-    """A path as a user would write it in the current folder."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.on_disk:
-            return str(path.on_disk.relative_to(Path.cwd()))
-    return str(path)
+        _say(f"{from_here(path)} is {STATE_WORDS[state(path)] if sure(path) else 'there'}")
 
 
 def _say(words: str) -> None:

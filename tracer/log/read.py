@@ -52,7 +52,7 @@ def scan(
         raise LogError(
             f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
         )
-    if isinstance(run, str | os.PathLike):
+    if isinstance(run, str | bytes | os.PathLike):
         return with_rows(at(run), table, lambda rows: rows, attempts)
     given = list(run)
     paths = [at(path) for path in given]

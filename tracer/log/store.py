@@ -19,13 +19,13 @@ from tracer.log.place import LARGEST_BYTES, Place, Staged
 from tracer.log.remote import Remote, is_uri
 
 
-def at(path: str | os.PathLike[str]) -> Place:
+def at(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Place:
     """The place that a path or a URI names; a path is made absolute, as the process may go to another folder later.
 
     Raises:
         OSError: a ``file://`` URI names another machine, or the path is relative and the current folder is gone.
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     if text.startswith("file://"):
         uri = urlsplit(text)
         if uri.netloc not in ("", "localhost"):
@@ -37,12 +37,24 @@ def at(path: str | os.PathLike[str]) -> Place:
     return Local(os.path.expanduser(text)).absolute()  # noqa: PTH111
 
 
+def from_here(path: Place) -> str:
+    """A path as a user would write it in the current folder."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.on_disk:
+            return str(path.on_disk.relative_to(Path.cwd()))
+    return str(path)
+
+
 class Local(PosixPath):
     """A place on a disk of this machine: a path, with what ``Place`` asks for beside it."""
 
     @property
     def on_disk(self) -> Path:
         return self
+
+    def resolve(self, strict: bool = False) -> "Local":
+        # Unlike pathlib's, this raises nothing for links that lead in a circle.
+        return Local(os.path.realpath(self, strict=strict))
 
     def names(self, folder: str = "") -> set[str]:
         inner = self / folder

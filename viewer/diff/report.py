@@ -19,7 +19,7 @@ from rich.text import Text
 from tracer.log.parts import BadPartWarning, with_listing
 from tracer.log.ranks import settle, state
 from tracer.log.run import LogError, open_run
-from tracer.log.store import at
+from tracer.log.store import at, from_here
 from tracer.log.text import plain
 from viewer.diff.compare import RTOL, Compared, Difference, Parting, Tolerance, difference, side
 from viewer.options import matching
@@ -56,7 +56,7 @@ def diff(
     paths = at(a), at(b)
     names = [open_run(path).name for path in paths]
     if names[0] == names[1]:
-        names = [str(path) for path in paths]
+        names = [from_here(path) for path in paths]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BadPartWarning)
         # Parts that are merged meanwhile are listed again.

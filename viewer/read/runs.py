@@ -11,7 +11,7 @@ import polars as pl
 
 from tracer.log.place import Place
 from tracer.log.run import LogError, NewerFormatError, began, holds_run, newest_run, runs_in
-from tracer.log.store import at
+from tracer.log.store import at, from_here
 from viewer.options import View, ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.live import Live
@@ -131,7 +131,7 @@ class Runs:
         chosen = set(matching(list(names.values()), self._only))
         names = {path: name for path, name in names.items() if name in chosen}
         counts = Counter(names.values())
-        return {name if counts[name] == 1 else str(path): path for path, name in names.items()}
+        return {name if counts[name] == 1 else from_here(path): path for path, name in names.items()}
 
     def _chosen(self) -> list[_Key]:
         """The runs that are shown."""

@@ -164,6 +164,16 @@ def test_runs_of_the_same_name_are_told_apart_by_their_paths(opened: Opening, tm
     assert steps(all_shown(runs)) == {str(tmp_path / "x" / "run"): 0, str(tmp_path / "y" / "run"): 1, "other": 2}
 
 
+def test_runs_of_the_same_name_below_the_current_folder_have_short_names(
+    opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their paths are as a user would write them there, which are not as long."""
+    for place, name in enumerate(("x/run", "y/run")):
+        run_with(tmp_path / name, place)
+    monkeypatch.chdir(tmp_path)
+    assert steps(all_shown(opened(tmp_path / "x" / "run", tmp_path / "y"))) == {"x/run": 0, "y/run": 1}
+
+
 def test_a_run_gets_its_path_as_name_once_another_of_its_name_comes(opened: Opening, tmp_path: Path) -> None:
     """Names stay unique while runs come, and none of them loses its rows."""
     run_with(tmp_path / "x" / "run", 3)
