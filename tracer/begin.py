@@ -68,7 +68,7 @@ def rank_and_world() -> tuple[int, int]:
 
 def default_path(model: nn.Module) -> Local:
     """A new folder under ``runs/``, named after the time and the model."""
-    base = Local("runs").absolute() / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
+    base = Local("runs").resolve() / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
     path, number = base, 1
     while True:
         try:

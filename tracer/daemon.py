@@ -147,6 +147,7 @@ class Daemon:
                 for table in encoders
             }
             ranks.beat(path, rank)
+            self._owner = ranks.owner(path, rank)
             self._thread.start()
         except (OSError, RuntimeError) as error:
             raise run_folder.LogError(f"{path} cannot be written: {in_short(error)}") from error
@@ -245,8 +246,19 @@ class Daemon:
 
     def _beat(self) -> None:
         if self._settings.clock() >= self._beaten + self._settings.beat_seconds:
+            self._see_that_it_is_ours()
             ranks.beat(self._path, self._rank)
             self._beaten = self._settings.clock()
+
+    def _see_that_it_is_ours(self) -> None:
+        """Raise ``OSError`` if another process writes as this rank by now.
+
+        Another run has taken the place of a deleted one, or this process was suspended and taken for dead.
+        """
+        # At a URI no folder is moved, and to ask takes its time.
+        owner = ranks.owner(self._path, self._rank) if self._path.on_disk else ""
+        if owner and owner != self._owner:
+            raise OSError(f"it is being written by {owner.splitlines()[0]!r} (host, pid)")
 
     def _drain(self) -> bool:
         """Move what is queued to what waits; whether the sentinel was there."""
@@ -278,6 +290,7 @@ class Daemon:
     def _publish(self, table: str, everything: bool) -> None:
         while tried := self._tried.get(table) or self._encode(table, everything):
             self._tried[table] = count, rows = tried
+            self._see_that_it_is_ours()
             publish(self._path, table, self._rank, self.published[table], rows)
             del self._tried[table]
             self.published[table] += 1
@@ -339,10 +352,12 @@ class Daemon:
     def _merge(self, table: str, seconds: float = float("inf"), numbers: tuple[int, int] | None = None) -> None:
         """Merge a table's parts, if there is time; those that cannot be decoded stay as they are."""
         seconds = min(seconds, self._last_tries_left)
+        self._see_that_it_is_ours()
         with contextlib.suppress(MergeTimeoutError, pa.ArrowException):
             merge(self._path, table, self._rank, seconds=seconds, numbers=numbers)
 
     def _mark_closed(self) -> None:
+        self._see_that_it_is_ours()
         counts = {"rows": self.rows, "rows_dropped": self.dropped, "published": self.published}
         ranks.close_rank(self._path, self._rank, {**self._summary, **counts})
         self._marked = True

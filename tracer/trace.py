@@ -122,7 +122,7 @@ def attach(
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
     try:
-        place = None if path is None else store.at(path)
+        place = None if path is None else store.at(path).resolve()
     except OSError as error:
         raise LogError(f"{path} cannot be used: {in_short(error)}; give an absolute path") from error
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -153,7 +153,7 @@ def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
                 f"{type(model).__name__} shares {_in_one_name(shared, parameters)} with a model that is already "
                 f"traced, into {other.path}: close that trace first, or trace a module that holds both models"
             )
-        if place is not None and other.path.resolve() == place.resolve():
+        if place is not None and other.path == place:
             raise RuntimeError(
                 f"another model is being traced into {other.path}: give another path, or close that trace first"
             )

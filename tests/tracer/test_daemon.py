@@ -23,6 +23,18 @@ from tracer.log import parts
 from tracer.log.ranks import closed_summaries, state
 from tracer.log.store import Local as Path
 
+_OTHER = """
+import os, sys
+from tests.tracer.test_daemon import start
+from tracer.log.store import Local
+daemon = start(Local(sys.argv[1]), cadence=lambda age: 0.0, tick_seconds=0.01)
+daemon.put("metrics", 7)
+while not daemon.rows["metrics"]:
+    pass
+print(os.getpid(), flush=True)
+os._exit(0)
+"""
+
 
 def encode(items: Sequence[int]) -> pa.Table:
     """Each item is a step; its metric is the number itself."""
@@ -248,6 +260,26 @@ def test_the_folders_of_a_run_that_was_deleted_are_not_made_again(tmp_path: Path
         daemon.put("metrics", 0)
         daemon.close({})
     assert not [path for path in run.iterdir() if path.is_dir()]
+
+
+def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    """Where a run was deleted and another process has begun one in its place, that one's log stays as it is."""
+    run, new = tmp_path / "run", tmp_path / "new"
+    other = subprocess.run([sys.executable, "-c", _OTHER, str(new)], check=True, capture_output=True)
+    daemon = start(run, last_tries_seconds=0.2)
+    daemon.put("metrics", 0)
+    wait_until(lambda: logged(run) == [0])
+    run.rename(tmp_path / "old")
+    new.rename(run)
+    names = sorted(run.rglob("*"))
+    with (
+        pytest.warns(tracer.TracerWarning, match=f"is being written by .* {other.stdout.decode().strip()}'"),
+        pytest.warns(tracer.TracerWarning, match="rows of metrics are lost"),
+    ):
+        daemon.put("metrics", 1)
+        daemon.close({})
+    assert sorted(run.rglob("*")) == names
+    assert logged(run) == [7]
 
 
 def test_a_disk_that_stays_full_counts_what_was_lost(tmp_path: Path, disk: Disk) -> None:

@@ -48,6 +48,38 @@ def test_a_run_stays_where_it_began_when_the_process_goes_elsewhere(
     assert tracer.scan("runs/a").collect()["step"].to_list() == [7]
 
 
+def test_a_run_stays_where_a_link_led_when_it_began(tmp_path: Path) -> None:
+    """A link that leads to another run by now, as ``runs/latest`` may, takes no row there."""
+    other, link = new_run(tmp_path / "b"), tmp_path / "latest"
+    publish_next(other, "extremes", extremes([7]))
+    (tmp_path / "a").mkdir()
+    link.symlink_to(tmp_path / "a")
+    model = mlp()
+    with tracer.attach(model, link) as trace:
+        train(model, 1)
+        link.unlink()
+        link.symlink_to(other)
+        train(model, 2)
+    assert trace.path == tmp_path / "a"
+    assert (state(tmp_path / "a"), state(other)) == ("closed", "running")
+    assert sorted(set(tracer.scan(trace.path).collect()["step"])) == [0, 1, 2]
+    assert tracer.scan(other).collect()["step"].to_list() == [7]
+
+
+def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path) -> None:
+    """Also while another model is traced, whose path is compared with this one."""
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with tracer.attach(mlp(), tmp_path / "a"), pytest.raises(LogError, match="cannot be made"):
+        tracer.attach(mlp(), tmp_path / "circle" / "b")
+
+
+def test_a_path_of_bytes_is_a_path(tmp_path: Path) -> None:
+    """As ``os.fsencode`` gives it, and as all functions of ``os`` take it."""
+    assert at(bytes(tmp_path / "a")) == tmp_path / "a"
+    publish_next(new_run(tmp_path / "a"), "extremes", extremes([7]))
+    assert tracer.scan(bytes(tmp_path / "a")).collect()["step"].to_list() == [7]  # type: ignore[arg-type]
+
+
 def test_a_frame_is_of_the_run_that_was_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lazy frame is collected wherever the process is by then."""
     publish_next(new_run(tmp_path / "run"), "extremes", extremes([7]))

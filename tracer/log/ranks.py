@@ -49,6 +49,11 @@ def beat(path: Place, rank: int) -> None:
     (path / _heartbeat(rank)).renew(_this_process())
 
 
+def owner(path: Place, rank: int) -> str:
+    """The process that a rank's heartbeat names; empty if there is none."""
+    return _beat_of(path / _heartbeat(rank))[0]
+
+
 def _this_process() -> bytes:
     return f"{socket.gethostname()} {os.getpid()}\n{_pid_space()}\n".encode()
 
