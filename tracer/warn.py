@@ -6,6 +6,9 @@ import warnings
 
 from tracer.log.text import plain
 
+# Between the tracer and a user's line there are frames of these, too.
+_NOT_THE_USERS = {"tracer", "torch", "lightning", "pytorch_lightning", "transformers", "accelerate"}
+
 
 class TracerWarning(UserWarning):
     """Something in the tracer failed or looks wrong; training is untouched."""
@@ -31,11 +34,21 @@ def in_short(error: BaseException) -> str:
 
 
 def warn(message: str) -> None:
-    """Warn the user. Nothing is raised into training, even if warnings are errors."""
+    """Warn the user, at the user's own line. Nothing is raised into training, even if warnings are errors."""
     message = plain(message)
     try:
-        warnings.warn(f"gradwatch: {message}", TracerWarning, stacklevel=3)
+        warnings.warn(f"gradwatch: {message}", TracerWarning, stacklevel=_depth_of_user())
     except Exception:
         # stderr may be closed.
         with contextlib.suppress(Exception):
             print(f"TracerWarning: gradwatch: {message}", file=sys.stderr)
+
+
+def _depth_of_user() -> int:
+    """How many frames the caller is away from the user's line; too many where a thread has none."""
+    frame, depth = sys._getframe(1), 1
+    while (caller := frame.f_back) is not None:
+        frame, depth = caller, depth + 1
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THE_USERS:
+            return depth
+    return depth + 1
