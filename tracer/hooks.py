@@ -2,7 +2,7 @@
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter, is_
@@ -23,7 +23,7 @@ from tracer.updates import ids_of, not_compiled
 Hook = Callable[[torch.Tensor], None]
 
 _requires_grad = attrgetter("requires_grad")
-_END = object()
+_parameters, _submodules = attrgetter("_parameters"), attrgetter("_modules")
 
 
 def running_backward() -> int:
@@ -268,12 +268,11 @@ class Hooks:
         modules = [] if model is None else list(model.modules())
         if model is not None:
             self._wrapper = type(model), model._parameters, model._modules
-        self._modules = modules[1:]
-        owners: list[dict[str, Any]] = [held for module in modules for held in (module._parameters, module._modules)]
-        self._keys = [_keys_of(held) for held in owners if held]
-        self._values = [_values_of(held) for held in owners if held]
-        self._empty = [held for held in owners if not held]
-        self._kept_keys, self._kept = list(chain.from_iterable(self._keys)), list(self._held())
+        self._modules, self._owners = modules[1:], _owners(modules)
+        self._empty = [held for held in self._owners if not held]
+        self._keys = [_keys_of(held) for held in self._owners if held]
+        self._values = [_values_of(held) for held in self._owners if held]
+        self._kept_keys, self._kept = list(map(list, self._keys)), list(chain.from_iterable(self._values))
         self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
 
     def _model(self) -> nn.Module | None:
@@ -290,7 +289,7 @@ class Hooks:
         kind, parameters, modules = self._wrapper
         self._remains = _Remains(None, kind, parameters, _remains(modules, self._end_if_gone))
         del self._wrapper
-        self._modules, self._keys, self._values, self._empty, self._kept = [], [], [], [], [None]
+        self._modules, self._owners, self._empty, self._keys, self._values, self._kept = [], [], [], [], [], []
         self._end_if_gone(None)
 
     def _end_if_gone(self, _: object) -> None:
@@ -299,17 +298,18 @@ class Hooks:
             self._remains = None
             self._survey([])
 
-    def _held(self) -> Iterable[object]:
-        return chain(chain.from_iterable(self._values), [_END])
-
     # These two are asked in each measured step, so they loop in the interpreter's own functions.
 
     def _held_as_before(self) -> bool:
-        # Both end with the same unique object, so that they differ if one of them is longer.
-        if any(self._empty) or not all(map(is_, self._held(), self._kept)):
+        model = self._model()
+        if model is None:
+            return False
+        if any(self._empty) or not all(map(is_, _owners((model, *self._modules)), self._owners)):
             return False
         # The same tensor, or module, may have got another name.
-        return list(chain.from_iterable(self._keys)) == self._kept_keys
+        return list(map(list, self._keys)) == self._kept_keys and all(
+            map(is_, chain.from_iterable(self._values), self._kept)
+        )
 
     def _trainable_as_before(self) -> bool:
         return list(map(_requires_grad, self._tensors)) == self._were_trainable
@@ -334,6 +334,11 @@ class _LookedUp(Iterable[object]):
 
     def __iter__(self) -> Iterator[object]:
         return iter(self._look_up())
+
+
+def _owners(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    """The dictionaries in which these modules hold their parameters and submodules."""
+    return [*map(_parameters, modules), *map(_submodules, modules)]
 
 
 def _keys_of(held: dict[Any, Any]) -> Iterable[object]:

@@ -85,14 +85,35 @@ def move(model: nn.Sequential) -> None:
     model.add_module("last", model._modules.pop("2"))
 
 
+def rebuild(model: nn.Sequential) -> None:
+    """Give a model another dictionary of the same modules, under other names."""
+    model._modules = {f"layer{name}": module for name, module in model._modules.items()}
+
+
+def fill(model: nn.Sequential) -> None:
+    """Give a module that held nothing another dictionary of parameters."""
+    model[1]._parameters = {"extra": nn.Parameter(torch.ones(2))}
+
+
+def take_over(model: nn.Sequential) -> None:
+    """Give a module all that another one of its class holds."""
+    model[0].__dict__.update(nn.Linear(6, 8).__dict__)
+
+
+LAYERS = ("0.weight", "0.bias", "2.weight", "2.bias")
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (rebuild, {("removed", name) for name in LAYERS} | {("joined", f"layer{name}") for name in LAYERS}),
+        (fill, {("joined", "1.extra")}),
+        (take_over, {("replaced", "0.weight"), ("replaced", "0.bias")}),
         (rename, {("removed", "0.bias"), ("joined", "0.shift")}),
         (move, {("removed", "2.weight"), ("removed", "2.bias"), ("joined", "last.weight"), ("joined", "last.bias")}),
         (freeze, {("frozen", "0.weight"), ("frozen", "0.bias")}),
         (replace_one, {("replaced", "0.weight")}),
-        (assign, {("replaced", name) for name in ("0.weight", "0.bias", "2.weight", "2.bias")}),
+        (assign, {("replaced", name) for name in LAYERS}),
         (add, {("joined", "3.weight"), ("joined", "3.bias")}),
         (add_to_a_module, {("joined", "1.extra")}),
         (take_away, {("removed", "2.weight"), ("removed", "2.bias")}),
