@@ -28,15 +28,19 @@ _TABLES: Mapping[type[Item], str] = {
 
 
 class Outbox:
-    """Hands every row, metric and event to the daemon, with the number of the attempt in which it was made."""
+    """Hands every row, metric and event to the daemon, with the number of the attempt in which it was made.
 
-    def __init__(self, daemon: Daemon, attempt: int, first_step: int) -> None:
+    Metrics of the user's that are called as the run's ``own`` ones get another name.
+    """
+
+    def __init__(self, daemon: Daemon, attempt: int, first_step: int, own: frozenset[str]) -> None:
         self._daemon = daemon
         self._attempt = attempt
         self._first_step = first_step
         # The last step of this attempt of which something was handed over.
         self._last_step = -1
-        self._said_unknown = False
+        self._said_unknown = self._said_own = False
+        self._own = own
 
     def put(self, item: Item) -> None:
         """Hand over an item; never blocks, never raises."""
@@ -61,7 +65,15 @@ class Outbox:
             if value is None:
                 self._say_unknown(name)
                 continue
-            self._daemon.put("metrics", Metric(step, time_ns, name, value, self._attempt))
+            called = name if name not in self._own else self._not_own(name)
+            self._daemon.put("metrics", Metric(step, time_ns, called, value, self._attempt))
+
+    def _not_own(self, name: str) -> str:
+        other = f"{name}_logged"
+        if not self._said_own:
+            self._said_own = True
+            warn(f"{name} is logged as {other}, since this run has a metric {name} of the tracer's own")
+        return other
 
     def _say_unknown(self, name: str) -> None:
         if not self._said_unknown:

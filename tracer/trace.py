@@ -183,6 +183,8 @@ def _begin(
         raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
     path = place or default_path(model)
     resumed, first_step, attempt = enter(path, rank, resume, model, hooks, settings)
+    given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
+    own = run_folder.own_metrics_of(given) | (run_folder.open_run(path).own_metrics if resumed else frozenset())
     loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and settings.scaler else None
     budget = None if settings.budget is None else Budget(settings.budget, settings.every)
     recorder = Recorder(hooks, settings, first_step, loss_scale, budget)
@@ -191,11 +193,10 @@ def _begin(
     encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))
     run_folder.prepare_folders(path, encoders)
     daemon = Daemon(path, rank, encoders, on_host, encoder.complete_prefix, lost)
-    outbox = Outbox(daemon, attempt, first_step)
+    outbox = Outbox(daemon, attempt, first_step, own)
     trace = Trace(path, settings, _Parts(hooks, recorder, activations, outbox, daemon))
     hooks.on_gone = trace._outlive_model
     every = f"every {settings.every if budget is None else budget.stride}"
-    given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
     detail = ", ".join([f"{len(hooks.chosen)} parameters", every, *given])
     outbox.put(event(first_step, "resumed" if resumed else "attached", detail))
     try:
@@ -268,7 +269,8 @@ class Trace:
         Args:
             step: Their step, for those who know better.
             metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync. Of a ``DTensor``
-                that the ranks have yet to add up, nothing is recorded.
+                that the ranks have yet to add up, nothing is recorded. One that is called as a metric of the tracer's
+                own, such as ``skipped`` with ``scaler=``, gets the name ``skipped_logged``.
 
         Raises:
             TypeError: a metric is neither; then no metric of this call is recorded.

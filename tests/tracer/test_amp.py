@@ -1,6 +1,7 @@
 """Loops with a GradScaler: gradients are recorded as they are without its scale, and skipped steps are steps."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,12 +159,31 @@ def test_the_log_says_whose_metrics_those_of_a_scaler_are(begun: bool, resumed: 
     """Metrics called skipped and amp_scale are the tracer's if a scaler was given, then or later, else the user's."""
     for given in [begun] if resumed is None else [begun, resumed]:
         model, scaler = mlp(), scaler_of() if given else GradScaler("cpu", enabled=False)
-        with tracer.attach(model, tmp_path / "run", scaler=scaler, resume=True) as trace:
+        with warnings.catch_warnings(), tracer.attach(model, tmp_path / "run", scaler=scaler, resume=True) as trace:
+            # Where it is the tracer's, the user's gets another name.
+            warnings.simplefilter("ignore", tracer.TracerWarning)
             train(model, scaler, log=lambda step, trace=trace: trace.log(skipped=1.0))  # type: ignore[misc]
     evidence = FindingsMonitor(Local(tmp_path / "run")).refresh()
     assert evidence is not None
     assert evidence.own_metrics == ({"skipped", "amp_scale"} if begun or resumed else set())
     assert (evidence.own("skipped") is None) is not (begun or bool(resumed))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_users_metric_does_not_mix_with_the_tracers(again: bool, tmp_path: Path) -> None:
+    """Where the run has a metric skipped of the tracer's, the user's gets another name, and a warning says which."""
+    model, scaler = mlp(), scaler_of()
+    said_once = pytest.warns(tracer.TracerWarning, match="skipped is logged as skipped_logged")
+    with said_once as said:
+        with tracer.attach(model, tmp_path / "run", scaler=scaler) as trace:
+            train(model, scaler, log=lambda step: trace.log(number=1) if again else trace.log(skipped=1, amp_scale=2))
+        if again:
+            with tracer.attach(model, tmp_path / "run", resume=True) as trace:
+                trace.log(skipped=1)
+    assert len(said) == 1
+    assert [value for _, value in metric(tmp_path / "run", "skipped")] == [0.0] * 4
+    assert {value for _, value in metric(tmp_path / "run", "skipped_logged")} == {1.0}
+    assert {value for _, value in metric(tmp_path / "run", "amp_scale_logged")} == (set() if again else {2.0})
 
 
 def test_a_skipped_step_of_an_accumulating_loop_is_one_step(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -57,15 +57,17 @@ class Run:
     def own_metrics(self) -> frozenset[str]:
         """Names of the metrics that the trace writes itself; all that it could, where the log does not say which."""
         settings = self.info["settings"]
-        return frozenset(
-            name for given, names in OWN_METRICS.items() if given not in settings or settings[given] for name in names
-        )
+        return own_metrics_of(given for given in OWN_METRICS if given not in settings or settings[given])
 
 
-def own_metrics_since(resumed: str) -> Iterator[str]:
+def own_metrics_of(given: Iterable[str]) -> frozenset[str]:
+    """Names of the metrics that a trace writes itself to which this was given."""
+    return frozenset(name for each in given for name in OWN_METRICS.get(each, ()))
+
+
+def own_metrics_since(resumed: str) -> frozenset[str]:
     """Names of the metrics that the trace writes itself since a ``resumed`` event with this detail."""
-    for given in resumed.split(", "):
-        yield from OWN_METRICS.get(given, ())
+    return own_metrics_of(resumed.split(", "))
 
 
 def create_run(path: Place, info: Mapping[str, Any]) -> Run:
