@@ -1,5 +1,6 @@
 """The recorder: follows a training from step to step, decides what is measured, and emits each step when it is over."""
 
+import contextlib
 import threading
 import time
 import weakref
@@ -20,7 +21,7 @@ from tracer.pending import PendingMetrics
 from tracer.record import StepRecord
 from tracer.rows import CLOSED
 from tracer.settings import Settings
-from tracer.updates import has_effect
+from tracer.updates import has_effect, has_gradient, writes_to
 from tracer.warn import in_short, warn
 
 _CAPTURED = (
@@ -76,6 +77,8 @@ class Recorder:
         self._paused = False
         # The id of the optimizer whose last unannounced update had no effect.
         self._ineffective: int | None = None
+        # How often its tensors had been written to before an update that may come to nothing.
+        self._writes: int | None = None
         self._choose_what_to_measure()
         if budget is not None:
             # With the gradients' hooks, this is all that a training's thread does in here step by step.
@@ -154,6 +157,9 @@ class Recorder:
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
+        self._writes = None
+        with contextlib.suppress(Exception):
+            self._writes = writes_to(optimizer) if closure or not has_gradient(optimizer) else None
         # Gradients may have been set by hand: only now can be said whether this update is another step.
         unannounced = not self._hooks.noted and self._clock.unannounced(id(optimizer))
         if unannounced and not closure and self._lacks_effect(optimizer):
@@ -172,6 +178,9 @@ class Recorder:
     def after_update(self, optimizer: Optimizer, closure: bool) -> None:
         """The step ends with this update, unless the loop ends its steps itself."""
         try:
+            # The loop has taken the gradients back, or they are another optimizer's.
+            if self._writes is not None and not has_gradient(optimizer) and writes_to(optimizer) == self._writes:
+                return
             if self._idle and self._ends_another(optimizer):
                 return
         except Exception as error:

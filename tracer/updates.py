@@ -88,10 +88,23 @@ def has_effect(optimizer: Optimizer) -> bool:
 
     To have its state made, as before a checkpoint is loaded, an optimizer updates once with a learning rate of 0.
     """
-    groups = optimizer.param_groups
-    if not any(tensor.grad is not None for group in groups for tensor in group["params"]):
+    if not has_gradient(optimizer):
         return False
-    return bool(optimizer.state) or not all(_is_zero(group.get("lr")) for group in groups)
+    return bool(optimizer.state) or not all(_is_zero(group.get("lr")) for group in optimizer.param_groups)
+
+
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Whether any tensor that an optimizer holds has a gradient."""
+    return any(tensor.grad is not None for group in optimizer.param_groups for tensor in group["params"])
+
+
+def writes_to(optimizer: Optimizer) -> int:
+    """How often the tensors that an optimizer holds have been written to; not through ``.data``, which does not count.
+
+    Raises:
+        RuntimeError: one was made under inference mode.
+    """
+    return sum(tensor._version for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _is_zero(rate: object) -> bool:

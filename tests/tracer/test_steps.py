@@ -459,6 +459,73 @@ def test_an_update_without_any_gradient_is_no_step(
     assert sorted({step for step, _ in recorded(tmp_path / "run")}) == ([0, 1, 2, 3] if every == 1 else [0])
 
 
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("closure", [False, True])
+def test_an_update_whose_gradients_were_taken_back_is_no_step(
+    closure: bool, fused: bool, every: int, tmp_path: Path
+) -> None:
+    """A loop that clears the gradients of a bad batch, and updates nevertheless, as Lightning does."""
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+    with tracer.attach(model, tmp_path / "run", every=every) as trace:
+        for bad in (True, False, True, True, False, False):
+
+            def backward(bad: bool = bad) -> float:
+                optimizer.zero_grad()
+                loss_of(model).backward()
+                if bad:
+                    optimizer.zero_grad()
+                return 0.0
+
+            if closure:
+                optimizer.step(backward)
+            else:
+                backward()
+                optimizer.step()
+            if not bad:
+                trace.log(loss=0.0)
+        assert trace.state_dict() == {"step": 3}
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+    assert sorted({step for step, _ in recorded(tmp_path / "run")}) == list(range(0, 3, every))
+
+
+def test_an_optimizer_without_gradients_does_not_end_the_step_of_another(tmp_path: Path) -> None:
+    """While one accumulates, another updates after each backward, although its layer gets no gradient yet."""
+    model = mlp()
+    first, last = torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.SGD(model[2].parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(3):
+            for _ in range(2):
+                model[0](torch.ones(4, 6)).sum().backward()
+                last.step()
+            first.step()
+            first.zero_grad()
+            trace.log(loss=0.0)
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+    assert [recorded(tmp_path / "run")[step, "0.bias"]["grad_max"] for step in range(3)] == [8.0] * 3
+
+
+def test_an_update_that_has_moved_its_gradients_away_is_a_step(tmp_path: Path) -> None:
+    """An optimizer that offloads keeps gradients and weights elsewhere, and copies the weights back."""
+    model = mlp()
+
+    class Offloaded(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(parameter * 0.9)
+
+    optimizer = Offloaded(model.parameters())
+    with tracer.attach(model, tmp_path / "run") as trace:
+        for _ in range(3):
+            loss_of(model).backward()
+            optimizer.zero_grad()
+            optimizer.step()
+            trace.log(loss=0.0)
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("what", ["parameter", "module", "everything"])
 def test_what_is_replaced_in_mid_run_is_followed(what: str, tmp_path: Path) -> None:
     """A new parameter, a new module, or a state dict that was assigned: its first gradient is recorded already."""
