@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -62,13 +62,16 @@ class Activations:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
         # By step, since a training forward runs before its step begins.
         self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
+        # Likewise: the layers with a fast path that gave something out in evaluation.
+        self._evaluated: dict[int, set[int]] = {}
         self._failed: set[str] = set()
         self._handle: RemovableHandle | None = None
         self._compiled = any(
             "_orig_mod" in m._modules or m._compiled_call_impl is not None or isinstance(m, ScriptModule)
             for m in model.modules()
         )
-        self._seen = self._warned = False
+        self._seen = False
+        self._said: set[str] = set()
 
     def arm(self, recorder: Recorder, outbox: Outbox, budget: Budget | None) -> None:
         """Set the hook. The recorder knows to which step a forward belongs, and whether that step is measured."""
@@ -114,6 +117,16 @@ class Activations:
             module = modules[name]
             if id(module) not in self._modules:
                 self._modules[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
+        # Layers that in evaluation do all their work in one operation of torch, and what is wanted within them.
+        self._layers = {
+            id(module): within
+            for name, module in modules.items()
+            if isinstance(module, nn.TransformerEncoderLayer) and (within := self._within(name))
+        }
+
+    def _within(self, name: str) -> list[str]:
+        prefix = f"{name}." if name else ""
+        return [inner for inner in self._names.values() if inner.startswith(prefix) and inner != name]
 
     def _forget(self, key: int, _: object) -> None:
         """A module is gone; another one may get its id."""
@@ -122,7 +135,7 @@ class Activations:
 
     def _on_output(self, module: nn.Module, args: object, output: object) -> None:
         name = self._names.get(id(module))
-        if name is None or name in self._failed:
+        if (name is None and id(module) not in self._layers) or name in self._failed:
             return
         if torch.compiler.is_compiling():
             self._compiled = True
@@ -137,18 +150,21 @@ class Activations:
             training = root is None or root.training or torch.is_grad_enabled()
             step = self._recorder.next_step if training else self._recorder.step
             self._emit_before(self._recorder.step)
-            if self._recorder.measures(step):
+            if not self._recorder.measures(step):
+                return
+            if id(module) in self._layers and not module.training:
+                self._steps.setdefault(step, {})
+                self._evaluated.setdefault(step, set()).add(id(module))
+            if name is not None:
                 with torch.no_grad():
                     self._record(step, (name, module.training), output)
         except Exception as error:
             if self._handle is None:
                 # A signal handler has closed the trace meanwhile.
                 return
-            self._failed.add(name)
-            message = f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})"
-            if self._warned:
-                self._outbox.put(event(self._recorder.step, "failed", message))
-            self._say(message)
+            if name is not None:
+                self._failed.add(name)
+            self._say(f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})")
 
     def _record(self, step: int, key: Key, output: object) -> None:
         seen = self._steps.setdefault(step, {})
@@ -168,33 +184,32 @@ class Activations:
                 some = ", ".join(sorted(unseen)[:3])
                 self._say(
                     "code that torch.compile or TorchScript has made calls no hook: "
-                    f"{len(unseen)} modules are not seen ({some})"
+                    f"{len(unseen)} modules are not seen ({some})",
+                    about="compiled",
                 )
-            if not self._warned and (inside := self._in_fast_path(seen)):
+            if inside := self._in_fast_path(seen, self._evaluated.pop(done, ())):
                 some = ", ".join(inside[:3])
                 self._say(
                     f"in evaluation the fast path of TransformerEncoderLayer calls no hook: {len(inside)} modules are "
-                    f"not seen there ({some}); torch.backends.mha.set_fastpath_enabled(False) turns it off"
+                    f"not seen there ({some}); torch.backends.mha.set_fastpath_enabled(False) turns it off",
+                    about="fast path",
                 )
             # Modules may have come or gone since.
             self._survey()
 
-    def _in_fast_path(self, seen: Mapping[Key, object]) -> list[str]:
-        """The modules whose work a layer in evaluation has done in one operation of torch."""
-        inside: list[str] = []
-        names = self._names.values()
-        for key, name in self._names.items():
-            if isinstance(self._modules[key](), nn.TransformerEncoderLayer) and (name, False) in seen:
-                within = [inner for inner in names if inner.startswith(f"{name}." if name else "") and inner != name]
-                if not any((inner, False) in seen for inner in within):
-                    inside += within
-        return inside
+    def _in_fast_path(self, seen: Mapping[Key, object], layers: Iterable[int]) -> list[str]:
+        """The modules whose work these layers, in evaluation, have done in one operation of torch."""
+        within = [self._layers.get(layer, []) for layer in layers]
+        return [name for names in within if not any((name, False) in seen for name in names) for name in names]
 
-    def _say(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
-            self._outbox.put(event(self._recorder.step, "failed", message))
+    def _say(self, message: str, about: str | None = None) -> None:
+        """Log what is lost, of all that is about the same thing the first; the first of all is a warning as well."""
+        if (about or message) in self._said:
+            return
+        if not self._said:
             warn(message)
+        self._said.add(about or message)
+        self._outbox.put(event(self._recorder.step, "failed", message))
 
 
 def _measurable(leaf: object) -> torch.Tensor | None:

@@ -1095,6 +1095,35 @@ def test_the_fast_path_of_transformers_is_said_to_call_no_hook(layers: int, tmp_
     assert len(events(tmp_path / "run", "failed")) == 1
 
 
+@pytest.mark.parametrize("select", ["linear", "norm|stubborn"])
+def test_the_fast_path_is_said_where_the_layer_itself_is_not_recorded(select: str, tmp_path: Path) -> None:
+    """Of what was asked for, whatever else: even if another module has failed before, an event says so."""
+    stubborn = nn.Module()
+    model = nn.ModuleDict({"layer": nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), "stubborn": stubborn})
+
+    class Unreadable(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("no")
+
+    stubborn.forward = lambda: torch.ones(1).as_subclass(Unreadable)
+    optimizer = sgd(model)
+    with pytest.warns(tracer.TracerWarning) as said, tracer.attach(model, tmp_path / "run", activations=select):
+        for _ in range(3):
+            model.train()
+            stubborn()
+            model["layer"](torch.randn(2, 3, 4)).sum().backward()
+            optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                model["layer"](torch.randn(2, 3, 4))
+    assert len(said) == 1
+    details = [detail for _, _, detail in events(tmp_path / "run", "failed")]
+    assert len(details) == 1 + ("stubborn" in select)
+    assert "fast path" in details[-1]
+    assert "2 modules are not seen there (layer." in details[-1]
+
+
 def test_nothing_is_said_of_transformers_whose_modules_are_all_seen(tmp_path: Path) -> None:
     """With gradients, or without the fast path, a layer in evaluation calls all hooks."""
     model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=4, batch_first=True)
