@@ -4,12 +4,12 @@ The hook is global, since a hook in a module would be pickled and copied with it
 warning says so, and its outputs are left out.
 """
 
+import functools
 import math
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD
-from tracer.extremes import dense, local
+from tracer.extremes import dense, local, partial
 from tracer.hooks import running_backward
 from tracer.items import ActivationRows, event, host_blocks
 from tracer.outbox import Outbox
@@ -116,7 +116,7 @@ class Activations:
         for name in self._names.values():
             module = modules[name]
             if id(module) not in self._modules:
-                self._modules[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
+                self._modules[id(module)] = weakref.ref(module, functools.partial(self._forget, id(module)))
         # Layers that in evaluation do all their work in one operation of torch, and what is wanted within them.
         self._layers = {
             id(module): within
@@ -213,13 +213,19 @@ class Activations:
 
 
 def _measurable(leaf: object) -> torch.Tensor | None:
-    """A part of an output as real numbers; None if it has none, or stands for others, as in a transformation."""
+    """A part of an output as real numbers; None if it has none, or stands for others, as in a transformation.
+
+    Raises:
+        ValueError: it is a ``DTensor`` that the ranks have yet to add up.
+    """
     if isinstance(leaf, PackedSequence):
         leaf = leaf.data
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return None
     if isinstance(leaf, FakeTensor) or leaf.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leaf):
         return None
+    if partial(leaf):
+        raise ValueError("each rank holds a summand of this DTensor, and no number of it")
     tensor = local(leaf)
     if tensor.is_nested:
         tensor = torch.cat([part.flatten() for part in tensor.unbind()])

@@ -163,7 +163,8 @@ def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
         float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts. The counts are NaN if the distance between
         minimum and maximum is not finite in the tensor's dtype, so that there are no edges.
     """
-    numbers = dense(tensor).flatten()
+    # Of numbers with gaps between them, torch warns that they are copied.
+    numbers = dense(tensor).flatten().contiguous()
     if numbers.dtype is torch.bfloat16:
         # NumPy has no bfloat16, and gets such numbers as float32.
         numbers = numbers.float()

@@ -1,4 +1,4 @@
-"""Metrics that are DTensors: a rank's part of a number is no number."""
+"""Metrics and activations that are DTensors: a rank's part of a number is no number."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import tracer
-from tests.training import metric, mlp
+from tests.training import events, metric, mlp
 from tests.versions import needs_dtensor
 
 pytestmark = needs_dtensor
@@ -61,3 +61,23 @@ def test_a_ranks_part_of_a_number_is_not_logged(ends_steps: bool, tmp_path: Path
     assert [metric(tmp_path / "run", name) for name in parts] == [[]] * 3
     steps = [0, 1] if ends_steps else [0, 0]
     assert [metric(tmp_path / "run", name) for name in whole] == [[(step, 2.0) for step in steps]] * 4
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_an_output_that_the_ranks_have_yet_to_add_up_is_not_recorded(tmp_path: Path) -> None:
+    """As a layer that is split along its inputs has: one warning names the module, and the others are recorded."""
+    from torch.distributed.tensor import Partial, Shard
+
+    model = mlp()
+    model[1].forward = lambda _: sharded(Partial(), 2, torch.full((), 100.0))
+    model[2].forward = lambda _: sharded(Shard(0), 2, torch.full((1,), 2.0))
+    said_once = pytest.warns(tracer.TracerWarning, match="activations of 1 are no longer recorded .* summand")
+    with said_once as said, tracer.attach(model, tmp_path / "run", activations=True):
+        for _ in range(2):
+            model[1](None)
+            model[2](None)
+    assert len(said) == 1
+    rows = tracer.scan(tmp_path / "run", "activations").collect()
+    assert set(rows["module"].to_list()) == {"2"}
+    assert set(rows["max"].to_list()) == {2.0}
+    assert len(events(tmp_path / "run", "failed")) == 1

@@ -706,6 +706,16 @@ def test_what_is_not_finite_has_no_counts(number: float) -> None:
     assert str((low, high)) == str((expected["min"], expected["max"]))
 
 
+def test_numbers_with_gaps_between_them_have_a_histogram_without_a_word(tmp_path: Path) -> None:
+    """A column of another tensor as a parameter: torch would warn that it is slow to sort."""
+    model = nn.Module()
+    model.column = nn.Parameter(torch.arange(12.0).view(6, 2)[:, 0])
+    with tracer.attach(model, tmp_path / "run", stats="histogram"):
+        model.column.sum().backward()
+    rows = tracer.scan(tmp_path / "run", "histograms").filter(of="value").collect().to_dicts()
+    assert [(row["low"], row["high"], row["counts"]) for row in rows] == [(0.0, 10.0, [1, 0, 1, 0, 1, 0, 1, 0, 1, 1])]
+
+
 def test_an_empty_parameter_and_a_missing_gradient_have_no_histogram() -> None:
     """In a notebook they are None, beside the histograms that there are."""
     model = Mixed()
