@@ -230,6 +230,21 @@ def moving_targets(path: Path) -> None:
             trace.log(value_loss=loss)
 
 
+def rewarded(path: Path) -> None:
+    """A value whose targets are almost 0 until there is a reward, as those of a DQN."""
+    inputs, labels = digits()
+    model = mlp(64, 64, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with tracer.attach(model, path) as trace:
+        for step, (batch, targets) in enumerate(batches(inputs, labels, 400)):
+            optimizer.zero_grad()
+            noisy = targets * (300 if step >= 200 else 0) + 0.01 * torch.randn(len(targets))
+            loss = (model(batch).squeeze(1) - noisy).square().mean()
+            loss.backward()
+            optimizer.step()
+            trace.log(loss=loss)
+
+
 def clipped(path: Path) -> None:
     """A critic as in a WGAN, whose weights are clipped."""
     inputs, _ = digits()

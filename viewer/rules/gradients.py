@@ -4,9 +4,14 @@ import numpy as np
 
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
+from viewer.rules import values as value_rules
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Number, Severity
+
+# Gradients that explode are still rising at so many times their median since. Those of targets that have risen, even
+# steadily, stay within a few times of it.
+_STILL_RISING = 10
 
 
 @param_rule(
@@ -108,7 +113,11 @@ def _reach(at_once: int, reached: int) -> str:
     rows=Threshold(3, "for so many measured steps, unless NaN follows", "one or two are a spike"),
 )
 def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Gradients that rise far above their own running median and stay there, or are huge."""
+    """Gradients that rise far above their own running median and stay there, or are huge.
+
+    They may stay there since targets have risen, as those of a value do once there is a reward: so it is an error where
+    NaN follows, where they go on rising, where values run away, or where no loss is known.
+    """
     high = tables.grad_high
     huge = high > limits["largest"]
     first, last, factor = huge.argmax(axis=0), len(high) - 1 - huge[::-1].argmax(axis=0), np.zeros(high.shape[1])
@@ -124,13 +133,16 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     if not len(numbers):
         return []
     end = last[numbers].max()
-    lasting = end == len(high) - 1 or tables.bad_grads[end + 1 :].any() or tables.bad_values.any()
-    front = factor[numbers[first[numbers].argmin()]]
+    leading = numbers[first[numbers].argmin()]
+    front = factor[leading]
+    spoilt = tables.bad_grads[end + 1 :].any() or tables.bad_values.any()
+    rising = high[end, numbers] > _STILL_RISING * np.nanmedian(high[first[leading] : end + 1, numbers], axis=0)
+    alarming = rising.any() or not evidence.losses or value_rules.exploding_weight.findings(evidence, limits)
     return cases_of(
         tables,
         numbers,
         (tables.begins[first], tables.ends[last]),
-        Severity.ERROR if lasting and front > 0 else None,
+        Severity.ERROR if front > 0 and (spoilt or (end == len(high) - 1 and alarming)) else None,
         {"rise": f", {front:,.4g} times its median until then" if front > 0 else ""},
         largest=np.nanmax(high, axis=0, initial=0.0),
         factor=factor,

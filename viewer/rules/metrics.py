@@ -98,8 +98,7 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Case]:
     below = np.flatnonzero(means <= limits["factor"] * begun)
     first = int(curve.step[min(int(below[-1]) + 1, len(means) - 1)])
     causes = (*gradients.exploding.findings(evidence, limits), *gradients.nonfinite.findings(evidence, limits))
-    # Of gradients that were huge all the time, no factor is known.
-    worse = any(cause.last_step >= first and cause.numbers.get("factor") != 0 for cause in causes)
+    worse = any(cause.last_step >= first and cause.severity is Severity.ERROR for cause in causes)
     severity = Severity.ERROR if worse else None
     return [_case(curve, first, severity, begun=begun, now=now, least=least)]
 

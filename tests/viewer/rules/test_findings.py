@@ -175,6 +175,26 @@ def test_gradients_that_rise_and_stay_explode(grown: float, count: int) -> None:
         assert finding.numbers["factor"] == pytest.approx(1500)
 
 
+@pytest.mark.parametrize(
+    ("grad", "value", "severity"),
+    [
+        (lambda step: 500.0, weight, Severity.WARNING),
+        (lambda step: 500.0 + 10 * (step - 100), weight, Severity.WARNING),
+        (lambda step: 500.0 * 1.1 ** (step - 100), weight, Severity.ERROR),
+        (lambda step: NAN if step > 190 else 500.0, weight, Severity.ERROR),
+        (lambda step: 500.0, lambda step: step - 80.0, Severity.ERROR),
+    ],
+)
+def test_gradients_that_stay_high_are_no_error_where_a_loss_is_known(
+    grad: Callable[[int], float], value: Callable[[int], float], severity: Severity
+) -> None:
+    """A value's targets rise with the first reward: it takes gradients that rise on, NaN, or values that run away."""
+    rows = healthy(layer3=lambda step: row(step, 0.1) if step < 100 else row(step, grad(step), value(step)))
+    loss = [1e-3 if step < 100 else 1e3 for step in range(200)]
+    assert only(made(rows, metrics={"loss": loss}), "exploding").severity is severity
+    assert only(made(rows, metrics={"loss": loss}), "loss_diverging").severity is severity
+
+
 @pytest.mark.parametrize(("rows", "count"), [(3, 1), (2, 0)])
 def test_an_explosion_that_ends_is_a_warning_with_its_steps(rows: int, count: int) -> None:
     """Once it is resolved it stays as history; a step or two are none."""

@@ -44,6 +44,15 @@ def test_a_healthy_training_is_left_alone(train: Callable[[Path], None], seed: i
     assert len(alarms) <= 1, alarms
 
 
+def test_the_first_reward_is_no_error(tmp_path: Path) -> None:
+    """A value's loss and gradients rise far with its targets, and stay there: no job is to be cancelled for that."""
+    found = judged(illnesses.rewarded, tmp_path / "run")[1]
+    assert {finding.severity for finding in found if finding.kind in ("exploding", "loss_diverging")} == {
+        Severity.WARNING
+    }
+    assert not [finding for finding in found if finding.severity is Severity.ERROR]
+
+
 @pytest.mark.smoke
 def test_a_frozen_layer_is_no_finding_at_all(tmp_path: Path) -> None:
     """Who freezes a layer need not be told."""
