@@ -1,6 +1,7 @@
 """Evidence: all that the rules know of a run, reduced, bounded in memory, and kept up to date."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from viewer.snapshot import Curve
 # Of each kind of event of a rank so many are kept.
 _EVENTS = 1000
 _LARGEST_SIZE = 1 << 48
+# Of the metrics of a panel those by which a training is judged: no loss_scale, and no accumulated_tokens.
+_JUDGED = {
+    LOSS: re.compile(r"(?i)loss(?!.*(scale|scaling|weights?|coef[a-z]*|factor)(?![a-z]))"),
+    ACCURACY: re.compile(r"(?i:acc)(?![a-z])|(?i:accura)"),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Evidence:
         return self._of(ACCURACY)
 
     def _of(self, panel: str) -> list[Curve]:
-        return [curve for curve in self.curves if panel_of(curve.name) == panel]
+        return [curve for curve in self.curves if panel_of(curve.name) == panel and _JUDGED[panel].search(curve.name)]
 
     def own(self, name: str) -> Curve | None:
         """The metric of this name that the trace has written itself."""

@@ -539,6 +539,22 @@ def test_a_loss_that_does_not_fall(last: float, steps: int, count: int) -> None:
     assert len(said(made(healthy(), metrics={"loss": loss}), "loss_flat")) == count
 
 
+def test_what_only_sounds_like_a_loss_or_an_accuracy_is_judged_as_neither() -> None:
+    """The scale or weight of a loss, and counts of what was accumulated or accepted."""
+    rows, shapes = healthy(**{"head.bias": row}), {"head.bias": (10,)}
+    sounds = (
+        "loss_scale",
+        "train/loss-weight",
+        "aux_loss_coef",
+        "accumulated_tokens",
+        "acceptance",
+        "accelerator_memory",
+    )
+    assert findings(made(rows, shapes=shapes, metrics=dict.fromkeys(sounds, [0.1] * 400))) == []
+    named = ("acc", "train/acc@1", "trainAcc", "balanced_accuracy", "top1_acc")
+    assert len(said(made(rows, shapes=shapes, metrics=dict.fromkeys(named, [0.1] * 400)), "at_chance")) == len(named)
+
+
 def test_of_several_losses_only_the_one_called_so_is_judged() -> None:
     """The two of a GAN are not meant to fall."""
     flat = [1.0] * 300
