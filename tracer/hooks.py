@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from tracer import updates
@@ -38,17 +39,19 @@ class ParamHook:
         tensor: The tensor.
         index: Its index among the traced parameters.
         handle: Removes the hook, once it is set.
+        place: Where the tensor's numbers are kept. ``torch.utils.swap_tensors`` gives them, and the hooks, to another.
         failed: Whether the tensor is no longer recorded.
         direct: Where the hook may write the extremes itself.
     """
 
-    __slots__ = ("_report", "direct", "failed", "handle", "index", "tensor")
+    __slots__ = ("_report", "direct", "failed", "handle", "index", "place", "tensor")
 
     def __init__(self, tensor: nn.Parameter, listener: "Listener") -> None:
         self._report = listener.on_gradient
         self.tensor = tensor
         self.index = -1
         self.handle: RemovableHandle | None = None
+        self.place = tensor._cdata
         self.failed = False
         self.direct: Direct | None = None
 
@@ -151,7 +154,7 @@ class Hooks:
 
     def stale(self) -> bool:
         """Whether the model's parameters have changed since they were armed."""
-        if not self._trainable_as_before() or self._replaced() is not None:
+        if not self._trainable_as_before() or self._replaced() is not None or self._swapped():
             return True
         return bool(self._lazy) and not all(map(is_lazy, self._lazy))
 
@@ -191,7 +194,11 @@ class Hooks:
         listener = self._listener
         if listener is None:
             return [], []
-        known = {id(hook.tensor): hook for hook in self.param_hooks}
+        swapped = self._swapped()
+        known = {id(hook.tensor): hook for hook in self.param_hooks if hook not in swapped}
+        for hook in swapped:
+            # Those that are left here are called no more, nor would be those that are added to them.
+            hook.tensor._post_accumulate_grad_hooks = None  # type: ignore[assignment]
         before = self._by_name()
         self._survey(self._look())
         self.param_hooks = [
@@ -202,7 +209,7 @@ class Hooks:
             hook.index = index
             if hook.handle is None and hook.tensor.requires_grad:
                 hook.handle = _first_hook(hook.tensor, self._hook(hook))
-        for hook in known.values():
+        for hook in (*known.values(), *swapped):
             # This may be the hook that runs now.
             hook.failed, hook.direct = True, None
             if hook.handle is not None:
@@ -273,6 +280,8 @@ class Hooks:
         self._keys = [_keys_of(held) for held in self._owners if held]
         self._values = [_values_of(held) for held in self._owners if held]
         self._kept_keys, self._kept = list(map(list, self._keys)), list(chain.from_iterable(self._values))
+        swaps_all = torch.__future__.get_swap_module_params_on_conversion()
+        self._swappable = swaps_all or any(map(is_traceable_wrapper_subclass, self._tensors))
         self._were_trainable = [tensor.requires_grad for tensor in self._tensors]
 
     def _model(self) -> nn.Module | None:
@@ -310,6 +319,12 @@ class Hooks:
         return list(map(list, self._keys)) == self._kept_keys and all(
             map(is_, chain.from_iterable(self._values), self._kept)
         )
+
+    def _swapped(self) -> list[ParamHook]:
+        """The hooks that were taken from their tensors, as a module's ``to`` does with tensors of some subclasses."""
+        if not self._swappable:
+            return []
+        return [hook for hook in self.param_hooks if hook.place != hook.tensor._cdata]
 
     def _trainable_as_before(self) -> bool:
         return list(map(_requires_grad, self._tensors)) == self._were_trainable

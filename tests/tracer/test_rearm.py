@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 import tracer
 from tests.training import Rows, assert_rows, by_hand, events, extremes_of, loss_of, mlp, recorded
@@ -129,6 +130,31 @@ def test_a_change_is_followed_in_its_step_and_is_an_event(
     kinds = ("frozen", "unfrozen", "replaced", "joined", "removed")
     found = [(kind, param, step) for kind in kinds for step, param, _ in events(tmp_path / "run", kind)]
     assert sorted(found) == sorted((kind, param, CHANGE_AT) for kind, param in expected)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("subclass", [False, True])
+def test_tensors_that_are_swapped_are_recorded_on(subclass: bool, every: int, tmp_path: Path) -> None:
+    """Where a model that is moved swaps its tensors with new ones, as of some subclasses, hooks are set anew."""
+    model = mlp()
+    if subclass:
+        model[0].bias = nn.Parameter(TwoTensor(torch.ones(8), torch.ones(8)))
+    torch.__future__.set_swap_module_params_on_conversion(not subclass)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, expected = torch.randn(4, 6), []
+    try:
+        with tracer.attach(model, tmp_path / "run", every=every):
+            for step in range(6):
+                if step == 3:
+                    model.double()
+                    inputs = inputs.double()
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                expected.append(by_hand(model) if step % every == 0 else {})
+                optimizer.step()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert_rows(tmp_path / "run", expected)
 
 
 def test_a_pruned_parameter_gets_its_own_name_back(tmp_path: Path) -> None:

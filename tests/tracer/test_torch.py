@@ -21,6 +21,7 @@ from tracer.updates import not_compiled
 
 PRIVATE = {
     "_C",
+    "_cdata",
     "_checkpoint_wrapped_module",
     "_compile",
     "_compiled_call_impl",
@@ -38,8 +39,10 @@ PRIVATE = {
     "_scale",
     "_sequence_nr",
     "_torchdynamo_disable",
+    "_version",
     "torch._C._dynamo.eval_frame",
     "torch._subclasses.fake_tensor",
+    "torch.utils._python_dispatch",
     "torch.utils._pytree",
 }
 """Every private name of torch in tracer/. A new one needs a test here, or in the file of what it serves."""
@@ -114,6 +117,31 @@ def test_hooks_after_accumulation_stand_in_a_dictionary() -> None:
     assert list(weight._post_accumulate_grad_hooks.values()) == [hook]
     handle.remove()
     assert not weight._post_accumulate_grad_hooks
+
+
+def test_tensors_that_are_swapped_take_each_others_hooks() -> None:
+    """``_cdata`` says where a tensor's numbers are kept; hooks stay with these until the tensor gets none anew."""
+    first, second, called = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), list[int]()
+    first.register_post_accumulate_grad_hook(lambda tensor: called.append(id(tensor)))
+    place = first._cdata
+    torch.utils.swap_tensors(first, second)
+    assert (second._cdata, first._cdata != place) == (place, True)
+    (first * 2 + second).sum().backward()
+    assert called == [id(second)]
+    first._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+    first.register_post_accumulate_grad_hook(lambda tensor: called.append(0))
+    first.sum().backward()
+    assert called == [id(second), 0]
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_tensor_counts_what_is_written_to_it(foreach: bool) -> None:
+    """``_version`` rises with each update; not with that of fused kernels."""
+    tensor = nn.Parameter(torch.ones(1))
+    tensor.grad = torch.ones(1)
+    version = tensor._version
+    torch.optim.SGD([tensor], lr=0.0, foreach=foreach).step()
+    assert tensor._version > version
 
 
 def test_a_module_keeps_its_parameters_and_children_in_dictionaries() -> None:
