@@ -141,6 +141,15 @@ def _own_matplotlib() -> str:
     backend = os.environ.pop("MPLBACKEND", "")
     # It speaks of the user's matplotlibrc.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        import matplotlib
+    except (OSError, UnicodeError):
+        # A matplotlibrc that cannot be read. One in the current folder comes before that of the environment.
+        os.environ["MATPLOTLIBRC"] = os.devnull
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]
+        with contextlib.chdir(os.sep):
+            import matplotlib  # noqa: F401
     from viewer.draw.theme import use_own_settings
 
     use_own_settings()
@@ -156,18 +165,17 @@ def _show(
     host: str,
     port: int | None,
 ) -> None:
-    from viewer.surfaces import window
-
     _say_which(paths)
-    if not web and window.backend(backend) is None:
-        _say("no window can be opened here, so the figure is in a page instead")
-        web = True
-    if web:
-        from viewer.surfaces.web import serve
+    if not web:
+        from viewer.surfaces import window
 
-        serve(open_runs, options, host, port, _say)
-    else:
-        window.show(open_runs, options, ", ".join(map(str, paths)))
+        if window.backend(backend) is not None:
+            window.show(open_runs, options, ", ".join(map(str, paths)))
+            return
+        _say("no window can be opened here, so the figure is in a page instead")
+    from viewer.surfaces.web import serve
+
+    serve(open_runs, options, host, port, _say)
 
 
 def _show_text(runs: "Runs") -> None:

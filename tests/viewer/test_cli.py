@@ -99,7 +99,17 @@ def test_a_users_matplotlibrc_changes_no_figure(run: Path, tmp_path: Path, view_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["nonsense", "module://nothing", "tkagg"])
+@pytest.mark.parametrize(("surface", "place"), [("--save a.png", "matplotlibrc"), ("--text", "user/matplotlibrc")])
+def test_a_matplotlibrc_that_cannot_be_read_ends_nothing(run: Path, tmp_path: Path, surface: str, place: str) -> None:
+    """One that is not UTF-8, in the current folder or elsewhere, is passed over."""
+    (tmp_path / "user").mkdir()
+    (tmp_path / place).write_bytes(b"font.size: \xff\n")
+    with viewing(tmp_path, run, *surface.split(), display={"MATPLOTLIBRC": str(tmp_path / "user")}) as viewer:
+        assert (viewer.wait(), viewer.complained()) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["nonsense", "module://nothing", "tkagg", "webagg", "nbagg"])
 def test_a_broken_backend_ends_nothing(run: Path, tmp_path: Path, backend: str) -> None:
     """A backend that does not exist, or needs a display that is not there, leads to the page, and is no matter else."""
     display = {"MPLBACKEND": backend}

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from statistics import median_high, median_low
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from viewer.draw.theme import theme
@@ -24,6 +24,7 @@ _EXPLODED = 1e6
 # Larger numbers would overflow with the margins of an axis of hundreds of decades.
 _FAR = 1e200
 _DECADES_AN_INCH = 7
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Units of the time since the run began; each is used from twice its length on.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -69,8 +70,9 @@ def _elapsed(seconds: float, limits: tuple[float, float]) -> str:
 def x_values(options: ViewOptions, snapshot: Snapshot, steps: Sequence[int], times: Sequence[float]) -> Sequence[float]:
     """The places of bins on the x axis: their last steps, or their last times."""
     if options.x is XAxis.WALL:
-        # matplotlib counts days.
-        return [seconds / 86_400 for seconds in times]
+        # matplotlib counts days, from a day that users can set.
+        begin = float(date2num(_EPOCH))
+        return [begin + seconds / 86_400 for seconds in times]
     if options.x is XAxis.RELATIVE:
         return [seconds - snapshot.started for seconds in times]
     return steps

@@ -36,13 +36,22 @@ _LEAST_SECONDS = 0.5
 _REST = 9
 
 
+class _Canvas(FigureCanvasAgg):
+    """A canvas that prints as everywhere: IPython's inline pictures do not ask the figure to save itself."""
+
+    def print_figure(self, *arguments: Any, **options: Any) -> Any:
+        """Print the figure under our settings."""
+        with own_settings():
+            return super().print_figure(*arguments, **options)
+
+
 class _Picture(Figure):
     """A figure that a notebook shows although pyplot does not know it."""
 
     def __init__(self) -> None:
         with own_settings():
             super().__init__(figsize=SIZE_INCHES)
-            FigureCanvasAgg(self)
+            _Canvas(self)
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure as it looks everywhere, whatever settings the user has made by then."""

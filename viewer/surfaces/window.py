@@ -13,6 +13,8 @@ from viewer.read.runs import Runs
 from viewer.surfaces.screen import Screen
 
 _TICK_MILLISECONDS = 200
+# matplotlib counts its own pages as windows. They ask for no token, and one of them needs a notebook.
+_PAGES = frozenset({"nbagg", "notebook", "webagg"})
 
 
 def backend(asked: str = "") -> str | None:
@@ -21,7 +23,7 @@ def backend(asked: str = "") -> str | None:
         if asked:
             matplotlib.use(asked)
         name = matplotlib.get_backend().lower()
-        if name not in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+        if name not in backend_registry.list_builtin(BackendFilter.INTERACTIVE) or name in _PAGES:
             return None
         plt.switch_backend(name)
     except (ImportError, ValueError):

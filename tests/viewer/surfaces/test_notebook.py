@@ -7,7 +7,8 @@ from typing import Any
 
 import matplotlib
 import pytest
-from matplotlib import pyplot
+from IPython.core.pylabtools import print_figure
+from matplotlib import dates, pyplot
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
@@ -86,7 +87,9 @@ def test_a_notebook_shows_a_figure_as_a_picture(run: Path, tmp_path: Path) -> No
 def test_a_users_style_changes_no_figure_and_is_kept(run: Path, tmp_path: Path) -> None:
     """A style sheet and settings are those of the user's own figures alone: ours is the same, byte for byte."""
     viewer.figure(run).savefig(tmp_path / "usual.png")
+    usual_inline = print_figure(viewer.figure(run))
     odd: Any = {"text.usetex": True, "font.size": 25, "savefig.facecolor": "red", "savefig.dpi": 33, "figure.dpi": 50}
+    odd["savefig.pad_inches"] = 2
     with matplotlib.rc_context():
         pyplot.style.use("dark_background")
         matplotlib.rcParams.update(odd)
@@ -94,8 +97,17 @@ def test_a_users_style_changes_no_figure_and_is_kept(run: Path, tmp_path: Path) 
         figure = viewer.figure(run)
         figure.canvas.draw()
         figure.savefig(tmp_path / "odd.png")
+        assert print_figure(viewer.figure(run)) == usual_inline
         assert matplotlib.rcParams.copy() == before
     assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "usual.png").read_bytes()
+
+
+def test_times_do_not_depend_on_the_day_from_which_a_user_counts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where dates are counted from another day than 1970's first, the x axis shows the same days."""
+    monkeypatch.setattr(dates, "_epoch", "2000-01-01T00:00:00")
+    figure = viewer.figure(run, x="wall")
+    figure.canvas.draw()
+    assert dates.num2date(figure.axes[-1].dataLim.x0).year == 2026
 
 
 def test_what_a_cell_sets_while_a_picture_is_drawn_stays() -> None:
