@@ -39,6 +39,8 @@ _NAME, _SHORTEST, _NUMBER = 24, 6, 9
 _SMALLEST, _LARGEST = 1e-300, 1e300
 # In fewer columns a table of four numbers leaves no room for names.
 _NARROW, _NARROWEST = 42, 20
+# A terminal may say that it is larger, and a chart of its size would end the process.
+_LARGEST_SIDE = 1000
 
 
 def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, width: int, height: int) -> Group:
@@ -52,7 +54,7 @@ def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, wid
         height: In lines.
     """
     # The terminal cuts what it has no room for.
-    width = max(width, _NARROWEST)
+    width, height = min(max(width, _NARROWEST), _LARGEST_SIDE), min(height, _LARGEST_SIDE)
     noted = first_of(notices(snapshots), _NOTICES, "tracer verify")
     findings = first_of(finding_words(snapshots, options), max(2, min(_FINDINGS, height // 10)), "viewer check")
     param = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""

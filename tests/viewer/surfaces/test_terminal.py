@@ -450,7 +450,7 @@ def test_where_numbers_add_up_beyond_float64_there_is_a_picture(tmp_path: Path) 
     assert row("\n".join(drawn([snapshot(run)], ViewOptions())), "loss") == ["2", "1", "1.7e+308"]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 50), (200, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (200, 2), (65_535, 65_535)])
 @pytest.mark.parametrize("view", [View.OVERVIEW, View.LAYERS])
 def test_no_size_and_no_magnitude_is_too_large_or_small(view: View, size: tuple[int, int]) -> None:
     """A picture of a log with the ends of float64 in it is drawn in a terminal of any size."""
