@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console()
 
+# A run may have thousands.
+_METRICS = 100
+
 RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI.")]
 
 
@@ -155,8 +158,10 @@ def info(run: RunArgument) -> None:
     for name, fact in facts.items():
         table.add_row(name, plain(fact))
     latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()
-    for row in latest.iter_rows(named=True):
+    for row in latest.head(_METRICS).iter_rows(named=True):
         table.add_row(plain(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
+    if latest.height > _METRICS:
+        table.add_row("…", f"and {latest.height - _METRICS:,} more metrics")
     console.print(table, highlight=False, markup=False)
 
 

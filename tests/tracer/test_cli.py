@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+import pyarrow as pa
 import pytest
 import typer
 
@@ -115,6 +116,16 @@ def test_info_shows_names_as_they_are(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     publish_next(run, "metrics", metrics([0], [0.5], name="[red]top[/5]"))
     assert facts(run)["[red]top[/5]"] == "0.5 at step 0"
+
+
+def test_info_shows_some_of_thousands_of_metrics(tmp_path: Path) -> None:
+    """The first names have a line each, and the rest is counted."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "metrics", pa.concat_tables([metrics([0], [0.5], name=f"m{i:04d}") for i in range(1234)]))
+    shown = facts(run)
+    assert shown["m0099"] == "0.5 at step 0"
+    assert "m0100" not in shown
+    assert shown["…"] == "and 1,134 more metrics"
 
 
 def test_info_reads_around_a_damaged_part(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +16,8 @@ from viewer.surfaces.text import ends, newest, picture
 from viewer.words import KINDS, noticed, notices, words
 
 _GATHER_SECONDS = 0.2
+# A run may have thousands of metrics; a line has room for so many.
+_NAMED = 20
 
 
 def show(runs: Runs) -> Sequence[Snapshot]:
@@ -88,8 +91,11 @@ def _finding(snapshot: Snapshot, finding: Finding) -> str:
 def _news(snapshot: Snapshot) -> str:
     """The news of a run: its state and step, and the newest numbers."""
     news = [f"{snapshot.name} {words(snapshot, time.time())}"]
-    news += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves]
-    bad = [(curve.name, min(curve.nonfinite)) for curve in snapshot.curves if curve.nonfinite]
+    news += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves[:_NAMED]]
+    more = len(snapshot.curves) - _NAMED
+    news += [f"{more:,} more metrics"] if more > 0 else []
+    alarmed = (curve for curve in snapshot.curves if curve.nonfinite)
+    bad = [(curve.name, min(curve.nonfinite)) for curve in islice(alarmed, _NAMED)]
     for kind, word in KINDS.items():
         both = ends(snapshot, kind)
         news += [f"{curve.name} {newest(curve)}" for curve in both]
@@ -99,6 +105,6 @@ def _news(snapshot: Snapshot) -> str:
     if layers is not None and np.isfinite(layers.magnitudes).any():
         row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
         news.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
-        alarmed = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
-        news += [f"NaN or inf in {len(alarmed)} parameters, {alarmed[0]} the first"] if alarmed else []
+        rows = np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()
+        news += [f"NaN or inf in {len(rows)} parameters, {layers.params[rows[0]]} the first"] if rows else []
     return " · ".join(news)

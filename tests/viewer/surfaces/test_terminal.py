@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -343,6 +344,17 @@ def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     assert row(text, "b second") == ["closed", "79", "0.0125", "1", "10", "1"]
     said = view(tmp_path, "runs", "--text")[1].splitlines()
     assert [line.split()[0] for line in said[1:]] == ["first", "second"]
+
+
+def test_a_line_has_room_for_a_few_of_thousands_of_metrics(tmp_path: Path) -> None:
+    """Its length does not grow with the number of metrics, whose rest is counted, with or without a NaN."""
+    run = new_run(tmp_path / "run")
+    rows = [metrics(range(2), [1.0, float("nan")], name=f"m{number:03d}") for number in range(999)]
+    publish_next(run, "metrics", pa.concat_tables(rows))
+    close_run(run)
+    said = view(tmp_path, run, "--text")[1].splitlines()[1]
+    assert "m019 NaN/inf · 979 more metrics · m000 NaN or inf from step 1" in said
+    assert "m020" not in said
 
 
 @pytest.mark.slow
