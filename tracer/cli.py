@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracer.log.place import Place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-console = Console()
+console = Console(emoji=False)
 
 # A run may have thousands.
 _METRICS = 100

@@ -112,10 +112,12 @@ def test_info_tells_of_attempts(tmp_path: Path) -> None:
 
 
 def test_info_shows_names_as_they_are(tmp_path: Path) -> None:
-    """A name with brackets is text, not markup."""
+    """A name with brackets is text, not markup, and one with colons names no emoji."""
     run = new_run(tmp_path / "run")
+    publish_next(run, "metrics", metrics([0], [1.5], name="top:100:acc"))
     publish_next(run, "metrics", metrics([0], [0.5], name="[red]top[/5]"))
     assert facts(run)["[red]top[/5]"] == "0.5 at step 0"
+    assert facts(run)["top:100:acc"] == "1.5 at step 0"
 
 
 def test_info_shows_some_of_thousands_of_metrics(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _plain_json(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _print(names: Sequence[str], result: Difference, notes: Sequence[str]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for line in _sentences(names, result):
         console.print(plain(line))
     partings = result.params.partings
