@@ -29,6 +29,15 @@ _NARROW = (
     ),
 )
 
+# A viewer that hangs up soon.
+_HASTY = (
+    "-c",
+    (
+        "import runpy; from viewer.surfaces import web; web._IDLE_SECONDS = 1; "
+        "runpy.run_module('viewer', run_name='__main__', alter_sys=True)"
+    ),
+)
+
 
 @contextlib.contextmanager
 def served(folder: Path, program: tuple[str, ...] = ("-m", "viewer")) -> Iterator[tuple[Viewing, str]]:
@@ -100,6 +109,14 @@ def test_no_request_is_held_in_memory(tmp_path: Path, head: str, token: bool) ->
                 assert answer(connection, sent)[:12] in (b"", b"HTTP/1.1 400")
         assert memory(viewer) - before < 40_000_000
         assert get(urlsplit(address).netloc, urlsplit(address).path)[0] == 200
+
+
+@pytest.mark.parametrize("sent", ["", "GET {path} HTT", "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+def test_who_falls_silent_is_hung_up_on(tmp_path: Path, sent: str) -> None:
+    """Before, within and after a request, whoever makes it, a connection does not wait for ever."""
+    with served(tmp_path, _HASTY) as (_, address), connected(address) as connection:
+        # It is an error where the other side does not close it in time.
+        answer(connection, sent.format(path=urlsplit(address).path).encode())
 
 
 def test_idle_strangers_leave_descriptors_for_who_knows_the_token(tmp_path: Path) -> None:
