@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import re
 import time
 import uuid
@@ -16,19 +15,16 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.log import schema
+from tracer.log import footer, schema
 from tracer.log.place import Place, Staged
 from tracer.log.text import plain
 
 Used = TypeVar("Used")
 
 _NAME = re.compile(r"r(\d{5,})-(\d{9,})-(\d{9,})-([0-9a-f]{8})\.parquet")
-_ROWS_KEY = b"gradwatch.rows"
 _LISTINGS = 5
 # Large enough for small footers and fast scans; as many rows are in memory while parts are merged.
 _ROW_GROUP_ROWS = 1 << 18
-# pyarrow, which writes fresh parts, makes none larger.
-_LARGEST_ROW_GROUP_ROWS = 1 << 20
 
 
 class BadPartWarning(UserWarning):
@@ -198,7 +194,7 @@ def damage(part: Part) -> str | None:
     if crc32 != part.crc32:
         return f"has changed since it was published: CRC-32 {crc32:08x}, not {part.crc32:08x}"
     try:
-        return _mismatch(part, pq.read_metadata(path))
+        return footer.misfit(pq.read_metadata(path), part.table, range(part.first, part.last + 1))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -206,46 +202,6 @@ def damage(part: Part) -> str | None:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         return f"is not Parquet: {error}"
-
-
-def _mismatch(part: Part, footer: pq.FileMetaData) -> str | None:
-    rows_by_number = _rows_by_number(footer)
-    if (
-        len(rows_by_number) != part.last - part.first + 1
-        or min(rows_by_number) < 0
-        or sum(rows_by_number) != footer.num_rows
-    ):
-        return f"does not name the rows of the numbers {part.first} to {part.last}"
-    types = {field.name: field.type for field in footer.schema.to_arrow_schema()}
-    known = [field for field in schema.SCHEMAS[part.table] if not field.nullable or field.name in types]
-    if other := [field.name for field in known if not _alike(field.type, types.get(field.name, pa.null()))]:
-        return f"is no part of {part.table}: it lacks {', '.join(other)}, or has another type of it"
-    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-    rows = max((group.num_rows for group in groups), default=0)
-    if rows > _LARGEST_ROW_GROUP_ROWS:
-        return f"has {rows} rows in one row group"
-    columns = (group.column(index) for group in groups if group.num_rows for index in range(group.num_columns))
-    beyond = sorted({_known_name(column) for column in columns if _is_beyond(part.table, column)})
-    return f"has numbers out of bounds, or none, in {', '.join(beyond)}" if beyond else None
-
-
-def _known_name(column: pq.ColumnChunkMetaData) -> str:
-    return str(column.path_in_schema.partition(".")[0])
-
-
-def _is_beyond(table: str, column: pq.ColumnChunkMetaData) -> bool:
-    """Whether a column's statistics lack, or say that a number is out of bounds, or null where that cannot be."""
-    name, fields = _known_name(column), schema.SCHEMAS[table]
-    if name not in fields.names:
-        return False
-    numbers, required = column.statistics, not fields.field(name).nullable
-    if numbers is None:
-        return required or name in schema.BEYOND
-    if required and numbers.null_count:
-        return True
-    if name not in schema.BEYOND or not numbers.num_values:
-        return False
-    return not (numbers.has_min_max and 0 <= numbers.min_raw <= numbers.max_raw < schema.BEYOND[name])
 
 
 def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
@@ -268,20 +224,6 @@ def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
                 stacklevel=2,
             )
     return good
-
-
-def _alike(known: pa.DataType, written: pa.DataType) -> bool:
-    """Whether a reader may cast what is written to the known type."""
-    if pa.types.is_list(known):
-        lists = pa.types.is_list(written) or pa.types.is_large_list(written)
-        return lists and _alike(known.value_type, written.value_type)
-    kinds = (pa.types.is_integer, pa.types.is_floating, _is_text)
-    return known == written or any(is_kind(known) and is_kind(written) for is_kind in kinds)
-
-
-def _is_text(of: pa.DataType) -> bool:
-    plain = of.value_type if pa.types.is_dictionary(of) else of
-    return plain in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def missing_numbers(parts: Iterable[Part], published: Mapping[int, int] | None = None) -> list[tuple[int, int, int]]:
@@ -310,12 +252,7 @@ def rows_by_number(part: Part) -> list[int]:
     Raises:
         pa.ArrowInvalid: the file's footer cannot be read.
     """
-    return _rows_by_number(pq.read_metadata(part.file()))
-
-
-def _rows_by_number(footer: pq.FileMetaData) -> list[int]:
-    stored = (footer.metadata or {}).get(_ROWS_KEY)
-    return [footer.num_rows] if stored is None else [int(rows) for rows in json.loads(stored)]
+    return footer.rows_by_number(pq.read_metadata(part.file()))
 
 
 class MergeTimeoutError(Exception):
@@ -403,7 +340,7 @@ def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
     )
     repeated = [part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)]
     numbers = [rows for part, known in zip(parts, repeated, strict=True) for rows in rows_by_number(part)[known:]]
-    metadata = {_ROWS_KEY: json.dumps(numbers, separators=(",", ":")).encode()}
+    metadata = footer.naming_rows(numbers)
     with pq.ParquetWriter(staged, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
         pending: list[pa.Table] = []
         for part, known in zip(parts, repeated, strict=True):
