@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from tracer.log import schema
 from tracer.log.place import Place
 from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim
 from tracer.log.text import plain
@@ -27,7 +28,7 @@ _CLOCKS_DIFFER_SECONDS = 3600.0
 _LOOK_SECONDS = 0.5
 _TURN_SECONDS = 0.05
 
-_RANK_FILE = re.compile(r"(heartbeat|closed)-r(\d{5,})(?:\.json)?")
+_RANK_FILE = re.compile(r"heartbeat-r(0\d{4}|[1-9]\d{4,9})|closed-r(0\d{4}|[1-9]\d{4,9})\.json", re.ASCII)
 _STAGED_FILE = re.compile(r"(?:.*-)?r(\d{5,})[-.].*")
 _NEVER = float("-inf")
 
@@ -204,12 +205,13 @@ def _modified(file: Place) -> float:
 
 
 def ranks_in(path: Place) -> list[int]:
-    """The ranks that have written into a run, ascending."""
+    """The ranks that have written into a run, ascending: those with a heartbeat or a closed mark."""
     return _ranks(path.names())
 
 
 def _ranks(names: Iterable[str]) -> list[int]:
-    return sorted({int(match[2]) for name in names if (match := _RANK_FILE.fullmatch(name))})
+    found = {int(match[1] or match[2]) for name in names if (match := _RANK_FILE.fullmatch(name))}
+    return sorted(rank for rank in found if rank < schema.BEYOND["rank"])
 
 
 def state(path: Place) -> State:

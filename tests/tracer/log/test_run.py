@@ -365,6 +365,25 @@ def test_the_state_of_a_run_is_that_of_all_its_ranks(tmp_path: Path, each: list[
     assert state(run) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "ranks"),
+    [
+        ((), []),
+        (("heartbeat-r00002", "closed-r00000.json", "heartbeat-r00000"), [0, 2]),
+        (("heartbeat-r123456", "closed-r2147483647.json"), [123_456, 2**31 - 1]),
+        (("heartbeat-r2147483648", "closed-r99999999999999999999.json"), []),
+        (("heartbeat-r00001.json", "closed-r00001", "heartbeat-r00001~", "heartbeat-r0001", "heartbeat-r000001"), []),
+        (("heartbeat-r٠٠٠٠١", "closed-r-0001.json", "heartbeat-r00001 (copy)", "run.json"), []),
+    ],
+    ids=str,
+)
+def test_ranks_are_known_by_the_names_that_they_write(tmp_path: Path, names: Sequence[str], ranks: list[int]) -> None:
+    """A heartbeat or a closed mark names a rank; a copy of one, or a number that no rank has, is none."""
+    for name in names:
+        (Path(tmp_path) / name).write_text("")
+    assert ranks_in(Path(tmp_path)) == ranks
+
+
 def test_closed_ranks_say_what_they_wrote(tmp_path: Path) -> None:
     """Each closed rank's summary is given, by rank, with the time at which it closed."""
     run = new_run(tmp_path / "run")
