@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from tracer.log import schema
 from tracer.log.place import Place
-from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim
+from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim, host_name
 from tracer.log.text import plain
 
 State = Literal["running", "closed", "stopped"]
@@ -56,7 +55,7 @@ def owner(path: Place, rank: int) -> str:
 
 
 def _this_process() -> bytes:
-    return f"{socket.gethostname()} {os.getpid()}\n{_pid_space()}\n".encode()
+    return f"{host_name()} {os.getpid()}\n{_pid_space()}\n".encode()
 
 
 def _pid_space() -> str:
@@ -184,7 +183,7 @@ def _lives(owner: str, or_ours: bool = False) -> bool | None:
     if not pid.isdecimal():
         return False
     # The first logs hold no more than the host and the process.
-    if host != socket.gethostname() or (space and space != _pid_space()):
+    if host != host_name() or (space and space != _pid_space()):
         return None
     try:
         number = int(pid)

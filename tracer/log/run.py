@@ -86,11 +86,16 @@ def create_run(path: Place, info: Mapping[str, Any]) -> Run:
         "format": schema.FORMAT,
         "run_id": uuid.uuid4().hex,
         "started": datetime.now(UTC).isoformat(),
-        "host": socket.gethostname(),
+        "host": host_name(),
         **info,
     }
     begin(path, "run.json", as_json(full))
     return Run(path, full)
+
+
+def host_name() -> str:
+    """This machine's name; what UTF-8 cannot hold of it is escaped."""
+    return socket.gethostname().encode(errors="backslashreplace").decode()
 
 
 def begin(path: Place, name: str, content: bytes) -> None:

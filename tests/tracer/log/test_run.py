@@ -558,6 +558,15 @@ def test_a_rank_of_another_machine_lives_while_its_heartbeat_moves(
     assert sure(run)
 
 
+def test_a_host_whose_name_is_not_utf8_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a name is escaped, and the host knows itself again."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "no\udcffde")
+    run = new_run(tmp_path / "run")
+    assert (writer_of(run), open_run(run).info["host"]) == (f"no\\udcffde {os.getpid()}", "no\\udcffde")
+    assert sure(run)
+    reopen_rank(run, 0)
+
+
 @pytest.mark.parametrize("seconds", [-60, 1])
 def test_a_rank_whose_process_is_known_to_be_dead_is_stopped_at_once(tmp_path: Path, seconds: int) -> None:
     """A fresh heartbeat of a process of this machine that is gone is no sign of life; nor is one of the future."""
