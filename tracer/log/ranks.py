@@ -20,6 +20,7 @@ State = Literal["running", "closed", "stopped"]
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
 
 # The daemon renews the heartbeat every five seconds; a machine that swaps or a slow network disk may delay it.
+_MOVES_SECONDS = 6.0
 HEARTBEAT_STALE_SECONDS = 20.0
 # The clocks of two machines, or of a file server, may differ so much: what seems older is not waited for.
 _CLOCKS_DIFFER_SECONDS = 3600.0
@@ -165,15 +166,22 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
         return False
     if lives and 0 <= age_seconds < HEARTBEAT_STALE_SECONDS:
         return True
-    seconds, host = HEARTBEAT_STALE_SECONDS, owner.partition("\n")[0].rpartition(" ")[0]
-    print(plain(f"gradwatch waits up to {seconds:.0f} s: is {path} still being written on {host}?"), file=sys.stderr)
+    host = owner.partition("\n")[0].rpartition(" ")[0]
+    _say_waiting(path, f" on {host}")
     # Only this machine's clock counts: the other's may be ahead.
-    stale = time.monotonic() + seconds
+    stale = time.monotonic() + HEARTBEAT_STALE_SECONDS
     while time.monotonic() < stale and not (path / _closed_mark(rank)).file_exists():
         time.sleep(_LOOK_SECONDS)
         if _modified(path / _heartbeat(rank)) > beaten:
             return True
     return False
+
+
+def _say_waiting(path: Place, where: str = "") -> None:
+    words = f"gradwatch waits up to {HEARTBEAT_STALE_SECONDS:.0f} s: is {path} still being written{where}?"
+    # stderr may be closed.
+    with contextlib.suppress(OSError, ValueError):
+        print(plain(words), file=sys.stderr)
 
 
 def _lives(owner: str, or_ours: bool = False) -> bool | None:
@@ -258,8 +266,11 @@ def settle(paths: Iterable[Place]) -> None:
     """
     doubtful = [path for path in paths if not sure(path)]
     # After the first look: what has not moved since then is dead by this time.
-    give_up = time.monotonic() + HEARTBEAT_STALE_SECONDS
-    while doubtful and time.monotonic() < give_up:
+    began, said = time.monotonic(), False
+    while doubtful and (waited := time.monotonic() - began) < HEARTBEAT_STALE_SECONDS:
+        if waited > _MOVES_SECONDS and not said:
+            said = True
+            _say_waiting(doubtful[0])
         time.sleep(_LOOK_SECONDS)
         doubtful = [path for path in doubtful if not sure(path)]
 

@@ -558,6 +558,19 @@ def test_a_rank_of_another_machine_lives_while_its_heartbeat_moves(
     assert sure(run)
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_who_waits_for_a_silent_heartbeat_is_told(
+    tmp_path: Path, looks: list[Callable[[], object]], capsys: pytest.CaptureFixture[str], moves: bool
+) -> None:
+    """A live rank is known within seconds, without a word; a wait for a dead one is no riddle."""
+    run = moved(tmp_path / "run")
+    if moves:
+        looks += [lambda: None] * 9 + [lambda: age_heartbeat(run, -3605)]
+    settle([run])
+    said = "" if moves else f"gradwatch waits up to 20 s: is {run} still being written?\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_host_whose_name_is_not_utf8_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a name is escaped, and the host knows itself again."""
     monkeypatch.setattr(socket, "gethostname", lambda: "no\udcffde")
