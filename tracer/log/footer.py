@@ -1,7 +1,8 @@
 """The footer of a part: how many rows each publish number gave, and whether the file fits its table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ from tracer.log import schema
 _ROWS_KEY = b"gradwatch.rows"
 # pyarrow, which writes fresh parts, makes none larger.
 _LARGEST_ROW_GROUP_ROWS = 1 << 20
+# Parquet has no seconds: pyarrow writes them as milliseconds.
+_PER_MICROSECOND = {"s": Fraction(1, 1000), "ms": Fraction(1, 1000), "us": Fraction(1), "ns": Fraction(1000)}
 
 
 def naming_rows(by_number: Sequence[int]) -> dict[bytes, bytes]:
@@ -42,36 +45,46 @@ def misfit(footer: pq.FileMetaData, table: str, numbers: range) -> str | None:
     if rows > _LARGEST_ROW_GROUP_ROWS:
         return f"has {rows} rows in one row group"
     columns = (group.column(index) for group in groups if group.num_rows for index in range(group.num_columns))
-    beyond = sorted({_known_name(column) for column in columns if _is_beyond(table, column)})
+    # A later version may write times in another unit.
+    bounds: dict[str, int | Fraction] = {
+        **schema.BEYOND,
+        "time": schema.BEYOND["time"] * _PER_MICROSECOND[types["time"].unit],
+    }
+    beyond = sorted({_known_name(column) for column in columns if _is_beyond(table, column, bounds)})
     return f"has numbers out of bounds, or none, in {', '.join(beyond)}" if beyond else None
 
 
 def _known_name(column: pq.ColumnChunkMetaData) -> str:
-    return str(column.path_in_schema.partition(".")[0])
+    # A name may hold a dot; the numbers of a list have a longer path.
+    return str(column.path_in_schema.partition(".list.")[0])
 
 
-def _is_beyond(table: str, column: pq.ColumnChunkMetaData) -> bool:
+def _is_beyond(table: str, column: pq.ColumnChunkMetaData, bounds: Mapping[str, int | Fraction]) -> bool:
     """Whether a column's statistics lack, or say that a number is out of bounds, or null where that cannot be."""
     name, fields = _known_name(column), schema.SCHEMAS[table]
     if name not in fields.names:
         return False
     numbers, required = column.statistics, not fields.field(name).nullable
     if numbers is None:
-        return required or name in schema.BEYOND
+        return required or name in bounds
     if required and numbers.null_count:
         return True
-    if name not in schema.BEYOND or not numbers.num_values:
+    if name not in bounds or not numbers.num_values:
         return False
-    return not (numbers.has_min_max and 0 <= numbers.min_raw <= numbers.max_raw < schema.BEYOND[name])
+    return not (numbers.has_min_max and 0 <= numbers.min_raw <= numbers.max_raw < bounds[name])
 
 
 def _alike(known: pa.DataType, written: pa.DataType) -> bool:
     """Whether a reader may cast what is written to the known type."""
     if pa.types.is_list(known):
-        lists = pa.types.is_list(written) or pa.types.is_large_list(written)
-        return lists and _alike(known.value_type, written.value_type)
-    kinds = (pa.types.is_integer, pa.types.is_floating, _is_text)
+        lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        return any(is_kind(written) for is_kind in lists) and _alike(known.value_type, written.value_type)
+    kinds = (pa.types.is_integer, pa.types.is_floating, _is_text, _is_instant)
     return known == written or any(is_kind(known) and is_kind(written) for is_kind in kinds)
+
+
+def _is_instant(of: pa.DataType) -> bool:
+    return pa.types.is_timestamp(of) and of.tz is not None
 
 
 def _is_text(of: pa.DataType) -> bool:

@@ -67,9 +67,10 @@ their statistics; a reader fills what is missing with null.
 **Bounds.** ``step``, ``counts`` and ``time`` (in microseconds since 1970) are from 0 to 2^53 - 1, ``rank`` and ``span``
 are below 2^31, and ``attempt`` is below 2^30. The statistics of Parquet say so, of each row group.
 
-**Later versions.** A minor version may add tables, and columns of any type, and write numbers in another width, or
-texts in another encoding. A reader casts the columns above to their types. It takes further floats of ``extremes`` for
-statistics, and leaves out what it does not know. Whatever else changes has another ``format``.
+**Later versions.** A minor version may add tables, and columns of any type, and write numbers in another width, times
+in another unit or zone, or texts in another encoding. A reader casts the columns above to their types. It takes further
+floats of ``extremes`` for statistics, and leaves out what it does not know. Whatever else changes has another
+``format``.
 
 **Attempts.** Each rank counts its own. An attempt begins at the smallest step of its ``resumed`` and ``restored``
 events, which are published before its rows; if these are lost, with its first row. From there on it abandons what

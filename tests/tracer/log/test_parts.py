@@ -314,6 +314,20 @@ def test_integers_out_of_bounds_are_found(tmp_path: Path, column: str) -> None:
     assert {problem(number) for number in beyond} == {f"has numbers out of bounds, or none, in {column}"}
 
 
+@pytest.mark.parametrize(("unit", "largest"), [("ms", (2**53 - 1) // 1000), ("ns", 2**53 * 1000 - 1)])
+def test_times_of_another_unit_have_the_same_bounds(tmp_path: Path, unit: str, largest: int) -> None:
+    """A later version may write milliseconds or nanoseconds; what no year holds is damage in them, too."""
+    run, rows = new_run(tmp_path / "run"), extremes([0])
+    index = rows.schema.get_field_index("time")
+
+    def problem(number: int) -> str | None:
+        times = pa.array([number]).cast(pa.timestamp(unit, "UTC"))
+        return parts.known_problem(publish_next(run, "extremes", rows.set_column(index, "time", times)))
+
+    assert problem(largest) is None
+    assert {problem(number) for number in (-1, largest + 1)} == {"has numbers out of bounds, or none, in time"}
+
+
 @pytest.mark.parametrize("function", ["file_crc32", "pq.read_metadata"])
 def test_a_part_that_is_gone_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     """Asking after a part that is merged away, before or while it is looked at, raises FileNotFoundError."""

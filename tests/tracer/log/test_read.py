@@ -173,6 +173,11 @@ LATER = {
     "rank int64": _with("rank", pa.array([0, 0, 0])),
     "attempt uint8": _with("attempt", pa.array([0, 0, 0], pa.uint8())),
     "value float32": _with("value_min", pa.array([-1.0] * 3, pa.float32())),
+    "time ns": _with("time", extremes([3, 4, 5])["time"].cast(pa.timestamp("ns", "UTC")).combine_chunks()),
+    "time ms": _with("time", extremes([3, 4, 5])["time"].cast(pa.timestamp("ms", "UTC")).combine_chunks()),
+    "time s": _with("time", extremes([3, 4, 5])["time"].cast(pa.timestamp("s", "UTC")).combine_chunks()),
+    "time elsewhere": _with("time", extremes([3, 4, 5])["time"].cast(pa.timestamp("us", "+02:00")).combine_chunks()),
+    "a name like a known one": _with("step.before", pa.array([-1, -1, -1])),
     "param text": _with("param", pa.array(["weight"] * 3), nullable=False),
     "param large text": _with("param", pa.array(["weight"] * 3, pa.large_string()), nullable=False),
 }
@@ -190,10 +195,24 @@ def test_what_a_minor_version_adds_costs_no_row(tmp_path: Path, rows: pa.Table, 
         assert found["step"].to_list() == list(wanted)
         assert dict(found.schema) == dict(pl.DataFrame(pl.from_arrow(extremes([0]))).schema)
         assert found["value_min"].to_list() == [-1.0] * len(wanted)
+        assert found["time"].to_list() == pl.DataFrame(pl.from_arrow(extremes(wanted)))["time"].to_list()
         merge(run, "extremes", 0)
     close_run(run, 5)
     said = viewer_says(tmp_path, "check", "run")
     assert "closed at step 5; nothing found" in said.stdout, said
+
+
+@pytest.mark.parametrize("counts", [pa.list_(pa.int32()), pa.large_list(pa.uint64()), pa.list_(pa.int64(), 3)], ids=str)
+def test_counts_of_another_kind_of_list_cost_no_row(tmp_path: Path, counts: pa.DataType) -> None:
+    """Lists of a fixed or another length, and of integers of another width, have the specified type."""
+    rows = histograms([1])
+    index = rows.schema.get_field_index("counts")
+    run = new_run(tmp_path / "run")
+    publish_next(run, "histograms", histograms([0]))
+    publish_next(run, "histograms", rows.set_column(index, "counts", rows["counts"].cast(counts)))
+    found = scan(run, "histograms").collect()
+    assert found["counts"].to_list() == [[1, 0, 3]] * 2
+    assert found.schema["counts"] == pl.List(pl.Int64())
 
 
 def test_a_column_of_another_kind_is_no_later_version(tmp_path: Path) -> None:
