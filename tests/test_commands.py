@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,19 @@ def test_the_viewers_commands(folder: Path, arguments: str, code: int, words: st
     found, said, complained = view_in_process(folder, *arguments.split())
     assert (found, words in " ".join((said + complained).split())) == (code, True), (said, complained)
     assert "Traceback" not in complained
+
+
+@pytest.mark.parametrize("words", ["good", pytest.param("good --json", marks=pytest.mark.slow)])
+def test_a_check_that_nobody_reads_found_nothing(folder: Path, words: str) -> None:
+    """Where the reader of a pipe has gone, the exit code is none of those that tell of warnings or errors."""
+    call = f"from viewer.cli import main; main({['check', *words.split()]!r})"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", call], cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 @pytest.mark.parametrize("stream", [1, 2])

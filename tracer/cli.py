@@ -157,7 +157,10 @@ def info(run: RunArgument) -> None:
         facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
     for name, fact in facts.items():
         table.add_row(name, plain(fact))
-    latest = metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).collect()
+    # Without the times: one that was forged is no time that Python knows.
+    latest = (
+        metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).drop("time").collect()
+    )
     for row in latest.head(_METRICS).iter_rows(named=True):
         table.add_row(plain(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
     if latest.height > _METRICS:

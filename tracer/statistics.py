@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from tracer.extremes import dense
+from tracer.log.run import BEYOND_COUNTS
 
 # The statistics beside the extremes, in the order of their columns; "histogram" has a table of its own.
 STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
@@ -101,10 +102,10 @@ def check_count(name: str, count: object) -> None:
     """Check an argument that counts something.
 
     Raises:
-        ValueError: it is not a whole number, or less than 1.
+        ValueError: it is not a whole number, less than 1, or more than a log can hold.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name}={count!r} must be a whole number, 1 or more")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count < BEYOND_COUNTS:
+        raise ValueError(f"{name}={count!r} must be a whole number, 1 or more, and below 2^63")
 
 
 EXTREMES = Measures.of("extremes")

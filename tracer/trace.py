@@ -339,7 +339,7 @@ class Trace:
         # First, since a signal handler may close the trace meanwhile.
         closed = self._closed
         step = state.get("step") if isinstance(state, Mapping) else None
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < schema.BEYOND["step"]:
             # If it is a whole checkpoint, its tensors must not be printed.
             got = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {got}')

@@ -1,12 +1,16 @@
+import io
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 
@@ -16,7 +20,7 @@ from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, met
 from tests.waiting import wait_until
 from tracer import cli, scan
 from tracer.log import schema
-from tracer.log.parts import Part, all_parts, list_parts, merge
+from tracer.log.parts import Part, all_parts, list_parts, merge, part_name
 from tracer.log.ranks import beat, close_rank
 from tracer.log.store import Local as Path
 
@@ -128,6 +132,23 @@ def test_info_shows_some_of_thousands_of_metrics(tmp_path: Path) -> None:
     assert shown["m0099"] == "0.5 at step 0"
     assert "m0100" not in shown
     assert shown["…"] == "and 1,134 more metrics"
+
+
+def test_info_reads_a_time_that_its_footer_hides(tmp_path: Path) -> None:
+    """Where statistics are forged together with the checksum, a time of no year ends nothing."""
+    hidden, shown = -(2**63), 1_790_000_000_000_000
+    run, rows = new_run(tmp_path / "run"), metrics([0], [0.25])
+    index = rows.schema.get_field_index("time")
+    forged = rows.set_column(index, "time", pa.array([hidden]).cast(pa.timestamp("us", "UTC")))
+    file = io.BytesIO()
+    pq.write_table(forged, file, compression="none", use_dictionary=False)
+    content = file.getvalue()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    hiding = content[footer:].replace(struct.pack("<q", hidden), struct.pack("<q", shown))
+    assert hiding != content[footer:]
+    content = content[:footer] + hiding
+    (run / "metrics" / part_name(0, 0, 0, zlib.crc32(content))).write_bytes(content)
+    assert facts(run)["loss"] == "0.25 at step 0"
 
 
 def test_info_reads_around_a_damaged_part(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def test_a_checkpoint_is_plain(tmp_path: Path) -> None:
         ({"step": -1}, "a dict of ['step']"),
         ({"step": 1.5}, "a dict of ['step']"),
         ({"step": True}, "a dict of ['step']"),
+        ({"step": 2**53}, "a dict of ['step']"),
         (1000, "int"),
         (None, "NoneType"),
     ],

@@ -229,7 +229,7 @@ def test_a_metric_that_is_no_number_is_named(value: object, words: str, tmp_path
 
 
 @pytest.mark.parametrize("argument", ["every", "fold", "histogram_every", "bins", "total_steps"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True, 2**63])
 def test_a_number_that_is_no_positive_integer_is_refused(argument: str, value: Any, tmp_path: Path) -> None:
     """The error names the value, and no folder is made."""
     with pytest.raises(ValueError, match=rf"{argument}=.* must be a whole number, 1 or more"):

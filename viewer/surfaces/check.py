@@ -39,10 +39,14 @@ class _Command(TyperCommand):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:
-            sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+            code = super().main(*arguments, **options | {"standalone_mode": False})
+        except SystemExit:
+            # Nobody reads what it prints, as in `| head -1`: typer and rich would end with the code of warnings.
+            code = _UNCHECKED
         except typer.BadParameter.__base__ as error:  # type: ignore[misc]
             error.show()
-            sys.exit(_UNCHECKED)
+            code = _UNCHECKED
+        sys.exit(code)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
