@@ -63,7 +63,7 @@ def rank_and_world() -> tuple[int, int]:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
         return 0, 1
-    return (rank, world) if 0 <= rank < world else (0, 1)
+    return (rank, world) if 0 <= rank < min(world, schema.BEYOND["rank"]) else (0, 1)
 
 
 def default_path(model: nn.Module) -> Local:

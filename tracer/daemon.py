@@ -48,6 +48,7 @@ class DaemonSettings:
         gathered_parts: How many fresh parts are merged while the run goes on: a week makes twenty thousand, which
             every listing would go over.
         gathering_seconds: How long such a merge may take.
+        lonely_seconds: After how long a rank is missed that has not begun the run.
         clock: The time in seconds.
     """
 
@@ -60,6 +61,7 @@ class DaemonSettings:
     wait_seconds: float = 5.0
     gathered_parts: int = 100
     gathering_seconds: float = 2.0
+    lonely_seconds: float = 60.0
     clock: Callable[[], float] = time.monotonic
 
 
@@ -220,6 +222,8 @@ class Daemon:
             if pressing or now >= due:
                 self._publish_all(pressing)
                 due = now + settings.cadence(now - self._started)
+                if now >= self._started + settings.lonely_seconds:
+                    self._outside(self._look_for_run)
         self._insist(lambda: self._publish_all(everything=True))
         for table in self._encoders:
             if table == "events":
@@ -228,6 +232,7 @@ class Daemon:
             self._drop(table, len(self._waiting[table]), "late", f"{self._path} did not take them in time")
         # The mark says that nothing more will come; a merge moves what is there, and may take longer than there is.
         self._insist(lambda: self._outside(self._mark_closed))
+        self._outside(self._look_for_run)
         # The small tables first: extremes may need all the time there is.
         for table in sorted(self._encoders, key=lambda table: self.rows[table]):
             self._outside(partial(self._merge, table))
@@ -259,6 +264,16 @@ class Daemon:
         owner = ranks.owner(self._path, self._rank) if self._path.on_disk else ""
         if owner and owner != self._owner:
             raise OSError(f"it is being written by {owner.splitlines()[0]!r} (host, pid)")
+
+    def _look_for_run(self) -> None:
+        """Warn if no reader finds what this rank writes: an environment that is left over may make a process a rank."""
+        recorded = any(rows for table, rows in self.rows.items() if table != "events")
+        if self._rank and recorded and not run_folder.holds_run(self._path):
+            self._warn_once(
+                "alone",
+                f"rank {self._rank} writes into {self._path}, where rank 0 has written no run.json: no reader finds "
+                "that; if this process is alone, unset RANK and WORLD_SIZE",
+            )
 
     def _drain(self) -> bool:
         """Move what is queued to what waits; whether the sentinel was there."""

@@ -23,7 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 import tracer
 from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
-from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, steps
+from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, set_daemons, steps
+from tests.waiting import wait_until
 from tracer.log import store
 from tracer.log.ranks import rank_states, state
 from tracer.log.store import Local as Path
@@ -503,7 +504,8 @@ def test_a_rank_refuses_a_path_in_which_it_has_written(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     "left", [{"RANK": "-1"}, {"RANK": "2"}, {"WORLD_SIZE": "4"}, {"RANK": "4", "WORLD_SIZE": "4"},
-             {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": ""}, {"RANK": "1.5", "WORLD_SIZE": "x"}],
+             {"RANK": "-1", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": ""}, {"RANK": "1.5", "WORLD_SIZE": "x"},
+             {"RANK": str(2**31), "WORLD_SIZE": str(2**40)}],
     ids=str,
 )  # fmt: skip
 def test_what_a_launcher_left_behind_makes_no_rank(
@@ -515,6 +517,24 @@ def test_what_a_launcher_left_behind_makes_no_rank(
     tracer.attach(mlp(), tmp_path / "run").close()
     assert rank_states(tmp_path / "run") == {0: "closed"}
     assert tracer.scan(tmp_path / "run", "events").collect()["rank"].unique().to_list() == [0]
+
+
+@pytest.mark.parametrize("when", ["early", "at the end"])
+def test_a_rank_whose_rank_0_is_missing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A whole environment may be left over, too: that no reader finds what such a process writes is no secret."""
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    if when == "early":
+        set_daemons(monkeypatch, tick_seconds=0.005, cadence=lambda age_seconds: 0.0, lonely_seconds=0.0)
+    with pytest.warns(tracer.TracerWarning, match=r"rank 0 has written no run\.json: .* unset RANK and WOR") as caught:
+        trace = tracer.attach(mlp(), tmp_path / "run")
+        trace.log(loss=0.0)
+        if when == "early":
+            wait_until(lambda: bool(caught))
+        trace.close()
+    assert len(caught) == 1
+    with tracer.attach(mlp(), new_run(tmp_path / "begun")) as trace:
+        trace.log(loss=0.0)
 
 
 def test_ranks_need_an_explicit_path(monkeypatch: pytest.MonkeyPatch) -> None:
