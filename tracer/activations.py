@@ -27,6 +27,7 @@ from tracer.hooks import running_backward
 from tracer.items import ActivationRows, event, host_blocks
 from tracer.outbox import Outbox
 from tracer.parameters import LastingFilter, Select, name_filter, named_modules
+from tracer.record import STEPS_TO_FAIL
 from tracer.recorder import Recorder
 from tracer.statistics import moments_of
 from tracer.warn import in_short, warn
@@ -65,6 +66,8 @@ class Activations:
         # Likewise: the layers with a fast path that gave something out in evaluation.
         self._evaluated: dict[int, set[int]] = {}
         self._failed: set[str] = set()
+        # In how many steps a module failed, and the last of them.
+        self._fails: dict[str, tuple[int, int]] = {}
         self._handle: RemovableHandle | None = None
         self._compiled = any(
             "_orig_mod" in m._modules or m._compiled_call_impl is not None or isinstance(m, ScriptModule)
@@ -143,6 +146,7 @@ class Activations:
         # A checkpoint's forward, inside a backward, repeats one that was seen. A forward that is traced has no numbers.
         if running_backward() != NO_BACKWARD or torch._C._get_tracing_state() is not None:
             return
+        step = -1
         try:
             self._seen = True
             # Parts of a training forward run without gradients: a frozen backbone, or a checkpointed module.
@@ -155,16 +159,35 @@ class Activations:
             if id(module) in self._layers and not module.training:
                 self._steps.setdefault(step, {})
                 self._evaluated.setdefault(step, set()).add(id(module))
-            if name is not None:
+            if name is not None and self._fails.get(name, (0, -1))[1] != step:
                 with torch.no_grad():
                     self._record(step, (name, module.training), output)
         except Exception as error:
-            if self._handle is None:
-                # A signal handler has closed the trace meanwhile.
+            try:
+                # A signal handler may have closed the trace meanwhile.
+                if self._handle is not None and name is not None:
+                    self._give_up(name, step, error)
+            except Exception:
+                # As in hooks on parameters.
                 return
-            if name is not None:
-                self._failed.add(name)
-            self._say(f"activations of {name or 'the model'} are no longer recorded ({in_short(error)})")
+
+    def _give_up(self, name: str, step: int, error: Exception) -> None:
+        """Go on without a module in this step, of which only a part is known, and for good after several."""
+        for training in (True, False):
+            self._steps.get(step, {}).pop((name, training), None)
+        fails = self._fails.get(name, (0, -1))[0] + 1
+        self._fails[name] = fails, step
+        if fails == STEPS_TO_FAIL:
+            self._failed.add(name)
+        if fails > 1:
+            return
+        of = f"activations of {name or 'the model'}"
+        message = (
+            f"step {step} lacks {of}; after {STEPS_TO_FAIL} such steps {of} are no longer recorded ({in_short(error)})"
+        )
+        if self._warned:
+            self._outbox.put(event(self._recorder.step, "failed", message))
+        self._say(message)
 
     def _record(self, step: int, key: Key, output: object) -> None:
         seen = self._steps.setdefault(step, {})
@@ -179,7 +202,7 @@ class Activations:
             blocks = host_blocks({(*key, count): moments for key, (count, moments) in seen.items()})
             if blocks:
                 self._outbox.put(ActivationRows(done, time.time_ns(), blocks))
-            unseen = set(self._names.values()) - {name for name, _ in seen} - self._failed
+            unseen = set(self._names.values()) - {name for name, _ in seen} - self._fails.keys()
             if self._compiled and unseen:
                 some = ", ".join(sorted(unseen)[:3])
                 self._say(

@@ -41,10 +41,11 @@ class ParamHook:
         handle: Removes the hook, once it is set.
         place: Where the tensor's numbers are kept. ``torch.utils.swap_tensors`` gives them, and the hooks, to another.
         failed: Whether the tensor is no longer recorded.
+        fails: In how many steps in a row it could not be recorded, and the last of them, as counted by who records.
         direct: Where the hook may write the extremes itself.
     """
 
-    __slots__ = ("_report", "direct", "failed", "handle", "index", "place", "tensor")
+    __slots__ = ("_report", "direct", "failed", "fails", "handle", "index", "place", "tensor")
 
     def __init__(self, tensor: nn.Parameter, listener: "Listener") -> None:
         self._report = listener.on_gradient
@@ -53,23 +54,28 @@ class ParamHook:
         self.handle: RemovableHandle | None = None
         self.place = tensor._cdata
         self.failed = False
+        self.fails = 0, -1
         self.direct: Direct | None = None
 
     @not_compiled
     def __call__(self, tensor: torch.Tensor) -> None:
         """Report a gradient that was accumulated into ``tensor.grad``, or record it at once."""
         direct = self.direct
-        if direct is None or direct.buffer.open_for != running_backward():
-            self._report(self, tensor)
-            return
-        present = direct.buffer.present
         try:
-            if not present[direct.index]:
-                torch.aminmax(tensor, out=direct.value)
-            torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
+            if direct is None or direct.buffer.open_for != running_backward():
+                self._report(self, tensor)
+                return
+            present = direct.buffer.present
+            try:
+                if not present[direct.index]:
+                    torch.aminmax(tensor, out=direct.value)
+                torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
+            except Exception:
+                # The gradient is missing, sparse, of another dtype, or part of another graph: the listener handles it.
+                self._report(self, tensor)
+                return
         except Exception:
-            # The gradient is missing, sparse, of another dtype, or part of another graph: the listener handles it.
-            self._report(self, tensor)
+            # The listener raises nothing, but a recursion may leave no frame for it.
             return
         present[direct.index] |= VALUE | GRADIENT
 

@@ -11,11 +11,14 @@ from torch.optim.optimizer import Optimizer
 from tracer.amp import deferred
 from tracer.clock import StepClock
 from tracer.hooks import Hooks, ParamHook
-from tracer.items import Number, Update, event, number
+from tracer.items import GRADIENT, Number, Update, event, number
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.settings import Settings
 from tracer.warn import in_short, warn
+
+# After so many steps in a row that could not be recorded, no further one is tried.
+STEPS_TO_FAIL = 3
 
 
 class StepRecord:
@@ -44,6 +47,8 @@ class StepRecord:
         self.order: dict[str, None] | None = {}
         self.joined: set[ParamHook] = set()
         self._warned = False
+        # How many steps have been emitted.
+        self._emitted = 0
 
     def arm(self, outbox: Outbox) -> None:
         """Put what is recorded into the outbox; before any hook is set, as another thread may be training."""
@@ -104,6 +109,7 @@ class StepRecord:
     def emit_rows(self, time_ns: int, scale: Number) -> None:
         """Emit the step's rows, and the first time the order of its gradients."""
         self._outbox.put(self.buffer.take(self._clock.step, time_ns, scale))
+        self._emitted += 1
         if self.order:
             names, self.order = list(self.order), None
             self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
@@ -137,17 +143,30 @@ class StepRecord:
         for change in changes:
             self._outbox.put(event(self._clock.step, change.kind, change.detail, change.name))
 
+    def miss(self, hook: ParamHook, error: Exception) -> None:
+        """Go on without one parameter's gradient in this step; what an earlier backward left is only a part of it."""
+        if not hook.failed:
+            self.buffer.present[hook.index] &= ~GRADIENT
+            self.give_up(hook, error)
+
     def give_up(self, hook: ParamHook, error: Exception) -> None:
-        """Go on without one parameter; silently, if the trace was closed meanwhile."""
-        if hook.failed:
+        """Go on without one parameter in this step, and for good after several; silently, if the trace was closed."""
+        fails, last = hook.fails
+        if hook.failed or last == self._emitted:
             return
-        hook.failed, hook.direct = True, None
+        hook.fails = fails + 1 if last == self._emitted - 1 else 1, self._emitted
+        hook.failed, hook.direct = hook.fails[0] == STEPS_TO_FAIL, None
+        if hook.fails[0] > 1:
+            return
         name = self._hooks.parameters[hook.index].name
         message = in_short(error)
         self._outbox.put(event(self._clock.step, "failed", message, name))
         if not self._warned:
             self._warned = True
-            warn(f"{name} is no longer traced ({message}); the run's events name any further one")
+            warn(
+                f"step {self._clock.step} lacks numbers of {name}; after {STEPS_TO_FAIL} such steps in a row "
+                f"{name} is no longer traced ({message}); the run's events name any further one"
+            )
 
     def _attempt(self, param_hooks: Iterable[ParamHook], action: Callable[[ParamHook], None]) -> None:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from tracer.hooks import Hooks, ParamHook, running_backward
 from tracer.items import Metric, Number, event
 from tracer.outbox import Outbox
 from tracer.pending import PendingMetrics
-from tracer.record import StepRecord
+from tracer.record import STEPS_TO_FAIL, StepRecord
 from tracer.rows import CLOSED
 from tracer.settings import Settings
 from tracer.updates import has_effect, has_gradient, writes_to
@@ -28,8 +28,6 @@ _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
     "updates outside of the graph, steps are counted and values recorded, but no gradients"
 )
-# After so many steps in a row that could not be recorded, no further one is tried.
-_STEPS_TO_FAIL = 3
 _Args = TypeVarTuple("_Args")
 
 
@@ -153,7 +151,7 @@ class Recorder:
             else:
                 self._record(hook, tensor, tensor.grad)
         except Exception as error:
-            self._step_record.give_up(hook, error)
+            self._step_record.miss(hook, error)
 
     def before_update(self, optimizer: Optimizer, closure: bool) -> None:
         """Record the values of parameters that got no gradient in this step, before the optimizer may change them."""
@@ -247,23 +245,27 @@ class Recorder:
             self._measuring, self._step_record.buffer.open_for = False, CLOSED
         if self._stopped or self._lost == step:
             return
+        lost = [step]
         if self._clock.step != step:
             # The next one has begun already.
             self._swept = False
             try:
                 self._step_record.renew()
             except Exception:
-                self._lost_in_a_row = _STEPS_TO_FAIL - 1
+                # It is lost, too: deep in a recursion, say, nothing can be done now.
+                self._measuring, self._step_record.buffer.open_for = False, CLOSED
+                lost.append(self._clock.step)
         warned, self._lost = self._lost is not None, step
         self._lost_in_a_row += 1
         message = in_short(error)
-        self._outbox.put(event(step, "failed", message))
-        if self._lost_in_a_row == _STEPS_TO_FAIL:
+        for each in lost:
+            self._outbox.put(event(each, "failed", message))
+        if self._lost_in_a_row == STEPS_TO_FAIL:
             self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
         if not warned:
             warn(
                 f"the extremes of step {step} are lost ({message}); "
-                f"after {_STEPS_TO_FAIL} such steps in a row they are no longer recorded, metrics are"
+                f"after {STEPS_TO_FAIL} such steps in a row they are no longer recorded, metrics are"
             )
 
     def _first_gradient(self, hook: ParamHook | None) -> None:

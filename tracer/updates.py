@@ -38,9 +38,13 @@ _setting = threading.RLock()
 def _update_hook(when: int) -> Callable[[Optimizer, Any, Any], None]:
     @not_compiled
     def hook(optimizer: Optimizer, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        for pair in reporting:
-            # The first argument is the optimizer itself.
-            pair[when](optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
+        try:
+            for pair in reporting:
+                # The first argument is the optimizer itself.
+                pair[when](optimizer, any(map(callable, args[1:])) or callable(kwargs.get("closure")))
+        except Exception:
+            # As in hooks on parameters.
+            return
 
     return hook
 

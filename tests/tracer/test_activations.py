@@ -32,6 +32,7 @@ from tests.halves import first_of
 from tests.training import events, loss_of, metric, mlp, steps
 from tests.training import recorded as recorded_extremes
 from tests.warned import ignore_others
+from tracer.statistics import moments_of
 
 Key = tuple[int, str, bool]
 Moments = tuple[float, float, float, float]
@@ -780,6 +781,28 @@ class Stubborn(torch.Tensor):
         if func is torch.aminmax:
             raise RuntimeError("stubborn\nfor reasons of its own")
         return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_a_module_that_fails_once_costs_its_row_of_that_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is recorded again from the next step on; no part of its outputs stands for all of them."""
+    model = nn.Sequential(nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    oracle = Oracle(model)
+    failing = iter([False] * 13 + [True])
+
+    def moments(tensor: torch.Tensor) -> torch.Tensor:
+        if next(failing, False):
+            raise RecursionError("too deep")
+        return moments_of(tensor)
+
+    monkeypatch.setattr("tracer.activations.moments_of", moments)
+    with (
+        pytest.warns(tracer.TracerWarning, match="step 3 lacks activations of 1; after 3 such steps") as caught,
+        tracer.attach(model, tmp_path / "run", activations=True),
+    ):
+        train(model, 6, oracle)
+    assert len(caught) == 1
+    expected = {key: found for key, found in oracle.expected().items() if key[:2] != (3, "1")}
+    assert_outputs(tmp_path / "run", expected)
 
 
 def test_a_module_that_fails_costs_one_warning_and_itself(tmp_path: Path) -> None:

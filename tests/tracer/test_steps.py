@@ -6,6 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 import pytest
@@ -30,6 +31,8 @@ from tests.waiting import wait_until
 from tracer.items import StepRows
 from tracer.log.ranks import state
 from tracer.log.store import Local as Path
+from tracer.record import StepRecord
+from tracer.recorder import Recorder
 from tracer.rows import RowBuffer
 
 
@@ -596,6 +599,86 @@ def test_what_breaks_step_after_step_ends_the_extremes(tmp_path: Path, monkeypat
     assert "after 3 such steps in a row they are no longer recorded, metrics are" in lost
     assert steps(tmp_path / "run") == [0, 1]
     assert [step for step, _, _ in events(tmp_path / "run", "failed")] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), RecursionError("too deep")])
+@pytest.mark.parametrize("backwards", [1, 2])
+def test_a_gradient_that_cannot_be_recorded_once_costs_that_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, backwards: int
+) -> None:
+    """The parameter goes on with the next step; no part of a gradient stands for it, and an event names it."""
+    model = mlp()
+    optimizer = sgd(model)
+    record, failures = RowBuffer.record, iter([error])
+    done: list[bool] = []
+    expected: list[dict[str, dict[str, float | None]]] = []
+
+    def failing(self: RowBuffer, index: int, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        if (len(expected), index, len(done)) == (2, 1, backwards - 1):
+            for each in failures:
+                raise each
+        record(self, index, value, gradient)
+
+    monkeypatch.setattr(RowBuffer, "record", failing)
+    with (
+        pytest.warns(tracer.TracerWarning, match=r"step 2 lacks numbers of 0\.bias; after 3 such steps") as caught,
+        tracer.attach(model, tmp_path / "run", stats="mean"),
+    ):
+        for _ in range(5):
+            optimizer.zero_grad()
+            done.clear()
+            while len(done) < backwards:
+                loss_of(model).backward()
+                done.append(True)
+            expected.append(by_hand(model))
+            optimizer.step()
+    expected[2]["0.bias"] |= {"grad_min": None, "grad_max": None}
+    assert_rows(tmp_path / "run", expected)
+    assert len(caught) == 1
+    assert events(tmp_path / "run", "failed") == [(2, "0.bias", f"{type(error).__name__}: {error}")]
+
+
+def test_a_buffer_that_cannot_be_renewed_once_costs_one_step_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the next step cannot begin afresh either, it is lost as well, and the one after it is recorded."""
+    renew, failures = StepRecord.renew, iter([RecursionError("still too deep")])
+
+    def failing(self: StepRecord) -> None:
+        for each in failures:
+            raise each
+        renew(self)
+
+    monkeypatch.setattr(StepRecord, "renew", failing)
+    broken_run(tmp_path / "run", monkeypatch, RecursionError("too deep"), {2}.__contains__, 6)
+    assert steps(tmp_path / "run") == [0, 1, 4, 5]
+    assert [step for step, _, _ in events(tmp_path / "run", "failed")] == [2, 3]
+
+
+@pytest.mark.parametrize("method", ["on_gradient", "before_update", "after_update"])
+def test_what_fails_even_to_say_so_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Deep in a recursion no call is left to handle an error with: training goes on, and later steps are recorded."""
+    model = mlp()
+    optimizer = sgd(model)
+    original = getattr(Recorder, method)
+    deep = False
+
+    def failing(self: Recorder, *args: Any) -> None:
+        if deep:
+            raise RecursionError("no frame left")
+        original(self, *args)
+
+    monkeypatch.setattr(Recorder, method, failing)
+    with tracer.attach(model, tmp_path / "run", stats="mean"):
+        for step in range(6):
+            deep = step == 2
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+    # An update of which nothing was heard ends no step.
+    assert steps(tmp_path / "run") == list(range(5 if method == "after_update" else 6))
+    unknown = tracer.scan(tmp_path / "run").filter(pl.col("grad_min").is_null()).collect()
+    assert unknown["step"].to_list() == ([2] * 4 if method == "on_gradient" else [])
 
 
 @pytest.mark.parametrize("which", ["params", "activations"])
