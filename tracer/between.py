@@ -1,7 +1,6 @@
 """What happens between two backwards of one step: an update by hand, or that the gradients are thrown away."""
 
 import contextlib
-import weakref
 from collections import deque
 from collections.abc import Sequence
 
@@ -43,7 +42,7 @@ class BackwardWatch:
         self._writes = self._moves = 0
         self._watched: torch.Tensor | None = None
         self._version = 0
-        self._gradient: weakref.ref[torch.Tensor] | None = None
+        self._gradient_version = 0
         self._extremes: deque[HostCopy] = deque(maxlen=_COPIES)
 
     def look(self, tensor: torch.Tensor) -> None:
@@ -53,11 +52,11 @@ class BackwardWatch:
             self.backwards += 1
             self._writes += self.changed and same
             self._see_extremes(tensor)
-        gradient = tensor.grad
-        self.fresh = same and self._gradient is not None and self._gradient() is not gradient
-        # Not the gradient itself, whose memory the next backward may need.
-        self._gradient = None if gradient is None else weakref.ref(gradient)
-        self._watched, self._version = tensor, tensor._version
+        # A gradient that is added to another one is a write to that one. The gradient itself is not kept, whose memory
+        # the next backward may need, nor a weak reference, with which torch could not swap it.
+        version = 0 if tensor.grad is None else tensor.grad._version
+        self.fresh = same and version <= self._gradient_version
+        self._watched, self._version, self._gradient_version = tensor, tensor._version, version
 
     @property
     def written(self) -> bool:
@@ -74,7 +73,7 @@ class BackwardWatch:
 
     def forget(self) -> None:
         """Watch no parameter, so that none is kept."""
-        self._watched = self._gradient = None
+        self._watched = None
         self._extremes.clear()
 
     def _see_extremes(self, tensor: torch.Tensor) -> None:
