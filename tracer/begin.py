@@ -21,7 +21,7 @@ from tracer.log.parts import Part, good_parts, with_listing
 from tracer.log.place import Place
 from tracer.log.run import LogError
 from tracer.log.store import Local
-from tracer.parameters import NamedParameter
+from tracer.parameters import NamedParameter, class_name
 from tracer.settings import Settings
 from tracer.warn import in_short, warn
 
@@ -68,7 +68,7 @@ def rank_and_world() -> tuple[int, int]:
 
 def default_path(model: nn.Module) -> Local:
     """A new folder under ``runs/``, named after the time and the model."""
-    base = Local("runs").resolve() / f"{datetime.now():%Y%m%d-%H%M%S}-{type(model).__name__}"
+    base = Local("runs").resolve() / f"{datetime.now():%Y%m%d-%H%M%S}-{class_name(model)}"
     path, number = base, 1
     while True:
         try:
@@ -93,7 +93,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
         }
 
     return {
-        "model": type(model).__name__,
+        "model": class_name(model),
         "params": [describe(parameter) for parameter in hooks.chosen],
         "settings": settings.described(),
         "versions": {

@@ -17,7 +17,17 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer import updates
 from tracer.items import GRADIENT, VALUE
-from tracer.parameters import LastingFilter, NamedParameter, Select, name_filter, named_parameters, reshard
+from tracer.parameters import (
+    LastingFilter,
+    NamedParameter,
+    Rename,
+    Renaming,
+    Select,
+    class_name,
+    name_filter,
+    named_parameters,
+    reshard,
+)
 from tracer.rows import Direct
 from tracer.updates import ids_of, not_compiled
 
@@ -107,6 +117,7 @@ class Hooks:
     Args:
         model: The model.
         select: Which of its parameters, as in ``attach``.
+        rename: Likewise, their names.
 
     Attributes:
         chosen: The traced parameters, in model order.
@@ -117,10 +128,11 @@ class Hooks:
         on_gone: Called once nobody else has the model any more, nor a module of it.
 
     Raises:
-        ValueError: the model has no trainable parameter, or none is selected.
+        ValueError: the model has no trainable parameter, none is selected, or ``rename`` gives two of them one name.
+        TypeError: ``rename`` gives something else than a text.
     """
 
-    def __init__(self, model: nn.Module, select: Select | None) -> None:
+    def __init__(self, model: nn.Module, select: Select | None, rename: Rename | None = None) -> None:
         # Weakly, so that a trace which nobody closes does not keep its model. What the model itself holds is kept.
         self._listener: Listener | None = None
         self._root = weakref.ref(model, self._outlive)
@@ -128,6 +140,7 @@ class Hooks:
         self._stand_in: nn.Module | None = None
         self.on_gone: Callable[[], None] = lambda: None
         self._wanted = LastingFilter(name_filter(select), "params")
+        self._renamed = Renaming(rename)
         self._wrap: Callable[[Hook], Hook] | None = None
         self.param_hooks: list[ParamHook] = []
         self.noted: deque[torch.Tensor] = deque(maxlen=1)
@@ -137,11 +150,11 @@ class Hooks:
         self._lazy: list[nn.Parameter] = []
         reshard(model)
         self._survey(self._look())
-        self._wanted.inside_training = True
-        everything = named_parameters(model)
+        self._wanted.inside_training = self._renamed.inside_training = True
+        everything = self._renamed(named_parameters(model))
         if not any(_gets_gradients(parameter.tensor) for parameter in everything):
             raise ValueError(
-                f"{type(model).__name__} has no trainable parameter, so there is no gradient to trace: "
+                f"{class_name(model)} has no trainable parameter, so there is no gradient to trace: "
                 "attach a model with at least one parameter that requires a gradient"
             )
         if not any(_gets_gradients(parameter.tensor) for parameter in self.chosen):
@@ -263,7 +276,7 @@ class Hooks:
         model = self._model()
         if model is None:
             return self.chosen
-        for parameter in named_parameters(model):
+        for parameter in self._renamed(named_parameters(model)):
             if self._wanted(parameter.name):
                 before = armed.get((id(parameter.owner), parameter.key))
                 gathered = before is not None and _gathered(parameter.tensor, before)

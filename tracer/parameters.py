@@ -2,20 +2,22 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tracer.log.schema import WRAPPERS
 from tracer.warn import encodable, in_short, warn
 
 Select = str | re.Pattern[str] | Callable[[str], bool]
+Rename = Callable[[str], str]
 
-# The names under which torch's wrappers keep the wrapped module. "module" is also a name that users give.
-_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_WRAPPERS_OF_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# Users give these names, too: to a part of a model, or in a container.
+_ALSO_GIVEN = {"module", "_module"}
+_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +83,35 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """As ``module.named_modules(remove_duplicate=False)``, without the names that wrappers add."""
     yield prefix, module
+    wrapped = _wrapped(module)
     for name, child in module._modules.items():
-        if child is None:
-            continue
-        hidden = name in _WRAPPED or (name == "module" and isinstance(module, _WRAPPERS_OF_MODULE))
-        inner = prefix if hidden else f"{prefix}.{name}" if prefix else name
-        yield from _named_modules(child, inner)
+        if child is not None:
+            inner = prefix if child is wrapped else f"{prefix}.{name}" if prefix else name
+            yield from _named_modules(child, inner)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper wraps; None if it is no wrapper."""
+    for name, child in module._modules.items():
+        if name in WRAPPERS and (name not in _ALSO_GIVEN or _only_wraps(module)):
+            return child
+    return None
+
+
+def _only_wraps(module: nn.Module) -> bool:
+    """Whether a module has nothing but a child, which it calls."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        # Nobody else calls it module there, whatever users add.
+        return True
+    owns = any(tensor is not None for tensor in module._parameters.values())
+    return len(module._modules) == 1 and not owns and not isinstance(module, _CONTAINERS)
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of a model's class; of a wrapper, that of the innermost module."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    return type(model).__name__
 
 
 def name_filter(select: Select | None, argument: str = "params") -> Callable[[str], bool]:
@@ -144,3 +169,54 @@ class LastingFilter:
                     self._warned = True
                     warn(f"{self._argument} raises for {name}, which is therefore not recorded ({in_short(error)})")
         return self._known[name]
+
+
+class Renaming:
+    """Gives a model's parameters the names that a user's callable says; a name that was given stays.
+
+    Args:
+        rename: The callable; None keeps all names.
+
+    Attributes:
+        inside_training: Whether a parameter for which it fails keeps its name, if that is free, with one warning.
+    """
+
+    def __init__(self, rename: Rename | None) -> None:
+        self._rename = rename
+        self._given: dict[str, str] = {}
+        self._warned = False
+        self.inside_training = False
+
+    def __call__(self, parameters: list[NamedParameter]) -> list[NamedParameter]:
+        """The same parameters under their new names; the aliases of tied ones are as they were.
+
+        Raises:
+            TypeError: the callable returns something else than a text.
+            ValueError: it gives two parameters one name.
+        """
+        if self._rename is None:
+            return parameters
+        taken: dict[str, str] = {}
+        # Whoever comes later must not take the name of a parameter that has it already.
+        for parameter in sorted(parameters, key=lambda parameter: parameter.name not in self._given):
+            taken[self._name(parameter.name, taken, self._rename)] = parameter.name
+        return [replace(parameter, name=self._given[parameter.name]) for parameter in parameters]
+
+    def _name(self, name: str, taken: Mapping[str, str], rename: Rename) -> str:
+        try:
+            new = self._given.get(name) or rename(name)
+            if not isinstance(new, str):
+                raise TypeError(f"rename gives {new!r} for {name}: it must return a text")
+            if new in taken:
+                raise ValueError(f"rename gives {taken[new]} and {name} one name, {new!r}: each needs its own")
+        except Exception as error:
+            if not self.inside_training:
+                raise
+            new = name
+            while new in taken:
+                new += "'"
+            if not self._warned:
+                self._warned = True
+                warn(f"{name} is recorded as {new}, since rename fails ({in_short(error)})")
+        self._given[name] = encodable(new)
+        return self._given[name]

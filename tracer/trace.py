@@ -32,7 +32,7 @@ from tracer.log.place import Place
 from tracer.log.run import LogError
 from tracer.log.schema import BEYOND
 from tracer.outbox import Outbox
-from tracer.parameters import NamedParameter, Select, flattened, named_parameters
+from tracer.parameters import NamedParameter, Rename, Select, class_name, flattened, named_parameters
 from tracer.recorder import Recorder
 from tracer.settings import Settings
 from tracer.statistics import Stats
@@ -55,6 +55,7 @@ def attach(
     budget: float | None = None,
     fold: int = 1,
     params: Select | None = None,
+    rename: Rename | None = None,
     stats: Stats = "extremes",
     applied: bool = False,
     scaler: GradScaler | None = None,
@@ -81,6 +82,8 @@ def attach(
             maximum, the mean of means, and the largest of every other statistic. ``span`` is the number of steps that
             the row covers. Metrics are recorded at every step.
         params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
+        rename: A callable that gets the name of each parameter and returns another one, for models whose names are no
+            names. The log, ``params`` and ``viewer`` know the new names. No two may be the same.
         stats: Statistics beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population), ``"norm"``
             (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (the number of elements
             that are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
@@ -99,8 +102,8 @@ def attach(
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
             statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
-            ``every`` or ``budget``, or ``resume`` has no ``path``.
-        TypeError: an argument has the wrong type.
+            ``every`` or ``budget``, ``rename`` gives two parameters one name, or ``resume`` has no ``path``.
+        TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
     """
@@ -119,6 +122,8 @@ def attach(
         raise ValueError("resume=True needs the path of the run to go on with")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
+    if rename is not None and not callable(rename):
+        raise TypeError(f"rename={rename!r} must be a callable on the name")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise TypeError(f"scaler={scaler!r} must be a torch.amp.GradScaler")
     try:
@@ -130,7 +135,7 @@ def attach(
         # mark for that.
         warn("a child process runs the script that started it once more: nothing is traced there")
         return Trace(place or store.at("runs"), settings, None)
-    hooks = Hooks(model, params)
+    hooks = Hooks(model, params, rename)
     _see_that_nobody_traces(model, place)
     if (reason := flattened(model)) is not None:
         warn(reason)
@@ -147,10 +152,10 @@ def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
     for other in _open_traces():
         shared = [parameter.name for parameter in parameters if other.traces({id(parameter.tensor)})]
         if len(shared) == len(parameters):
-            raise RuntimeError(f"{type(model).__name__} is already traced, into {other.path}: close that trace first")
+            raise RuntimeError(f"{class_name(model)} is already traced, into {other.path}: close that trace first")
         if shared:
             raise RuntimeError(
-                f"{type(model).__name__} shares {_in_one_name(shared, parameters)} with a model that is already "
+                f"{class_name(model)} shares {_in_one_name(shared, parameters)} with a model that is already "
                 f"traced, into {other.path}: close that trace first, or trace a module that holds both models"
             )
         if place is not None and other.path == place:

@@ -92,6 +92,9 @@ TABLES = (*ALWAYS, "discarded", "histograms", "activations")
 BEGINNINGS = ("resumed", "restored")
 # Integers are from 0 to less than this. What is computed of larger ones would overflow, or be of no year.
 BEYOND = {"step": 1 << 53, "time": 1 << 53, "rank": 1 << 31, "attempt": 1 << 30, "span": 1 << 31, "counts": 1 << 53}
+# The names under which wrappers (DDP, torch.compile, FSDP, checkpointing, …) keep what they wrap. They are no part of a
+# parameter's name.
+WRAPPERS = frozenset({"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -15,13 +15,12 @@ import polars as pl
 from tracer.log.place import Place
 from tracer.log.read import scan
 from tracer.log.run import open_run, own_metrics_since
+from tracer.log.schema import WRAPPERS
 from viewer.options import matching
 
 # Sums in another order change a float32 by about 1e-6 of its size. A real difference soon grows beyond this.
 RTOL = 1e-5
 _QUANTITIES = ("value", "grad", "applied")
-# The names under which wrappers keep what they wrap.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # The cost of tracing, as a trace with a budget logs it, differs from run to run, and says nothing of the training.
 _COST = "tracer_cost"
 
@@ -185,7 +184,7 @@ def _matched(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
 
 
 def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _compared(
