@@ -2,11 +2,11 @@
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from tracer import updates
+from tracer.changes import Change, changes, toggles
 from tracer.items import GRADIENT, VALUE
 from tracer.parameters import (
     LastingFilter,
@@ -28,6 +29,7 @@ from tracer.parameters import (
     named_parameters,
     reshard,
 )
+from tracer.remains import Remains, remains_of
 from tracer.rows import Direct
 from tracer.updates import ids_of, not_compiled
 
@@ -90,14 +92,6 @@ class ParamHook:
         present[direct.index] |= VALUE | GRADIENT
 
 
-class Change(NamedTuple):
-    """A change of a parameter in the model."""
-
-    kind: Literal["joined", "replaced", "frozen", "unfrozen", "removed"]
-    name: str
-    detail: str
-
-
 class Listener(Protocol):
     """Receives the hooks' reports. None of these may raise."""
 
@@ -136,7 +130,7 @@ class Hooks:
         # Weakly, so that a trace which nobody closes does not keep its model. What the model itself holds is kept.
         self._listener: Listener | None = None
         self._root = weakref.ref(model, self._outlive)
-        self._remains: _Remains | None = None
+        self._remains: Remains | None = None
         self._stand_in: nn.Module | None = None
         self.on_gone: Callable[[], None] = lambda: None
         self._wanted = LastingFilter(name_filter(select), "params")
@@ -213,7 +207,10 @@ class Hooks:
         listener = self._listener
         if listener is None:
             return [], []
-        swapped = self._swapped()
+        were_trainable, swapped = self._were_trainable, self._swapped()
+        as_before = not swapped and self._replaced() is None and len(self.param_hooks) == len(self._tensors)
+        if as_before and all(map(is_lazy, self._lazy)):
+            return [], self._toggle(were_trainable)
         known = {id(hook.tensor): hook for hook in self.param_hooks if hook not in swapped}
         for hook in swapped:
             # Those that are left here are called no more, nor would be those that are added to them.
@@ -226,8 +223,7 @@ class Hooks:
         new = [hook for hook in self.param_hooks if hook.index < 0]
         for index, hook in enumerate(self.param_hooks):
             hook.index = index
-            if hook.handle is None and hook.tensor.requires_grad:
-                hook.handle = _first_hook(hook.tensor, self._hook(hook))
+            self._set(hook)
         for hook in (*known.values(), *swapped):
             # This may be the hook that runs now.
             hook.failed, hook.direct = True, None
@@ -235,7 +231,19 @@ class Hooks:
                 hook.handle.remove()
         if self._listener is None:
             self.remove()
-        return new, _changes(before, self._by_name())
+        return new, changes(before, self._by_name())
+
+    def _toggle(self, were_trainable: list[bool]) -> list[Change]:
+        """Follow what was frozen or unfrozen in a model that is otherwise as it was; GANs do that at each step."""
+        self._were_trainable = list(map(_requires_grad, self._tensors))
+        for hook in self.param_hooks:
+            self._set(hook)
+        names = tuple(parameter.name for parameter in self.parameters)
+        return toggles(zip(names, were_trainable, self._were_trainable, strict=True), names)
+
+    def _set(self, hook: ParamHook) -> None:
+        if hook.handle is None and hook.tensor.requires_grad:
+            hook.handle = _first_hook(hook.tensor, self._hook(hook))
 
     def remove(self) -> None:
         """Remove every hook; harmless if they are removed already. What a signal handler interrupts so, sets none."""
@@ -315,7 +323,7 @@ class Hooks:
         if self._listener is None:
             return
         kind, parameters, modules = self._wrapper
-        self._remains = _Remains(None, kind, parameters, _remains(modules, self._end_if_gone))
+        self._remains = Remains(None, kind, parameters, remains_of(modules, self._end_if_gone))
         del self._wrapper
         self._modules, self._owners, self._empty, self._keys, self._values, self._kept = [], [], [], [], [], []
         self._end_if_gone(None)
@@ -385,72 +393,12 @@ def _values_of(held: dict[Any, Any]) -> Iterable[object]:
     return dict.values(held) if isinstance(held, dict) else _LookedUp(held.values)
 
 
-def _changes(
-    before: Mapping[str, tuple[nn.Parameter, bool]], after: Mapping[str, tuple[nn.Parameter, bool]]
-) -> list[Change]:
-    names_before = {id(tensor): name for name, (tensor, _) in before.items()}
-    names_after = {id(tensor): name for name, (tensor, _) in after.items()}
-    changes = []
-    for name, (tensor, _) in before.items():
-        if name not in after:
-            now = names_after.get(id(tensor))
-            changes.append(Change("removed", name, "" if now is None else f"is {now} now"))
-    for name, (tensor, trainable) in after.items():
-        was = names_before.get(id(tensor), name)
-        detail = f"{tuple(tensor.shape)} {tensor.dtype}" + ("" if was == name else f", was {was}")
-        if name not in before:
-            changes.append(Change("joined", name, detail))
-        elif tensor is not before[name][0]:
-            changes.append(Change("replaced", name, detail))
-        elif trainable is not before[name][1]:
-            changes.append(Change("unfrozen" if trainable else "frozen", name, detail))
-    return changes
-
-
 def _unset(param_hooks: Iterable[ParamHook]) -> None:
     """Remove hooks for good."""
     for hook in param_hooks:
         hook.failed = True
         if hook.handle is not None:
             hook.handle.remove()
-
-
-@dataclass
-class _Remains:
-    """A module that may be gone: a reference to it, its class, its parameters, and the same of its submodules."""
-
-    reference: weakref.ref[nn.Module] | None
-    kind: type[nn.Module]
-    parameters: dict[str, nn.Parameter | None]
-    submodules: "dict[str, _Remains]"
-
-    @property
-    def alive(self) -> bool:
-        """Whether somebody has it, or one of its submodules."""
-        here = self.reference is not None and self.reference() is not None
-        return here or any(submodule.alive for submodule in self.submodules.values())
-
-    def module(self) -> nn.Module:
-        """The module itself, or, if it is gone, another one with the same content under the same names."""
-        module = None if self.reference is None else self.reference()
-        if module is None:
-            module = self.kind.__new__(self.kind)
-            submodules = {name: submodule.module() for name, submodule in self.submodules.items()}
-            module.__dict__.update(training=True, _parameters=self.parameters, _modules=submodules)
-        return module
-
-
-def _remains(modules: Mapping[str, nn.Module | None], on_deletion: Callable[[object], None]) -> dict[str, _Remains]:
-    return {
-        name: _Remains(
-            weakref.ref(module, on_deletion),
-            type(module),
-            module._parameters,
-            _remains(module._modules, on_deletion),
-        )
-        for name, module in modules.items()
-        if module is not None
-    }
 
 
 def _gathered(now: torch.Tensor, armed: torch.Tensor) -> bool:

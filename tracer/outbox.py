@@ -80,6 +80,10 @@ class Outbox:
             self._said_unknown = True
             warn(f"{name} is not logged: each rank holds a part of this DTensor, so log {name}.full_tensor()")
 
+    def begins(self, step: int) -> bool:
+        """Whether a later attempt begins with this step, as an event has said, and nothing of it is there yet."""
+        return self._attempt > 0 and self._last_step < 0 and self._first_step == step
+
     def restore(self, step: int, ended: int) -> None:
         """Go on with this step, where so many had ended: in another attempt, if this one has been through the step.
 

@@ -2,8 +2,11 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 from torch import nn
@@ -112,6 +115,23 @@ def class_name(model: nn.Module) -> str:
     while (inner := _wrapped(model)) is not None:
         model = inner
     return type(model).__name__
+
+
+@lru_cache(maxsize=64)
+def in_modules(names: tuple[str, ...], everything: tuple[str, ...]) -> tuple[str, ...]:
+    """The modules of which all parameters are among these, and the other ones of these parameters.
+
+    Args:
+        names: Names of parameters.
+        everything: Those of all parameters.
+    """
+    within, of_all = (Counter(chain.from_iterable(map(_path, group))) for group in (names, everything))
+    return tuple(dict.fromkeys(next(part for part in _path(name) if within[part] == of_all[part]) for name in names))
+
+
+def _path(name: str) -> list[str]:
+    """The modules that hold a parameter, from the outermost on, and itself."""
+    return list(accumulate(name.split("."), lambda path, key: f"{path}.{key}"))
 
 
 def name_filter(select: Select | None, argument: str = "params") -> Callable[[str], bool]:

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,7 +31,7 @@ from tracer.log.place import Place
 from tracer.log.run import LogError
 from tracer.log.schema import BEYOND
 from tracer.outbox import Outbox
-from tracer.parameters import NamedParameter, Rename, Select, class_name, flattened, named_parameters
+from tracer.parameters import NamedParameter, Rename, Select, class_name, flattened, in_modules, named_parameters
 from tracer.recorder import Recorder
 from tracer.settings import Settings
 from tracer.statistics import Stats
@@ -166,10 +165,9 @@ def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
 
 def _in_one_name(names: list[str], parameters: list[NamedParameter]) -> str:
     """The module that holds these parameters of a model and no other; else the first of them."""
-    columns = zip(*(name.split(".") for name in names), strict=False)
-    module = ".".join(keys[0] for keys in takewhile(lambda keys: len(set(keys)) == 1, columns))
-    if module and sum(parameter.name.startswith(f"{module}.") for parameter in parameters) <= len(names):
-        return module
+    modules = in_modules(tuple(names), tuple(parameter.name for parameter in parameters))
+    if len(modules) == 1:
+        return modules[0]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more parameters" if len(names) > 3 else "")
 
 
@@ -349,6 +347,7 @@ class Trace:
             got = f"a dict of {list(state)[:5]}" if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f'load_state_dict needs what state_dict() gave, such as {{"step": 1000}}, and got {got}')
         if self._inert:
+            self._next_step = step
             return
         if closed:
             raise RuntimeError(
@@ -361,8 +360,9 @@ class Trace:
         if live.activations is not None:
             live.activations.flush()
         live.recorder.restore(step)
-        live.outbox.restore(step, left)
-        live.outbox.put(event(step, "restored", f"step {left} -> step {step}"))
+        if not live.outbox.begins(step):
+            live.outbox.restore(step, left)
+            live.outbox.put(event(step, "restored", f"step {left} -> step {step}"))
 
     def close(self) -> None:
         """End the trace: record the last step, remove every hook, write everything. Harmless if it has ended."""

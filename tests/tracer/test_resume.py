@@ -34,6 +34,7 @@ from tests.tracer.log.test_read import LATER
 from tests.training import events, loss_of, mlp, set_daemons
 from tests.viewing import view
 from tests.waiting import wait_until
+from tracer.log.schema import BEGINNINGS
 from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
 from viewer.read.live import Live
@@ -368,6 +369,35 @@ def test_a_resumed_and_restored_run_is_one_attempt(tmp_path: Path) -> None:
         assert loop.step == 4
         loop.train(24.0)
     assert seen(tmp_path / "run") == [(0, 0, 0.0), (0, 1, 1.0), (1, 2, 12.0), (1, 3, 13.0), (2, 4, 24.0)]
+
+
+@pytest.mark.parametrize("step", [6, 9])
+def test_a_clean_resume_is_one_note(step: int, tmp_path: Path) -> None:
+    """A job that goes on from its checkpoint where the log ends, or a little later, has begun again once."""
+    with training(tmp_path / "run") as loop:
+        loop.train(*range(6))
+    with training(tmp_path / "run", resume=True) as loop:
+        loop.trace.load_state_dict({"step": step})
+        loop.train(6.0)
+    kinds = tracer.scan(tmp_path / "run", "events").filter(pl.col("kind").is_in(BEGINNINGS)).collect()["kind"].to_list()
+    assert kinds == (["resumed"] if step == 6 else ["resumed", "restored"])
+    monitor = FindingsMonitor(tmp_path / "run")
+    monitor.refresh()
+    told = [each for each in monitor.findings if each.kind in BEGINNINGS]
+    assert [(each.kind, each.steps) for each in told] == [(kinds[-1], (step,))]
+    assert seen(tmp_path / "run")[-1] == (1, step, 6.0)
+
+
+def test_a_step_made_before_the_checkpoint_is_restored_is_told_apart(tmp_path: Path) -> None:
+    """A resumed run that has a gradient of its step, or a metric, and then restores its checkpoint, makes it again."""
+    with training(tmp_path / "run") as loop:
+        loop.train(*range(6))
+    with training(tmp_path / "run", resume=True) as loop:
+        loop.train(1.0)
+        loop.trace.load_state_dict({"step": 6})
+        loop.train(2.0)
+    assert [step for step, _, _ in events(tmp_path / "run", "restored")] == [6]
+    assert seen(tmp_path / "run", attempts="all")[-2:] == [(1, 6, 1.0), (2, 6, 2.0)]
 
 
 def test_folded_rows_do_not_mix_attempts(tmp_path: Path) -> None:

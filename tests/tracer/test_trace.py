@@ -336,6 +336,15 @@ def test_a_model_that_holds_its_trace_can_be_copied(copied: Callable[[Any], Any]
     tracer.attach(other, tmp_path / "other").close()
 
 
+def test_a_copy_takes_and_gives_state_like_any_trace(tmp_path: Path) -> None:
+    """A framework that copies what holds a trace and then loads a checkpoint finds its step again when it saves."""
+    with tracer.attach(mlp(), tmp_path / "run") as trace:
+        other = copy.deepcopy(trace)
+    other.load_state_dict({"step": 7})
+    assert other.state_dict() == {"step": 7}
+    assert pickle.loads(pickle.dumps(other)).state_dict() == {"step": 7}
+
+
 def test_a_copied_trace_has_no_password_in_it(tmp_path: Path) -> None:
     """A checkpoint that holds a model and its trace is given to others."""
     place = store.at("s3://somebody:secret@host/runs/a?token=secret")

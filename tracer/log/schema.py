@@ -49,8 +49,11 @@ and rows of one backward have one ``time``.
 
 ``metrics`` adds ``name`` (dictionary<string>) and ``value`` (float64). ``events`` adds ``kind``, ``param`` (nullable)
 and ``detail``, what happened to the trace itself: ``attached``, ``resumed`` (at this step, after the last one),
-``restored`` (a checkpoint of this step), ``closed``; of a parameter ``joined``, ``replaced``, ``frozen``, ``unfrozen``,
-``removed`` (a renamed one is removed and joined; each detail gives the other name); ``stride``, ``paused``, ``failed``;
+``restored`` (a checkpoint of this step, unless it goes on where ``resumed`` does), ``closed``; of a parameter
+``joined``, ``replaced``, ``removed`` (a renamed one is removed and joined; each detail gives the other name); of all
+that were frozen, or unfrozen, at once, ``frozen`` and ``unfrozen``, whose detail is a JSON list of modules, which stand
+for all that is traced in them, and parameters, and whose ``param`` is its element, if it has but one (of older logs,
+a row a parameter); ``stride``, ``paused``, ``failed``;
 ``dropped``, whose detail is a JSON object: how many rows of each table could not be written since the last such event;
 and ``order``, one a rank and attempt, at its first measured step: its detail is a JSON list of the parameters' names,
 in the order in which their gradients first arrived. The detail of ``attached`` and ``resumed`` ends with ", scaler",

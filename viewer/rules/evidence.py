@@ -129,7 +129,7 @@ class Evidence:
         """The parameters' numbers in the order in which gradients arrive: the model's turned round, unless recorded."""
         names = [param.name for param in self.params]
         recorded = next((event.detail for event in self.events if event.kind == "order"), "[]")
-        place = {name: at for at, name in enumerate(_listed(recorded))}
+        place = {name: at for at, name in enumerate(listed(recorded))}
         order = sorted(range(len(names)), key=lambda number: (place.get(names[number], len(place)), -number))
         return np.array(order, np.int64)
 
@@ -156,8 +156,8 @@ class Evidence:
         return next((curve for curve in self.curves if curve.name == name and name in self.own_metrics), None)
 
 
-def _listed(text: str) -> list[str]:
-    """The names in a JSON list; none where a log holds something else."""
+def listed(text: str) -> list[str]:
+    """The names in a JSON list, as the details of some events are; none where a log holds something else."""
     try:
         names = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,11 +1,13 @@
 """Rules on gradients: not finite, exploding, vanishing, dead, unused, spikes."""
 
+from itertools import accumulate
+
 import numpy as np
 
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
-from viewer.rules.evidence import Evidence
+from viewer.rules.evidence import Evidence, listed
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Number, Severity
 
@@ -267,10 +269,15 @@ def unused(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case
 
     No backward tells of a gradient that was set by hand: values that move do, or the gradient that was applied.
     """
-    named = {event.param for event in evidence.events if event.kind in ("frozen", "failed", "removed")}
+    told = [event for event in evidence.events if event.kind in ("frozen", "failed", "removed")]
+    # Modules or parameters.
+    named = {event.param for event in told}.union(*map(listed, {event.detail for event in told}))
     wanted = np.array(
         [
-            param.trainable and 0 not in param.shape and param.name not in named | tables.applied
+            param.trainable
+            and 0 not in param.shape
+            and param.name not in tables.applied
+            and named.isdisjoint(accumulate(param.name.split("."), "{}.{}".format))
             for param in evidence.params
         ]
     )

@@ -142,15 +142,29 @@ restored = _noted("restored", "Restored from a checkpoint", "The training went o
 
 
 def _lasting(events: Sequence[Event]) -> list[Event]:
-    """The restarts that show in the run, by step: no later one of the same rank went back before theirs."""
+    """The restarts that show in the run, by step: no later one of the same rank went back before theirs.
+
+    A job that is started again and then restores its checkpoint is one restart.
+    """
     earliest: dict[int, float] = {}
+    later: dict[int, Event] = {}
     lasting = []
     for event in reversed(events):
-        if event.kind in _RESTARTS and event.step <= earliest.get(event.rank, math.inf):
-            earliest[event.rank] = event.step
-            lasting.append(event)
+        if event.kind in _RESTARTS:
+            if event.step <= earliest.get(event.rank, math.inf):
+                earliest[event.rank] = event.step
+                if not _one_restart(event, later.get(event.rank)):
+                    lasting.append(event)
+            later[event.rank] = event
     lasting.reverse()
     return sorted(lasting, key=lambda event: event.step)
+
+
+def _one_restart(event: Event, later: Event | None) -> bool:
+    """Whether the rank's next restart tells of this one, too: its checkpoint was restored before it made a step."""
+    if later is None or (event.kind, later.kind) != ("resumed", "restored"):
+        return False
+    return later.detail.startswith(f"step {event.step} -> ")
 
 
 @rule(

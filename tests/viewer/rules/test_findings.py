@@ -313,6 +313,14 @@ def test_a_parameter_that_never_had_a_gradient_is_unused(steps: int, count: int)
     assert said(replace(evidence, events=(Event(3, 0, "frozen", "layer4", ""),)), "unused") == []
 
 
+def test_parameters_that_were_frozen_together_are_not_unused() -> None:
+    """An event names the modules and the parameters that were frozen at once."""
+    names = ["a.body.weight", "a.bodyguard", "b"]
+    evidence = made(healthy() | dict.fromkeys(names, lambda step: row(step, None, 0.5)))
+    evidence = replace(evidence, events=(Event(3, 0, "frozen", None, '["a.body", "b"]'),))
+    assert [found.params for found in said(evidence, "unused")] == [("a.bodyguard",)]
+
+
 def test_what_is_updated_without_a_backward_is_not_unused() -> None:
     """A gradient that is set by hand shows in values that move, or, if that is recorded, where it was applied."""
     assert said(made(healthy(layer4=lambda step: row(step, None))), "unused") == []
