@@ -31,6 +31,7 @@ from tracer.parameters import (
 )
 from tracer.remains import Remains, remains_of
 from tracer.rows import Direct
+from tracer.unregistered import unregistered
 from tracer.updates import ids_of, not_compiled
 
 Hook = Callable[[torch.Tensor], None]
@@ -105,6 +106,9 @@ class Listener(Protocol):
         """An optimizer of this process has updated."""
 
 
+_armed: "weakref.WeakSet[Hooks]" = weakref.WeakSet()
+
+
 class Hooks:
     """The hooks on one model.
 
@@ -162,6 +166,7 @@ class Hooks:
         """Set all hooks, each gradient hook wrapped in ``wrap``; from now on they report to ``listener``."""
         self._listener = listener
         self._wrap = wrap
+        _armed.add(self)
         updates.listen(self, listener.before_update, listener.after_update)
         self.rearm()
 
@@ -179,6 +184,16 @@ class Hooks:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""
         now = self._replaced()
         return now is not None and not {id(parameter.tensor) for parameter in now}.isdisjoint(ids_of(optimizer))
+
+    def unregistered(self, optimizer: Optimizer) -> str:
+        """What an optimizer trains beside this model's parameters and those of other traced models, in words."""
+        model = self._model()
+        if model is None or self._ids.issuperset(ids_of(optimizer)):
+            return ""
+        others = set().union(*(hooks._ids for hooks in list(_armed)))
+        names = [name for name, tensor in unregistered(model, optimizer).items() if id(tensor) not in others]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"{class_name(model)} does not register {', '.join(names[:3])}{more}" if names else ""
 
     def report(self, reporting: bool) -> None:
         """Report each gradient to the listener, or only note in ``noted`` that some have arrived.
@@ -248,6 +263,7 @@ class Hooks:
     def remove(self) -> None:
         """Remove every hook; harmless if they are removed already. What a signal handler interrupts so, sets none."""
         self._listener = None
+        _armed.discard(self)
         updates.forget(self)
         _unset(self.param_hooks)
         self.param_hooks = []

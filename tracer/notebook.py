@@ -7,13 +7,17 @@ from typing import Any
 import polars as pl
 import torch
 from torch import nn
+from torch.optim.optimizer import Optimizer
 
 from tracer.encode import Encoder
 from tracer.extremes import local
 from tracer.parameters import NamedParameter, flattened, named_parameters
 from tracer.rows import Histograms, RowBuffer
 from tracer.statistics import Measures, Stats, check_count
+from tracer.unregistered import unregistered
 from tracer.warn import in_short
+
+_UNREGISTERED = "an optimizer trains it, but the model does not register it: keep layers in an nn.ModuleList, say"
 
 
 @torch.no_grad()
@@ -67,26 +71,32 @@ def model_extremes(model: nn.Module) -> dict[str, dict[str, float | None]]:
 
 
 @torch.no_grad()
-def doctor(model: nn.Module) -> pl.DataFrame:
+def doctor(model: nn.Module, *optimizers: Optimizer) -> pl.DataFrame:
     """Examine a model before it is trained: which parameters would be recorded, and why others would not.
 
     Args:
         model: Any module; wrapped, sharded or compiled as it will be when it is attached.
+        optimizers: Those that will train it: what they hold and the model does not register has a row, too.
 
     Returns:
-        A row a parameter: ``param``; ``state``: traced, sharded (traced, each rank its own part), frozen, lazy or
-        unsupported; ``shape`` and ``dtype``; ``records``: the recorded quantities as things stand; and ``note``: its
-        tied names, the part of it that is here, or the reason why it cannot be recorded.
+        A row a parameter: ``param``; ``state``: traced, sharded (traced, each rank its own part), frozen, lazy,
+        unsupported, or unregistered (only an optimizer holds it); ``shape`` and ``dtype``; ``records``: the recorded
+        quantities as things stand; and ``note``: its tied names, the part of it that is here, or the reason why it
+        cannot be recorded.
     """
     reason = flattened(model)
     rows = [_diagnosis(parameter, reason) for parameter in named_parameters(model)]
+    missing = {place: tensor for optimizer in optimizers for place, tensor in unregistered(model, optimizer).items()}
+    rows += [
+        (place, "unregistered", _shape(tensor), _dtype(tensor), "", _UNREGISTERED) for place, tensor in missing.items()
+    ]
     names = ("param", "state", "shape", "dtype", "records", "note")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def _diagnosis(parameter: NamedParameter, reason: str | None) -> tuple[str, ...]:
     tensor = parameter.tensor
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = _dtype(tensor)
     notes = [f"tied to {alias}" for alias in parameter.aliases]
     if parameter.lazy:
         notes.append("from its module's first forward on")
@@ -106,6 +116,10 @@ def _diagnosis(parameter: NamedParameter, reason: str | None) -> tuple[str, ...]
 
 def _shape(tensor: torch.Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "0-dim"
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _trouble(parameter: NamedParameter) -> str | None:

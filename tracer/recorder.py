@@ -28,6 +28,10 @@ _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
     "updates outside of the graph, steps are counted and values recorded, but no gradients"
 )
+UNREGISTERED = (
+    "{optimizer} trains parameters that are not recorded: {others}. Keep layers in an nn.ModuleList or nn.ModuleDict, "
+    "or trace a module that holds them all"
+)
 _Args = TypeVarTuple("_Args")
 
 
@@ -63,7 +67,9 @@ class Recorder:
         self._lost_in_a_row = 0
         # The step of which everything has been emitted; Ctrl-C may come before the next one begins.
         self._taken: int | None = None
-        # Optimizers that have been asked whether a GradScaler drives them; None where that no longer matters.
+        # Optimizers that have updated.
+        self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        # Likewise, that have been asked whether a GradScaler drives them; None where that no longer matters.
         self._asked: weakref.WeakSet[Optimizer] | None = weakref.WeakSet() if loss_scale is None else None
         # The backward whose first gradient has been looked at: whether it begins a step, say.
         self._looked = CLOSED
@@ -343,6 +349,10 @@ class Recorder:
             self._sweep()
         if self._settings.applied and not closure and self._measuring:
             self._step_record.record_applied(optimizer)
+        if optimizer not in self._known:
+            self._known.add(optimizer)
+            if others := self._hooks.unregistered(optimizer):
+                warn(UNREGISTERED.format(optimizer=type(optimizer).__name__, others=others))
         if self._asked is not None and optimizer not in self._asked:
             self._asked.add(optimizer)
             if driven_by_scaler():
