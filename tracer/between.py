@@ -9,7 +9,7 @@ import torch
 from tracer.clock import Phase, StepClock
 from tracer.extremes import dense, local
 from tracer.hooks import Hooks, ParamHook
-from tracer.items import GRADIENT, HostCopy, Metric, Number
+from tracer.items import GRADIENT, HostCopy, Metric, Scale
 from tracer.record import StepRecord
 
 # Accumulation over this many backwards is unlikely. A late warning is better than one to somebody who does it.
@@ -123,7 +123,7 @@ class Discards:
         """The step that has ended last; before the first update, the one under way."""
         return self._clock.step if self.watch.waiting else max(0, self._clock.step - 1)
 
-    def look(self, hook: ParamHook, measuring: bool, scale: Number) -> bool:
+    def look(self, hook: ParamHook, measuring: bool, scale: Scale) -> bool:
         """A backward begins with the gradient of a hook: whether those before it, in this step, were thrown away."""
         self.watch.look(hook.tensor)
         goes_on = self._clock.begun and not (self._clock.explicit or self.watch.by_hand)
@@ -131,7 +131,7 @@ class Discards:
             return False
         return self._discard(self._gone(hook), scale)
 
-    def look_at_the_end(self, scale: Number) -> bool:
+    def look_at_the_end(self, scale: Scale) -> bool:
         """No backward will come: whether there is no step under way, since all its gradients were thrown away."""
         recorded = self._recorded(None)
         gone = recorded if self.unused else [] if self.watch.written else self._gone(None)
@@ -151,7 +151,7 @@ class Discards:
         count, self._count = self._count, 0
         return Metric(step, time_ns, "discarded", float(count)) if count else None
 
-    def _discard(self, gone: Sequence[ParamHook], scale: Number) -> bool:
+    def _discard(self, gone: Sequence[ParamHook], scale: Scale) -> bool:
         if gone:
             self._count += 1
             self._record.discard(gone, scale)

@@ -1,6 +1,6 @@
 """Items -> tables of the log. Runs in the daemon, and waits for copies that are on their way to the host."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from tracer.items import (
     Metric,
     Number,
     Rows,
+    Scale,
     StepRows,
 )
 from tracer.log import schema
@@ -45,10 +46,11 @@ def on_host(item: Any) -> Any:
             update._replace(divisor=_number(update.divisor), skipped=_number(update.skipped)) for update in item.updates
         )
         copies: list[bytes | HostCopy] = [_bytes(copy) for copy in item.copies]
-        return item._replace(copies=copies, loss_scale=_number(item.loss_scale), updates=updates)
+        return item._replace(copies=copies, loss_scale=_scale(item.loss_scale), updates=updates)
     if isinstance(item, HistogramRows | ActivationRows):
         blocks: list[Any] = [(keys, _rows(copy)) for keys, copy in item.blocks]
-        return item._replace(blocks=blocks)
+        item = item._replace(blocks=blocks)
+        return item._replace(loss_scale=_scale(item.loss_scale)) if isinstance(item, HistogramRows) else item
     if isinstance(item, Metric):
         return item._replace(value=_number(item.value))
     return item
@@ -64,6 +66,15 @@ def _rows(copy: Rows) -> npt.NDArray[np.float64]:
 
 def _number(value: Number) -> float:
     return value if isinstance(value, float) else float(value.wait().item())
+
+
+def _scale(scale: Scale) -> float | Mapping[str, Number]:
+    return {param: _number(each) for param, each in scale.items()} if isinstance(scale, Mapping) else _number(scale)
+
+
+def _scale_of(param: str, scale: Scale) -> float:
+    """The scale of a parameter's gradient; NaN if it is not known."""
+    return _number(scale.get(param, np.nan) if isinstance(scale, Mapping) else scale)
 
 
 class Encoder:
@@ -117,14 +128,19 @@ class Encoder:
         for at, quantity in enumerate(layout.quantities):
             recorded = present & QUANTITIES[quantity] != 0
             numbers = dict(zip(layout.measures.measured, np.moveaxis(measured[:, :, at], -1, 0), strict=True))
+            known = np.ones_like(recorded)
             if quantity != "value":
                 divisor = _divisors(steps, quantity, recorded)
+                known = ~np.isnan(divisor)
                 # A scaler that found an infinity in every step has halved its scale to 0.
                 with np.errstate(all="ignore"):
-                    numbers |= {name: numbers[name] / divisor for name in _SCALED.intersection(numbers)}
+                    numbers |= {
+                        name: numbers[name] / np.where(known, divisor, 1.0) for name in _SCALED.intersection(numbers)
+                    }
             for statistic, values in layout.measures.derive(numbers, layout.elements).items():
-                folded, known = _folded(statistic, values, recorded, starts)
-                columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~known[keep])
+                # NaN and infinity are what they are at any scale.
+                folded, told = _folded(statistic, values, recorded & (known | ~np.isfinite(values)), starts)
+                columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~told[keep])
         names = pa.DictionaryArray.from_arrays(
             pa.array(np.tile(np.arange(count, dtype=np.int32), len(starts))[keep.ravel()]),
             pa.array(layout.names, type=pa.string()),
@@ -143,10 +159,11 @@ class Encoder:
     def histograms(self, items: Sequence[HistogramRows]) -> pa.Table:
         """The rows of these histograms: one a parameter, quantity and step."""
         rows = [
-            (item, param, of, *_histogram(numbers, _number(item.loss_scale) if of == "grad" else 1.0))
+            (item, param, of, *_histogram(numbers, scale))
             for item in items
             for keys, copy in item.blocks
             for (param, of), numbers in zip(keys, _rows(copy).tolist(), strict=True)
+            if not np.isnan(scale := _scale_of(param, item.loss_scale) if of == "grad" else 1.0)
         ]
         return self._table("histograms", rows)
 
@@ -218,11 +235,14 @@ def _folded(
 
 
 def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The scale of each gradient. In ``recorded``, takes back updates that a ``GradScaler`` let the optimizer skip."""
+    """The scale of each gradient, NaN if it is not known. In ``recorded``, takes back updates that a scaler skipped."""
     divisors = np.ones(recorded.shape)
     for at, rows in enumerate(steps):
         if quantity == "grad":
-            divisors[at] = _number(rows.loss_scale)
+            if isinstance(rows.loss_scale, Mapping):
+                divisors[at] = [_scale_of(name, rows.loss_scale) for name in rows.layout.names]
+            else:
+                divisors[at] = _number(rows.loss_scale)
             continue
         for update in rows.updates:
             divisors[at, update.indices] = _number(update.divisor)

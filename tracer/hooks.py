@@ -277,6 +277,10 @@ class Hooks:
         ids = set(ids_of(optimizer))
         return [hook for hook in self.param_hooks if id(hook.tensor) in ids]
 
+    def names(self, optimizer: Optimizer) -> list[str]:
+        """The names of the traced parameters that an optimizer holds."""
+        return [self.parameters[hook.index].name for hook in self.held(optimizer)]
+
     def _hook(self, hook: ParamHook) -> Hook:
         if not self.reporting:
             return self._note

@@ -72,6 +72,8 @@ class HostCopy:
 
 
 Number = float | HostCopy
+Scale = Number | Mapping[str, Number]
+"""The loss scale of all gradients, or of each parameter's; one that a mapping lacks is not known."""
 Rows = npt.NDArray[np.float64] | HostCopy
 """One number, or rows of several, on the host or on its way there."""
 
@@ -173,7 +175,7 @@ class StepRows(NamedTuple):
     layout: Layout
     present: bytes
     copies: list[bytes | HostCopy]
-    loss_scale: Number = 1.0
+    loss_scale: Scale = 1.0
     updates: tuple[Update, ...] = ()
     attempt: int = 0
 
@@ -190,7 +192,7 @@ class HistogramRows(NamedTuple):
     step: int
     time_ns: int
     blocks: Sequence[tuple[list[tuple[str, str]], Rows]]
-    loss_scale: Number = 1.0
+    loss_scale: Scale = 1.0
     attempt: int = 0
 
 

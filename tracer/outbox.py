@@ -47,6 +47,9 @@ class Outbox:
         table = _TABLES[type(item)]
         if table != "events":
             self._last_step = max(self._last_step, item.step)
+        if isinstance(item, Metric):
+            # A scaler may be found later than at attach.
+            self._own |= {item.name}
         # Most runs have one attempt, 0, and items are made with that number.
         stamped = item._replace(attempt=self._attempt) if self._attempt else item
         self._daemon.put(table, stamped, *rows_and_bytes(item))

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from tracer.amp import deferred
 from tracer.clock import StepClock
 from tracer.hooks import Hooks, ParamHook
-from tracer.items import GRADIENT, Number, Update, event, number
+from tracer.items import GRADIENT, Scale, Update, event, number
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.settings import Settings
@@ -99,14 +99,14 @@ class StepRecord:
         silent = (hook for hook in self._hooks.param_hooks if not self.buffer.present[hook.index] and not hook.failed)
         self._attempt(silent, record)
 
-    def discard(self, param_hooks: Sequence[ParamHook], scale: Number) -> None:
+    def discard(self, param_hooks: Sequence[ParamHook], scale: Scale) -> None:
         """Hand over what is recorded of these parameters apart from the step, whose gradients they are not."""
         indices = [hook.index for hook in param_hooks]
         self._outbox.put(self.buffer.discard(indices, self._clock.step, time.time_ns(), scale))
         for index in indices:
             self._histograms.forget_gradient(self._hooks.parameters[index].name)
 
-    def emit_rows(self, time_ns: int, scale: Number) -> None:
+    def emit_rows(self, time_ns: int, scale: Scale) -> None:
         """Emit the step's rows, and the first time the order of its gradients."""
         self._outbox.put(self.buffer.take(self._clock.step, time_ns, scale))
         self._emitted += 1
@@ -114,13 +114,13 @@ class StepRecord:
             names, self.order = list(self.order), None
             self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
 
-    def emit_histograms(self, time_ns: int, scale: Number, histograms: Histograms | None = None) -> None:
+    def emit_histograms(self, time_ns: int, scale: Scale, histograms: Histograms | None = None) -> None:
         """Emit the step's histograms, or these."""
         rows = (histograms or self._histograms).take(self._clock.step, time_ns, scale)
         if rows.blocks:
             self._outbox.put(rows)
 
-    def snapshot(self, scale: Number) -> None:
+    def snapshot(self, scale: Scale) -> None:
         """Emit histograms of all parameters and gradients as they are now."""
         histograms = Histograms(self._settings.bins)
         self.refresh()

@@ -10,12 +10,12 @@ from typing import TypeVarTuple
 import torch
 from torch.optim.optimizer import Optimizer
 
-from tracer.amp import SCALER_NOT_GIVEN, LossScale, driven_by_scaler
+from tracer.amp import LossScales
 from tracer.between import NO_UPDATE, Discards
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
 from tracer.hooks import Hooks, ParamHook, running_backward
-from tracer.items import Metric, Number, event
+from tracer.items import Metric, Number, Scale, event
 from tracer.outbox import Outbox
 from tracer.pending import PendingMetrics
 from tracer.record import STEPS_TO_FAIL, StepRecord
@@ -38,18 +38,21 @@ _Args = TypeVarTuple("_Args")
 class Recorder:
     """Records the statistics of each step, and emits a step's rows when the next step begins.
 
-    ``loss_scale`` is that of the loop's ``GradScaler``, if it has one. ``budget``, if there is one, sets the stride.
+    ``scales`` are those of the loop's ``GradScaler``s. ``budget``, if there is one, sets the stride.
 
     Attributes:
         measured: How many steps have been recorded.
     """
 
     def __init__(
-        self, hooks: Hooks, settings: Settings, first_step: int, loss_scale: LossScale | None, budget: Budget | None
+        self, hooks: Hooks, settings: Settings, first_step: int, scales: LossScales, budget: Budget | None
     ) -> None:
         self._hooks = hooks
         self._settings = settings
-        self._loss_scale = loss_scale
+        self._scales = scales
+        # None while no scaler is known: then gradients need not be looked at one by one.
+        self._loss_scale = scales or None
+        self._scaler_told = settings.scaler
         self._budget = budget
         self._stride = settings.every if budget is None else budget.stride
         self._outbox: Outbox
@@ -69,8 +72,6 @@ class Recorder:
         self._taken: int | None = None
         # Optimizers that have updated.
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        # Likewise, that have been asked whether a GradScaler drives them; None where that no longer matters.
-        self._asked: weakref.WeakSet[Optimizer] | None = weakref.WeakSet() if loss_scale is None else None
         # The backward whose first gradient has been looked at: whether it begins a step, say.
         self._looked = CLOSED
         # Parameters without a gradient have had their values recorded, before the update could change them.
@@ -299,8 +300,8 @@ class Recorder:
         if self._watch.waiting and not self._clock.explicit and self._watch.misses:
             self._say_unended()
         if not self._clock.begun or (self._loss_scale is not None and self._loss_scale.updated):
-            if self._loss_scale is not None:
-                self._loss_scale.begin(new_step=not self._clock.begun)
+            self._scales.begin(new_step=not self._clock.begun)
+            self._loss_scale = self._scales or None
             self._clock.begun = True
             if self._measuring:
                 self._step_record.refresh()
@@ -353,11 +354,8 @@ class Recorder:
             self._known.add(optimizer)
             if others := self._hooks.unregistered(optimizer):
                 warn(UNREGISTERED.format(optimizer=type(optimizer).__name__, others=others))
-        if self._asked is not None and optimizer not in self._asked:
-            self._asked.add(optimizer)
-            if driven_by_scaler():
-                self._asked = None
-                warn(SCALER_NOT_GIVEN)
+        if self._scales.adopt(optimizer):
+            self._loss_scale = self._scales
 
     def _after_update(self, optimizer: Optimizer, closure: bool) -> None:
         if self._clock.unannounced(id(optimizer)) and (
@@ -374,8 +372,7 @@ class Recorder:
         if closure and self._settings.applied and self._measuring:
             # The closure made gradients inside the update; those that it used last are still there.
             self._step_record.record_applied(optimizer)
-        if self._loss_scale is not None:
-            self._loss_scale.after_update(optimizer)
+        self._scales.after_update(optimizer)
         backward = running_backward()
         if not self._clock.explicit:
             self._beware()
@@ -489,7 +486,11 @@ class Recorder:
             # emitted twice is written once, and what comes after the close is not.
             self._taken = self._clock.step
         if self._loss_scale is not None and self._clock.begun:
-            for name, value in self._loss_scale.metrics().items():
+            metrics = self._loss_scale.metrics()
+            if metrics and not self._scaler_told:
+                self._scaler_told = True
+                self._outbox.put(event(self._clock.step, "adopted", "scaler"))
+            for name, value in metrics.items():
                 self._outbox.put(Metric(self._clock.step, time_ns, name, value))
         self._count_discarded(self._clock.step, time_ns)
         if self._step_record.histogramming:
@@ -503,7 +504,7 @@ class Recorder:
             self._outbox.put(count)
 
     @property
-    def _scale(self) -> Number:
+    def _scale(self) -> Scale:
         return 1.0 if self._loss_scale is None else self._loss_scale.scale
 
     def _sweep(self, follow: bool = True) -> None:

@@ -18,7 +18,7 @@ from tracer.items import (
     HistogramRows,
     HostCopy,
     Layout,
-    Number,
+    Scale,
     StepRows,
     Update,
     host_blocks,
@@ -171,7 +171,7 @@ class RowBuffer:
         low, high = self.slots[index].extremes[quantity]
         return low.item(), high.item()
 
-    def discard(self, indices: Sequence[int], step: int, time_ns: int, loss_scale: Number) -> DiscardedRows:
+    def discard(self, indices: Sequence[int], step: int, time_ns: int, loss_scale: Scale) -> DiscardedRows:
         """Send what is recorded of these parameters to the host, and forget their gradients."""
         present = bytearray(len(self.present))
         for index in indices:
@@ -199,7 +199,7 @@ class RowBuffer:
             kept = [index for index in map(index_of.__getitem__, update.indices) if index is not None]
             self._updates.append(update._replace(indices=kept))
 
-    def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> StepRows:
+    def take(self, step: int, time_ns: int, loss_scale: Scale = 1.0) -> StepRows:
         """Send the step's rows to the host."""
         present, updates = bytes(self.present), tuple(self._updates)
         return StepRows(step, time_ns, self.layout, present, self._copies(), loss_scale, updates)
@@ -276,7 +276,7 @@ class Histograms:
         """Forget the histogram of a parameter's gradient."""
         self._histograms.pop((param, "grad"), None)
 
-    def take(self, step: int, time_ns: int, loss_scale: Number = 1.0) -> HistogramRows:
+    def take(self, step: int, time_ns: int, loss_scale: Scale = 1.0) -> HistogramRows:
         """Send them to the host and begin anew."""
         blocks = host_blocks(self._histograms)
         self._histograms.clear()

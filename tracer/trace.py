@@ -18,7 +18,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from tracer.activations import Activations
-from tracer.amp import LossScale
+from tracer.amp import LossScales
 from tracer.begin import default_path, enter, rank_and_world
 from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
@@ -88,8 +88,9 @@ def attach(
             that are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
-        scaler: The loop's ``GradScaler``: gradients are recorded divided by its scale, and the metrics ``amp_scale``
-            and ``skipped`` are written for each step.
+        scaler: The loop's ``GradScaler``. Gradients are recorded divided by its scale, and the metrics ``amp_scale``
+            and ``skipped`` are written for each step. A scaler whose ``step`` calls the optimizer is found without
+            this: give it to a loop that divides gradients by its scale without that.
         activations: Whether to record the outputs of modules: True for all, or a selection as in ``params``. The name
             of the model itself is "".
         histogram_every: Record histograms, if ``stats`` asks for them, in one of so many steps.
@@ -188,9 +189,9 @@ def _begin(
     resumed, first_step, attempt = enter(path, rank, resume, model, hooks, settings)
     given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
     own = run_folder.own_metrics_of(given) | (run_folder.open_run(path).own_metrics if resumed else frozenset())
-    loss_scale = LossScale(scaler, hooks.holds) if scaler is not None and settings.scaler else None
+    scales = LossScales(scaler if settings.scaler else None, hooks.names)
     budget = None if settings.budget is None else Budget(settings.budget, settings.every)
-    recorder = Recorder(hooks, settings, first_step, loss_scale, budget)
+    recorder = Recorder(hooks, settings, first_step, scales, budget)
     optional = {"histograms": settings.measures.histogram, "activations": activations is not None}
     encoder = Encoder(rank, settings.fold)
     encoders = encoder.by_table(table for table in schema.TABLES if optional.get(table, True))

@@ -120,25 +120,10 @@ def test_what_a_skipped_step_did_not_apply_is_null(fused: bool, tmp_path: Path) 
         assert (row["applied_min"], row["applied_max"]) == expected
 
 
-@OPTIMIZERS
-def test_a_scaler_that_was_not_given_is_warned_of_once(fused: bool, tmp_path: Path) -> None:
-    """Without scaler=, gradients are recorded with the scale on them, and one warning says so and what to do."""
-    model, scaler = mlp(), scaler_of()
-    with (
-        pytest.warns(tracer.TracerWarning, match=r"multiplied by its scale: give the scaler to attach") as caught,
-        tracer.attach(model, tmp_path / "run"),
-    ):
-        expected = train(model, scaler, fused=fused, count=2)
-    assert len(caught) == 1
-    row, by_twin = recorded(tmp_path / "run")[0, "0.weight"], expected[0]["0.weight"]["grad_max"]
-    assert by_twin is not None
-    assert row["grad_max"] == by_twin * SCALE
-
-
 def test_applied_is_unscaled_even_without_the_scaler(tmp_path: Path) -> None:
     """A fused optimizer divides by the scale itself; applied_* has the gradient as it has it."""
     model, scaler = mlp(), scaler_of()
-    with pytest.warns(tracer.TracerWarning), tracer.attach(model, tmp_path / "run", applied=True):
+    with tracer.attach(model, tmp_path / "run", applied=True):
         expected = train(model, scaler, fused=True, count=1)
     (row,) = [row for key, row in recorded(tmp_path / "run").items() if key == (0, "0.weight")]
     assert row["applied_max"] == expected[0]["0.weight"]["grad_max"]

@@ -65,9 +65,9 @@ def own_metrics_of(given: Iterable[str]) -> frozenset[str]:
     return frozenset(name for each in given for name in OWN_METRICS.get(each, ()))
 
 
-def own_metrics_since(resumed: str) -> frozenset[str]:
-    """Names of the metrics that the trace writes itself since a ``resumed`` event with this detail."""
-    return own_metrics_of(resumed.split(", "))
+def own_metrics_since(detail: str) -> frozenset[str]:
+    """Names of the metrics that the trace writes itself since a ``resumed`` or ``adopted`` event with this detail."""
+    return own_metrics_of(detail.split(", "))
 
 
 def create_run(path: Place, info: Mapping[str, Any]) -> Run:

@@ -13,8 +13,8 @@ A run is a folder::
 **run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),
 ``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings``, ``versions``.
 ``settings`` says whether the trace writes metrics of its own: ``amp_scale`` and ``skipped`` where ``scaler`` is true,
-``tracer_cost`` where ``budget`` is not null. Otherwise a metric of such a name is the user's. In a log without
-``scaler``, which is older, it is the trace's.
+``tracer_cost`` where ``budget`` is not null, or from an event on that says so. Otherwise a metric of such a name is the
+user's. In a log without ``scaler``, which is older, it is the trace's.
 
 The **closed mark** holds ``closed`` (ISO 8601), ``rank``, ``last_step``, ``reason`` (the exception that ended it, or
 ""), and by table ``rows``, ``rows_dropped`` and ``published`` (publish numbers used).
@@ -57,7 +57,7 @@ a row a parameter); ``stride``, ``paused``, ``failed``;
 ``dropped``, whose detail is a JSON object: how many rows of each table could not be written since the last such event;
 and ``order``, one a rank and attempt, at its first measured step: its detail is a JSON list of the parameters' names,
 in the order in which their gradients first arrived. The detail of ``attached`` and ``resumed`` ends with ", scaler",
-", budget" or both, where this process was given them.
+", budget" or both, where this process was given them; that of ``adopted`` is "scaler", where it has found a scaler.
 ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low`` and ``high`` (the extremes) and ``counts``
 (list<int64>): in bins of equal width from low to high, or, where these are equal, from low - 0.5 to high + 0.5; null
 where no finite distance is between them. ``activations`` adds ``module``, ``training`` (the module's mode), and the

@@ -209,7 +209,7 @@ class Record:
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
             event = Event(*row)
-            if event.kind == "resumed":
+            if event.kind in ("resumed", "adopted"):
                 self._own_metrics.update(own_metrics_since(event.detail))
             self._counts[event.kind, event.rank] += 1
             if self._counts[event.kind, event.rank] <= _EVENTS:

@@ -22,7 +22,7 @@ _STILL_RISING = 10
     severity=Severity.ERROR,
     sentence="The {what} of {first} became NaN or infinite at step {first_step:,}, {cause}; {reach}.",
     advice="Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
-    "parameter; in half precision use a GradScaler (and tell tracer.attach of it) or bfloat16.",
+    "parameter; in half precision use a GradScaler or bfloat16.",
 )
 def nonfinite(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """The first NaN or infinity: in which value or gradient it was, and which others it reached.
