@@ -185,8 +185,6 @@ class Activations:
         message = (
             f"step {step} lacks {of}; after {STEPS_TO_FAIL} such steps {of} are no longer recorded ({in_short(error)})"
         )
-        if self._warned:
-            self._outbox.put(event(self._recorder.step, "failed", message))
         self._say(message)
 
     def _record(self, step: int, key: Key, output: object) -> None:
