@@ -1,69 +1,25 @@
-"""Real trainings of seconds, ill and healthy, each traced; run as a script it prints what the viewer says of each.
+"""Real trainings of seconds that are ill, each traced; run as a script it prints what the viewer says of each.
 
-``python -m tests.illnesses`` prints the README's table.
+``python -m tests.illnesses`` prints the README's table, and what is said of healthy trainings.
 """
 
-import itertools
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import tracer
-from tracer.demo import Images, evaluate, load
+from tests.digits import batches, classify, digits, mlp
+from tests.healthy import HEALTHY
 from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
 from viewer.rules.evidence import Evidence
 from viewer.rules.findings import findings
 from viewer.snapshot import Finding, Severity
-
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-
-
-def digits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """1,797 real images of 64 pixels between 0 and 1, and their classes, in an order of its own for each seed."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(found.data / 16, dtype=torch.float32)[order], torch.tensor(found.target)[order]
-
-
-def batches(inputs: torch.Tensor, labels: torch.Tensor, steps: int, size: int = 64) -> Batches:
-    """So many batches, around and around."""
-    for step in range(steps):
-        at = torch.arange(step * size, (step + 1) * size) % len(labels)
-        yield inputs[at], labels[at]
-
-
-def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers with an activation between each two."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def classify(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Batches,
-    trace: tracer.Trace,
-    after: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Train a classifier, logging loss and accuracy at each step."""
-    for step, (inputs, labels) in enumerate(data):
-        optimizer.zero_grad()
-        scores = model(inputs)
-        loss = nn.functional.cross_entropy(scores.float(), labels)
-        loss.backward()
-        optimizer.step()
-        trace.log(loss=loss, accuracy=(scores.argmax(1) == labels).float().mean())
-        after(step)
 
 
 def vanishing(path: Path) -> None:
@@ -164,146 +120,6 @@ def skipped(path: Path) -> None:
                 trace.log(loss=loss)
 
 
-def frozen(path: Path) -> None:
-    """A layer that is frozen on purpose."""
-    model = mlp(64, 64, 32, 10)
-    model[0].requires_grad_(False)
-    with tracer.attach(model, path) as trace:
-        classify(
-            model,
-            torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3),
-            batches(*digits(), 300),
-            trace,
-        )
-
-
-def healthy_mlp(path: Path) -> None:
-    """An MLP with Adam."""
-    model = mlp(64, 128, 64, 10)
-    with tracer.attach(model, path) as trace:
-        classify(model, torch.optim.Adam(model.parameters(), lr=1e-3), batches(*digits(), 400), trace)
-
-
-def converged(path: Path) -> None:
-    """An MLP that has long learnt all there is, with the validation logged."""
-    inputs, labels = digits(int(torch.initial_seed()))
-    model = mlp(64, 128, 64, 10)
-    with tracer.attach(model, path) as trace:
-
-        def validate(step: int) -> None:
-            if step % 100 == 99:
-                with torch.no_grad():
-                    trace.log(val_loss=nn.functional.cross_entropy(model(inputs[1500:]), labels[1500:]))
-
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        classify(model, optimizer, batches(inputs[:1500], labels[:1500], 1500), trace, validate)
-
-
-def by_hand(path: Path) -> None:
-    """Gradients of a part that are made by autograd.grad, and set by hand."""
-    model = nn.Sequential(mlp(64, 32, 32), nn.Linear(32, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with tracer.attach(model, path) as trace:
-        for inputs, labels in batches(*digits(), 200):
-            optimizer.zero_grad()
-            hidden = model[0](inputs)
-            loss = nn.functional.cross_entropy(model[1](hidden), labels)
-            gradients = torch.autograd.grad(loss, list(model[0].parameters()), retain_graph=True)
-            nn.functional.cross_entropy(model[1](hidden.detach()), labels).backward()
-            for parameter, gradient in zip(model[0].parameters(), gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            trace.log(loss=loss)
-
-
-def moving_targets(path: Path) -> None:
-    """A value whose targets grow, as those of a DQN do, and its loss with them."""
-    inputs, labels = digits()
-    model = mlp(64, 64, 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with tracer.attach(model, path) as trace:
-        for step, (batch, targets) in enumerate(batches(inputs, labels, 600)):
-            optimizer.zero_grad()
-            loss = (model(batch).squeeze(1) - targets * (1 + step / 20)).square().mean()
-            loss.backward()
-            optimizer.step()
-            trace.log(value_loss=loss)
-
-
-def rewarded(path: Path) -> None:
-    """A value whose targets are almost 0 until there is a reward, as those of a DQN."""
-    inputs, labels = digits()
-    model = mlp(64, 64, 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with tracer.attach(model, path) as trace:
-        for step, (batch, targets) in enumerate(batches(inputs, labels, 400)):
-            optimizer.zero_grad()
-            noisy = targets * (300 if step >= 200 else 0) + 0.01 * torch.randn(len(targets))
-            loss = (model(batch).squeeze(1) - noisy).square().mean()
-            loss.backward()
-            optimizer.step()
-            trace.log(loss=loss)
-
-
-def clipped(path: Path) -> None:
-    """A critic as in a WGAN, whose weights are clipped."""
-    inputs, _ = digits()
-    model = mlp(64, 32, 32, 1)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3)
-    with tracer.attach(model, path) as trace:
-        for real, _ in batches(inputs, inputs, 300):
-            optimizer.zero_grad()
-            loss = model(torch.rand_like(real)).mean() - model(real).mean()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.clamp_(-0.01, 0.01)
-            trace.log(critic_loss=loss)
-
-
-class Transformer(nn.Module):
-    """A small one: tokens of 0 to 16, one a pixel's row and column."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(17, 32)
-        self.places = nn.Parameter(torch.randn(64, 32) * 0.02)
-        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scores of ten classes for each image."""
-        found: torch.Tensor = self.head(self.encoder(self.tokens((pixels * 16).long()) + self.places).mean(1))
-        return found
-
-
-def transformer(path: Path) -> None:
-    """A small transformer with AdamW."""
-    model = Transformer()
-    with tracer.attach(model, path) as trace:
-        classify(model, torch.optim.AdamW(model.parameters(), lr=1e-3), batches(*digits(), 200, 32), trace)
-
-
-def resnet(path: Path, epochs: int = 2) -> None:
-    """ResNet-18 on digits, as the demo trains it, in short epochs."""
-    from torchvision.models import resnet18
-
-    model = resnet18(weights=None, num_classes=10)
-    training, validation = load("digits", path).split(0.2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30 * epochs)
-    generator = torch.Generator().manual_seed(int(torch.initial_seed()))
-    with tracer.attach(model, path) as trace:
-        for _ in range(epochs):
-            model.train()
-            few = itertools.islice(training.batches(generator), 30)
-            classify(model, optimizer, few, trace, lambda step: schedule.step())
-            loss, accuracy = evaluate(model, Images(validation.images[:100], validation.labels[:100]))
-            trace.log(val_loss=loss, val_accuracy=accuracy)
-
-
 @dataclass(frozen=True)
 class Illness:
     """A training that is ill, and what is to be said of it."""
@@ -323,7 +139,6 @@ ILL = [
     Illness("float16 overflow", half, ("overflow", "nonfinite")),
     Illness("bad batches, which the loop skips", skipped, ("discarded",)),
 ]
-HEALTHY = [frozen, healthy_mlp, converged, by_hand, moving_targets, clipped, transformer, resnet]
 
 
 def judged(train: Callable[[Path], None], path: Path, seed: int = 0) -> tuple[Evidence, list[Finding]]:

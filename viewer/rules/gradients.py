@@ -1,6 +1,6 @@
 """Rules on gradients: not finite, exploding, vanishing, dead, unused, spikes."""
 
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 import numpy as np
 
@@ -285,7 +285,42 @@ def unused(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case
     since = tables.rows.cumsum(axis=0) > 0
     measured = (tables.grads.max(axis=1, keepdims=True) * since).sum(axis=0) / tables.ranks
     holds = wanted & ~tables.grads.any(axis=0) & ~tables.moved.any(axis=0) & (measured >= limits["rows"])
-    return cases_of(tables, np.flatnonzero(holds), (tables.begins[0], evidence.last_step), rows=measured)
+    numbers = np.flatnonzero(holds)
+    copies = _copies(evidence, tables, numbers)
+    others = numbers[~np.isin(numbers, copies)]
+    return cases_of(tables, others, (tables.begins[0], evidence.last_step), rows=measured)
+
+
+def _copies(evidence: Evidence, tables: ParamTables, numbers: Integers) -> list[int]:
+    """Those of these parameters that belong to a copy of trained ones: a target network, a teacher, a reference.
+
+    A copy takes over its values seldom or never. It began as what it is a copy of, all of it, under another name. Not
+    under another number: layers in a row may begin alike, and one of them may be left out.
+    """
+    shapes = (param.shape for param in evidence.params)
+    began = list(zip(shapes, tables.first_step, tables.first_low, tables.first_high, strict=True))
+    trained: dict[object, set[str]] = {}
+    for number in np.flatnonzero(tables.grads.any(axis=0)) if len(numbers) else ():
+        trained.setdefault(began[number], set()).add(tables.params[number])
+    # Constants say nothing by themselves.
+    varied = numbers[tables.first_low[numbers] < tables.first_high[numbers]]
+    modules = {_apart(tables.params[number], name) for number in varied for name in trained.get(began[number], ())}
+    return [
+        number
+        for number in numbers
+        for copy, original in modules - {("", "")}
+        if (name := tables.params[number]).startswith(f"{copy}.")
+        and original + name.removeprefix(copy) in trained.get(began[number], ())
+    ]
+
+
+def _apart(name: str, other: str) -> tuple[str, str]:
+    """The modules in which two parameters have the same name; nothing if there are none, or numbers tell them apart."""
+    keys, others = name.split("."), other.split(".")
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(keys[::-1], others[::-1], strict=False)))
+    if not 0 < same < min(len(keys), len(others)) or (keys[-same - 1] + others[-same - 1]).isdecimal():
+        return "", ""
+    return ".".join(keys[:-same]), ".".join(others[:-same])
 
 
 @param_rule(

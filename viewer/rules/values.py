@@ -13,6 +13,8 @@ from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_
 from viewer.snapshot import Severity
 
 _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
+# torch.nn and Keras.
+_WEIGHT = re.compile("weight|kernel", re.IGNORECASE)
 
 
 @param_rule(
@@ -124,20 +126,30 @@ def _clipped(evidence: Evidence, tables: ParamTables, numbers: Integers, low: Fl
 @param_rule(
     "constant_init",
     title="All elements begin alike: {first}{others}",
-    # Some recipes want zeros: at the end of a residual block, in the last layer, in one half of LoRA's pairs.
     severity=Severity.NOTE,
     sentence="All elements begin alike ({params}): those of {first} as {begun:g}. Neurons that begin alike learn "
     "alike, unless what follows tells them apart.",
     advice="Initialise at random (torch.nn.init.kaiming_uniform_, xavier_uniform_); only biases, and the last layer of "
     "a residual branch, may begin as 0.",
+    rows=Threshold(
+        20,
+        "weights that begin as 0, or their biases, stay alike for so many measured steps",
+        "recipes want zeros at the end of a residual block, in the last layer, in one half of LoRA's pairs: they part "
+        "with the first updates",
+    ),
 )
 def constant_init(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights that begin with all elements equal: then all neurons of a layer learn the same.
 
-    Not those of a model of one layer, which have nothing but targets behind them.
+    Not those of a model of one layer, which have nothing but targets behind them. And not zeros whose neurons soon
+    part. Neurons that learn the same have the same bias, though inputs may make their weights differ.
     """
     layers = _layers(evidence)
-    holds = layers & (tables.first_low == tables.first_high) & _from_the_start(tables) & (layers.sum() > 1)
+    alike = layers & (tables.first_low == tables.first_high) & _from_the_start(tables) & (layers.sum() > 1)
+    stays = ~(tables.low < tables.high).any(axis=0) & (tables.rows.sum(axis=0) / tables.ranks >= limits["rows"])
+    places = {name: number for number, name in enumerate(tables.params)}
+    telling = [places.get(name.removesuffix("weight") + "bias", at) for name, at in places.items()]
+    holds = alike & (stays[telling] | (tables.first_low != 0))
     severity = Severity.ERROR if 2 * holds.sum() > layers.sum() else None
     begun = tables.first_low + 0.0
     return cases_of(tables, np.flatnonzero(holds), (0, 0), severity, begun=begun, weights=layers.sum())
@@ -157,20 +169,37 @@ def constant_init(evidence: Evidence, tables: ParamTables, limits: Limits) -> li
         "torch.nn are within a factor of four",
     ),
     small=Threshold(100, "or so many times smaller", "as for badly_scaled.factor"),
+    rows=Threshold(
+        100,
+        "and stay so for as many measured steps",
+        "heads begin small on purpose, as PPO's with a gain of 0.01, and leave that within some steps",
+    ),
 )
 def badly_scaled(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Initial weights far from what the shapes of their layers ask for, after Xavier and He."""
+    """Weights that began far from what the shapes of their layers ask for, after Xavier and He, and have stayed so."""
     size, layers = _first_size(tables), _layers(evidence)
     usual = np.array([_usual(param) for param in evidence.params])
     large, small = limits["factor"] * usual, usual / limits["small"]
-    holds = layers & ((size > large) | ((size < small) & (size > 0))) & _from_the_start(tables)
+    stays_small = (size > 0) & ~(tables.size >= small).any(axis=0)
+    stays_large = (size > large) & ~(tables.size <= large).any(axis=0)
+    lasted = tables.rows.sum(axis=0) / tables.ranks >= limits["rows"]
+    holds = layers & (stays_small | stays_large) & _from_the_start(tables) & lasted
     severity = Severity.WARNING if 2 * holds.sum() >= layers.sum() else None
     return cases_of(tables, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
 
 
 def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
-    """Mask of the weights of layers of several neurons: no table of embeddings, no single vector."""
-    several = [param.shape[:1] > (1,) and not _EMBEDDING.search(param.name) for param in evidence.params]
+    """Mask of the weights of layers of several neurons: no table of embeddings, and no single vector.
+
+    Of a parameter with three dimensions or more that no module calls its weight, nobody knows which are inputs.
+    """
+    several = [
+        param.shape[:1] > (1,)
+        and prod(param.shape[1:]) > 1
+        and (len(param.shape) < 3 or bool(_WEIGHT.search(param.name.rpartition(".")[2])))
+        and not _EMBEDDING.search(param.name)
+        for param in evidence.params
+    ]
     return evidence.weights & np.array(several, np.bool_)
 
 

@@ -334,6 +334,34 @@ def test_what_is_updated_without_a_backward_is_not_unused() -> None:
     assert said(replace(evidence, tables=history.tables()), "unused") == []
 
 
+@pytest.mark.parametrize(
+    ("copied", "original", "unused"),
+    [
+        ("target", "online", []),
+        # Layers in a row may begin alike, as those of nn.TransformerEncoder do.
+        ("layers.1", "layers.0", ["layers.1.fc.weight", "layers.1.norm.weight"]),
+    ],
+)
+def test_a_copy_of_trained_parameters_is_not_unused(copied: str, original: str, unused: list[str]) -> None:
+    """A target network takes over its values seldom; what only began as other constants is no copy."""
+
+    def began(size: float, grad: float | None) -> Callable[[int], Row]:
+        return lambda step: (-size, size, None, None) if grad is None else row(step, grad, size + 1e-4 * step)
+
+    def ones(grad: float | None) -> Callable[[int], Row]:
+        return lambda step: (1.0, 1.0, None, None) if grad is None else (1.0 - step / 1e4, 1.0, -grad, grad)
+
+    rows = {
+        f"{original}.fc.weight": began(0.3, 0.1),
+        f"{original}.norm.weight": ones(0.1),
+        f"{copied}.fc.weight": began(0.3, None),
+        f"{copied}.norm.weight": ones(None),
+    }
+    assert [list(each.params) for each in said(made(rows), "unused")] == ([unused] if unused else [])
+    rows |= {"left.fc.weight": began(0.2, None), "left.norm.weight": ones(None)}
+    assert only(made(rows), "unused").params == (*unused, "left.fc.weight", "left.norm.weight")
+
+
 @pytest.mark.parametrize(("height", "count"), [(11.0, 1), (9.0, 0)])
 def test_an_isolated_step_is_a_spike(height: float, count: int) -> None:
     """A hundred times what is around it, once; it is noted, and no more."""
@@ -414,17 +442,38 @@ def test_what_has_no_gradient_need_not_move() -> None:
 
 
 @pytest.mark.parametrize(("layers", "severity"), [(5, Severity.ERROR), (4, Severity.NOTE)])
-def test_weights_that_begin_all_equal(layers: int, severity: Severity) -> None:
+@pytest.mark.parametrize("begun", [0.0, 0.5])
+def test_weights_that_begin_all_equal(begun: float, layers: int, severity: Severity) -> None:
     """Some, up to half, is what recipes ask for; with more of them no symmetry is broken."""
 
     def constant(step: int) -> Row:
-        return (0.0, 0.0, -0.1, 0.1) if step == 0 else row(step)
+        return (begun, begun, -0.1, 0.1) if begun == 0 or step == 0 else row(step)
 
     rows = healthy(**{f"layer{number}": constant for number in range(layers)})
     found = only(made(rows), "constant_init")
     assert (found.severity, found.numbers["parameters"]) == (severity, layers)
     assert said(made(rows, shapes=dict.fromkeys(rows, (8,))), "constant_init") == []
+    assert said(made(rows, shapes=dict.fromkeys(rows, (8, 1, 1))), "constant_init") == []
     assert said(made(rows, range(5, 200)), "constant_init") == []
+
+
+@pytest.mark.parametrize(("rows", "count"), [(20, 1), (19, 0)])
+def test_zeros_are_found_once_they_have_stayed_alike(rows: int, count: int) -> None:
+    """For twenty measured steps; zeros that part with the first updates are what recipes want."""
+    alike = healthy(layer1=lambda step: (0.0, 0.0, 0.0, 0.0))
+    assert len(said(made(alike, range(rows)), "constant_init")) == count
+    assert said(made(healthy(layer1=from_0)), "constant_init") == []
+
+
+@pytest.mark.parametrize(("parts", "count"), [(False, 1), (True, 0)])
+def test_a_bias_tells_whether_neurons_that_began_as_zeros_stay_alike(parts: bool, count: int) -> None:
+    """Their weights may differ from input to input, and yet be the same for each of them."""
+
+    def bias(step: int) -> Row:
+        return (0.01 * step, 0.02 * step if parts else 0.01 * step, 0.1, 0.1)
+
+    rows = healthy(**{"head.weight": from_0, "head.bias": bias})
+    assert len(said(made(rows, shapes={"head.bias": (8,)}), "constant_init")) == count
 
 
 @pytest.mark.parametrize(("size", "count"), [(16.0, 1), (13.0, 0), (0.0135, 1), (0.016, 0)])
@@ -437,6 +486,31 @@ def test_badly_scaled_initialisation(size: float, count: int) -> None:
     one |= {name: lambda step: row(step, 0.1, 1 + 1e-6 * step) for name in list(one)[1:]}
     assert [finding.severity for finding in said(made(one), "badly_scaled")] == [Severity.NOTE] * count
     assert said(made({"embedding.weight": rows["layer0"]}), "badly_scaled") == []
+
+
+@pytest.mark.parametrize(("begun", "later"), [(16.0, 13.0), (0.0135, 0.016)])
+def test_what_leaves_its_bad_scale_is_not_said_to_have_one(begun: float, later: float) -> None:
+    """Heads begin small on purpose and grow; it takes a hundred measured steps to tell."""
+    rows = healthy(layer0=lambda step: row(step, 0.1, begun if step < 90 else later))
+    assert said(made(rows), "badly_scaled") == []
+    stays = healthy(layer0=lambda step: row(step, 0.1, begun + 1e-6 * step))
+    assert [len(said(made(stays, range(steps)), "badly_scaled")) for steps in (99, 100)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        ("a.weight", (8, 8, 3, 3), 1),
+        ("a.planes", (8, 8, 3, 3), 0),
+        ("a.kernel", (8, 8, 3), 1),
+        ("a.weight", (8, 1, 1), 0),
+        ("a", (8, 1), 0),
+    ],
+)
+def test_the_scale_of_a_bare_parameter_is_not_judged(name: str, shape: tuple[int, ...], count: int) -> None:
+    """Of three dimensions or more, nobody knows which are inputs, unless it is a layer's; and a vector has none."""
+    rows = healthy(**{name: lambda step: row(step, 0.1, 1e-6 * (1 + 1e-6 * step))})
+    assert len(said(made(rows, shapes={name: shape}), "badly_scaled")) == count
 
 
 def output(low: float, high: float, steps: int = 200) -> dict[str, Callable[[int], Row]]:

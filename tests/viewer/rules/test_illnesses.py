@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import tracer
-from tests import illnesses
+from tests.digits import batches, classify, digits, mlp
 from tests.halves import smoke_of
-from tests.illnesses import HEALTHY, ILL, Illness, batches, digits, judged, mlp
+from tests.healthy import HEALTHY, frozen
+from tests.illnesses import ILL, Illness, judged
 from tests.torture import often
 from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
@@ -32,6 +33,27 @@ def test_an_ill_training_is_told_what_it_has(illness: Illness, tmp_path: Path) -
     severities = {finding.kind: finding.severity for finding in found}
     assert set(illness.kinds) <= severities.keys()
     assert Severity.NOTE not in {severities[kind] for kind in illness.kinds}
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "activation"),
+    [(0.0, 0.0, nn.Sigmoid), (0.0, 0.1, nn.ReLU), (0.1, 0.0, nn.ReLU), (0.1, 0.1, nn.Tanh)],
+)
+def test_neurons_that_begin_alike_are_an_error_whatever_their_constant(
+    weight: float, bias: float, activation: type[nn.Module], tmp_path: Path
+) -> None:
+    """Inputs make their weights differ, and targets those of the last layer, but each hidden layer has one neuron."""
+
+    def train(path: Path) -> None:
+        model = mlp(64, 32, 32, 10, activation=activation)
+        for name, parameter in model.named_parameters():
+            nn.init.constant_(parameter, weight if name.endswith("weight") else bias)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tracer.attach(model, path) as trace:
+            classify(model, optimizer, batches(*digits(), 50), trace)
+
+    (found,) = [finding for finding in judged(train, tmp_path / "run")[1] if finding.kind == "constant_init"]
+    assert found.severity is Severity.ERROR
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -56,7 +78,7 @@ def test_the_first_reward_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_a_frozen_layer_is_no_finding_at_all(tmp_path: Path) -> None:
     """Who freezes a layer need not be told."""
-    assert judged(illnesses.frozen, tmp_path / "run")[1] == []
+    assert judged(frozen, tmp_path / "run")[1] == []
 
 
 class Root(nn.Module):
