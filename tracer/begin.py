@@ -87,7 +87,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
         return {
             "name": parameter.name,
             "aliases": list(parameter.aliases),
-            "shape": None if parameter.lazy else list(tensor.shape),
+            "shape": None if parameter.lazy else list(parameter.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "trainable": tensor.requires_grad,
         }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tracer.clock import Phase, StepClock
+from tracer.engines import keeps_gradient
 from tracer.extremes import dense, local
 from tracer.hooks import Hooks, ParamHook
 from tracer.items import GRADIENT, HostCopy, Metric, Scale
@@ -159,7 +160,9 @@ class Discards:
 
     def _recorded(self, arriving: ParamHook | None) -> list[ParamHook]:
         present = self._record.buffer.present
-        return [hook for hook in self._hooks.param_hooks if present[hook.index] & GRADIENT and hook is not arriving]
+        recorded = [hook for hook in self._hooks.param_hooks if present[hook.index] & GRADIENT and hook is not arriving]
+        # What an engine keeps of a gradient does not show in ``.grad``, which it frees.
+        return [hook for hook in recorded if not keeps_gradient(hook.tensor)]
 
     def _gone(self, arriving: ParamHook | None) -> list[ParamHook]:
         """The hooks of recorded gradients that were thrown away, to None or to zero in place.

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from tracer.engines import gradient_dtype, partition
+
 # The dtypes that torch.aminmax reduces and that a buffer of the same dtype holds exactly; the others are converted.
 NATIVE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
@@ -25,7 +27,7 @@ def extremes_dtype(parameter: torch.Tensor) -> torch.dtype:
     # A leaf may declare another dtype for its gradient, or None for any. Other tensors may not be asked: torch 2.11 to
     # 2.14 raise.
     declared = getattr(parameter, "grad_dtype", dtype) if parameter.is_leaf else dtype
-    gradient = declared or torch.float32
+    gradient = gradient_dtype(parameter) or declared or torch.float32
     return torch.promote_types(dtype, gradient) if gradient in NATIVE else dtype
 
 
@@ -60,13 +62,16 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this process holds: a ``DTensor``'s shard, or the tensor itself.
+    """The part of a tensor that this process holds: a ``DTensor``'s shard, that of ZeRO-3, or the tensor itself.
 
     Readers merge the shards' extremes: a collective in a hook could wait for a rank for ever.
     """
     # Known by its method, since an import of DTensor takes half a second, and most runs have none.
     to_local: Callable[[], torch.Tensor] | None = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
+    if to_local is not None:
+        return to_local()
+    part = partition(tensor)
+    return tensor if part is None else part
 
 
 def partial(tensor: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tracer import updates
 from tracer.changes import Change, changes, toggles
+from tracer.engines import drives
 from tracer.items import GRADIENT, VALUE
 from tracer.parameters import (
     LastingFilter,
@@ -178,7 +179,11 @@ class Hooks:
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a traced parameter."""
-        return not self._ids.isdisjoint(ids_of(optimizer))
+        return not self._ids.isdisjoint(ids_of(optimizer)) or self.driven(optimizer)
+
+    def driven(self, optimizer: Optimizer) -> bool:
+        """Whether an engine updates traced parameters through an optimizer that does not hold them."""
+        return drives(optimizer, self._tensors)
 
     def misses(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer holds a parameter that has come into the model since it was armed."""

@@ -1,7 +1,7 @@
 """Plain functions for a notebook, without a run: the numbers that a trace records, of a model as it is now."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from tracer.encode import Encoder
+from tracer.engines import accumulated, remark
 from tracer.extremes import local
 from tracer.parameters import NamedParameter, flattened, named_parameters
 from tracer.rows import Histograms, RowBuffer
@@ -42,9 +43,9 @@ def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 10) 
     parameters = [parameter for parameter in named_parameters(model) if not parameter.lazy]
     buffer, histograms = RowBuffer(parameters, measures), Histograms(bins)
     for index, parameter in enumerate(parameters):
-        buffer.record(index, parameter.tensor, parameter.tensor.grad)
+        buffer.record(index, parameter.tensor, accumulated(parameter.tensor))
         if measures.histogram:
-            histograms.collect(parameter.name, parameter.tensor, parameter.tensor.grad)
+            histograms.collect(parameter.name, parameter.tensor, accumulated(parameter.tensor))
     encoder = Encoder(rank=0)
     columns = [f"{of}_{statistic}" for of in ("value", "grad") for statistic in measures.columns]
     if measures.histogram:
@@ -104,18 +105,20 @@ def _diagnosis(parameter: NamedParameter, reason: str | None) -> tuple[str, ...]
     state, records = ("sharded" if parameter.sharded else "traced", "value, grad")
     if not tensor.requires_grad:
         state, records = "frozen", "value"
+    if (said := remark(tensor)) is not None:
+        notes.append(said)
     if parameter.sharded:
-        notes.append(f"this rank holds {_shape(local(tensor))}")
+        notes.append(f"this rank holds {_shape(local(tensor).shape)}")
     if not local(tensor).numel():
         notes.append("empty here, so its rows are null")
     if (trouble := reason or _trouble(parameter)) is not None:
         state, records = "unsupported", ""
         notes.append(trouble)
-    return parameter.name, state, _shape(tensor), dtype, records, "; ".join(notes)
+    return parameter.name, state, _shape(parameter.shape), dtype, records, "; ".join(notes)
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "0-dim"
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "0-dim"
 
 
 def _dtype(tensor: torch.Tensor) -> str:

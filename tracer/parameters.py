@@ -40,8 +40,13 @@ class NamedParameter:
 
     @property
     def sharded(self) -> bool:
-        """Whether it is a ``DTensor``: each process holds a part."""
-        return hasattr(self.tensor, "to_local")
+        """Whether it is a ``DTensor``, or a parameter of ZeRO-3: each process holds a part."""
+        return hasattr(self.tensor, "to_local") or hasattr(self.tensor, "ds_tensor")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape as a whole: ZeRO-3 leaves an empty tensor in its place."""
+        return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))
 
 
 def named_parameters(model: nn.Module) -> list[NamedParameter]:

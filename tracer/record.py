@@ -10,8 +10,9 @@ from torch.optim.optimizer import Optimizer
 
 from tracer.amp import deferred
 from tracer.clock import StepClock
+from tracer.engines import accumulated, keeps_gradient, reduced
 from tracer.hooks import Hooks, ParamHook
-from tracer.items import GRADIENT, Scale, Update, event, number
+from tracer.items import GRADIENT, VALUE, Scale, Update, event, number
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.settings import Settings
@@ -94,10 +95,15 @@ class StepRecord:
 
         def record(hook: ParamHook) -> None:
             known = with_gradients and hook in self.joined
-            self.record(hook, hook.tensor, hook.tensor.grad if known else None)
+            self.record(hook, hook.tensor, accumulated(hook.tensor) if known else None)
 
         silent = (hook for hook in self._hooks.param_hooks if not self.buffer.present[hook.index] and not hook.failed)
         self._attempt(silent, record)
+
+    def add_reduced(self, optimizer: Optimizer) -> None:
+        """Record the gradients that an engine has reduced since the hooks of these parameters were called."""
+        called = (hook for hook in self._hooks.param_hooks if self.buffer.present[hook.index] == VALUE)
+        self._attempt(called, lambda hook: self.record(hook, hook.tensor, reduced(hook.tensor, optimizer)))
 
     def discard(self, param_hooks: Sequence[ParamHook], scale: Scale) -> None:
         """Hand over what is recorded of these parameters apart from the step, whose gradients they are not."""
@@ -113,6 +119,8 @@ class StepRecord:
         if self.order:
             names, self.order = list(self.order), None
             self._outbox.put(event(self._clock.step, "order", json.dumps(names)))
+            # An engine may have taken over the parameters since the trace began.
+            self.lend()
 
     def emit_histograms(self, time_ns: int, scale: Scale, histograms: Histograms | None = None) -> None:
         """Emit the step's histograms, or these."""
@@ -126,7 +134,9 @@ class StepRecord:
         self.refresh()
         self._attempt(
             self._hooks.param_hooks,
-            lambda hook: histograms.collect(self._hooks.parameters[hook.index].name, hook.tensor, hook.tensor.grad),
+            lambda hook: histograms.collect(
+                self._hooks.parameters[hook.index].name, hook.tensor, accumulated(hook.tensor)
+            ),
         )
         self.emit_histograms(time.time_ns(), scale, histograms)
 
@@ -196,4 +206,5 @@ class StepRecord:
     def lend(self) -> None:
         """Let hooks write into the buffer themselves where extremes are all that is recorded."""
         for hook in self._hooks.param_hooks:
-            hook.direct = None if hook.failed else self.buffer.direct(hook.index)
+            elsewhere = hook.failed or keeps_gradient(hook.tensor)
+            hook.direct = None if elsewhere else self.buffer.direct(hook.index)

@@ -14,6 +14,7 @@ from tracer.amp import LossScales
 from tracer.between import NO_UPDATE, Discards
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
+from tracer.engines import accumulated
 from tracer.hooks import Hooks, ParamHook, running_backward
 from tracer.items import Metric, Number, Scale, event
 from tracer.outbox import Outbox
@@ -154,9 +155,9 @@ class Recorder:
             if torch.is_grad_enabled():
                 # backward(create_graph=True) runs hooks in grad mode, and a reduction with a graph would keep it alive.
                 with torch.no_grad():
-                    self._record(hook, tensor, tensor.grad)
+                    self._record(hook, tensor, accumulated(tensor))
             else:
-                self._record(hook, tensor, tensor.grad)
+                self._record(hook, tensor, accumulated(tensor))
         except Exception as error:
             self._step_record.miss(hook, error)
 
@@ -345,8 +346,11 @@ class Recorder:
         self._discards.calling = closure
         # Inside a backward most gradients are still to come, and a parameter without one is not updated.
         if running_backward() == NO_BACKWARD:
-            if not late:
+            # An engine may update its groups of parameters one by one.
+            if not late and not (self._clock.repeats(id(optimizer)) and self._hooks.driven(optimizer)):
                 self._clock.before_update(id(optimizer), NO_BACKWARD)
+            if self._measuring and not self._clock.ended and self._hooks.driven(optimizer):
+                self._step_record.add_reduced(optimizer)
             self._sweep()
         if self._settings.applied and not closure and self._measuring:
             self._step_record.record_applied(optimizer)

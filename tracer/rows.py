@@ -130,6 +130,7 @@ class RowBuffer:
         before = self.present[index]
         if before == EMPTY:
             return
+        parameter = value
         if index in self._sharded:
             value, gradient = local(value), None if gradient is None else local(gradient)
         slot = self.slots[index]
@@ -143,7 +144,7 @@ class RowBuffer:
             if gradient is not None:
                 slot.reduce(gradient, out=extremes[1])
         except RuntimeError:
-            if value.device != extremes[0][0].device:
+            if value.device != extremes[0][0].device or extremes_dtype(parameter) is not extremes[0][0].dtype:
                 raise MisfitError from None
             # The gradient is sparse, or has another dtype than its parameter.
             if first:

@@ -23,6 +23,7 @@ from tracer.begin import default_path, enter, rank_and_world
 from tracer.budget import Budget
 from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
+from tracer.engines import remark
 from tracer.hooks import Hooks
 from tracer.items import event, lost, metric_value
 from tracer.log import run as run_folder
@@ -213,6 +214,7 @@ def _begin(
     _close_at_exit(trace)
     if rank == 0:
         does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
+        does += "".join(f" ({said})" for said in sorted({remark(each.tensor) or "" for each in hooks.chosen} - {""}))
         # stderr may be closed.
         with contextlib.suppress(OSError, ValueError):
             print(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}", file=sys.stderr)

@@ -68,7 +68,7 @@ def test_a_healthy_training_is_left_alone(train: Callable[[Path], None], seed: i
 
 def test_the_first_reward_is_no_error(tmp_path: Path) -> None:
     """A value's loss and gradients rise far with its targets, and stay there: no job is to be cancelled for that."""
-    found = judged(illnesses.rewarded, tmp_path / "run")[1]
+    found = judged(rewarded, tmp_path / "run")[1]
     assert {finding.severity for finding in found if finding.kind in ("exploding", "loss_diverging")} == {
         Severity.WARNING
     }
