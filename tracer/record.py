@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -33,6 +34,7 @@ class StepRecord:
         histogrammed: How often histograms were due by the last step that has some; -1 before the first.
         order: The parameters whose gradients have arrived, in that order, in the first measured step; None after it.
         joined: Tensors that were first seen in this step, after their gradient may have arrived.
+        captured: The gradients into which a CUDA graph writes: no hook is called where it is replayed.
     """
 
     def __init__(self, hooks: Hooks, settings: Settings, clock: StepClock, border: threading.RLock) -> None:
@@ -47,6 +49,7 @@ class StepRecord:
         self.histogrammed = -1
         self.order: dict[str, None] | None = {}
         self.joined: set[ParamHook] = set()
+        self.captured: dict[ParamHook, weakref.ref[torch.Tensor]] = {}
         self._warned = False
         # How many steps have been emitted.
         self._emitted = 0
@@ -88,14 +91,15 @@ class StepRecord:
         """Record the values of parameters whose hooks were not called in this step.
 
         Args:
-            with_gradients: Whether to record the gradients of those that joined in this step, too.
+            with_gradients: Whether to record the gradients of those that joined in this step, or of a CUDA graph, too.
         """
         if not self.buffer.incomplete:
             return
 
         def record(hook: ParamHook) -> None:
-            known = with_gradients and hook in self.joined
-            self.record(hook, hook.tensor, accumulated(hook.tensor) if known else None)
+            gradient = accumulated(hook.tensor)
+            stays = hook in self.captured and self.captured[hook]() is gradient
+            self.record(hook, hook.tensor, gradient if with_gradients and (stays or hook in self.joined) else None)
 
         silent = (hook for hook in self._hooks.param_hooks if not self.buffer.present[hook.index] and not hook.failed)
         self._attempt(silent, record)

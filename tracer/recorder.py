@@ -27,7 +27,7 @@ from tracer.warn import in_short, warn
 
 _CAPTURED = (
     "tracing pauses while a CUDA graph is captured, and no hook is called where it is replayed: if the optimizer "
-    "updates outside of the graph, steps are counted and values recorded, but no gradients"
+    "updates outside of the graph, steps are counted, and values recorded, with the gradients that stay where they are"
 )
 UNREGISTERED = (
     "{optimizer} trains parameters that are not recorded: {others}. Keep layers in an nn.ModuleList or nn.ModuleDict, "
@@ -144,6 +144,8 @@ class Recorder:
         try:
             if self._looked != running_backward():
                 if self._pauses():
+                    if tensor.grad is not None:
+                        self._step_record.captured[hook] = weakref.ref(tensor.grad)
                     return
                 self._at_border(self._first_gradient, hook)
             # A signal handler that closes the trace may take it away.
