@@ -1,4 +1,4 @@
-"""Engines that keep gradients, or parameters, in places of their own: Megatron and DeepSpeed's ZeRO.
+"""Engines that keep gradients, or parameters, in places of their own: Megatron, DeepSpeed's ZeRO, FSDP1.
 
 Nothing of them is imported: they are known by what they set on parameters. What they hide is null, and never a guess.
 """
@@ -109,6 +109,12 @@ def _place(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def in_flat(tensor: torch.Tensor) -> bool:
+    """Whether FSDP2's predecessor keeps this parameter as a part of a flat one, in which hooks see no gradient."""
+    known = tensor.__dict__
+    return "_fsdp_flattened" in known and "_is_flat_param" not in known
+
+
 def remark(tensor: torch.Tensor) -> str | None:
     """What an engine makes of a parameter's rows; None if none has it."""
     known = tensor.__dict__
@@ -120,4 +126,8 @@ def remark(tensor: torch.Tensor) -> str | None:
         return "DeepSpeed ZeRO-3: each rank records its part, and that of the reduced gradient"
     if _ZERO in known:
         return "DeepSpeed ZeRO hides its gradient until the update: null"
+    if in_flat(tensor):
+        return (
+            "FullyShardedDataParallel: each rank records its part; no gradient but, with applied=True, the applied one"
+        )
     return None

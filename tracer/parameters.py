@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tracer.engines import in_flat
 from tracer.log.schema import WRAPPERS
 from tracer.warn import encodable, in_short, warn
 
@@ -75,8 +76,12 @@ def reshard(model: nn.Module) -> None:
 def flattened(model: nn.Module) -> str | None:
     """The reason why a model's parameters cannot be told apart, if there is one."""
     # Known by its name, which needs no import.
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        return "FullyShardedDataParallel flattens parameters and hides their gradients: shard with fully_shard instead"
+    wrapped = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if wrapped and not any(in_flat(parameter) for parameter in model.parameters()):
+        return (
+            "FullyShardedDataParallel flattens parameters and hides their gradients: shard with fully_shard instead, "
+            "or give it use_orig_params=True"
+        )
     return None
 
 

@@ -61,7 +61,7 @@ class Direct:
 
 
 class MisfitError(Exception):
-    """A parameter has another dtype or device than its slot."""
+    """A parameter has another dtype, device or size than its slot."""
 
 
 class RowBuffer:
@@ -99,8 +99,8 @@ class RowBuffer:
         self._sharded = {index for index, parameter in enumerate(parameters) if parameter.sharded}
         self._tensors = [id(parameter.tensor) for parameter in parameters]
         names = tuple(parameter.name for parameter in parameters)
-        elements = np.array([dense_numel(tensor) for tensor in tensors], dtype=np.float64)
-        self.layout = Layout(names, elements, quantities, measures, tuple(groups))
+        self._elements = [dense_numel(tensor) for tensor in tensors]
+        self.layout = Layout(names, np.array(self._elements, dtype=np.float64), quantities, measures, tuple(groups))
         self._measures = measures
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
@@ -125,7 +125,7 @@ class RowBuffer:
         The value is recorded once a step: later backwards of the step may see weights that were moved for a trial.
 
         Raises:
-            MisfitError: the parameter has moved to another dtype or device since this buffer was made.
+            MisfitError: the parameter has moved to another dtype, device or size since this buffer was made.
         """
         before = self.present[index]
         if before == EMPTY:
@@ -134,7 +134,8 @@ class RowBuffer:
         if index in self._sharded:
             value, gradient = local(value), None if gradient is None else local(gradient)
         slot = self.slots[index]
-        if value.dtype is not slot.dtype:
+        # The count of elements makes a mean of a sum.
+        if value.dtype is not slot.dtype or (self._measures.further and dense_numel(value) != self._elements[index]):
             raise MisfitError
         extremes = slot.extremes
         first = not before & VALUE

@@ -41,7 +41,7 @@ def expected(*, steps: int = STEPS, micros: int = 1, side_on: tuple[int, ...] = 
     }
 
 
-@pytest.mark.parametrize("run", ["plain", "views", "shared"])
+@pytest.mark.parametrize("run", ["plain", "views", "static", "delayed", "shared"])
 def test_each_rank_records_its_own_gradient_and_the_mean_that_is_applied(runs: Path, run: str) -> None:
     """grad_* are those of the rank's own data, applied_* those of the mean over all ranks."""
     assert recorded(runs / run) == expected()

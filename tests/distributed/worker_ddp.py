@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,10 +41,33 @@ def train(
             optimizer.zero_grad()
 
 
+def delay(path: Path) -> None:
+    """Train with gradients of which some are reduced only once all of them are there."""
+    network = Network(with_side=True)
+    late = [(name, each) for name, each in network.named_parameters() if "first" not in name and each.requires_grad]
+    # Torch does not wait for that reduction, which only a GPU's stream puts in order; and its buffer has this dtype.
+    reduce = dist.all_reduce
+    dist.all_reduce = lambda tensor, group, async_op: reduce(tensor, group=group)  # type: ignore[assignment]
+    torch.set_default_dtype(torch.float64)
+    model = DistributedDataParallel(
+        network, delay_all_reduce_named_params=late, param_to_hook_all_reduce=network.first.bias
+    )
+    optimizer = sgd(model)
+    with tracer.attach(model, path, applied=True):
+        for step in range(STEPS):
+            model(batch(step, 0, RANK)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.set_default_dtype(torch.float32)
+    dist.all_reduce = reduce
+
+
 def main(folder: Path) -> None:
     """All of them, on both ranks."""
     train(folder / "plain")
     train(folder / "views", gradient_as_bucket_view=True)
+    train(folder / "static", static_graph=True)
+    delay(folder / "delayed")
     train(folder / "shared", shared=True)
     train(folder / "accumulated", micros=3)
     train(folder / "accumulated-views", micros=3, gradient_as_bucket_view=True)

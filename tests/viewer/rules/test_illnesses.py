@@ -13,7 +13,7 @@ from torch import nn
 import tracer
 from tests.digits import batches, classify, digits, mlp
 from tests.halves import smoke_of
-from tests.healthy import HEALTHY, frozen
+from tests.healthy import HEALTHY, frozen, rewarded
 from tests.illnesses import ILL, Illness, judged
 from tests.torture import often
 from tracer.log.store import Local as Path
