@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tracer
-from tests.training import extremes_of, recorded
+from tests.training import extremes_of, metric, recorded
 
 MICROS, STEPS = 3, 4
 Numbers = dict[str, dict[str, float | None]]
@@ -103,6 +103,7 @@ def test_of_megatron_the_gradients_in_main_grad_are_recorded(
     found = {key: extremes_of(row) for key, row in recorded(tmp_path / "run").items()}
     assert found == {(step, name): each for step, names in enumerate(expected) for name, each in names.items()}
     assert len(nodes) == 4
+    assert metric(tmp_path / "run", "discarded") == []
 
 
 def test_a_dummy_gradient_is_recorded_nowhere() -> None:
