@@ -29,7 +29,7 @@ def torchrun(module: str, folder: Path, *arguments: str) -> Finished:
     """Run a module of this package on two ranks, in ``folder``.
 
     Args:
-        module: The worker's name here, ``worker_ddp`` for example.
+        module: The worker's name here, ``worker_ddp`` for example, or its full name.
         folder: The processes' working folder.
         arguments: The worker's arguments.
     """
@@ -73,13 +73,17 @@ def lose(node: subprocess.Popen[str]) -> list[int]:
 
 def _start(options: list[str], module: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, "-m", f"tests.distributed.{module}", *arguments],
+        [sys.executable, "-m", "torch.distributed.run", *options, "-m", _full_name(module), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _full_name(module: str) -> str:
+    return module if module.startswith("tests.") else f"tests.distributed.{module}"
 
 
 def finish(agent: subprocess.Popen[str]) -> Finished:

@@ -1,0 +1,17 @@
+"""What holds around every test of a framework: its own warnings are none of ours, and nothing is downloaded."""
+
+import os
+import warnings
+
+import pytest
+
+from tracer.warn import TracerWarning
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def frameworks_may_warn(nothing_left_behind: None) -> None:
+    """Only the tracer's warnings fail these tests."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", TracerWarning)

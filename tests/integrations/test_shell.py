@@ -1,0 +1,117 @@
+"""What the frameworks' shells share, without a framework."""
+
+import importlib
+import pickle
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training import events, loss_of, metric, mlp, steps
+from tracer.integrations.shell import Shell, _sibling
+from tracer.warn import TracerWarning
+
+
+def train(model: nn.Module, count: int = 2) -> None:
+    """Some steps."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["lightning"])
+def test_a_missing_framework_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who imports the integration of a framework that is not there reads what to install."""
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"tracer.integrations.{name}", raising=False)
+    with pytest.raises(ImportError, match=rf"^this integration needs {name}: pip install {name}$"):
+        importlib.import_module(f"tracer.integrations.{name}")
+
+
+def test_an_argument_that_attach_does_not_take_is_said_at_once() -> None:
+    """A misspelt option is an error before the training begins."""
+    with pytest.raises(TypeError, match="evry"):
+        Shell("run", evry=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "sibling"),
+    [("/runs/a", "/runs/a-2"), ("/runs/a/", "/runs/a-2"), ("s3://b/a?region=x", "s3://b/a-2?region=x")],
+)
+def test_a_sibling_is_beside_the_path(path: str, sibling: str) -> None:
+    """The number stands behind the last folder's name, before what a URI asks for."""
+    assert _sibling(path, 2).__fspath__() == sibling
+
+
+def test_a_training_that_begins_anew_gets_a_sibling(tmp_path: Path) -> None:
+    """Of three trainings into one path, each has a run of its own."""
+    with closing(Shell(tmp_path / "run")) as shell:
+        for _ in range(3):
+            shell._begin(model := mlp(), step=0)
+            train(model)
+            shell._end()
+    assert [steps(tmp_path / name) for name in ("run", "run-2", "run-3")] == [[0, 1]] * 3
+
+
+def test_a_training_with_a_step_goes_on(tmp_path: Path) -> None:
+    """A framework that has counted updates goes on in the path's run; where the log ends there, that is one event."""
+    for step in (0, 2, 3):
+        with closing(Shell(tmp_path / "run")) as shell:
+            shell._begin(model := mlp(), step=step)
+            train(model)
+    assert steps(tmp_path / "run") == [0, 1, 2, 3, 4]
+    assert [step for step, *_ in events(tmp_path / "run", "resumed")] == [2, 4]
+    assert [step for step, *_ in events(tmp_path / "run", "restored")] == [3]
+
+
+def test_a_user_may_ask_to_go_on(tmp_path: Path) -> None:
+    """``resume=True`` goes on after the last step, whatever the framework says."""
+    for _ in range(2):
+        with closing(Shell(tmp_path / "run", resume=True)) as shell:
+            shell._begin(model := mlp(), step=0)
+            train(model)
+    assert steps(tmp_path / "run") == [0, 1, 2, 3]
+
+
+def test_an_evaluation_after_the_training_stands_at_its_last_step(tmp_path: Path) -> None:
+    """What is logged when the training has ended belongs to it, until another training begins."""
+    with closing(Shell(tmp_path / "run")) as shell, closing(Shell(tmp_path / "other")) as other:
+        shell._begin(model := mlp(), step=0)
+        train(model)
+        shell._end()
+        shell._log({"accuracy": 0.5})
+        other._begin(mlp(), step=0)
+        shell._log({"accuracy": 0.75})
+    assert metric(tmp_path / "run", "accuracy") == [(1, 0.5)]
+
+
+def test_what_is_no_number_is_said_once_by_name(tmp_path: Path) -> None:
+    """Texts, None, dicts and tensors of many elements cost no number beside them; the x axis is no metric."""
+    odd: dict[str, Any] = {"text": "a", "none": None, "dict": {"a": 1}, "many": torch.ones(3)}
+    numbers = {"loss": torch.tensor(0.5), "epoch": 1, "step": 7, "global_step": 7, "self": 2}
+    with closing(Shell(tmp_path / "run")) as shell:
+        shell._begin(mlp(), step=0)
+        with pytest.warns(TracerWarning, match="no numbers are not recorded: text, none, dict, many$"):
+            shell._log({**odd, **numbers})
+        shell._log({**odd, **numbers})
+    assert metric(tmp_path / "run", "loss") == [(0, 0.5)] * 2
+    assert metric(tmp_path / "run", "self") == [(0, 2)] * 2
+    assert metric(tmp_path / "run", "step") == metric(tmp_path / "run", "epoch") == []
+
+
+def test_a_pickled_shell_is_idle_until_its_training_begins(tmp_path: Path) -> None:
+    """A shell that was pickled in the middle of a training records nothing of it, and can begin one."""
+    with closing(Shell(tmp_path / "run")) as shell:
+        shell._begin(mlp(), step=0)
+        with closing(pickle.loads(pickle.dumps(shell))) as copied:
+            copied._log({"loss": 1})
+            copied._begin(model := mlp(), step=0)
+            train(model)
+    assert metric(tmp_path / "run", "loss") == []
+    assert steps(tmp_path / "run-2") == [0, 1]
