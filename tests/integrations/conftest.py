@@ -7,7 +7,8 @@ import pytest
 
 from tracer.warn import TracerWarning
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Frameworks read these when they are imported. A progress bar would leave a thread.
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 
 @pytest.fixture(autouse=True)

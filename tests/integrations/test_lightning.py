@@ -1,10 +1,8 @@
 """Lightning's own trainer, with the callback and without."""
 
 import copy
-import os
 import pickle
 import subprocess
-import sys
 import tomllib
 from contextlib import closing
 from pathlib import Path
@@ -17,10 +15,12 @@ from torch.utils.data import DataLoader
 
 from tests.distributed.launch import RANKS, succeeded
 from tests.integrations.training import (
+    ROOT,
     Oracle,
     assert_rows,
     assert_same_weights,
     dataset,
+    in_a_process,
     keep,
     kept,
     network,
@@ -35,8 +35,6 @@ pytest.importorskip("lightning", reason="Lightning is not installed: pip install
 import lightning.pytorch as lightning  # noqa: E402
 
 from tracer.integrations.lightning import Gradwatch  # noqa: E402
-
-ROOT = Path(__file__).parents[2]
 
 
 class Module(lightning.LightningModule):
@@ -261,23 +259,11 @@ def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedP
     """Run code in a process that finds this house installed, with its entry points."""
     installed = folder / "site" / "gradwatch-0.dist-info"
     installed.mkdir(parents=True, exist_ok=True)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [
-        f"[{group}]\n" + "\n".join(f"{a} = {b}" for a, b in points.items())
-        for group, points in project["entry-points"].items()
-    ]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [line for group, points in groups.items() for line in (f"[{group}]", *map(" = ".join, points.items()))]
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: gradwatch\nVersion: 0\n")
-    (installed / "entry_points.txt").write_text("\n\n".join(lines) + "\n")
-    (folder / "script.py").write_text(code)
-    paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    (installed / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return in_a_process(folder, code, folder / "site", **environment)
 
 
 CODE = """

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.integrations.training import reason
 from tests.training import events, loss_of, metric, mlp, steps
 from tracer.integrations.shell import Shell, _sibling
 from tracer.warn import TracerWarning
@@ -25,13 +26,25 @@ def train(model: nn.Module, count: int = 2) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["lightning"])
-def test_a_missing_framework_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "framework", "install"),
+    [
+        ("accelerate", "accelerate", "accelerate"),
+        ("huggingface", "transformers", "'transformers[torch]'"),
+        ("lightning", "lightning", "lightning"),
+    ],
+)
+def test_a_missing_framework_is_one_sentence(
+    module: str, framework: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who imports the integration of a framework that is not there reads what to install."""
-    monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, f"tracer.integrations.{name}", raising=False)
-    with pytest.raises(ImportError, match=rf"^this integration needs {name}: pip install {name}$"):
-        importlib.import_module(f"tracer.integrations.{name}")
+    for loaded in [name for name in sys.modules if name.startswith(f"{framework}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, framework, None)
+    monkeypatch.delitem(sys.modules, f"tracer.integrations.{module}", raising=False)
+    with pytest.raises(ImportError) as error:
+        importlib.import_module(f"tracer.integrations.{module}")
+    assert str(error.value) == f"this integration needs {framework}: pip install {install}"
 
 
 def test_an_argument_that_attach_does_not_take_is_said_at_once() -> None:
@@ -77,6 +90,29 @@ def test_a_user_may_ask_to_go_on(tmp_path: Path) -> None:
             shell._begin(model := mlp(), step=0)
             train(model)
     assert steps(tmp_path / "run") == [0, 1, 2, 3]
+
+
+def test_a_training_that_failed_gives_way_to_the_next_of_its_model(tmp_path: Path) -> None:
+    """Where a framework told of no end, another shell's training of this model ends the run with a reason."""
+    model = mlp()
+    with closing(Shell(tmp_path / "run")) as shell, closing(Shell(tmp_path / "run")) as other:
+        shell._begin(model, step=0)
+        train(model)
+        other._begin(model, step=0)
+        train(model)
+    assert reason(tmp_path / "run") == "RuntimeError: another training began before this one had ended"
+    assert steps(tmp_path / "run-2") == [0, 1]
+
+
+def test_two_models_are_traced_side_by_side(tmp_path: Path) -> None:
+    """Trainings of two models that are under way at the same time have a run each."""
+    one, two = mlp(), mlp()
+    with closing(Shell(tmp_path / "one")) as shell, closing(Shell(tmp_path / "two")) as other:
+        shell._begin(one, step=0)
+        other._begin(two, step=0)
+        train(one)
+        train(two)
+    assert steps(tmp_path / "one") == steps(tmp_path / "two") == [0, 1]
 
 
 def test_an_evaluation_after_the_training_stands_at_its_last_step(tmp_path: Path) -> None:

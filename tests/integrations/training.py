@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
@@ -14,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 import tracer
 
+ROOT = Path(__file__).parents[2]
 COLUMNS = [f"{of}_{extreme}" for of in ("value", "grad", "applied") for extreme in ("min", "max")]
 Numbers = dict[str, float | None]
 Row = dict[str, Numbers]
@@ -117,6 +120,20 @@ def reason(run: Path, rank: int = 0) -> str:
     """Why a rank of a run has closed; "" where it ended well."""
     mark = json.loads((run / f"closed-r{rank:05d}.json").read_text())
     return str(mark["reason"])
+
+
+def in_a_process(folder: Path, code: str, *paths: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of this code in a process of its own, in a folder; ``paths`` are searched for modules first."""
+    (folder / "script.py").write_text(code)
+    found = os.pathsep.join(str(path) for path in (*paths, ROOT))
+    return subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def keep(folder: Path, rows: list[Row]) -> None:

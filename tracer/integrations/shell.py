@@ -22,8 +22,8 @@ from tracer.warn import warn
 
 # These are places on the x axis, and no curves.
 _AXES = {"epoch", "step", "global_step"}
-# Their trainings have ended, and their traces are open for what is logged afterwards, such as an evaluation.
-_ended: "weakref.WeakSet[Shell]" = weakref.WeakSet()
+# Those whose traces are open. After a training they stay so for what is logged then, such as an evaluation.
+_open: "weakref.WeakSet[Shell]" = weakref.WeakSet()
 
 
 @contextlib.contextmanager
@@ -73,6 +73,7 @@ class Shell:
         self._number = 1
         self._restored: int | None = None
         self._left_out: set[str] = set()
+        self._ended = False
 
     def _begin(self, model: nn.Module, *, step: int | None = None, **known: Any) -> None:
         """Begin a trace, or go on where the framework's checkpoint was saved. Every rank calls this.
@@ -82,9 +83,11 @@ class Shell:
             step: The framework's count of updates; None where it has none, so that only ``_restore`` tells it.
             known: What the framework knows of the arguments of ``attach``; those that the user gave win.
         """
-        for other in tuple(_ended):
-            other.close()
-        self.close(RuntimeError("another training began before this one had ended"))
+        parameters = {id(parameter) for parameter in model.parameters()}
+        for other in tuple(_open):
+            # Not every framework says that a training has failed.
+            if other is self or other._ended or (other.trace is not None and other.trace.traces(parameters)):
+                other.close(RuntimeError("another training began before this one had ended"))
         if step != 0 and self._restored is not None:
             # Some frameworks count each optimizer's updates; we count as the trace did when it was saved.
             step = self._restored
@@ -92,6 +95,8 @@ class Shell:
         goes_on = bool(step) or self.options.get("resume", False)
         options = {**known, **self.options, "resume": goes_on and self.path is not None}
         self.trace = attach(model, self._place(goes_on), **options)
+        self._ended = False
+        _open.add(self)
         if step and self.trace.state_dict()["step"] != step:
             self.trace.load_state_dict({"step": step})
 
@@ -135,7 +140,7 @@ class Shell:
 
     def _end(self) -> None:
         """Say that the training has ended. What is logged later belongs to its last step."""
-        _ended.add(self)
+        self._ended = True
 
     def close(self, error: BaseException | None = None) -> None:
         """End the trace. Harmless if it has ended, or never began.
@@ -144,8 +149,8 @@ class Shell:
             error: What ended the training, if it did not end well.
         """
         # What fails after a training, such as a test, did not end it.
-        reason = None if self in _ended else error
-        _ended.discard(self)
+        reason = None if self._ended else error
+        _open.discard(self)
         if self.trace is not None:
             self.trace.__exit__(None if reason is None else type(reason), reason, None)
 
