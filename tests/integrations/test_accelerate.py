@@ -18,6 +18,7 @@ from tests.integrations.training import (
     Oracle,
     assert_rows,
     assert_same_weights,
+    be_patient,
     dataset,
     in_a_process,
     keep,
@@ -263,4 +264,5 @@ def on_two_ranks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    be_patient()
     on_two_ranks(Path.cwd())

@@ -16,6 +16,7 @@ from tests.integrations.training import (
     Oracle,
     assert_rows,
     assert_same_weights,
+    be_patient,
     dataset,
     in_a_process,
     keep,
@@ -23,6 +24,7 @@ from tests.integrations.training import (
     network,
     reason,
     runs,
+    settings,
 )
 from tests.training import events, metric
 
@@ -131,6 +133,7 @@ def test_metrics_stand_at_their_step(tmp_path: Path) -> None:
         made = trainer(tmp_path, Model(), gradwatch, eval_strategy="steps", eval_steps=3)
         made.train()
         evaluated = made.evaluate()
+    assert settings(tmp_path / "run")["total_steps"] == 6
     assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(6))
     assert [step for step, _ in metric(tmp_path / "run", "eval_loss")] == [2, 5, 5]
     assert metric(tmp_path / "run", "eval_loss")[-1] == (5, evaluated["eval_loss"])
@@ -271,4 +274,5 @@ def on_two_ranks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    be_patient()
     on_two_ranks(Path.cwd())

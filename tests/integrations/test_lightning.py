@@ -19,6 +19,7 @@ from tests.integrations.training import (
     Oracle,
     assert_rows,
     assert_same_weights,
+    be_patient,
     dataset,
     in_a_process,
     keep,
@@ -26,8 +27,10 @@ from tests.integrations.training import (
     network,
     reason,
     runs,
+    settings,
 )
 from tests.training import events, metric
+from tracer.warn import TracerWarning
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install lightning")
@@ -122,6 +125,7 @@ def test_metrics_stand_at_their_step(tmp_path: Path) -> None:
         fitted = trainer(tmp_path, gradwatch, max_epochs=2, val_check_interval=3)
         fitted.fit(module, loader(), loader())
         fitted.test(module, loader(), verbose=False)
+    assert settings(tmp_path / "run")["total_steps"] == 12
     assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(12))
     assert [step for step, _ in metric(tmp_path / "run", "val_loss")] == [2, 5, 8, 11]
     (tested,) = metric(tmp_path / "run", "test_loss")
@@ -242,11 +246,21 @@ def test_what_is_no_number_is_left_out_and_said_once(tmp_path: Path) -> None:
 
     with (
         closing(Gradwatch(tmp_path / "run")) as gradwatch,
-        pytest.warns(UserWarning, match="no numbers are not recorded: text, none, dict, many$") as warned,
+        pytest.warns(TracerWarning, match="no numbers are not recorded: text, none, dict, many$") as warned,
     ):
         trainer(tmp_path, gradwatch, Logs()).fit(Module(), loader())
     assert len([warning for warning in warned if "gradwatch" in str(warning.message)]) == 1
     assert metric(tmp_path / "run", "loss/a") == [(step, 0.5) for step in range(6)]
+
+
+def test_a_trainer_that_has_it_as_its_logger_only_is_told(tmp_path: Path) -> None:
+    """A logger is not told of a training, so one warning says where the callback belongs; as both, it logs once."""
+    with pytest.warns(TracerWarning, match="among its callbacks"):
+        trainer(tmp_path, logger=Gradwatch(tmp_path / "run")).fit(Module(), loader())
+    assert runs(tmp_path) == []
+    with closing(Gradwatch(tmp_path / "run")) as gradwatch:
+        trainer(tmp_path, gradwatch, logger=gradwatch).fit(Module(), loader())
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(6))
 
 
 def test_a_wrong_argument_is_said_at_once() -> None:
@@ -302,15 +316,29 @@ def test_pytorch_lightning_is_accepted_too(tmp_path: Path) -> None:
     """The framework's other name, whose classes are others, takes the callback."""
     pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
     code = """
-import pytorch_lightning
 import sys
-from tracer.integrations.lightning import Gradwatch
-assert issubclass(Gradwatch, pytorch_lightning.Callback) and "lightning" not in sys.modules
-pytorch_lightning.Trainer(callbacks=[Gradwatch("runs/a")], logger=False, accelerator="cpu", enable_checkpointing=False)
+import pytorch_lightning
+import torch
+from tests.integrations.training import dataset, network
+class Module(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+    def training_step(self, batch, index):
+        loss = self.network(batch[0]).square().mean()
+        self.log("loss", loss)
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+trainer = pytorch_lightning.Trainer(accelerator="cpu", max_steps=3, log_every_n_steps=1, enable_checkpointing=False)
+trainer.fit(Module(), torch.utils.data.DataLoader(dataset(), batch_size=4))
+assert "lightning" not in sys.modules
 """
-    ended = script(tmp_path, code)
+    ended = script(tmp_path, code, GRADWATCH="runs/a")
     assert ended.returncode == 0, ended.stderr
+    assert [step for step, _ in metric(tmp_path / "runs" / "a", "loss")] == [0, 1, 2]
 
 
 if __name__ == "__main__":
+    be_patient()
     on_two_ranks(Path.cwd())

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.training import reason
+from tests.integrations.training import reason, runs, settings
 from tests.training import events, loss_of, metric, mlp, steps
 from tracer.integrations.shell import Shell, _sibling
+from tracer.log.store import Local
 from tracer.warn import TracerWarning
 
 
@@ -125,6 +126,39 @@ def test_an_evaluation_after_the_training_stands_at_its_last_step(tmp_path: Path
         other._begin(mlp(), step=0)
         shell._log({"accuracy": 0.75})
     assert metric(tmp_path / "run", "accuracy") == [(1, 0.5)]
+
+
+def test_what_fails_after_a_training_did_not_end_it(tmp_path: Path) -> None:
+    """An exception ends the run of the training in which it was raised, and no run whose training was over."""
+    for name, over in (("over", True), ("failed", False)):
+        shell = Shell(tmp_path / name)
+        shell._begin(mlp(), step=0)
+        if over:
+            shell._end()
+        shell.close(ArithmeticError("bad"))
+    assert [reason(tmp_path / name) for name in ("over", "failed")] == ["", "ArithmeticError: bad"]
+
+
+def test_what_the_user_gives_wins(tmp_path: Path) -> None:
+    """Of the arguments of ``attach`` that the framework knows, those that the user gave are used."""
+    with closing(Shell(tmp_path / "run", total_steps=9)) as shell:
+        shell._begin(mlp(), step=0, total_steps=7, every=3)
+    assert settings(tmp_path / "run")["total_steps"] == 9
+    assert settings(tmp_path / "run")["every"] == 3
+
+
+def test_without_a_path_each_training_has_a_run_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell without a path takes new folders under ``runs/``, also where the framework goes on."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for step in (0, 5):
+        with closing(Shell()) as shell:
+            shell._begin(model := mlp(), step=step)
+            train(model)
+        assert shell.trace is not None
+        found.append(steps(Local(shell.trace.path)))
+    assert found == [[0, 1], [5, 6]]
+    assert len(runs(tmp_path / "runs")) == 2
 
 
 def test_what_is_no_number_is_said_once_by_name(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import tracer
+import tracer.daemon
+from tracer.daemon import DaemonSettings
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = [f"{of}_{extreme}" for of in ("value", "grad", "applied") for extreme in ("min", "max")]
@@ -116,6 +118,12 @@ def runs(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/run.json"))
 
 
+def settings(run: Path) -> dict[str, Any]:
+    """With what a run was begun."""
+    given: dict[str, Any] = json.loads((run / "run.json").read_text())["settings"]
+    return given
+
+
 def reason(run: Path, rank: int = 0) -> str:
     """Why a rank of a run has closed; "" where it ended well."""
     mark = json.loads((run / f"closed-r{rank:05d}.json").read_text())
@@ -134,6 +142,11 @@ def in_a_process(folder: Path, code: str, *paths: Path, **environment: str) -> s
         text=True,
         timeout=300,
     )
+
+
+def be_patient() -> None:
+    """Let the daemons of this process, one of several that share few cores, take their time to write."""
+    tracer.daemon.SETTINGS = DaemonSettings(wait_seconds=60)
 
 
 def keep(folder: Path, rows: list[Row]) -> None:

@@ -36,6 +36,8 @@ class Gradwatch(Shell, GeneralTracker):
     def attach(self, accelerator: Any, model: nn.Module) -> None:
         """Trace a model from its first forward of a training on: until then, ``load_state`` says where it goes on.
 
+        Every process calls this.
+
         Args:
             accelerator: The accelerator, whose checkpoints keep the step from now on.
             model: The model, as ``accelerator.prepare`` returned it.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracer.integrations.shell import Shell, needs
+from tracer.warn import warn
 
 with needs("lightning", "lightning"):
     # One framework under two names, whose classes do not mix.
@@ -62,6 +63,11 @@ class Gradwatch(Shell, Callback, Logger):
     def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         """Record the metrics at the step of the latest backward."""
         self._log(metrics)
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Say so where nothing is traced, as the trainer has this as its logger only."""
+        if self not in model.trainer.callbacks:
+            warn("this trainer logs here and traces nothing: give it Gradwatch among its callbacks, too")
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Record none: a run has no place for them."""
