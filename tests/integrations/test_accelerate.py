@@ -60,19 +60,22 @@ class Training:
         """The loss of a batch."""
         return nn.functional.mse_loss(self.model(batch[0]).float(), batch[1])
 
-    def epoch(self, *, clip: float | None = None, fails_at: int = -1) -> None:
+    def epoch(self, *, clip: float | None = None, fails_at: int = -1, logs_first: bool = False) -> None:
         """Train on each batch."""
         for number, batch in enumerate(self.loader):
             if number == fails_at:
                 raise ArithmeticError("the batch is bad")
             with self.accelerator.accumulate(self.model):
                 loss = self.loss(batch)
+                if logs_first:
+                    self.accelerator.log({"loss": loss}, step=number)
                 self.accelerator.backward(loss)
                 if clip is not None and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            self.accelerator.log({"loss": loss}, step=number)
+            if not logs_first:
+                self.accelerator.log({"loss": loss}, step=number)
 
     def validate(self) -> None:
         """Log the loss of the first batch."""
@@ -121,6 +124,13 @@ def test_metrics_stand_at_their_step(tmp_path: Path) -> None:
             made.validate()
     assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(12))
     assert [step for step, _ in metric(tmp_path / "run", "val_loss")] == [5, 11]
+
+
+def test_a_loss_that_is_logged_before_its_backward_stands_at_its_step(tmp_path: Path) -> None:
+    """A loop that logs between forward and backward has a loss for each step."""
+    with training(Gradwatch(tmp_path / "run")) as made:
+        made.epoch(logs_first=True)
+    assert [step for step, _ in metric(tmp_path / "run", "loss")] == list(range(6))
 
 
 def test_a_resumed_training_goes_on_at_its_step_in_its_run(tmp_path: Path) -> None:

@@ -128,11 +128,15 @@ class Shell:
     def _numbers(self, metrics: Mapping[str, object]) -> dict[str, Any]:
         numbers, others = {}, []
         for name, metric in metrics.items() if rank_and_world()[0] == 0 else ():
+            if name in _AXES:
+                continue
             try:
-                if name not in _AXES:
-                    numbers[str(name)] = metric_value(str(name), metric)
+                number = metric_value(str(name), metric)
             except Exception:
                 others.append(str(name))
+            else:
+                # A loss that still has its graph tells of which step it is.
+                numbers[str(name)] = metric if getattr(metric, "requires_grad", False) else number
         if new := [name for name in others if name not in self._left_out]:
             self._left_out.update(new)
             warn(f"metrics that are no numbers are not recorded: {', '.join(new)}")
