@@ -7,7 +7,7 @@ import pytest
 
 from tracer.warn import TracerWarning
 
-# Frameworks read these when they are imported. A progress bar would leave a thread.
+# Frameworks read these when they are imported.
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 

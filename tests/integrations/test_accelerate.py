@@ -223,7 +223,8 @@ def test_a_model_that_is_never_called_is_said(tmp_path: Path) -> None:
 def test_an_exception_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     """Where nobody catches it, the process's exit closes the run with the reason."""
     code = """
-from tests.integrations.test_accelerate import Gradwatch, Training
+from tests.integrations.test_accelerate import Gradwatch, Training, be_patient
+be_patient()
 Training(Gradwatch("run")).epoch(fails_at=4)
 """
     ended = in_a_process(tmp_path, code)

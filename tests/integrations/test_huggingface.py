@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'transformers[torch]'")
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
 
+from tqdm import tqdm  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
     GPT2LMHeadModel,
@@ -41,6 +42,9 @@ from transformers import (  # noqa: E402
 )
 
 from tracer.integrations.huggingface import Gradwatch  # noqa: E402
+
+# A progress bar, which none of the framework's settings hides everywhere, would leave a thread.
+tqdm.monitor_interval = 0
 
 
 class Model(nn.Module):
@@ -195,7 +199,8 @@ def test_an_exception_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     """Where nobody catches it, the process's exit closes the run with the reason."""
     code = """
 from pathlib import Path
-from tests.integrations.test_huggingface import Gradwatch, Model, trainer
+from tests.integrations.test_huggingface import Gradwatch, Model, be_patient, trainer
+be_patient()
 trainer(Path(), Model(fails_at=4), Gradwatch("run")).train()
 """
     ended = in_a_process(tmp_path, code)

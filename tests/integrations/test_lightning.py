@@ -283,7 +283,8 @@ def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedP
 CODE = """
 from contextlib import nullcontext
 from pathlib import Path
-from tests.integrations.test_lightning import Gradwatch, Module, loader, trainer
+from tests.integrations.test_lightning import Gradwatch, Module, be_patient, loader, trainer
+be_patient()
 trainer(Path(), {callbacks}).fit(Module(), loader())
 """
 
@@ -319,7 +320,8 @@ def test_pytorch_lightning_is_accepted_too(tmp_path: Path) -> None:
 import sys
 import pytorch_lightning
 import torch
-from tests.integrations.training import dataset, network
+from tests.integrations.training import be_patient, dataset, network
+be_patient()
 class Module(pytorch_lightning.LightningModule):
     def __init__(self):
         super().__init__()
