@@ -33,6 +33,7 @@ def train(model: nn.Module, count: int = 2) -> None:
         ("accelerate", "accelerate", "accelerate"),
         ("huggingface", "transformers", "'transformers[torch]'"),
         ("lightning", "lightning", "lightning"),
+        ("keras", "keras", "keras"),
     ],
 )
 def test_a_missing_framework_is_one_sentence(

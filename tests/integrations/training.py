@@ -40,19 +40,21 @@ def dataset(size: int = 24) -> TensorDataset:
 class Oracle:
     """What each update used, taken by hand: the first value and last gradient of its backwards, and what it applied.
 
-    It wraps the optimizer's own ``step``, and a closure that the framework gives to it.
+    It wraps each optimizer's own ``step``, and a closure that the framework gives to it.
 
     Attributes:
         rows: For each update, each parameter's numbers in the columns of the log.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
         self.rows: list[Row] = []
         self._parameters = dict(model.named_parameters())
         self._row: Row = {}
         for name, parameter in self._parameters.items():
-            parameter.register_post_accumulate_grad_hook(self._gradient(name))
-        optimizer.step = MethodType(self._wrapped(optimizer.step), optimizer)  # type: ignore[method-assign]
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._gradient(name))
+        for optimizer in optimizers:
+            optimizer.step = MethodType(self._wrapped(optimizer.step), optimizer)  # type: ignore[method-assign]
 
     def _gradient(self, name: str) -> Callable[[torch.Tensor], None]:
         def see(parameter: torch.Tensor) -> None:
@@ -64,22 +66,23 @@ class Oracle:
     def _wrapped(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             if closure is None:
-                self._update()
+                self._update(optimizer)
                 return step()
 
             def inner() -> Any:
                 loss = closure()
-                self._update()
+                self._update(optimizer)
                 return loss
 
             return step(inner)
 
         return wrapped
 
-    def _update(self) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self._parameters.items():
             row = self._row.setdefault(name, _extremes("value", parameter))
-            row.update(_extremes("applied", parameter.grad))
+            row.update(_extremes("applied", parameter.grad if id(parameter) in held else None))
         self.rows.append(self._row)
         self._row = {}
 
