@@ -35,6 +35,7 @@ def train(model: nn.Module, count: int = 2) -> None:
         ("lightning", "lightning", "lightning"),
         ("ignite", "ignite", "pytorch-ignite"),
         ("keras", "keras", "keras"),
+        ("skorch", "skorch", "skorch"),
     ],
 )
 def test_a_missing_framework_is_one_sentence(
