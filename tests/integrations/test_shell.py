@@ -33,6 +33,7 @@ def train(model: nn.Module, count: int = 2) -> None:
         ("accelerate", "accelerate", "accelerate"),
         ("huggingface", "transformers", "'transformers[torch]'"),
         ("lightning", "lightning", "lightning"),
+        ("fastai", "fastai", "fastai"),
         ("ignite", "ignite", "pytorch-ignite"),
         ("keras", "keras", "keras"),
         ("skorch", "skorch", "skorch"),
