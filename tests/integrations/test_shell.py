@@ -37,6 +37,7 @@ def train(model: nn.Module, count: int = 2) -> None:
         ("ignite", "ignite", "pytorch-ignite"),
         ("keras", "keras", "keras"),
         ("skorch", "skorch", "skorch"),
+        ("stable_baselines3", "stable_baselines3", "stable-baselines3"),
     ],
 )
 def test_a_missing_framework_is_one_sentence(
