@@ -38,6 +38,7 @@ def train(model: nn.Module, count: int = 2) -> None:
         ("keras", "keras", "keras"),
         ("skorch", "skorch", "skorch"),
         ("stable_baselines3", "stable_baselines3", "stable-baselines3"),
+        ("ultralytics", "ultralytics", "ultralytics"),
     ],
 )
 def test_a_missing_framework_is_one_sentence(
