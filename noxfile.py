@@ -28,8 +28,10 @@ CORE = [
     *(
         f"tracer/test_{name}.py"
         for name in (
-            "torch", "clock", "hooks", "steps", "loops", "every", "rows", "rearm", "trace", "amp", "applied", "dtypes",
-            "extremes", "statistics", "activations", "compiled", "notebook",
+            "torch", "clock", "hooks", "steps", "loops", "discarded", "every", "rows", "rearm", "trace", "amp",
+            "adopted_scalers", "applied", "dtypes", "extremes", "statistics", "activations", "compiled", "notebook",
+            "parameters", "unregistered", "engines", "graphs", "wrappers", "torchscript", "sharded_metrics", "gone",
+            "interrupts", "paths", "texts", "warn",
         )
     ),
     *(f"distributed/test_{name}.py" for name in ("ddp", "fsdp", "tensor_parallel")),

@@ -109,6 +109,8 @@ class LossScales:
         _scalers()
         # A scaler knows only the ids of optimizers.
         self._optimizers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        # The ids of what could not be found: to look at all objects once more would take as long.
+        self._missing: set[int] = set()
         # In this step: by such an id, the names of the traced parameters that it holds, None of one that is gone; the
         # optimizers that have updated; and whether those that unscale gradients themselves found an infinity.
         self._held: dict[int, list[str] | None] = {}
@@ -140,6 +142,7 @@ class LossScales:
     def before_update(self, optimizer: Optimizer) -> None:
         """Remember an optimizer, and, if it is ours and unscales gradients itself, whether it has found an infinity."""
         self._optimizers[id(optimizer)] = optimizer
+        self._missing.discard(id(optimizer))
         # It may be gone when the step ends.
         names = self._held[id(optimizer)] = self._names(optimizer)
         left_to_it = deferred(optimizer)
@@ -249,10 +252,13 @@ class LossScales:
 
     def _search(self, key: int) -> Any:
         """The optimizer with this id: one that has always been skipped, or is none of torch's, calls no hook."""
+        if key in self._missing:
+            return None
         for candidate in gc.get_objects():
             if id(candidate) == key and hasattr(candidate, "param_groups"):
                 self._optimizers[key] = candidate
                 return candidate
+        self._missing.add(key)
         return None
 
 

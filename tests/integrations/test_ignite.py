@@ -113,11 +113,12 @@ def test_metrics_stand_at_their_step(tmp_path: Path) -> None:
     [
         ({"loss": 0.5, "rate": torch.tensor(0.1), "epoch": 3}, ["loss", "rate"]),
         ((torch.ones(3), torch.ones(3)), []),
+        (None, ["loss"]),
         (torch.tensor([0.5]), ["loss"]),
     ],
 )
 def test_an_output_is_recorded_as_far_as_it_says_what_it_is(output: Any, names: list[str], tmp_path: Path) -> None:
-    """Of a dict each number is a metric, a number alone is the loss, and of a tuple nobody knows."""
+    """Of a dict each number is a metric, a number or the loss itself is the loss, and of a tuple nobody knows."""
     training = Training(output=output)
     with closing(Gradwatch(tmp_path / "run")) as gradwatch:
         gradwatch.attach(training.trainer, training.model)

@@ -133,6 +133,8 @@ class Shell:
             try:
                 number = metric_value(str(name), metric)
             except Exception:
+                number = None
+            if number is None:
                 others.append(str(name))
             else:
                 # A loss that still has its graph tells of which step it is.
