@@ -276,7 +276,7 @@ def test_what_one_table_lost_is_counted_to_the_row(table: str, tmp_path: Path, f
         missing = {name: lost[name] for name in ("extremes", "metrics")}
         uncounted = sum(missing.values()) - sum(outcome.dropped.values())
         figures(rows_lost_and_counted=sum(missing.values()) - uncounted, rows_lost_beyond_the_promise=uncounted)
-        assert outcome.dropped == {**missing, "events": 0}, note
+        assert outcome.dropped == {**missing, "discarded": 0, "events": 0}, note
         told = [detail for _, _, detail in events(outcome.path, "dropped")]
         assert list(map(rows_lost, told)) == [{table: missing[table]}] * bool(missing[table]), note
         outcomes += bool(missing[table])
