@@ -40,6 +40,7 @@ MAKERS = {
     "extremes": extremes,
     "metrics": lambda steps: metrics(steps, [0.5] * len(steps)),
     "events": events,
+    "discarded": extremes,
     "histograms": histograms,
     "activations": activations,
 }
@@ -220,7 +221,7 @@ def test_a_table_that_is_a_link_is_not_followed(run: Path, tmp_path: Path, name:
     (run / name).rename(elsewhere)
     (run / name).symlink_to(elsewhere)
     assert tracer.scan(run, name).collect().height == 0
-    assert _examined(run)[0] == 8
+    assert _examined(run)[0] == 10
     live = Live(run)
     live.refresh()
     live.close()
