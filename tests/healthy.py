@@ -259,7 +259,6 @@ HEALTHY = [
     converged,
     by_hand,
     moving_targets,
-    rewarded,
     clipped,
     target_network,
     lora,
