@@ -89,7 +89,8 @@ def doctor(model: nn.Module, *optimizers: Optimizer) -> pl.DataFrame:
     rows = [_diagnosis(parameter, reason) for parameter in named_parameters(model)]
     missing = {place: tensor for optimizer in optimizers for place, tensor in unregistered(model, optimizer).items()}
     rows += [
-        (place, "unregistered", _shape(tensor), _dtype(tensor), "", _UNREGISTERED) for place, tensor in missing.items()
+        (place, "unregistered", _shape(tensor.shape), _dtype(tensor), "", _UNREGISTERED)
+        for place, tensor in missing.items()
     ]
     names = ("param", "state", "shape", "dtype", "records", "note")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")

@@ -49,8 +49,8 @@ PRIVATE = {
 }
 """Every private name of torch in tracer/. A new one needs a test here, or in the file of what it serves."""
 
-# Of Python, or of the tracer.
-_OTHERS = {"_getframe", "_replace"}
+# Of Python, of the tracer, or of Ignite.
+_OTHERS = {"_event_handlers", "_getframe", "_replace"}
 
 
 def _private_names(file: Path) -> set[str]:
