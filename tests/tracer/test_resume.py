@@ -81,9 +81,12 @@ def training(path: Path, **options: Any) -> Iterator[Loop]:
 
 
 def seen(path: Path, table: str = "extremes", **options: Any) -> Seen:
-    """What a scan gives: attempt, step and number of each row, in this order."""
+    """What a scan gives of what a loop made: attempt, step and number of each row, in this order."""
     number = "grad_max" if table == "extremes" else "value"
-    return sorted(tracer.scan(path, table, **options).select("attempt", "step", number).collect().rows())
+    frame = tracer.scan(path, table, **options)
+    if table == "metrics":
+        frame = frame.filter(pl.col("name") != "discarded")
+    return sorted(frame.select("attempt", "step", number).collect().rows())
 
 
 _LATEST: "WeakKeyDictionary[Live, Snapshot]" = WeakKeyDictionary()
@@ -904,7 +907,8 @@ class Story:
             if live is self.lives[0]:
                 curves: dict[int, float] = {}
                 for curve in snapshot.curves:
-                    curves |= dict(zip(curve.step, curve.mean, strict=True))
+                    if curve.name != "discarded":
+                        curves |= dict(zip(curve.step, curve.mean, strict=True))
                 by_metric: dict[int, list[float]] = {}
                 for _, step, number in metrics:
                     by_metric.setdefault(step, []).append(number)
