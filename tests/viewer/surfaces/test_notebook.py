@@ -46,7 +46,7 @@ def drawn(axes: Axes) -> dict[str, list[float]]:
 def test_a_figure_of_a_run_belongs_to_who_asked_for_it(run: Path, tmp_path: Path) -> None:
     """It is drawn, can be saved in a paper's format, and pyplot knows nothing of it."""
     figure = viewer.figure(str(run))
-    assert type(figure.canvas) is FigureCanvasAgg
+    assert isinstance(figure.canvas, FigureCanvasAgg)
     assert not pyplot.get_fignums()
     assert drawn(figure.axes[0])["loss"] == [0, 1, 2, 3, 4]
     figure.savefig(tmp_path / "figure.pdf")
