@@ -39,7 +39,8 @@ class _Followed:
     """
 
     def __init__(self, scaler: GradScaler, *, sure: bool = False, given: bool = False, updating: bool = False) -> None:
-        self._scaler = weakref.ref(scaler)
+        # One that was given is kept; the others live as long as their users have them.
+        self._scaler: Callable[[], GradScaler | None] = (lambda: scaler) if given else weakref.ref(scaler)
         self.sure = sure
         self.given = given
         self.begin(skip_seen=False)
@@ -99,10 +100,14 @@ class LossScales:
     Args:
         scaler: The loop's scaler, if the user has given it.
         names: The names of the traced parameters that an optimizer holds.
+
+    Attributes:
+        by_hand: Whether the loop ends its steps itself, so that no update tells of a scaler that was not given.
     """
 
     def __init__(self, scaler: GradScaler | None, names: Callable[[Optimizer], list[str]]) -> None:
         self._names = names
+        self.by_hand = False
         self._followed = [] if scaler is None else [_Followed(scaler, sure=True, given=True)]
         # Those that have been followed for a step at least.
         self._tried: weakref.WeakSet[GradScaler] = weakref.WeakSet()
@@ -170,7 +175,8 @@ class LossScales:
         drivers, undriven = self._drivers(), self._undriven()
         if not drivers:
             # A scaler that scaled something, perhaps these gradients, while no update tells.
-            return {} if not self._updated and any(each.used for each in self._followed) else 1.0
+            unknown = not (self._updated or self.by_hand) and any(each.used for each in self._followed)
+            return {} if unknown else 1.0
         if len(drivers) == 1 and not undriven:
             return drivers[0].scale
         driven = [(key, each.scale) for each in drivers for key in self._looked(each)]
@@ -231,7 +237,9 @@ class LossScales:
         # Skipped are optimizers that were to update and have not: the scaler's own count mixes all optimizers.
         looked = self._looked(each).items()
         done = {key for key, state in looked if each.updated or state["stage"] is OptState.STEPPED}
-        return each.skip_seen or not done <= self._updated
+        # One that is none of torch's never tells that it has updated.
+        told = {key for key in done if isinstance(self._optimizers.get(key), Optimizer | None)}
+        return each.skip_seen or not told <= self._updated
 
     def _looked(self, each: _Followed) -> dict[int, _State]:
         """A scaler's entries, by id, of our optimizers whose gradients it has looked at in this step."""

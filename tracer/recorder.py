@@ -394,6 +394,7 @@ class Recorder:
     def _end_step(self) -> None:
         self._beware()
         self._clock.end_step()
+        self._scales.by_hand = True
         self._watch.waiting = False
         self._prepare_next(NO_BACKWARD)
         self._sweep()

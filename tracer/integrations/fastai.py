@@ -58,7 +58,8 @@ class Gradwatch(Shell, Callback):
         """End the step, also where the scale was too large; without a scale, what was cancelled is no step."""
         metrics = {"loss": self.learn.loss.detach()}
         if self._scaler is not None:
-            self._step({**metrics, "skipped": self._skipped})
+            self._step(metrics)
+            self._log_own("skipped", float(self._skipped))
         elif not self._skipped:
             self._step(metrics)
         self._skipped = False

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import itertools
 import os
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tracer.begin import rank_and_world
-from tracer.items import metric_value
+from tracer.items import Metric, metric_value
 from tracer.log import run as run_folder
 from tracer.log import store
 from tracer.log.place import Place
@@ -124,6 +125,12 @@ class Shell:
         """As ``_log``, and end the step: for a framework whose optimizers are none of torch's."""
         if self.trace is not None:
             self.trace.step(**self._numbers(metrics))
+
+    def _log_own(self, name: str, number: float) -> None:
+        """Record a metric that is the tracer's own, since the tracer cannot see it here."""
+        live = None if self.trace is None else self.trace._live
+        if live is not None:
+            live.outbox.put(Metric(live.recorder.step, time.time_ns(), name, number))
 
     def _numbers(self, metrics: Mapping[str, object]) -> dict[str, Any]:
         numbers, others = {}, []
