@@ -1,5 +1,6 @@
 """What holds around every test of a framework: its own warnings are none of ours, and nothing is downloaded."""
 
+import contextlib
 import os
 import warnings
 
@@ -9,6 +10,11 @@ from tracer.warn import TracerWarning
 
 # Frameworks read these when they are imported.
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+with contextlib.suppress(ImportError):
+    from tqdm import tqdm
+
+    # Otherwise a progress bar leaves a thread that watches it.
+    tqdm.monitor_interval = 0
 
 
 @pytest.fixture(autouse=True)

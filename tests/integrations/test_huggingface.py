@@ -32,7 +32,6 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'transformers[torch]'")
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install accelerate")
 
-from tqdm import tqdm  # noqa: E402
 from transformers import (  # noqa: E402
     GPT2Config,
     GPT2LMHeadModel,
@@ -44,7 +43,6 @@ from transformers import (  # noqa: E402
 from tracer.integrations.huggingface import Gradwatch  # noqa: E402
 
 # A progress bar, which none of the framework's settings hides everywhere, would leave a thread.
-tqdm.monitor_interval = 0
 
 
 class Model(nn.Module):
