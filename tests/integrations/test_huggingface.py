@@ -42,8 +42,6 @@ from transformers import (  # noqa: E402
 
 from tracer.integrations.huggingface import Gradwatch  # noqa: E402
 
-# A progress bar, which none of the framework's settings hides everywhere, would leave a thread.
-
 
 class Model(nn.Module):
     """The network as the trainer calls it; it fails at a forward of its choice."""
