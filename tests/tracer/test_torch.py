@@ -50,7 +50,7 @@ PRIVATE = {
 """Every private name of torch in tracer/. A new one needs a test here, or in the file of what it serves."""
 
 # Of Python, of the tracer, or of Ignite.
-_OTHERS = {"_event_handlers", "_getframe", "_replace"}
+_OTHERS = {"_event_handlers", "_getframe", "_live", "_replace"}
 
 
 def _private_names(file: Path) -> set[str]:
