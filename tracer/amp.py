@@ -108,10 +108,11 @@ class LossScales:
     def __init__(self, scaler: GradScaler | None, names: Callable[[Optimizer], list[str]]) -> None:
         self._names = names
         self.by_hand = False
+        # Those that scaled something else before: perhaps a training that is over.
+        self._earlier = weakref.WeakSet(each for each in _scalers() if getattr(each, "_scale", None) is not None)
         self._followed = [] if scaler is None else [_Followed(scaler, sure=True, given=True)]
         # Those that have been followed for a step at least.
         self._tried: weakref.WeakSet[GradScaler] = weakref.WeakSet()
-        _scalers()
         # A scaler knows only the ids of optimizers.
         self._optimizers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         # The ids of what could not be found: to look at all objects once more would take as long.
@@ -175,8 +176,8 @@ class LossScales:
         drivers, undriven = self._drivers(), self._undriven()
         if not drivers:
             # A scaler that scaled something, perhaps these gradients, while no update tells.
-            unknown = not (self._updated or self.by_hand) and any(each.used for each in self._followed)
-            return {} if unknown else 1.0
+            others = (each for each in self._followed if each.used and not any(map(each.follows, self._earlier)))
+            return {} if not (self._updated or self.by_hand) and any(others) else 1.0
         if len(drivers) == 1 and not undriven:
             return drivers[0].scale
         driven = [(key, each.scale) for each in drivers for key in self._looked(each)]

@@ -118,6 +118,8 @@ class Discards:
         self.unused = False
         self.calling = False
         self._count = 0
+        # In a step that is not measured, a parameter and the gradient that it had when another model was updated.
+        self._witness: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def step_before(self) -> int:
@@ -139,13 +141,22 @@ class Discards:
         self.unused = self._discard(gone, scale) and len(gone) == len(recorded)
         return self.unused
 
-    def updated_by_another(self) -> None:
+    def updated_by_another(self, measuring: bool) -> None:
         """An optimizer has updated that holds no traced parameter.
 
         So a generator is updated, whose backward went through a discriminator that is traced.
         """
         known = self._clock.phase is Phase.OPEN and not (self._clock.explicit or self.watch.waiting)
         self.unused = known and not self.watch.by_hand
+        if self.unused and not measuring:
+            tensors = [hook.tensor for hook in self._hooks.param_hooks if hook.tensor.grad is not None]
+            smallest = min(tensors, key=torch.Tensor.numel, default=None)
+            self._witness = None if smallest is None else (smallest, smallest.grad)
+
+    def thrown_away_unseen(self) -> bool:
+        """Whether the gradients of a step that is not measured were thrown away since another model was updated."""
+        witness, self._witness = self._witness, None
+        return self.unused and witness is not None and witness[0].grad is not witness[1]
 
     def metric(self, step: int, time_ns: int) -> Metric | None:
         """How many backwards of a step were discarded, if any; counts anew from now on."""

@@ -296,9 +296,9 @@ class Recorder:
         if self._chosen != self._clock.step:
             # Ctrl-C interrupted the end of the step before.
             self._choose_what_to_measure()
-        # Where nothing was recorded that could tell, another model's gradients are thrown away, as in most loops.
-        if self._discards.unused if hook is None else self._discards.look(hook, self._measuring, self._scale):
-            self._pending.settle(self._discards.step_before)
+        discards = self._discards
+        if discards.thrown_away_unseen() if hook is None else discards.look(hook, self._measuring, self._scale):
+            self._pending.settle(discards.step_before)
         self._discards.unused = False
         if self._watch.waiting and not self._clock.explicit and self._watch.misses:
             self._say_unended()
@@ -372,7 +372,7 @@ class Recorder:
             # An idle step comes here after the update, and not before it as well: one call is cheaper than two.
             self._before_update(optimizer, closure, late=True)
         if not self._hooks.holds(optimizer):
-            self._discards.updated_by_another()
+            self._discards.updated_by_another(self._measuring)
             return
         self._discards.calling = False
         if closure and self._settings.applied and self._measuring:

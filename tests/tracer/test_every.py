@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -110,6 +110,7 @@ def rows_and_metrics(
 
 
 @pytest.mark.slow
+@example(2, False, [("closure", ""), ("backward", "a"), ("update", "foreign"), ("backward", "a")])
 @given(every=st.integers(2, 4), inside=st.booleans(), actions=st.lists(_ACTIONS, max_size=30))
 def test_every_measures_what_would_have_been_measured_anyway(
     every: int, inside: bool, actions: list[tuple[str, str]]
