@@ -190,13 +190,15 @@ class Discards:
 
     def _zeroed(self, recorded: Sequence[ParamHook]) -> list[ParamHook]:
         """Those whose gradients are zero now and were not. On a device that cannot be known without a sync."""
-        extremes = self._record.buffer.extremes
-        plain = [hook for hook in recorded if _is_plain(hook.tensor.grad)]
-        on_host = [hook for hook in plain if extremes(hook.index, 1) != (0.0, 0.0)]
-        smallest = min(on_host, key=lambda hook: hook.tensor.numel(), default=None)
+
+        def was_zero(hook: ParamHook) -> bool:
+            return self._record.buffer.extremes(hook.index, 1) == (0.0, 0.0)
+
+        plain = sorted((hook for hook in recorded if _is_plain(hook.tensor.grad)), key=lambda hook: hook.tensor.numel())
+        smallest = next((hook for hook in plain if not was_zero(hook)), None)
         if smallest is None or not _is_zero(smallest):
             return []
-        return [hook for hook in on_host if _is_zero(hook)]
+        return [hook for hook in plain if not was_zero(hook) and _is_zero(hook)]
 
 
 def _is_plain(gradient: torch.Tensor | None) -> bool:
