@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import warnings
 
 import pytest
@@ -22,3 +23,6 @@ def frameworks_may_warn(nothing_left_behind: None) -> None:
     """Only the tracer's warnings fail these tests."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", TracerWarning)
+    if "accelerate.state" in sys.modules:
+        # It is the process's, and keeps the precision of whatever came first.
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
