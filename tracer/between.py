@@ -136,7 +136,7 @@ class Discards:
 
     def look_at_the_end(self, scale: Scale) -> bool:
         """No backward will come: whether there is no step under way, since all its gradients were thrown away."""
-        recorded = self._recorded(None)
+        recorded = self._recorded()
         gone = recorded if self.unused else [] if self.watch.written else self._gone(None)
         self.unused = self._discard(gone, scale) and len(gone) == len(recorded)
         return self.unused
@@ -155,8 +155,18 @@ class Discards:
 
     def thrown_away_unseen(self) -> bool:
         """Whether the gradients of a step that is not measured were thrown away since another model was updated."""
-        witness, self._witness = self._witness, None
+        witness = self._witness
         return self.unused and witness is not None and witness[0].grad is not witness[1]
+
+    def begin(self) -> None:
+        """Another backward has come, or the update: what is known of the gradients before it no longer counts."""
+        self.unused = False
+        self._witness = None
+
+    def forget(self) -> None:
+        """Keep no tensor of the model."""
+        self.watch.forget()
+        self._witness = None
 
     def metric(self, step: int, time_ns: int) -> Metric | None:
         """How many backwards of a step were discarded, if any; counts anew from now on."""
@@ -169,9 +179,9 @@ class Discards:
             self._record.discard(gone, scale)
         return bool(gone)
 
-    def _recorded(self, arriving: ParamHook | None) -> list[ParamHook]:
+    def _recorded(self) -> list[ParamHook]:
         present = self._record.buffer.present
-        recorded = [hook for hook in self._hooks.param_hooks if present[hook.index] & GRADIENT and hook is not arriving]
+        recorded = [hook for hook in self._hooks.param_hooks if present[hook.index] & GRADIENT]
         # What an engine keeps of a gradient does not show in ``.grad``, which it frees.
         return [hook for hook in recorded if not keeps_gradient(hook.tensor)]
 
@@ -181,10 +191,11 @@ class Discards:
         Args:
             arriving: The hook whose next gradient has just been accumulated; the others' are still to come.
         """
-        recorded = self._recorded(arriving)
-        gone = [hook for hook in recorded if hook.tensor.grad is None] or self._zeroed(recorded)
+        recorded = self._recorded()
+        others = [hook for hook in recorded if hook is not arriving]
+        gone = [hook for hook in others if hook.tensor.grad is None] or self._zeroed(others)
         alone = len(self._hooks.param_hooks) == 1 and self.watch.fresh
-        if arriving is not None and arriving in self._recorded(None) and (gone or alone):
+        if arriving is not None and len(others) < len(recorded) and (gone or alone):
             gone.append(arriving)
         return gone
 

@@ -1,5 +1,6 @@
 """Metrics whose step is not known yet when they are logged."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from tracer.items import Number
 from tracer.outbox import Outbox
 
+# So many calls may wait: a loop that never updates again must not fill the memory.
 _LIMIT = 1000
 
 
@@ -40,13 +42,15 @@ class PendingMetrics:
 
     def awaits(self, metrics: Iterable[object]) -> bool:
         """Whether one of these is a loss that was made since the last update. Its backward will then be noticed."""
-        for metric in metrics:
-            if not isinstance(metric, torch.Tensor) or metric.grad_fn is None:
-                continue
-            # A node of the graph knows how many were made before it.
-            if metric.grad_fn._sequence_nr() >= self._nodes_before:
-                metric.register_hook(self._announce)
-                return True
+        # A tensor of which this cannot be asked waits for nothing.
+        with contextlib.suppress(Exception):
+            for metric in metrics:
+                if not isinstance(metric, torch.Tensor) or metric.grad_fn is None:
+                    continue
+                # A node of the graph knows how many were made before it.
+                if metric.grad_fn._sequence_nr() >= self._nodes_before:
+                    metric.register_hook(self._announce)
+                    return True
         return False
 
     def _announce(self, gradient: torch.Tensor) -> None:

@@ -234,7 +234,7 @@ class Recorder:
     def finish(self) -> None:
         """Emit the last step, if any gradient or update belongs to it, and record no more."""
         self._at_border(self._finish)
-        self._watch.forget()
+        self._discards.forget()
         self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
 
     def _at_border(self, action: Callable[[*_Args], None], *args: *_Args) -> None:
@@ -299,7 +299,7 @@ class Recorder:
         discards = self._discards
         if discards.thrown_away_unseen() if hook is None else discards.look(hook, self._measuring, self._scale):
             self._pending.settle(discards.step_before)
-        self._discards.unused = False
+        self._discards.begin()
         if self._watch.waiting and not self._clock.explicit and self._watch.misses:
             self._say_unended()
         if not self._clock.begun or (self._loss_scale is not None and self._loss_scale.updated):
@@ -387,7 +387,7 @@ class Recorder:
         self._ended_by_update()
 
     def _ended_by_update(self) -> None:
-        self._discards.unused = False
+        self._discards.begin()
         self._pending.note_update()
         self._pending.settle(self._clock.step)
 
@@ -418,9 +418,10 @@ class Recorder:
     def _restore(self, step: int) -> None:
         self._discard_unused()
         self._pending.settle(self.step)
+        self._discards.begin()
         if self._taken == self._clock.step:
             self._step_record.renew()
-        self._discards.unused = self._swept = False
+            self._swept = False
         try:
             self._clock.restore(step, leave=self._swept)
         finally:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -350,3 +351,26 @@ def test_after_that_word_each_update_through_data_is_a_step(tmp_path: Path) -> N
             trace.step()
     assert_rows(tmp_path / "run", expected)
     assert metric(tmp_path / "run", "discarded") == []
+
+
+def test_a_trace_keeps_no_gradient_of_its_model(tmp_path: Path) -> None:
+    """Neither in a step that is not measured, after another model's update, nor once it is closed."""
+    critic, other = nn.Linear(6, 1), nn.Linear(2, 2)
+    of_critic, of_other = sgd(critic), sgd(other)
+    with tracer.attach(critic, tmp_path / "run", every=3):
+        for number in range(6):
+            for optimizer in (of_critic, of_other):
+                of_critic.zero_grad()
+                critic(torch.randn(4, 6)).sum().backward()
+                other(torch.randn(4, 2)).sum().backward()
+                optimizer.step()
+            if number == 3:
+                of_critic.zero_grad()
+                critic(torch.randn(4, 6)).sum().backward()
+                of_critic.step()
+                used = weakref.ref(critic.bias.grad)
+                of_critic.zero_grad()
+                assert used() is None
+        last = weakref.ref(critic.bias.grad)
+    of_critic.zero_grad()
+    assert last() is None
