@@ -116,8 +116,8 @@ def linear_threshold(sizes: Sequence[float]) -> float:
     # Beside what has exploded, the usual numbers are to be seen, too.
     if max(sizes) < _FAR:
         lowest = min(lowest, median_low(sizes) * _SYMLOG_SHARE)
-    # The floor is under every float32. Symlog overflows with a threshold hardly more than 0.
-    smallest = max(min(sizes), lowest, 1e-40)
+    # The floor is under every float32. Symlog overflows with a threshold near either end of float64.
+    smallest = min(max(min(sizes), lowest, 1e-40), 1e300)
     return float(10.0 ** math.floor(math.log10(smallest)))
 
 

@@ -115,6 +115,17 @@ def test_symlog_turns_linear_below_what_can_be_seen(numbers: list[float]) -> Non
         assert found >= max(min(numbers), floor) / 10 * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("smallest", [0.0, 1e-300, 1e306])
+def test_symlog_is_drawn_up_to_the_end_of_float64(smallest: float) -> None:
+    """Nothing overflows, though all numbers but zero are near that end."""
+    axes = canvas().subplots()
+    numbers = [smallest, 1.7e308, 0.0]
+    set_scale(axes, ViewOptions(scale=Scale.LOG), numbers, Scale.LINEAR)
+    axes.plot(drawable(numbers))
+    axes.figure.canvas.draw()
+    assert axes.get_yscale() == "symlog"
+
+
 @pytest.mark.parametrize(("last", "scale"), [(1e5, "linear"), (1e7, "log"), (-1e7, "symlog")])
 def test_what_exploded_does_not_flatten_what_was_before(last: float, scale: str) -> None:
     """A metric that ends a million times as high as it usually was is on a log scale, unless another is asked for."""

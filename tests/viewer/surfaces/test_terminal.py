@@ -440,6 +440,7 @@ POINTS = st.lists(st.tuples(STEPS, ANY, ANY, ANY, st.booleans()), min_size=1, ma
 @example([[(0, 1.0, 1e7, 0.0, False), (1, 1.0, 1.0, -1.0, False)]], Scale.LOG, XAxis.STEP, 20, 9)
 @example([[(0, 1.0, NAN, 1.0, False), (1, NAN, 2.0, 1.0, False)]], Scale.AUTO, XAxis.STEP, 20, 9)
 @example([[(-(1 << 63), 1.0, 1.0, 1.0, True), (1 << 62, 1.0, 1.0, 1.0, True)]], Scale.LOG, XAxis.WALL, 20, 9)
+@example([[(0, 0.0, 1.7e308, 1.0, False)]], Scale.LOG, XAxis.STEP, 1, 1)
 def test_a_chart_survives_any_numbers(
     runs: list[list[tuple[int, float, float, float, bool]]], scale: Scale, x: XAxis, width: int, height: int
 ) -> None:
