@@ -28,7 +28,7 @@ CORE = [
     *(
         f"tracer/test_{name}.py"
         for name in (
-            "torch", "clock", "hooks", "steps", "loops", "discarded", "every", "rows", "rearm", "trace", "amp",
+            "torch", "clock", "hooks", "batch", "steps", "loops", "discarded", "every", "rows", "rearm", "trace", "amp",
             "adopted_scalers", "applied", "dtypes", "extremes", "statistics", "activations", "compiled", "notebook",
             "parameters", "unregistered", "engines", "graphs", "wrappers", "torchscript", "sharded_metrics", "gone",
             "interrupts", "paths", "texts", "warn",

@@ -1,5 +1,6 @@
 """What holds around every test: nothing is left behind, and no warning of the tracer goes unnoticed."""
 
+import gc
 import os
 import sys
 import threading
@@ -70,6 +71,9 @@ def nothing_left_behind() -> Iterator[None]:
     threads = set(threading.enumerate())
     if torch := _loaded("torch"):
         torch.manual_seed(0)
+    if (amp := _loaded("tracer.amp")) and amp._scalers():
+        # A scaler that an earlier test has left in a cycle would be taken for this test's.
+        gc.collect()
     with warnings.catch_warnings(record=True) as caught:
         make_errors()
         warnings.simplefilter("always", TracerWarning)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, is_
@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
 from tracer import updates
+from tracer.batch import Direct
 from tracer.changes import Change, changes, toggles
 from tracer.engines import drives
-from tracer.items import GRADIENT, VALUE
 from tracer.parameters import (
     LastingFilter,
     NamedParameter,
@@ -31,7 +31,6 @@ from tracer.parameters import (
     reshard,
 )
 from tracer.remains import Remains, remains_of
-from tracer.rows import Direct
 from tracer.unregistered import unregistered
 from tracer.updates import ids_of, not_compiled
 
@@ -57,9 +56,10 @@ class ParamHook:
         failed: Whether the tensor is no longer recorded.
         fails: In how many steps in a row it could not be recorded, and the last of them, as counted by who records.
         direct: Where the hook may write the extremes itself.
+        siblings: All hooks that are called as this one is, this one included.
     """
 
-    __slots__ = ("_report", "direct", "failed", "fails", "handle", "index", "place", "tensor")
+    __slots__ = ("_report", "direct", "failed", "fails", "handle", "index", "place", "siblings", "tensor")
 
     def __init__(self, tensor: nn.Parameter, listener: "Listener") -> None:
         self._report = listener.on_gradient
@@ -70,28 +70,28 @@ class ParamHook:
         self.failed = False
         self.fails = 0, -1
         self.direct: Direct | None = None
+        self.siblings: Sized = ()
 
     @not_compiled
     def __call__(self, tensor: torch.Tensor) -> None:
-        """Report a gradient that was accumulated into ``tensor.grad``, or record it at once."""
+        """Report a gradient that was accumulated into ``tensor.grad``, or record or note it at once."""
         direct = self.direct
         try:
-            if direct is None or direct.buffer.open_for != running_backward():
+            if direct is None or direct.batch.open_for != running_backward():
                 self._report(self, tensor)
                 return
-            present = direct.buffer.present
             try:
-                if not present[direct.index]:
-                    torch.aminmax(tensor, out=direct.value)
-                torch.aminmax(tensor.grad, out=direct.gradient)  # type: ignore[arg-type]
+                # Another hook may be about to change the gradient, or to update with it.
+                if direct.batch.noting and len(self.siblings) == 1:
+                    direct.note()
+                else:
+                    direct.reduce()
             except Exception:
                 # The gradient is missing, sparse, of another dtype, or part of another graph: the listener handles it.
                 self._report(self, tensor)
-                return
         except Exception:
             # The listener raises nothing, but a recursion may leave no frame for it.
             return
-        present[direct.index] |= VALUE | GRADIENT
 
 
 class Listener(Protocol):
@@ -264,6 +264,7 @@ class Hooks:
     def _set(self, hook: ParamHook) -> None:
         if hook.handle is None and hook.tensor.requires_grad:
             hook.handle = _first_hook(hook.tensor, self._hook(hook))
+            hook.siblings = hook.tensor._post_accumulate_grad_hooks
 
     def remove(self) -> None:
         """Remove every hook; harmless if they are removed already. What a signal handler interrupts so, sets none."""

@@ -17,6 +17,8 @@ from tracer.extremes import local, partial
 from tracer.statistics import Measures
 
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
+# Nothing that is known of the value is that of the step's first gradient any more.
+LOST = 16
 QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
 
 _Key = TypeVar("_Key")

@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch.autograd import Variable
 from torch.optim.optimizer import Optimizer
 
 from tracer.amp import deferred
+from tracer.batch import CLOSED, Probation
 from tracer.clock import StepClock
 from tracer.engines import accumulated, keeps_gradient, reduced
 from tracer.hooks import Hooks, ParamHook
@@ -21,6 +23,7 @@ from tracer.warn import in_short, warn
 
 # After so many steps in a row that could not be recorded, no further one is tried.
 STEPS_TO_FAIL = 3
+_CHANGED = "it was changed after its hooks were called, and before the end of the backward"
 
 
 class StepRecord:
@@ -50,6 +53,7 @@ class StepRecord:
         self.order: dict[str, None] | None = {}
         self.joined: set[ParamHook] = set()
         self.captured: dict[ParamHook, weakref.ref[torch.Tensor]] = {}
+        self._probation = Probation()
         self._warned = False
         # How many steps have been emitted.
         self._emitted = 0
@@ -65,6 +69,61 @@ class StepRecord:
         self.histogramming = measuring and self._settings.measures.histogram and times_due != self.histogrammed
         if self.histogramming:
             self.histogrammed = times_due
+
+    def open(self, backward: int, end: Callable[[], None]) -> None:
+        """Let the hooks of a backward write, or note, until it ends.
+
+        Args:
+            backward: Its id.
+            end: To be called as it ends, if something is to be read then.
+        """
+        batch = self.buffer.batch
+        late = self.buffer.on_host and self._probation.begin(backward, self._emitted)
+        # Until the order is known, for histograms, and where all is read twice, each gradient is reported.
+        open_for_hooks = self.order is None and not self.histogramming and not self._probation.verifying
+        batch.open_for, batch.noting = backward if open_for_hooks else CLOSED, late
+        if late:
+            Variable._execution_engine.queue_callback(end)
+
+    def close(self) -> None:
+        """Have each gradient reported."""
+        self.buffer.batch.open_for = CLOSED
+
+    def read(self, ended: bool) -> None:
+        """Read what hooks have noted.
+
+        Args:
+            ended: Whether the backward has run all of its hooks.
+        """
+        batch, probation = self.buffer.batch, self._probation
+        if not batch.notes:
+            return
+        verifying = probation.verifying
+        if not ended:
+            probation.doubt()
+        if verifying and not ended:
+            batch.notes.clear()
+            return
+        with torch.no_grad():
+            if verifying:
+                probation.end(self.buffer.unchanged())
+                return
+            changed, others = batch.read()
+            for direct in others:
+                hook = self._hooks.param_hooks[direct.index]
+                try:
+                    self.record(hook, direct.tensor, accumulated(direct.tensor))
+                except Exception as error:
+                    self.miss(hook, error)
+        for direct in changed if ended else ():
+            probation.refuse()
+            self.give_up(self._hooks.param_hooks[direct.index], RuntimeError(_CHANGED))
+
+    def arrive(self, hook: ParamHook, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        """Record a gradient that has just been accumulated, and the parameter's value; under ``torch.no_grad``."""
+        self.record(hook, value, gradient)
+        if self._probation.verifying and gradient is not None and hook.direct is not None and len(hook.siblings) == 1:
+            hook.direct.note()
 
     def record(self, hook: ParamHook, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Record a parameter's value and its gradient, if it has one; under ``torch.no_grad``."""
@@ -201,6 +260,7 @@ class StepRecord:
 
     def _rebuild(self) -> None:
         """Make a buffer for the parameters as they are now, and carry over what the old one holds of this step."""
+        self.read(ended=False)
         buffer = self._new_buffer()
         with torch.no_grad():
             buffer.carry(self.buffer)
@@ -211,4 +271,4 @@ class StepRecord:
         """Let hooks write into the buffer themselves where extremes are all that is recorded."""
         for hook in self._hooks.param_hooks:
             elsewhere = hook.failed or keeps_gradient(hook.tensor)
-            hook.direct = None if elsewhere else self.buffer.direct(hook.index)
+            hook.direct = None if elsewhere else self.buffer.direct(hook.index, hook.tensor)

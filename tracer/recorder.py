@@ -11,6 +11,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tracer.amp import LossScales
+from tracer.batch import CLOSED
 from tracer.between import NO_UPDATE, Discards
 from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD, Phase, StepClock
@@ -20,9 +21,8 @@ from tracer.items import Metric, Number, Scale, event
 from tracer.outbox import Outbox
 from tracer.pending import PendingMetrics
 from tracer.record import STEPS_TO_FAIL, StepRecord
-from tracer.rows import CLOSED
 from tracer.settings import Settings
-from tracer.updates import has_effect, has_gradient, writes_to
+from tracer.updates import has_effect, has_gradient, not_compiled, writes_to
 from tracer.warn import in_short, warn
 
 _CAPTURED = (
@@ -63,7 +63,7 @@ class Recorder:
         # re-entrant, since a signal handler that closes the trace may run in the thread that holds it.
         self._border = threading.RLock()
         self._step_record = StepRecord(hooks, settings, self._clock, self._border)
-        self._record = self._step_record.record
+        self._record = self._step_record.arrive
         self.measured = 0
         self._stopped = False
         # The last step whose extremes were lost, and how many were in a row.
@@ -85,12 +85,14 @@ class Recorder:
         self._ineffective: int | None = None
         # How often its tensors had been written to before an update that may come to nothing.
         self._writes: int | None = None
+        self._end_of_backward = self._read_notes
         self._choose_what_to_measure()
         if budget is not None:
             # With the gradients' hooks, this is all that a training's thread does in here step by step.
             self.before_update = budget.billed(self.before_update)  # type: ignore[method-assign]
             self.after_update = budget.billed(self.after_update)  # type: ignore[method-assign]
             self.end_step = budget.billed(self.end_step)  # type: ignore[method-assign]
+            self._end_of_backward = budget.billed(self._read_notes)
 
     @property
     def step(self) -> int:
@@ -235,13 +237,15 @@ class Recorder:
         """Emit the last step, if any gradient or update belongs to it, and record no more."""
         self._at_border(self._finish)
         self._discards.forget()
-        self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
+        self._stopped, self._measuring = True, False
+        self._step_record.close()
 
     def _at_border(self, action: Callable[[*_Args], None], *args: *_Args) -> None:
         """Do what happens between two steps; if it fails, training goes on."""
         step = self._clock.step
         try:
             with self._border:
+                self._step_record.read(ended=False)
                 if self._hooks.noted:
                     self._hooks.noted.clear()
                     self._first_gradient(None)
@@ -252,7 +256,8 @@ class Recorder:
     def _stop(self, step: int, error: Exception) -> None:
         """Record no more extremes of this step; none of any later one, after several that failed."""
         if self._stopped or self._clock.step == step:
-            self._measuring, self._step_record.buffer.open_for = False, CLOSED
+            self._measuring = False
+            self._step_record.close()
         if self._stopped or self._lost == step:
             return
         lost = [step]
@@ -263,7 +268,8 @@ class Recorder:
                 self._step_record.renew()
             except Exception:
                 # It is lost, too: deep in a recursion, say, nothing can be done now.
-                self._measuring, self._step_record.buffer.open_for = False, CLOSED
+                self._measuring = False
+                self._step_record.close()
                 lost.append(self._clock.step)
         warned, self._lost = self._lost is not None, step
         self._lost_in_a_row += 1
@@ -271,7 +277,8 @@ class Recorder:
         for each in lost:
             self._outbox.put(event(each, "failed", message))
         if self._lost_in_a_row == STEPS_TO_FAIL:
-            self._stopped, self._measuring, self._step_record.buffer.open_for = True, False, CLOSED
+            self._stopped, self._measuring = True, False
+            self._step_record.close()
         if not warned:
             warn(
                 f"the extremes of step {step} are lost ({message}); "
@@ -309,10 +316,20 @@ class Recorder:
             if self._measuring:
                 self._step_record.refresh()
         self._looked = backward
-        # A hook may write by itself once the order is known. For histograms, and under a loss scale, the recorder sees
-        # each gradient.
-        direct = self._step_record.order is None and self._loss_scale is None and not self._step_record.histogramming
-        self._step_record.buffer.open_for = backward if self._measuring and direct else CLOSED
+        if self._measuring:
+            self._step_record.open(backward, self._end_of_backward)
+        else:
+            self._step_record.close()
+
+    @not_compiled
+    def _read_notes(self) -> None:
+        """The engine has run all hooks of a backward."""
+        step = self._clock.step
+        try:
+            with self._border:
+                self._step_record.read(ended=True)
+        except Exception as error:
+            self._stop(step, error)
 
     def _pauses(self) -> bool:
         """Whether a CUDA graph is being captured; our work in it could not be replayed."""
@@ -402,7 +419,8 @@ class Recorder:
 
     def _beware(self) -> None:
         """Have the next gradient looked at. Comes before the step ends, since Ctrl-C may come right after."""
-        self._looked = self._step_record.buffer.open_for = CLOSED
+        self._looked = CLOSED
+        self._step_record.close()
 
     def _prepare_next(self, backward: int) -> None:
         """The step has ended, in the backward with this id: decide whether the next one's gradients are reported."""

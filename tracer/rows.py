@@ -7,11 +7,13 @@ from itertools import chain
 import numpy as np
 import torch
 
+from tracer.batch import Batch, Direct
 from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, partial, reduce_into
 from tracer.items import (
     APPLIED,
     EMPTY,
     GRADIENT,
+    LOST,
     VALUE,
     DiscardedRows,
     Group,
@@ -28,8 +30,6 @@ from tracer.statistics import EXTREMES, Measures, histogram
 
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16
-# The id of no backward, not even of what runs outside of one.
-CLOSED = -2
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,6 @@ class Slot:
         return chain(*self.extremes, *self.further)
 
 
-@dataclass(frozen=True, slots=True)
-class Direct:
-    """Where a hook may write extremes itself, in the backward for which its buffer is open.
-
-    Most parameters need two reductions and nothing else. The code for all other cases would take longer than these two,
-    since a hook runs with cold caches.
-    """
-
-    value: tuple[torch.Tensor, torch.Tensor]
-    gradient: tuple[torch.Tensor, torch.Tensor]
-    buffer: "RowBuffer"
-    index: int
-
-
 class MisfitError(Exception):
     """A parameter has another dtype, device or size than its slot."""
 
@@ -71,7 +57,7 @@ class RowBuffer:
 
     Attributes:
         present: A byte for each parameter: its quantities that have been recorded.
-        open_for: The id of the backward whose hooks may write into the buffer themselves; ``CLOSED`` for none.
+        batch: Where hooks may write into the buffer themselves, or note that they have been called.
     """
 
     def __init__(
@@ -105,14 +91,19 @@ class RowBuffer:
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
-        self.open_for = CLOSED
+        self.batch = Batch(self.present)
 
-    def direct(self, index: int) -> Direct | None:
+    @property
+    def on_host(self) -> bool:
+        """Whether all of it lies in the host's memory."""
+        return None not in self._views
+
+    def direct(self, index: int, tensor: torch.Tensor) -> Direct | None:
         """Where a parameter's hook may write itself; None if this parameter needs more than two reductions."""
         slot = self.slots[index]
         if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
             return None
-        return Direct(slot.extremes[0], slot.extremes[1], self, index)
+        return Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index)
 
     @property
     def incomplete(self) -> bool:
@@ -157,7 +148,19 @@ class RowBuffer:
                 self._measures.measure(value, slot.further[0])
             if gradient is not None:
                 self._measures.measure(gradient, slot.further[1])
-        self.present[index] = (VALUE if gradient is None else VALUE | GRADIENT) | (before & APPLIED)
+        kept = before & (LOST | APPLIED)
+        self.present[index] = kept | (0 if before & LOST else VALUE) | (0 if gradient is None else GRADIENT)
+
+    def unchanged(self) -> bool:
+        """Whether the gradients that were recorded as they came, and noted, are still the same. Forgets the notes."""
+        views = [memoryview(self.present), *(view for view in self._views if view is not None)]
+        recorded = list(map(bytes, views))
+        self.batch.read()
+        same = recorded == list(map(bytes, views))
+        if not same:
+            for view, numbers in zip(views, recorded, strict=True):
+                view[:] = numbers
+        return same
 
     def record_applied(self, index: int, gradient: torch.Tensor | None) -> None:
         """Record the gradient that an optimizer applies, if any; under ``torch.no_grad``, without a host sync."""

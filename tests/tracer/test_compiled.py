@@ -1,5 +1,6 @@
 """Models that are compiled, called with other parameters, copied or stored while they are traced."""
 
+import contextlib
 import copy
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +170,39 @@ def test_a_whole_compiled_step_is_recorded_exactly(backend: str, tmp_path: Path)
             expected.append({name: before[name] | gradient_of(after[name]) for name in before})
     assert_rows(tmp_path / "run", expected)
     assert metric(tmp_path / "run", "loss") == list(enumerate(losses))
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_a_backward_that_is_compiled_itself_is_right_or_null(begin: int, tmp_path: Path) -> None:
+    """Compiled autograd never says that a backward ends: after its first one, gradients are read as they come."""
+    model = mlp()
+    optimizer = sgd(model)
+    expected: list[dict[str, Extremes]] = []
+    compiled: Any = torch._dynamo.compiled_autograd
+    # It is named otherwise in torch 2.4.
+    enable = getattr(compiled, "_enable", None) or compiled.enable
+    with warnings.catch_warnings(), tracer.attach(model, tmp_path / "run"):
+        # Torch's own, while it compiles.
+        warnings.filterwarnings("ignore", message="The .grad attribute")
+        for step in range(6):
+            optimizer.zero_grad()
+            compile_all = (
+                enable(lambda graph: torch.compile(graph, backend="eager"))
+                if step >= begin
+                else contextlib.nullcontext()
+            )
+            with compile_all:
+                loss_of(model).backward()
+            expected.append(by_hand(model))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+    if begin:
+        rows = recorded(tmp_path / "run")
+        lost: Extremes = {"grad_min": None, "grad_max": None}
+        expected[begin] = {
+            name: row | lost if rows[begin, name]["grad_min"] is None else row for name, row in expected[begin].items()
+        }
+    assert_rows(tmp_path / "run", expected)
 
 
 def test_the_compiler_takes_nothing_of_the_tracer_for_the_loops(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.autograd import Variable
 
 import tracer
 from tests.training import recorded
@@ -27,6 +28,7 @@ PRIVATE = {
     "_compiled_call_impl",
     "_current_graph_task_id",
     "_disable_dynamo",
+    "_execution_engine",
     "_fsdp_flattened",
     "_fsdp_wrapped_module",
     "_functorch",
@@ -85,6 +87,28 @@ def test_a_backward_has_an_id_of_its_own() -> None:
     assert running_backward() == -1
     assert -1 not in seen
     assert len(set(seen)) == 2
+
+
+def test_the_engine_calls_back_at_the_end_of_the_backward_that_asked() -> None:
+    """``_execution_engine.queue_callback`` has a call made after the last hook, but not where the backward raises."""
+    weight = torch.ones(2, requires_grad=True)
+    other = torch.ones(2, requires_grad=True)
+    heard: list[str] = []
+
+    def queue(_: torch.Tensor) -> None:
+        Variable._execution_engine.queue_callback(lambda: heard.append("end"))
+
+    weight.register_post_accumulate_grad_hook(queue)
+    other.register_post_accumulate_grad_hook(lambda _: heard.append("hook"))
+    # The node that was made last runs first.
+    (weight * (other * 2)).sum().backward()
+    heard.append("after")
+    assert heard == ["hook", "end", "after"]
+    heard.clear()
+    other.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        (weight * (other * 2)).sum().backward()
+    assert heard == []
 
 
 def test_a_node_knows_how_many_were_made_before() -> None:
