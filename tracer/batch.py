@@ -9,14 +9,14 @@ has been read both ways, with the same outcome; see ``Probation``.
 
 import torch
 
+from tracer.extremes import flat
 from tracer.items import GRADIENT, LOST, VALUE
+from tracer.kernel import Places, Reducer
 
 # The id of no backward, not even of what runs outside of one.
 CLOSED = -2
 # One measured step in so many is read both ways.
 _STEPS_OF_TRUST = 64
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Direct:
@@ -29,16 +29,26 @@ class Direct:
         gradient: Likewise, the gradient's.
         batch: The batch of the buffer that these lie in.
         index: The parameter's index there.
+        reducer: What reads many of its dtype and device at once, if anything does.
     """
 
-    __slots__ = ("_identity", "_version", "_writes", "batch", "gradient", "index", "tensor", "value")
+    __slots__ = ("_identity", "_version", "_writes", "batch", "gradient", "index", "reducer", "tensor", "value")
 
-    def __init__(self, tensor: torch.Tensor, value: Pair, gradient: Pair, batch: "Batch", index: int) -> None:
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        value: Places,
+        gradient: Places,
+        batch: "Batch",
+        index: int,
+        reducer: Reducer | None = None,
+    ) -> None:
         self.tensor = tensor
         self.value = value
         self.gradient = gradient
         self.batch = batch
         self.index = index
+        self.reducer = reducer
         self._identity = self._writes = self._version = 0
 
     def note(self) -> None:
@@ -61,15 +71,31 @@ class Direct:
         """
         present, index = self.batch.present, self.index
         if not present[index]:
-            torch.aminmax(self.tensor, out=self.value)
-        torch.aminmax(self.tensor.grad, out=self.gradient)  # type: ignore[arg-type]
+            torch.aminmax(flat(self.tensor), out=self.value)
+        torch.aminmax(flat(self.tensor.grad), out=self.gradient)  # type: ignore[arg-type]
         present[index] |= VALUE | GRADIENT
+
+    @property
+    def pairs(self) -> list[tuple[torch.Tensor, Places]]:
+        """What ``reduce`` reads, and where its extremes go.
+
+        Raises:
+            ValueError: the gradient is missing, or it or the parameter is not what the places are for.
+        """
+        gradient = self.tensor.grad
+        pairs = [(self.tensor, self.value)] if not self.batch.present[self.index] else []
+        if gradient is None or any(
+            tensor.dtype is not self.value[0].dtype or tensor.device != self.value[0].device
+            for tensor in (self.tensor, gradient)
+        ):
+            raise ValueError
+        return [*pairs, (gradient, self.gradient)]
 
     def lose(self) -> None:
         """Leave out what has changed since the note. A value that has been written to may not be read later, either."""
         if not self.batch.present[self.index]:
             if not self.written:
-                torch.aminmax(self.tensor, out=self.value)
+                torch.aminmax(flat(self.tensor), out=self.value)
             self.batch.present[self.index] = LOST if self.written else VALUE
         self.batch.present[self.index] &= ~GRADIENT
 
@@ -110,7 +136,9 @@ class Batch:
         Returns:
             Those of which something is lost, since it has changed meanwhile, and those that two reductions do not do.
         """
-        changed, others = [], []
+        changed: list[Direct] = []
+        others: list[Direct] = []
+        at_once: dict[Reducer, list[Direct]] = {}
         # They are not forgotten before all are read: Ctrl-C may come, and a signal handler read them first.
         notes = self.notes.copy()
         for direct in notes:
@@ -118,10 +146,20 @@ class Batch:
                 if direct.changed or (direct.written and not self.present[direct.index]):
                     direct.lose()
                     changed.append(direct)
-                else:
+                elif direct.reducer is None:
                     direct.reduce()
+                else:
+                    at_once.setdefault(direct.reducer, []).append(direct)
             except Exception:
                 others.append(direct)
+        for reducer, many in at_once.items():
+            try:
+                reducer.reduce([pair for direct in many for pair in direct.pairs])
+            except Exception:
+                others += many
+            else:
+                for direct in many:
+                    self.present[direct.index] |= VALUE | GRADIENT
         del self.notes[: len(notes)]
         return changed, others
 

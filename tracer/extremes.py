@@ -1,6 +1,7 @@
 """Reductions of tensors to their extremes."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -42,7 +43,7 @@ def reduce_into(tensor: torch.Tensor, out: tuple[torch.Tensor, torch.Tensor]) ->
     """
     if tensor.dtype is not out[0].dtype or tensor.layout is not torch.strided:
         tensor = _plain(tensor).to(out[0].dtype)
-    torch.aminmax(tensor, out=out)
+    torch.aminmax(flat(tensor), out=out)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -92,3 +93,24 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
 def dense_numel(tensor: torch.Tensor) -> int:
     """How many numbers ``dense`` makes of a tensor."""
     return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+@lru_cache(4096)
+def is_dense(shape: torch.Size, stride: tuple[int, ...]) -> bool:
+    """Whether numbers lie in memory without gaps or overlaps, in whatever order of the dimensions."""
+    expected = 1
+    for step, size in sorted((step, size) for step, size in zip(stride, shape, strict=True) if size > 1):
+        if step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's numbers in the order of memory, where they fill it; channels_last, say. Else the tensor itself.
+
+    ``torch.aminmax`` would make a contiguous copy of it.
+    """
+    if tensor.is_contiguous() or not is_dense(tensor.shape, tensor.stride()):
+        return tensor
+    return tensor.as_strided((tensor.numel(),), (1,))

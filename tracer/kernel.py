@@ -28,9 +28,9 @@ import itertools
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from operator import is_
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tracer.extremes import reduce_into
+from tracer.extremes import is_dense, reduce_into
 from tracer.items import HostCopy
 
 Places = tuple[torch.Tensor, torch.Tensor]
+Kind = tuple[torch.dtype, torch.device]
 Addresses = npt.NDArray[np.int64]
 
 # More programs would make a longer table; with fewer, much of a large device would idle while the last ones end.
@@ -76,11 +77,13 @@ class Reducer:
     Attributes:
         ready: Whether ``prepare`` has succeeded, and no launch has failed since then.
         sent: How often something was sent to the device.
+        error: What failed, in ``prepare`` or in a launch.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.ready = False
         self.sent = 0
+        self.error: Exception | None = None
         self._dtype = dtype
         self._device = device
         # Torch's number of the host is -1, which torch.cuda takes for no device.
@@ -137,8 +140,8 @@ class Reducer:
             try:
                 with torch.cuda.device(self._index):
                     self._launch(addresses, elements, outs)
-            except Exception:
-                self.ready, self._sent = False, (None, ())
+            except Exception as error:
+                self.ready, self._sent, self.error = False, (None, ()), error
                 raise
 
     def _lies_flat(self, tensor: torch.Tensor) -> bool:
@@ -149,7 +152,7 @@ class Reducer:
             and tensor.get_device() == self._index
             and tensor.layout is torch.strided
             and not tensor.is_neg()
-            and (tensor.is_contiguous() or _dense(tensor.shape, tensor.stride()))
+            and (tensor.is_contiguous() or is_dense(tensor.shape, tensor.stride()))
         )
 
     def _launch(self, addresses: list[int], elements: list[int], outs: list[Places]) -> None:
@@ -190,6 +193,48 @@ class Reducer:
         return sent[: len(table)], sent[len(table) :], partials, piece
 
 
+class Reducers:
+    """The reducers of a trace, which a thread of their own prepares.
+
+    Args:
+        wanted: Whether there are any.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._reducers: dict[Kind, Reducer] = {}
+
+    def prepare(self, kinds: Iterable[Kind]) -> None:
+        """Prepare reducers for these dtypes and devices, but for those that have been prepared, or cannot be."""
+        new = [kind for kind in set(kinds) - self._reducers.keys() if self._wanted and available(kind[1])]
+        if new:
+            self._reducers |= {kind: Reducer(*kind) for kind in new}
+            threading.Thread(target=self._prepare, args=(new,), name="gradwatch-kernels", daemon=True).start()
+
+    def of(self, kind: Kind) -> Reducer | None:
+        """The reducer for a dtype and device, if there is one."""
+        return self._reducers.get(kind)
+
+    def ready(self, kinds: Iterable[Kind]) -> bool:
+        """Whether there is one for each of these that can be used."""
+        return self._wanted and all((reducer := self.of(kind)) is not None and reducer.ready for kind in kinds)
+
+    def error(self) -> Exception | None:
+        """What has failed, once."""
+        for reducer in self._reducers.values():
+            if reducer.error is not None:
+                error, reducer.error = reducer.error, None
+                return error
+        return None
+
+    def _prepare(self, kinds: Iterable[Kind]) -> None:
+        for kind in kinds:
+            try:
+                self._reducers[kind].prepare()
+            except Exception as error:
+                self._reducers[kind].error = error
+
+
 def cut(elements: Sequence[int], block: int) -> tuple[int, npt.NDArray[np.int64]]:
     """How to cut tensors into pieces: not too many, and none too small.
 
@@ -202,17 +247,6 @@ def cut(elements: Sequence[int], block: int) -> tuple[int, npt.NDArray[np.int64]
     """
     piece = block * max(_LEAST_BLOCKS, -(-sum(elements) // (block * _PROGRAMS)))
     return piece, -(-np.array(elements, dtype=np.int64) // piece)
-
-
-@lru_cache(4096)
-def _dense(shape: torch.Size, stride: tuple[int, ...]) -> bool:
-    """Whether numbers lie in memory without gaps or overlaps, in whatever order of the dimensions."""
-    expected = 1
-    for step, size in sorted((step, size) for step, size in zip(stride, shape, strict=True) if size > 1):
-        if step != expected:
-            return False
-        expected *= size
-    return True
 
 
 @contextmanager

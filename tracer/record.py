@@ -1,6 +1,7 @@
 """The record of the step under way: its buffer, its histograms, and parameters that join, change or fail."""
 
 import json
+import os
 import threading
 import time
 import weakref
@@ -16,6 +17,7 @@ from tracer.clock import StepClock
 from tracer.engines import accumulated, keeps_gradient, reduced
 from tracer.hooks import Hooks, ParamHook
 from tracer.items import GRADIENT, VALUE, Scale, Update, event, number
+from tracer.kernel import Reducers
 from tracer.outbox import Outbox
 from tracer.rows import Histograms, MisfitError, RowBuffer
 from tracer.settings import Settings
@@ -54,6 +56,8 @@ class StepRecord:
         self.joined: set[ParamHook] = set()
         self.captured: dict[ParamHook, weakref.ref[torch.Tensor]] = {}
         self._probation = Probation()
+        # On a GPU this has yet to prove itself.
+        self._reducers = Reducers(wanted=os.environ.get("TRACER_BATCH") == "1")
         self._warned = False
         # How many steps have been emitted.
         self._emitted = 0
@@ -78,12 +82,19 @@ class StepRecord:
             end: To be called as it ends, if something is to be read then.
         """
         batch = self.buffer.batch
-        late = self.buffer.on_host and self._probation.begin(backward, self._emitted)
+        late = self._reads_late and self._probation.begin(backward, self._emitted)
         # Until the order is known, for histograms, and where all is read twice, each gradient is reported.
         open_for_hooks = self.order is None and not self.histogramming and not self._probation.verifying
         batch.open_for, batch.noting = backward if open_for_hooks else CLOSED, late
         if late:
             Variable._execution_engine.queue_callback(end)
+
+    @property
+    def _reads_late(self) -> bool:
+        """Whether something reads all gradients of a backward at its end."""
+        if (error := self._reducers.error()) is not None:
+            warn(f"TRACER_BATCH=1 has no effect: a kernel cannot be used ({in_short(error)})")
+        return self.buffer.on_host or self._reducers.ready(self.buffer.kinds)
 
     def close(self) -> None:
         """Have each gradient reported."""
@@ -269,6 +280,7 @@ class StepRecord:
 
     def lend(self) -> None:
         """Let hooks write into the buffer themselves where extremes are all that is recorded."""
+        self._reducers.prepare(self.buffer.kinds)
         for hook in self._hooks.param_hooks:
             elsewhere = hook.failed or keeps_gradient(hook.tensor)
-            hook.direct = None if elsewhere else self.buffer.direct(hook.index, hook.tensor)
+            hook.direct = None if elsewhere else self.buffer.direct(hook.index, hook.tensor, self._reducers)

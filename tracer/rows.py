@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tracer.batch import Batch, Direct
-from tracer.extremes import NATIVE, dense_numel, extremes_dtype, local, partial, reduce_into
+from tracer.extremes import NATIVE, dense_numel, extremes_dtype, flat, local, partial, reduce_into
 from tracer.items import (
     APPLIED,
     EMPTY,
@@ -25,6 +25,7 @@ from tracer.items import (
     Update,
     host_blocks,
 )
+from tracer.kernel import Reducers
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, Measures, histogram
 
@@ -57,6 +58,7 @@ class RowBuffer:
 
     Attributes:
         present: A byte for each parameter: its quantities that have been recorded.
+        kinds: The dtypes and devices of the parameters that two reductions do.
         batch: Where hooks may write into the buffer themselves, or note that they have been called.
     """
 
@@ -92,18 +94,20 @@ class RowBuffer:
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
         self.batch = Batch(self.present)
+        self.kinds = {(slot.dtype, slot.extremes[0][0].device) for slot in self.slots if slot.reduce is torch.aminmax}
 
     @property
     def on_host(self) -> bool:
         """Whether all of it lies in the host's memory."""
         return None not in self._views
 
-    def direct(self, index: int, tensor: torch.Tensor) -> Direct | None:
+    def direct(self, index: int, tensor: torch.Tensor, reducers: Reducers) -> Direct | None:
         """Where a parameter's hook may write itself; None if this parameter needs more than two reductions."""
         slot = self.slots[index]
         if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
             return None
-        return Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index)
+        reducer = reducers.of((slot.dtype, slot.extremes[0][0].device))
+        return Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index, reducer)
 
     @property
     def incomplete(self) -> bool:
@@ -132,9 +136,9 @@ class RowBuffer:
         first = not before & VALUE
         try:
             if first:
-                slot.reduce(value, out=extremes[0])
+                slot.reduce(flat(value), out=extremes[0])
             if gradient is not None:
-                slot.reduce(gradient, out=extremes[1])
+                slot.reduce(flat(gradient), out=extremes[1])
         except RuntimeError:
             if value.device != extremes[0][0].device or extremes_dtype(parameter) is not extremes[0][0].dtype:
                 raise MisfitError from None

@@ -16,7 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import tracer
+from tests.interpreter import interpreter
 from tests.training import assert_rows, by_hand, events, extremes_of, loss_of, mlp, recorded
+from tracer.batch import Batch, Direct
+from tracer.kernel import Reducer, Reducers
 
 Row = dict[str, dict[str, float | None]]
 # The step at which something begins to change gradients: later than the one in which both ways were compared.
@@ -403,3 +406,68 @@ def test_a_parameter_that_gets_another_dtype_takes_no_note_with_it(tmp_path: Pat
             expected.append(by_hand(model))
             optimizer.step()
     assert_rows(tmp_path / "run", expected)
+
+
+def noted(reducer: Reducer) -> list[Direct]:
+    """Many tensors whose gradients have been noted, and are read at once."""
+    batch = Batch(bytearray(50))
+    directs = []
+    for index, place in enumerate(torch.zeros(50, 4)):
+        tensor = torch.randn(1 + 37 * index, requires_grad=True)
+        tensor.grad = torch.randn_like(tensor)
+        directs.append(Direct(tensor, (place[0], place[1]), (place[2], place[3]), batch, index, reducer))
+        directs[-1].note()
+    return directs
+
+
+def extremes(tensor: torch.Tensor | None) -> list[float]:
+    """The minimum and maximum of a tensor."""
+    assert tensor is not None
+    return [number.item() for number in torch.aminmax(tensor)]
+
+
+def read_by_kernel() -> None:
+    """Read at once; not what has been written to since it was noted, or is gone."""
+    with torch.no_grad():
+        directs = noted(Reducer(torch.float32, torch.device("cpu")))
+        batch, written, gone = directs[0].batch, directs[3], directs[4]
+        assert written.tensor.grad is not None
+        written.tensor.grad.mul_(2.0)
+        gone.tensor.grad = None
+        assert batch.read() == ([written, gone], [])
+        for direct in directs:
+            assert [place.item() for place in direct.value] == extremes(direct.tensor)
+            if direct not in (written, gone):
+                assert [place.item() for place in direct.gradient] == extremes(direct.tensor.grad)
+        assert batch.present == bytes(1 if index in (3, 4) else 3 for index in range(50))
+        assert not batch.notes
+
+
+def test_a_kernel_reads_what_was_noted_at_once() -> None:
+    """With a reducer, many tensors take one call of it."""
+    pytest.importorskip("triton")
+    with interpreter() as run:
+        run(read_by_kernel)
+
+
+def test_what_a_kernel_cannot_read_is_left_for_the_usual_way() -> None:
+    """A launch that fails, here since there is no device, costs nothing but its error, which is kept to be told."""
+    reducer = Reducer(torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        directs = noted(reducer)
+        assert directs[0].batch.read() == ([], directs)
+    assert directs[0].batch.present == bytes(50)
+    assert not reducer.ready
+    assert reducer.error is not None
+
+
+def test_no_kernel_is_made_where_none_is_asked_for_or_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``TRACER_BATCH=1`` on a CPU changes nothing, and says nothing."""
+    monkeypatch.setenv("TRACER_BATCH", "1")
+    model = mlp()
+    assert_rows(tmp_path / "run", train(model, tmp_path / "run"))
+    for wanted in (False, True):
+        reducers = Reducers(wanted)
+        reducers.prepare({(torch.float32, torch.device("cpu")), (torch.float32, torch.device("xpu"))})
+        assert not reducers.ready({(torch.float32, torch.device("cpu"))})
+        assert reducers.error() is None

@@ -1,5 +1,7 @@
 import itertools
 import math
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,3 +183,38 @@ def test_overall_extremes_keep_a_nan() -> None:
     for order in itertools.permutations([1.0, math.nan, -3.0]):
         stats = {str(n): dict.fromkeys(KEYS, number) for n, number in enumerate(order)}
         assert all(math.isnan(number or 0) for number in tracer.overall_extremes(stats).values())
+
+
+LAYOUTS = {
+    "channels_last": torch.randn(4, 3, 5, 2).to(memory_format=torch.channels_last),
+    "transposed": torch.randn(6, 7).T,
+    "permuted, at an offset": torch.randn(2, 3, 4, 5)[1].permute(2, 0, 1),
+    "with gaps": torch.randn(6, 7)[:, ::2],
+    "expanded": torch.randn(3, 1).expand(3, 4),
+    "empty axis": torch.randn(3, 4).T[:, :1],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_changes_no_number(name: str) -> None:
+    """Extremes are those of the numbers, wherever these lie in memory; numbers between them do not count."""
+    tensor = LAYOUTS[name]
+    assert reduced(tensor) == (tensor.flatten().min().item(), tensor.flatten().max().item())
+
+
+def test_dense_layouts_are_not_copied_on_the_cpu(tmp_path: Path) -> None:
+    """A model in channels_last is traced without a copy of a parameter or gradient, in a hook and at the end."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 3, 4, 4)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            model.zero_grad()
+            loss = model(inputs).sum()
+            copies = Counter[str]()
+            with torch.profiler.profile(record_shapes=True) as profile:
+                loss.backward()
+            for average in profile.key_averages(group_by_input_shape=True):
+                if average.key in ("aten::contiguous", "aten::clone") and [4, 3, 3, 3] in average.input_shapes:
+                    copies[average.key] += average.count
+            assert not copies
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
