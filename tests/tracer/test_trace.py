@@ -426,7 +426,7 @@ def test_a_failing_reduction_costs_one_warning_and_one_parameter(
         record(self, index, value, gradient)
 
     monkeypatch.setattr(RowBuffer, "record", failing)
-    monkeypatch.setattr(RowBuffer, "direct", lambda self, index: None)
+    monkeypatch.setattr(RowBuffer, "direct", lambda self, *_: None)
     model = mlp()
     with (
         pytest.warns(
