@@ -9,6 +9,7 @@ import torch
 
 from tracer.batch import Batch, Direct
 from tracer.extremes import NATIVE, dense_numel, extremes_dtype, flat, local, partial, reduce_into
+from tracer.histogram import histogram
 from tracer.items import (
     APPLIED,
     EMPTY,
@@ -27,7 +28,7 @@ from tracer.items import (
 )
 from tracer.kernel import Reducers
 from tracer.parameters import NamedParameter
-from tracer.statistics import EXTREMES, Measures, histogram
+from tracer.statistics import EXTREMES, Measures
 
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16

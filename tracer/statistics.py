@@ -148,42 +148,10 @@ def moments_of(tensor: torch.Tensor) -> torch.Tensor:
     """
     extremes = [extreme.double() for extreme in torch.aminmax(tensor)]
     total, spread = _measure(tensor, ("sum", "spread"))
-    return torch.stack([_plain(number) for number in (*extremes, total / tensor.numel(), spread)])
+    return torch.stack([plain(number) for number in (*extremes, total / tensor.numel(), spread)])
 
 
-def histogram(tensor: torch.Tensor, bins: int) -> torch.Tensor:
-    """A tensor's histogram, with the counts of ``numpy.histogram``, made on its device without a host sync.
-
-    The edges are calculated as ``numpy.linspace`` does, in the tensor's own dtype, rounding included.
-
-    Args:
-        tensor: Any shape with at least one element; call this under ``torch.no_grad``.
-        bins: How many bins.
-
-    Returns:
-        float64 of shape ``(bins + 2,)``: minimum, maximum, and the counts. The counts are NaN if the distance between
-        minimum and maximum is not finite in the tensor's dtype, so that there are no edges.
-    """
-    # Of numbers with gaps between them, torch warns that they are copied.
-    numbers = dense(tensor).flatten().contiguous()
-    if numbers.dtype is torch.bfloat16:
-        # NumPy has no bfloat16, and gets such numbers as float32.
-        numbers = numbers.float()
-    low, high = torch.aminmax(numbers)
-    flat = low == high
-    first, last = torch.where(flat, low - 0.5, low), torch.where(flat, high + 0.5, high)
-    extent, ticks = last - first, torch.arange(1, bins, device=numbers.device).to(numbers.dtype)
-    step = extent / bins
-    # As NumPy does where the step is too small for any number but 0.
-    inner = torch.where(step == 0, ticks / bins * extent, ticks * step) + first
-    index = torch.bucketize(numbers, inner, right=True)
-    counts = torch.zeros(bins, dtype=torch.int64, device=numbers.device)
-    counts.scatter_add_(0, index, torch.ones_like(index))
-    known = torch.where(extent.isfinite(), counts.double(), torch.nan)
-    return torch.cat([_plain(numbers) for numbers in (low.double().view(1), high.double().view(1), known)])
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The numbers of a tensor of any subclass, which may not go together with those of other tensors."""
     if type(tensor) is torch.Tensor:
         return tensor

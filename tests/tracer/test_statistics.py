@@ -602,7 +602,7 @@ def histograms_of(path: Path) -> dict[tuple[int, str, str], Histogram]:
 
 def counted(tensor: torch.Tensor, bins: int) -> Histogram:
     """A tensor's histogram by NumPy, in its own dtype; bfloat16, which NumPy lacks, as float32."""
-    numbers = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().numpy()
+    numbers = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy(force=True)
     try:
         counts, _ = np.histogram(numbers, bins)
     except ValueError as error:
@@ -633,9 +633,15 @@ def numbers_of(dtype: type[np.floating[Any]], limit: float, smallest: float) -> 
     )
 
 
+class Foreign(torch.Tensor):
+    """A tensor that is counted as those on a GPU are: the tracer does not know its class."""
+
+
 def assert_counts(tensor: torch.Tensor, bins: int) -> None:
-    """The counts are NumPy's."""
-    assert histogrammed(tensor, bins) == counted(tensor, bins)
+    """The counts are NumPy's, in the way of the host and in that of other devices."""
+    expected = counted(tensor, bins)
+    assert histogrammed(tensor, bins) == expected
+    assert histogrammed(tensor.as_subclass(Foreign), bins) == expected
 
 
 @needs_numpy_2
@@ -680,9 +686,101 @@ def test_bfloat16_counts_are_numpys_of_float32(array: Floats, bins: int) -> None
 def test_a_large_tensors_counts_are_numpys(dtype: torch.dtype, bins: int) -> None:
     """Of many numbers none is lost, and none is in a neighbour's bin."""
     tensor = torch.randn(100_003, dtype=torch.float64).to(dtype)
-    found = histogrammed(tensor, bins)
-    assert found == counted(tensor, bins)
-    assert sum(found[2] or ()) == 100_003
+    assert sum(histogrammed(tensor, bins)[2] or ()) == 100_003
+    assert_counts(tensor, bins)
+
+
+def with_edges(array: Floats, bins: int, times: int = 1) -> torch.Tensor:
+    """An array's numbers, and so often each edge of its histogram and the numbers next to it on both sides."""
+    try:
+        edges = np.histogram_bin_edges(array, bins)
+    except ValueError:
+        # NumPy has too little room for so many bins, or none at all.
+        assume(False)
+    beside = [np.nextafter(edges, to, dtype=edges.dtype) for to in (-np.inf, np.inf)]
+    numbers = np.concatenate([array, *[edges, *beside] * times])
+    return torch.from_numpy(numbers[(numbers >= array.min()) & (numbers <= array.max())])
+
+
+@needs_numpy_2
+@given(
+    st.one_of(
+        numbers_of(np.float64, 2.0**500, 2.0**-500),
+        numbers_of(np.float32, 2.0**100, 2.0**-100),
+        numbers_of(np.float16, 2.0**6, 2.0**-6),
+    ),
+    st.sampled_from([1, 2, 7, 10, 50, 64]),
+)
+@settings(deadline=None)
+def test_numbers_beside_an_edge_are_in_numpys_bins(array: Floats, bins: int) -> None:
+    """Each edge is in the bin above it, the number just below it in the bin below, in every dtype of NumPy."""
+    # Where a bin is narrower, NumPy contradicts its own edges.
+    assume(np.ptp(array) == 0 or np.ptp(array) / bins >= np.finfo(array.dtype).smallest_normal)
+    assert_counts(with_edges(array, bins), bins)
+
+
+@needs_numpy_2
+@pytest.mark.parametrize("bins", [2, 10, 64])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_thousands_of_numbers_on_edges_are_in_numpys_bins(dtype: type[np.floating[Any]], bins: int) -> None:
+    """A tensor that is nothing but edges and their neighbours, hundreds of each, has the counts of NumPy."""
+    array = np.random.default_rng(0).normal(size=1_000).astype(dtype)
+    assert_counts(with_edges(array, bins, times=30_000 // bins), bins)
+
+
+@needs_numpy_2
+@given(st.floats(-1000, 1000, width=32), st.lists(st.integers(0, 200), min_size=2, max_size=60), st.integers(1, 20))
+@settings(deadline=None)
+def test_a_range_of_few_numbers_has_numpys_counts(low: float, steps: list[int], bins: int) -> None:
+    """Where float32 has only some numbers between minimum and maximum, each is in the bin in which NumPy has it."""
+    bits = np.float32(abs(low)).view(np.int32) + np.array(steps, np.int32)
+    assert_counts(torch.from_numpy(np.copysign(bits.view(np.float32), low)), bins)
+
+
+@needs_numpy_2
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("bins", [3, 10, 64])
+def test_a_range_near_the_end_of_its_dtype_has_numpys_counts(dtype: type[np.floating[Any]], bins: int) -> None:
+    """Numbers up to half of the largest one that there is are counted as NumPy counts them."""
+    array = np.random.default_rng(0).uniform(-0.499, 0.499, size=1_000) * float(np.finfo(dtype).max)
+    assert_counts(with_edges(array.astype(dtype), bins), bins)
+
+
+@given(
+    st.sampled_from([np.float64, np.float32, np.float16]),
+    st.lists(st.integers(-60, 60), min_size=1, max_size=60),
+    st.integers(1, 1_000),
+    st.integers(1, 64),
+)
+@settings(deadline=None)
+def test_numbers_below_the_smallest_normal_one_are_counted(
+    dtype: type[np.floating[Any]], whole: list[int], factor: int, bins: int
+) -> None:
+    """Of subnormal numbers each is between the edges of its bin; NumPy puts some of them beside its own edges."""
+    array = (np.array(whole) * factor * float(np.finfo(dtype).smallest_subnormal)).astype(dtype)
+    assume(array.min() < array.max())
+    ticks, step = np.arange(1, bins, dtype=dtype), (array.max() - array.min()) / dtype(bins)
+    edges = (ticks * step if step else ticks / dtype(bins) * (array.max() - array.min())) + array.min()
+    counts = np.bincount(np.searchsorted(edges, array, side="right"), minlength=bins)
+    for tensor in (torch.from_numpy(array), torch.from_numpy(array).as_subclass(Foreign)):
+        assert histogrammed(tensor, bins) == (float(array.min()), float(array.max()), counts.tolist())
+
+
+@pytest.mark.parametrize(
+    "reorder",
+    [
+        lambda tensor: tensor.to(memory_format=torch.channels_last),
+        lambda tensor: tensor.mT,
+        lambda tensor: tensor[:, ::2],
+        lambda tensor: tensor[:, :1].expand(tensor.shape),
+        torch._neg_view,
+    ],
+    ids=["channels_last", "transposed", "gaps", "expanded", "negative view"],
+)
+def test_the_order_in_memory_changes_no_count(reorder: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A tensor whose numbers lie in another order, with gaps, or several times in one place, is counted whole."""
+    tensor = reorder(torch.randn(4, 6, 5, 3))
+    assert_counts(tensor, 7)
 
 
 @pytest.mark.parametrize("constant", [0.0, -3.0, 0.25])
