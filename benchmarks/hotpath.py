@@ -26,7 +26,9 @@ import torch
 from torch import nn
 
 import tracer
-from benchmarks.overhead import Build, OwnHooks, hold, measure, read_once, read_with_items, training_step
+from benchmarks.overhead import hold, read_with_items
+from tracer.bench import OwnHooks, measure, read_once
+from tracer.trainings import Build, training_step
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Reduce = Callable[[torch.Tensor, Pair], object]

@@ -8,30 +8,22 @@ its difference to the plain step of the same round. Run: ``python -m benchmarks.
 
 import argparse
 import copy
-import itertools
-import random
 import statistics
 import tempfile
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.optim import optimizer
-from torchvision.models import resnet18
 
 import tracer
-from tracer import updates
+from tracer.bench import OwnHooks, measure, read_once
+from tracer.trainings import Build, Step, mlp, resnet18, small_transformer, training_step
 
-Step = Callable[[], None]
-Build = Callable[[], tuple[nn.Module, torch.Tensor]]
 Seconds = Mapping[str, list[float]]
 Contest = Callable[[Build, int], Seconds]
 
@@ -43,25 +35,6 @@ WARM_UP = 20
 TURN_STEPS = 256
 # The rounds are compared in this many parts, to see how much a ratio depends on when it was measured.
 BLOCKS = 8
-
-
-def mlp() -> tuple[nn.Module, torch.Tensor]:
-    """A small network of 14 parameters, and a batch for it."""
-    sizes = [64, 256, 256, 256, 256, 256, 256, 10]
-    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers), torch.randn(256, 64)
-
-
-def resnet() -> tuple[nn.Module, torch.Tensor]:
-    """ResNet-18, and 16 images of 64 by 64 pixels."""
-    return resnet18(weights=None, num_classes=10), torch.randn(16, 3, 64, 64)
-
-
-def transformer() -> tuple[nn.Module, torch.Tensor]:
-    """Torch's own encoder, 10.8 million numbers in 74 parameters with its last layer, and 8 sequences of 32 tokens."""
-    layer = nn.TransformerEncoderLayer(d_model=384, nhead=6, dim_feedforward=1536, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, num_layers=6, enable_nested_tensor=False)
-    return nn.Sequential(encoder, nn.Flatten(), nn.Linear(32 * 384, 10)), torch.randn(8, 32, 384)
 
 
 class Tiny(nn.Module):
@@ -83,20 +56,11 @@ def tiny() -> tuple[nn.Module, torch.Tensor]:
 
 MODELS: Mapping[str, tuple[Build, int]] = {
     "MLP, 14 parameters": (mlp, 10),
-    "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": (resnet, 1),
-    "TransformerEncoder, 74 parameters": (transformer, 1),
+    "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": (resnet18, 1),
+    "TransformerEncoder, 74 parameters": (small_transformer, 1),
     "1,000 parameters of 4 or 16 elements": (tiny, 2),
 }
 """By title: a model's builder, and its number of rounds for each round of the largest models."""
-
-
-@torch.no_grad()
-def read_once(model: nn.Module) -> None:
-    """The floor: one pass over every value and every gradient."""
-    for parameter in model.parameters():
-        torch.sum(parameter)
-        if parameter.grad is not None:
-            torch.sum(parameter.grad)
 
 
 def read_with_items(model: nn.Module) -> None:
@@ -107,65 +71,6 @@ def read_with_items(model: nn.Module) -> None:
         if parameter.grad is not None:
             parameter.grad.max().item()
             parameter.grad.min().item()
-
-
-def training_step(model: nn.Module, inputs: torch.Tensor, after: Callable[[torch.Tensor], None]) -> Step:
-    """One step of plain training; ``after`` is called between backward and update."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    labels = torch.randint(outputs(model, inputs), (len(inputs),))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(inputs), labels)
-        loss.backward()
-        after(loss)
-        optimizer.step()
-
-    return step
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, inputs: torch.Tensor) -> int:
-    """The number of outputs of a model for each input."""
-    return int(model(inputs).shape[1])
-
-
-class OwnHooks:
-    """Makes each contestant's steps call only its own hooks.
-
-    A tracer's hooks on optimizers belong to the process. The other contestants' updates would call them, too, and seem
-    slower.
-    """
-
-    def __init__(self) -> None:
-        self._owned: dict[str, tuple[Any, ...]] = {}
-
-    def belong_to(self, name: str) -> None:
-        """Give the trace that was attached last to this contestant."""
-        self._owned[name] = tuple(updates.reports.values())[-1:]
-        self.only("")
-
-    def only(self, name: str) -> None:
-        """Register the hooks of one contestant, and no others."""
-        updates.reporting = self._owned.get(name, ())
-        for kind, hook in updates.UPDATE_HOOKS.items():
-            setattr(optimizer, kind, OrderedDict({-1: hook} if name in self._owned else {}))
-
-
-def measure(
-    steps: Mapping[str, Step], rounds: int, warm_up: int, own_hooks: OwnHooks | None = None
-) -> dict[str, list[float]]:
-    """Seconds a step, for each contestant and round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(warm_up + rounds):
-        for name in random.sample(list(steps), len(steps)):
-            if own_hooks is not None:
-                own_hooks.only(name)
-            begun = time.perf_counter()
-            steps[name]()
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
 
 
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
@@ -254,22 +159,15 @@ def budget(build: Build, share: float, turns: int) -> Table:
                 for name in ("plain", "plain again")
             }
             steps["traced"] = training_step(twin, inputs, lambda loss: trace.log(loss=loss))
-            seconds: dict[str, list[float]] = {name: [] for name in steps}
-            for _ in range(1 + turns):
-                for name in random.sample(list(steps), len(steps)):
-                    own_hooks.only(name)
-                    begun = time.perf_counter()
-                    for _ in range(TURN_STEPS):
-                        steps[name]()
-                    seconds[name].append((time.perf_counter() - begun) / TURN_STEPS)
+            # The first turn of each does not count: the budget settles in it.
+            seconds = measure(steps, turns, warm_up=1, own_hooks=own_hooks, in_a_row=TURN_STEPS)
             own_hooks.only("traced")
         changes = tracer.scan(path, "events").filter(pl.col("kind") == "stride").collect()
         costs = tracer.scan(path, "metrics").filter(pl.col("name") == "tracer_cost", pl.col("step") >= TURN_STEPS)
         own = costs.collect()["value"].to_list()
     table = Table("", "median", "quartiles", title=f"MLP with budget={share}, {turns} turns of {TURN_STEPS} steps")
-    # The first turn of each does not count: the budget settles in it.
     beyond = {
-        name: [a / b - 1 for a, b in zip(seconds[name][1:], seconds["plain"][1:], strict=True)]
+        name: [a / b - 1 for a, b in zip(seconds[name], seconds["plain"], strict=True)]
         for name in ("traced", "plain again")
     }
     for name, found in {

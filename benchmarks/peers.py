@@ -37,8 +37,9 @@ step by default.
 *Host reads a step* counts how often the training thread reads a tensor's numbers: ``aten::_local_scalar_dense`` (from
 ``item``, ``float``, ``bool`` and the like), and tensors on which ``cpu``, ``numpy`` or ``tolist`` is called. Each would
 wait for a GPU if its tensor were there. Two things cannot be known without a GPU. A contestant might copy a tensor to
-the host at once, and then read it several times. And traced would copy its loss and its histograms without waiting.
-Waits inside an operation, such as indexing by a mask, are not counted.
+the host at once, and then read it several times. And traced would copy its loss without waiting, and count its
+histograms on the GPU: only where a tensor is on the host does it use NumPy. Waits inside an operation, such as indexing
+by a mask, are not counted.
 
 Run: ``python -m benchmarks.peers``; ``pip install -e '.[demo,bench]'`` brings the peers. A missing one is left out.
 """
@@ -69,14 +70,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracer
-from benchmarks.overhead import Build, OwnHooks, Step, measure, mlp, resnet, training_step
+from tracer.bench import OwnHooks, measure
+from tracer.trainings import After, Build, Step, mlp, resnet18, training_step
 
-After = Callable[[torch.Tensor], None]
 Attach = Callable[[nn.Module, Path], AbstractContextManager[After]]
 
 MODELS: Mapping[str, Build] = {
     "MLP, 14 parameters": mlp,
-    "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": resnet,
+    "ResNet-18 on 16 × 3 × 64 × 64, 62 parameters": resnet18,
 }
 """How to build a model, by title."""
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tracer
-from benchmarks.overhead import Build, OwnHooks, measure, mlp, resnet, training_step
+from tracer.bench import OwnHooks, measure
+from tracer.trainings import Build, mlp, resnet18, training_step
 
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "extremes": {},
@@ -66,7 +67,7 @@ def main() -> None:
     console = Console(width=110)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     console.print(report("MLP, 14 parameters", contest(mlp, rounds * 10)))
-    console.print(report("ResNet-18 on 16 × 3 × 64 × 64", contest(resnet, rounds)))
+    console.print(report("ResNet-18 on 16 × 3 × 64 × 64", contest(resnet18, rounds)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The command ``tracer``: a demo, a look at a model, and care for a run's log.
+"""The command ``tracer``: a demo, a look at a model, what tracing costs, and care for a run's log.
 
-Exit codes: 0 done, 1 the run cannot be used or is damaged, 2 the command line is wrong, 130 ended with Ctrl-C.
+Exit codes: 0 done, 1 the run cannot be used or is damaged, or what is asked for is not there, 2 the command line is
+wrong, 130 ended with Ctrl-C.
 
 Slow modules are imported where they are used, so that ``--help`` and a wrong option are answered at once.
 """
 
 import importlib
+import json
 import shlex
 import sys
 import warnings
@@ -30,6 +32,8 @@ console = Console(emoji=False)
 
 # A run may have thousands.
 _METRICS = 100
+# Of a column of `bench`.
+_WIDTH = 14
 
 RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI.")]
 
@@ -98,6 +102,35 @@ def _model_of(target: str) -> Any:
     if not isinstance(model, nn.Module):
         raise _failed(f"{target} gives a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+@app.command()
+def bench(
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: cuda if it is there.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each network is trained, about.")] = 12,
+    network: Annotated[str, typer.Option(help="Only the networks whose names contain this.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: the same rows, as JSON.")] = False,
+) -> None:
+    """Measure what tracing costs on this machine, and print a table to paste."""
+    from tracer import bench as benches
+
+    where = benches.device_of(device)
+    rows = benches.bench(benches.networks(where, network), where, seconds)
+    if as_json:
+        print(json.dumps({"on": benches.described(where), "rows": list(rows)}, indent=1))
+        return
+    print(benches.described(where), end="\n\n")
+    _say_row("network", "trained", "ms a step", "× plain", "quartiles")
+    _say_row(*["-" * _WIDTH] * 5)
+    for row in rows:
+        low, high = row["quartiles"]
+        numbers = f"{row['ms_a_step']:.3f}", f"{row['times_plain']:.3f}", f"{low:.3f} to {high:.3f}"
+        _say_row(row["network"], row["trained"], *numbers)
+
+
+def _say_row(*cells: str) -> None:
+    # At once: the next network takes a while.
+    print(f"| {' | '.join(cell.ljust(_WIDTH) for cell in cells)} |", flush=True)
 
 
 def _failed(message: str) -> typer.Exit:
@@ -279,4 +312,6 @@ def _in_a_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
         return f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        return "this command needs torch, which is not installed here: pip install torch"
     raise error
