@@ -46,7 +46,7 @@ def _in_a_row(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten().contiguous()
 
 
-def _edges(low: Any, high: Any, ticks: Any, bins: int, where: Callable[..., Any]) -> tuple[Any, Any, Any]:
+def _edges(low: Any, high: Any, ticks: Any, bins: Any, where: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """The first edge, the last, and those between them, for arrays or tensors of one dtype.
 
     Args:
@@ -76,11 +76,11 @@ def _on_device(numbers: torch.Tensor, bins: int) -> torch.Tensor:
 
 
 def _on_host(numbers: torch.Tensor, bins: int) -> torch.Tensor:
-    # Of one element each, since NumPy 1 calculates with a single number in float64.
+    # Arrays of one element, and bins of the same dtype, since NumPy 1 would calculate in another one.
     low, high = (extreme.view(1).numpy() for extreme in torch.aminmax(numbers))
     # What is not finite, or too small, needs no warning.
     with np.errstate(all="ignore"):
-        first, last, inner = _edges(low, high, np.arange(1, bins).astype(low.dtype), bins, np.where)
+        first, last, inner = _edges(low, high, np.arange(1, bins).astype(low.dtype), low.dtype.type(bins), np.where)
         known = np.isfinite(last - first)
         counts = _count(numbers.numpy(force=True), first, last, inner) if known else np.full(bins, np.nan)
     return torch.from_numpy(np.concatenate([low, high, counts], dtype=np.float64))

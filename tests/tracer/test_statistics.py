@@ -766,6 +766,14 @@ def test_numbers_below_the_smallest_normal_one_are_counted(
         assert histogrammed(tensor, bins) == (float(array.min()), float(array.max()), counts.tolist())
 
 
+@pytest.mark.parametrize("bins", [255, 256, 1_000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_many_bins_have_the_same_counts_on_every_device(dtype: torch.dtype, bins: int) -> None:
+    """The way of the host and that of other devices agree, with any release of NumPy."""
+    tensor = torch.randn(5_000).to(dtype)
+    assert histogrammed(tensor, bins) == histogrammed(tensor.as_subclass(Foreign), bins)
+
+
 @pytest.mark.parametrize(
     "reorder",
     [
