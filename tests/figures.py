@@ -89,7 +89,9 @@ def zoom(axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> Navigati
 
 def texts(figure: Figure) -> Iterator[Text]:
     """Every text that is to be seen."""
-    draw(figure)
+    if figure.stale:
+        # Where texts stand is known without a picture.
+        figure.draw_without_rendering()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())

@@ -43,8 +43,8 @@ class _Steady(ConstrainedLayoutEngine):
         ends = []
         for axes in fig.axes:
             for axis in (axes.xaxis, axes.yaxis):
-                # This also makes the labels those of the present limits.
-                axis.get_ticklabels(which="both")
+                # This also makes the labels, those of minor ticks too, those of the present limits.
+                axis.get_ticklabels()
                 low, high = sorted(axis.get_view_interval())
                 inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
                 # Labels at an axis' ends stick out; a hundredth of its length makes a difference.

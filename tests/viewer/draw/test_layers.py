@@ -43,18 +43,24 @@ def layers_of(history: History) -> Heatmap:
     return layers
 
 
-def drawn(*layers: Heatmap | None, look: ViewOptions = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Layers:
-    """A strip that shows these layers, one after the other."""
+def filled(*layers: Heatmap | None, look: ViewOptions = LAYERS, size: tuple[float, float] = SIZE_INCHES) -> Layers:
+    """A strip into which these layers were put, one after the other; making the picture costs far more."""
     strip = Layers(canvas(size), look)
     for each in layers:
-        update(strip, each)
+        fill(strip, each)
     return strip
 
 
-def update(strip: Layers, layers: Heatmap | None) -> None:
-    """Show other layers."""
+def fill(strip: Layers, layers: Heatmap | None) -> None:
+    """Put other layers into it."""
     strip.update([Snapshot("run", "running", 3, layers=layers)], NOW)
+
+
+def drawn(layers: Heatmap | None, **how: Any) -> Layers:
+    """A strip with the picture of these layers made."""
+    strip = filled(layers, **how)
     strip.figure.canvas.draw()
+    return strip
 
 
 def uniform(params: Sequence[str], columns: int = 4, width: int = 1, first_step: int = 0) -> Heatmap:
@@ -168,7 +174,7 @@ def test_what_is_wrong_is_seen_in_its_cell() -> None:
     magnitudes = np.array([[1.0, 0.0, np.nan, np.nan], [1e-6, 1.0, 1e3, 1.0]])
     bad = np.array([[False, False, False, True], [False, False, False, False]])
     layers = Heatmap(["a", "b"], 0, 1, magnitudes, bad)
-    seen = colours(drawn(layers))
+    seen = colours(filled(layers))
     assert seen[0, 1].tolist() == [0, 0, 0]
     assert seen[0, 2].tolist() == [255, 255, 255]
     assert seen[0, 3].tolist() == [224, 0, 0]
@@ -182,7 +188,7 @@ def test_too_many_parameters_are_grouped_by_module_and_none_is_hidden() -> None:
     magnitudes, bad = np.ones((400, 2)), np.zeros((400, 2), dtype=np.bool_)
     magnitudes[names.index("block7.c.weight"), 1] = 50.0
     bad[names.index("block9.d.weight"), 0] = True
-    strip = drawn(Heatmap(names, 0, 1, magnitudes, bad))
+    strip = filled(Heatmap(names, 0, 1, magnitudes, bad))
     shown = np.asarray(image(strip).get_array())
     assert shown.shape == (100, 2)
     assert np.argwhere(shown == 50.0).tolist() == [[7, 1]]
@@ -202,7 +208,7 @@ def test_a_strip_without_a_magnitude_is_drawn(layers: str | None) -> None:
 def test_names_are_text() -> None:
     """A parameter may be called anything, and is not taken for mathematics."""
     layers = Heatmap(["_hidden", "$\\frac{$"], 0, 1, np.ones((2, 1)), np.zeros((2, 1), bool))
-    assert labels(drawn(layers)) == {0: "_hidden", 1: "$\\frac{$"}
+    assert labels(filled(layers)) == {0: "_hidden", 1: "$\\frac{$"}
 
 
 def test_a_run_that_begins_anew_is_shown_anew(tmp_path: Path) -> None:
@@ -237,7 +243,8 @@ def test_the_command_writes_the_layers_into_a_file(tmp_path: Path) -> None:
 def test_everything_of_a_strip_is_readable_on_its_ground(dark: bool) -> None:
     """Every text and tick, minor ones of the colour bar too, has contrast; a zero is told from what is not recorded."""
     magnitudes = np.array([[1e-6, 1.0, 0.0, np.nan]])
-    strip = drawn(Heatmap(["a"], 0, 1, magnitudes, np.zeros((1, 4), bool)), look=dataclasses.replace(LAYERS, dark=dark))
+    look = dataclasses.replace(LAYERS, dark=dark)
+    strip = filled(Heatmap(["a"], 0, 1, magnitudes, np.zeros((1, 4), bool)), look=look)
     check_contrast(strip.figure)
     _, bar = strip.figure.axes
     assert len(bar.yaxis.get_minor_ticks()) > 10
@@ -248,22 +255,22 @@ def test_everything_of_a_strip_is_readable_on_its_ground(dark: bool) -> None:
 def test_a_strip_grows_with_the_run_until_it_is_zoomed() -> None:
     """Its limits follow new steps and parameters; those of the zoom tool stay on both axes, until its home button."""
     few, more = uniform(["a", "b"], 10), uniform(["a", "b", "c"], 20, width=2, first_step=4)
-    strip = drawn(few)
+    strip = filled(few)
     assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == ((-0.5, 9.5), (1.5, -0.5))
     toolbar = zoom(axes_of(strip), (2, 5), (0.3, -0.2))
     limits = axes_of(strip).get_xlim(), axes_of(strip).get_ylim()
     assert limits[0] == pytest.approx((2, 5), abs=0.1)
-    update(strip, more)
+    fill(strip, more)
     assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == limits
     toolbar.home()
-    update(strip, more)
+    fill(strip, more)
     assert (axes_of(strip).get_xlim(), axes_of(strip).get_ylim()) == ((3.5, 43.5), (2.5, -0.5))
 
 
 @pytest.mark.slow
 def test_a_zoomed_strip_names_every_row() -> None:
     """Of many rows only some have room for a name; those that are left when zoomed have all of them."""
-    strip = drawn(uniform([f"p{number}" for number in range(300)]))
+    strip = filled(uniform([f"p{number}" for number in range(300)]))
     some = labels(strip)
     assert 30 < len(some) < 100
     assert all(name == f"p{row}" for row, name in some.items())
@@ -275,7 +282,7 @@ def test_a_zoomed_strip_names_every_row() -> None:
 def test_a_click_on_a_row_leads_to_its_parameter() -> None:
     """The look that follows shows the parameter, and is otherwise the same."""
     look = dataclasses.replace(LAYERS, params="weight", dark=True)
-    strip = drawn(uniform(["a.weight", "b.weight"]), look=look)
+    strip = filled(uniform(["a.weight", "b.weight"]), look=look)
     found = strip.picked(axes_of(strip), 1.4)
     assert found == dataclasses.replace(look, view=View.PARAM, param="b.weight")
 
@@ -283,18 +290,18 @@ def test_a_click_on_a_row_leads_to_its_parameter() -> None:
 @pytest.mark.parametrize("y", [None, -0.6, 1.6, 1e9])
 def test_a_click_beside_the_rows_leads_nowhere(y: float | None) -> None:
     """Nor does one on the colour bar, or on nothing."""
-    strip = drawn(uniform(["a", "b"]))
+    strip = filled(uniform(["a", "b"]))
     assert strip.picked(axes_of(strip), y) is None
     assert strip.picked(strip.figure.axes[1], 1.0) is None
     assert strip.picked(None, 1.0) is None
-    assert drawn(None).picked(axes_of(strip), 0.0) is None
+    assert filled(None).picked(axes_of(strip), 0.0) is None
 
 
 def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
     """The look that follows has a pattern that finds the parameters of the module, and no other."""
     names = [f"block{block}.{part}+ {rest}" for block in range(200) for part in "ab" for rest in ("w", "b")]
     names += ["xblock1.a", "block1", "block1_a"]
-    strip = drawn(uniform(names))
+    strip = filled(uniform(names))
     axes = axes_of(strip)
     said = [axes.format_coord(0, row) for row in range(rows(strip))]
     (row,) = [row for row, words in enumerate(said) if words.startswith("block1.*  ")]
@@ -302,7 +309,7 @@ def test_a_click_on_a_module_leads_to_exactly_its_parameters() -> None:
     assert found is not None
     assert found.view is View.LAYERS
     assert matching(names, found.params) == [name for name in names if name.startswith("block1.")]
-    assert rows(drawn(uniform(matching(names, found.params)))) == 4
+    assert rows(filled(uniform(matching(names, found.params)))) == 4
 
 
 @pytest.mark.slow
@@ -312,7 +319,7 @@ def test_too_many_modules_share_rows_and_none_is_hidden() -> None:
     for odd in (1, 333, 998):
         layers = uniform(names)
         layers.nonfinite[odd, 2] = True
-        strip = drawn(layers)
+        strip = filled(layers)
         seen = np.argwhere((pixels(strip.figure) == RED).all(axis=2))
         legend = strip.figure.legends[0].get_window_extent()
         inside = [y for y, _ in seen if strip.figure.bbox.height - y > legend.y1]
@@ -361,7 +368,7 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
     """A cell has its parameter, step and magnitude said, however many steps it covers; what is beside it, nothing."""
     magnitudes = np.array([[1.0, np.nan, 3.0], [0.0, 2.0, 3.0]])
     bad = np.array([[False, False, False], [False, False, True]])
-    strip = drawn(Heatmap(["a.$x$", "b"], 100, 10, magnitudes, bad))
+    strip = filled(Heatmap(["a.$x$", "b"], 100, 10, magnitudes, bad))
     said = {place: axes_of(strip).format_coord(*place) for place in ((104, 0.2), (115, 0), (104, 1), (129, 1.3))}
     assert list(said.values()) == [
         "a.$x$  step 104  1",
@@ -377,16 +384,16 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
 @pytest.mark.slow
 def test_nothing_accumulates_in_a_strip() -> None:
     """After many updates the figure holds as much as after the first."""
-    strip = drawn(uniform(["a"]))
+    strip = filled(uniform(["a"]))
     counts = set()
     for number in range(30):
-        update(strip, uniform([f"p{n}" for n in range(number + 1)], number + 1) if number % 3 else None)
+        fill(strip, uniform([f"p{n}" for n in range(number + 1)], number + 1) if number % 3 else None)
         counts.add(artists(strip.figure))
     assert len(counts) == 1
 
 
 def test_a_strip_without_a_matching_parameter_says_so() -> None:
     """Where the filter finds none, the panel says that it is the filter's doing."""
-    strip = drawn(None, look=dataclasses.replace(LAYERS, params="nothing"))
+    strip = filled(None, look=dataclasses.replace(LAYERS, params="nothing"))
     (note,) = notes(strip)
     assert "with such a parameter" in note

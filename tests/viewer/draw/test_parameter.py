@@ -51,9 +51,17 @@ def snapshot(
     return Snapshot(**{**given, "extremes": there, "histograms": histograms or {}, "started": NOW, **fields})
 
 
-def drawn(*snapshots: Snapshot, size: tuple[float, float] = SIZE_INCHES, **fields: Any) -> Parameter:
-    """The figure, after these snapshots were drawn one after the other."""
+def filled(*snapshots: Snapshot, size: tuple[float, float] = SIZE_INCHES, **fields: Any) -> Parameter:
+    """The figure, after these snapshots were put into it one after the other; making the picture costs far more."""
     shown = Parameter(canvas(size), look(**fields))
+    for each in snapshots:
+        shown.update([each], NOW)
+    return shown
+
+
+def drawn(*snapshots: Snapshot, **fields: Any) -> Parameter:
+    """The figure, after a picture was made of each of these snapshots."""
+    shown = filled(**fields)
     for each in snapshots:
         update(shown, each)
     return shown
@@ -85,7 +93,7 @@ def heat(axes: Axes) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.nda
 
 def test_values_and_gradients_are_bands_with_the_historys_numbers() -> None:
     """Each has a line for its minima, one for its maxima, and a band between them."""
-    found = panels(drawn(snapshot(extremes([0, 1], **FOUR))))
+    found = panels(filled(snapshot(extremes([0, 1], **FOUR))))
     assert list(found) == ["value", "gradient"]
     assert bands(found["value"]) == [{-1.0, -2.0, 2.0, 4.0}]
     assert bands(found["gradient"]) == [{-3.0, -6.0, 4.0, 8.0}]
@@ -95,7 +103,7 @@ def test_values_and_gradients_are_bands_with_the_historys_numbers() -> None:
 
 def test_the_applied_gradient_is_beside_the_gradient() -> None:
     """What the optimizer got shares the gradient's panel, in a colour of its own."""
-    panel = panels(drawn(snapshot(extremes([0, 1], **FOUR, **APPLIED))))["gradient"]
+    panel = panels(filled(snapshot(extremes([0, 1], **FOUR, **APPLIED))))["gradient"]
     assert bands(panel) == [{-3.0, -6.0, 4.0, 8.0}, {-0.5, -1.0, 0.5, 1.0}]
     assert entries(panel)[2:] == ["applied max  1", "applied min  -1"]
     assert len({line.get_color() for line in panel.lines}) == 2
@@ -104,7 +112,7 @@ def test_the_applied_gradient_is_beside_the_gradient() -> None:
 def test_the_legend_has_room_for_the_applied_gradient_beside_histograms() -> None:
     """In a figure of the usual size, four panels above one another still name all four of its lines."""
     of = {kind: [histogram(0)] for kind in ("value", "grad")}
-    panel = panels(drawn(snapshot(extremes([0, 1], **FOUR, **APPLIED), of)))["gradient"]
+    panel = panels(filled(snapshot(extremes([0, 1], **FOUR, **APPLIED), of)))["gradient"]
     assert len(entries(panel)) == 4
     assert "more" not in "".join(entries(panel))
 
@@ -112,7 +120,7 @@ def test_the_legend_has_room_for_the_applied_gradient_beside_histograms() -> Non
 def test_its_nan_is_marked() -> None:
     """A NaN of value, gradient or applied gradient has its mark in their panel and its step in the legend."""
     there = extremes([0, 1], {"value": [0], "grad": [1], "applied": [0, 1]}, **FOUR, **APPLIED)
-    found = panels(drawn(snapshot(there)))
+    found = panels(filled(snapshot(there)))
     assert entries(found["value"])[0] == "value: NaN or inf from step 0"
     assert entries(found["gradient"])[:2] == [
         "gradient: NaN or inf from step 1",
@@ -127,7 +135,7 @@ def test_what_else_was_recorded_has_a_panel_each() -> None:
     """A statistic's panel shows it of value and gradient: its highest numbers as a line, all of them as a band."""
     more = {"value_norm_low": 1.0, "value_norm_high": 2.0, "grad_norm_low": -5.0, "grad_norm_high": 7.0}
     there = extremes([0], **FOUR, **more, grad_zeros_low=0.25, grad_zeros_high=0.25)
-    found = panels(drawn(snapshot(there)))
+    found = panels(filled(snapshot(there)))
     assert list(found) == ["value", "gradient", "norm", "zeros"]
     assert entries(found["norm"]) == ["value  2", "gradient  7"]
     assert bands(found["norm"]) == [{1.0, 2.0}, {-5.0, 7.0}]
@@ -138,7 +146,7 @@ def test_what_else_was_recorded_has_a_panel_each() -> None:
 def test_a_log_scale_hides_no_negative_statistic() -> None:
     """Where only the lowest numbers of a statistic are negative, its scale is symlog."""
     there = extremes([0, 1], **FOUR, grad_mean_low=-1.0, grad_mean_high=1.0)
-    panel = panels(drawn(snapshot(there), scale=Scale.LOG))["mean"]
+    panel = panels(filled(snapshot(there), scale=Scale.LOG))["mean"]
     assert panel.get_yscale() == "symlog"
     assert panel.get_ylim()[0] <= -2
 
@@ -159,24 +167,24 @@ def test_panels_appear_with_what_they_show() -> None:
         ),
         (snapshot(None), ["value", "gradient"]),
     ]
-    shown = drawn()
+    shown = filled()
     counts = []
-    for _ in range(3):
+    for _ in range(2):
         for each, expected in steps:
-            update(shown, each)
+            shown.update([each], NOW)
             assert list(panels(shown)) == expected
             counts.append(artists(shown.figure))
             check_texts(shown.figure)
-    assert counts == counts[: len(steps)] * 3
+    assert counts == counts[: len(steps)] * 2
 
 
 def test_before_its_first_row_the_panels_say_so() -> None:
     """The words go with the first row."""
-    shown = drawn(snapshot(None))
+    shown = filled(snapshot(None))
     assert [text.get_text() for axes in shown.figure.axes for text in axes.texts if text.get_visible()] == [
         "no row of this parameter yet"
     ] * 2
-    update(shown, snapshot(extremes([0], **FOUR)))
+    shown.update([snapshot(extremes([0], **FOUR))], NOW)
     assert not [text for axes in shown.figure.axes for text in axes.texts if text.get_visible()]
 
 
@@ -226,7 +234,7 @@ HISTOGRAMS = {
 def test_a_heat_map_shows_the_share_of_elements(name: str, scale: Scale, x: XAxis) -> None:
     """Whatever the histograms and axes, each column sums to 1, begins at its step, and all rows are in the panel."""
     histograms = HISTOGRAMS[name]
-    shown = drawn(snapshot(extremes([0, 9], **FOUR), {"grad": histograms}), scale=scale, x=x)
+    shown = filled(snapshot(extremes([0, 9], **FOUR), {"grad": histograms}), scale=scale, x=x)
     columns, rows, shares = heat(panel := panels(shown)["gradient\nhistogram"])
     steps = sorted({each.step for each in histograms})
     at = {XAxis.STEP: 1.0, XAxis.WALL: 2 / 86_400, XAxis.RELATIVE: 2.0}[x]
@@ -239,6 +247,14 @@ def test_a_heat_map_shows_the_share_of_elements(name: str, scale: Scale, x: XAxi
     assert panel.get_ylim()[0] <= rows[0] < rows[-1] <= panel.get_ylim()[1]
     if x is not XAxis.STEP:
         assert panel.get_xlim()[1] - panel.get_xlim()[0] < 40 * at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [Scale.LINEAR, Scale.SYMLOG])
+def test_a_picture_is_made_of_any_histograms(scale: Scale) -> None:
+    """Whatever their range, and that of those before them; and its texts have room."""
+    of = extremes([0, 9], **FOUR)
+    check_texts(drawn(*(snapshot(of, {"grad": each}) for each in HISTOGRAMS.values()), scale=scale).figure)
 
 
 def test_a_heat_map_of_nothing_is_drawn() -> None:
@@ -257,18 +273,18 @@ def test_a_zoom_outlives_new_rows() -> None:
         return snapshot(there, {"grad": [histogram(step) for step in range(0, count, 10)]})
 
     for name in ("value", "gradient", "gradient\nhistogram", "norm"):
-        shown = drawn(moment(50), scale=Scale.LINEAR)
+        shown = filled(moment(50), scale=Scale.LINEAR)
         panel = panels(shown)[name]
         low, high = panel.get_ylim()
         toolbar = zoom(panel, (10, 20), (low + (high - low) / 4, high - (high - low) / 4))
         limits = panel.get_xlim(), panel.get_ylim()
         assert limits[0] == pytest.approx((10, 20), abs=0.5)
-        for count in (60, 500):
-            update(shown, moment(count))
-            assert (panel.get_xlim(), panel.get_ylim()) == limits, name
-            assert {axes.get_xlim() for axes in shown.figure.axes} == {limits[0]}
-        toolbar.home()
+        shown.update([moment(60)], NOW)
         update(shown, moment(500))
+        assert (panel.get_xlim(), panel.get_ylim()) == limits, name
+        assert {axes.get_xlim() for axes in shown.figure.axes} == {limits[0]}
+        toolbar.home()
+        shown.update([moment(500)], NOW)
         assert panel.get_xlim()[1] >= 499
 
 
@@ -279,7 +295,7 @@ def test_there_is_room_for_any_name(name: str, size: tuple[float, float]) -> Non
     there = extremes(
         [0, 1], {"grad": [0]}, **FOUR, **APPLIED, **{f"grad_{name[:8]}_{end}": 1.0 for end in ("low", "high")}
     )
-    check_texts(drawn(snapshot(there, name=name), size=size, param=name).figure)
+    check_texts(filled(snapshot(there, name=name), size=size, param=name).figure)
 
 
 def test_on_a_phone_all_panels_are_in_one_column() -> None:
@@ -301,12 +317,12 @@ def test_everything_is_readable_on_its_ground(dark: bool) -> None:
     """Every text, tick and spine has contrast to the ground, before the first row and after it."""
     there = extremes([0, 1], {"grad": [1]}, **FOUR, **APPLIED, grad_norm_low=1.0, grad_norm_high=2.0)
     for each in (snapshot(None), snapshot(there, {"grad": [histogram(0)]})):
-        check_contrast(drawn(each, dark=dark).figure)
+        check_contrast(filled(each, dark=dark).figure)
 
 
 def test_gaps_and_the_title() -> None:
     """A parameter without a gradient has an empty panel on its scale, and the title names it and its run."""
     nothing = dataclasses.replace(extremes([0, 1], **FOUR), statistics={name: [None, None] for name in FOUR})
-    shown = drawn(snapshot(nothing, name="mine"))
+    shown = filled(snapshot(nothing, name="mine"))
     assert all(math.isnan(float(y)) for line in panels(shown)["gradient"].lines for y in np.asarray(line.get_ydata()))
     assert shown.figure.get_suptitle().startswith("fc.weight  in  mine  ")
