@@ -23,22 +23,25 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 
-# Executes a notebook as a frontend does, and writes every display that it is told of into a file each, as it comes.
+# Executes a notebook as a frontend does, and writes every message about a display into a file each, as it comes: the
+# displays are numbered in the order in which they appear, and so are the messages of each.
 FRONTEND = """
-import base64, json, sys
+import collections, json
 from tracer.log.store import Local as Path
 import nbformat
 from nbclient import NotebookClient
 
 class Frontend(NotebookClient):
-    count = 0
+    displays, counts = {}, collections.Counter()
 
     def process_message(self, message, cell, index):
         if message["msg_type"] in ("display_data", "update_display_data"):
-            told = Path(f"told-{self.count:03d}.json")
-            told.with_suffix(".new").write_text(json.dumps([message["msg_type"], message["content"]]))
+            content = message["content"]
+            display = self.displays.setdefault(content["transient"]["display_id"], len(self.displays))
+            told = Path(f"told-{display}-{self.counts[display]:03d}.json")
+            told.with_suffix(".new").write_text(json.dumps([message["msg_type"], content]))
             told.with_suffix(".new").rename(told)
-            self.count += 1
+            self.counts[display] += 1
         return super().process_message(message, cell, index)
 
 notebook = nbformat.read("notebook.ipynb", as_version=4)
@@ -77,25 +80,86 @@ def join():
         thread.join()
 """
 
+# The cells after it, each with the displays that it makes. A kernel takes seconds to start: all share one.
+CELLS = {
+    "show": """
+        showing = viewer.show("run", smoothing=0)  # display 0
+        showing
+        """,
+    "train": """
+        model, optimizer = training()
+        steps = 0
+        with tracer.attach(model, "run") as trace:
+            while not Path("told-0-003.json").exists():
+                trace.log(loss=step(model, optimizer, steps))
+                steps += 1
+                time.sleep(0.01)
+            assert viewers()
+            showing.stop()
+            assert not viewers()
+        """,
+    "train alone": """
+        alone, optimizer = training()
+        for number in range(steps):
+            step(alone, optimizer, number)
+        assert all(map(torch.equal, model.parameters(), alone.parameters()))
+        """,
+    "a run that closes": """
+        model, optimizer = training()
+        with tracer.attach(model, "closes") as trace:
+            viewer.show("closes", "param", param="0.weight")  # display 1
+            for number in range(20):
+                step(model, optimizer, number)
+        join()
+        """,
+    "the same again": """
+        viewer.show(["closes"], param="0.weight")  # display 2
+        join()
+        """,
+    "a run to come": """
+        viewer.show(["closed", "later"])  # display 3
+        while not Path("told-3-001.json").exists(): time.sleep(0.05)
+        model, optimizer = training()
+        with tracer.attach(model, "later") as trace:
+            trace.log(loss=step(model, optimizer, 0))
+        join()
+        """,
+    "a newer format": """
+        viewer.show("newer")  # display 4
+        join()
+        """,
+    "the end": """
+        viewer.show("ends")  # display 5
+        model, optimizer = training()
+        trace = tracer.attach(model, "ends")
+        while not Path("told-5-001.json").exists():
+            step(model, optimizer, 0)
+            time.sleep(0.01)
+        """,
+}
+
 
 @dataclass
 class Executed:
-    """A notebook that was executed: its cells, and what the frontend was told to display, in order."""
+    """A notebook that was executed: its folder, its cells, and what it complained of."""
 
-    cells: list[Any]
-    told: list[tuple[str, dict[str, Any]]]
+    folder: Path
+    cells: dict[str, Any]
     complaints: str
 
-    @property
-    def pictures(self) -> list[bytes]:
-        """The pictures that came, each after the one that it replaced."""
-        return [base64.b64decode(data["data"]["image/png"]) for _, data in self.told if "image/png" in data["data"]]
+    def told(self, display: int) -> list[tuple[str, dict[str, Any]]]:
+        """What the frontend was told of a display, in order: the kind of the message, and its content."""
+        return [tuple(json.loads(file.read_text())) for file in sorted(self.folder.glob(f"told-{display}-*.json"))]
 
-    @property
-    def last_pictures(self) -> list[bytes]:
-        """The picture that is left below each cell that has one."""
-        outputs = [output["data"] for cell in self.cells for output in cell.outputs if "data" in output]
-        return [base64.b64decode(data["image/png"]) for data in outputs]
+    def pictures(self, display: int) -> list[bytes]:
+        """The pictures of a display, each after the one that it replaced."""
+        contents = [content["data"] for _, content in self.told(display)]
+        return [base64.b64decode(data["image/png"]) for data in contents if "image/png" in data]
+
+    def output(self, cell: str) -> Any:
+        """What is left below a cell with one display, beside what it printed."""
+        (output,) = [each for each in self.cells[cell].outputs if "data" in each]
+        return output.data
 
 
 BLUE = (0, 114, 178)
@@ -107,14 +171,14 @@ def colours(picture: bytes) -> set[Any]:
         return {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
 
 
-def execute(folder: Path, *cells: str) -> Executed:
-    """Execute cells in a folder, with a kernel of this interpreter and of this working tree."""
+def execute(folder: Path) -> Executed:
+    """Execute the cells in a folder, with a kernel of this interpreter and of this working tree."""
     kernel = folder / "jupyter" / "kernels" / "here" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "display_name": "here", "language": "python"}))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in cells])
-    nbformat.write(notebook, folder / "notebook.ipynb")
+    cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in (TRAINING, *CELLS.values())]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
     done = subprocess.run(
         [sys.executable, "-c", FRONTEND],
         cwd=folder,
@@ -128,121 +192,60 @@ def execute(folder: Path, *cells: str) -> Executed:
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = [tuple(json.loads(file.read_text())) for file in sorted(folder.glob("told-*.json"))]
-    return Executed(nbformat.read(folder / "notebook.ipynb", as_version=4).cells, told, done.stderr)
+    _, *cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+    return Executed(folder, dict(zip(CELLS, cells, strict=True)), done.stderr)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A closed run."""
-    run = new_run(tmp_path / "run")
-    publish_next(run, "metrics", metrics(range(5), range(5)))
-    close_run(run, 4)
-    return run
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    """The notebook, executed beside a run that has closed and one of a newer format."""
+    folder = Path(tmp_path_factory.mktemp("notebook"))
+    closed = new_run(folder / "closed")
+    publish_next(closed, "metrics", metrics(range(5), range(5)))
+    close_run(closed, 4)
+    newer = new_run(folder / "newer") / "run.json"
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": 99}))
+    return execute(folder)
 
 
-def test_a_notebook_follows_its_own_training_in_one_picture(tmp_path: Path) -> None:
+def test_a_notebook_follows_its_own_training_in_one_picture(done: Executed) -> None:
     """The cell's one output is replaced as rows arrive, until ``stop``; the training computes what it would alone."""
-    done = execute(
-        tmp_path,
-        TRAINING,
-        'showing = viewer.show("run", smoothing=0)\nshowing',
-        """
-        model, optimizer = training()
-        steps = 0
-        with tracer.attach(model, "run") as trace:
-            while not Path("told-003.json").exists():
-                trace.log(loss=step(model, optimizer, steps))
-                steps += 1
-                time.sleep(0.01)
-            assert viewers()
-            showing.stop()
-            assert not viewers()
-        """,
-        """
-        alone, optimizer = training()
-        for number in range(steps):
-            step(alone, optimizer, number)
-        assert all(map(torch.equal, model.parameters(), alone.parameters()))
-        """,
-    )
-    (output,) = done.cells[1].outputs
-    first, *others = done.told
-    assert [kind for kind, _ in done.told] == ["display_data", *["update_display_data"] * len(others)]
-    assert {data["transient"]["display_id"] for _, data in done.told} == {first[1]["transient"]["display_id"]}
-    assert len(done.pictures) == len(others) >= 3
-    assert all(before != after for before, after in itertools.pairwise(done.pictures))
-    assert base64.b64decode(output.data["image/png"]) == done.pictures[-1]
-    assert BLUE in colours(done.pictures[-1])
+    first, *others = done.told(0)
+    assert [first[0], *(kind for kind, _ in others)] == ["display_data", *["update_display_data"] * len(others)]
+    assert len(pictures := done.pictures(0)) == len(others) >= 3
+    assert all(before != after for before, after in itertools.pairwise(pictures))
+    assert base64.b64decode(done.output("show")["image/png"]) == pictures[-1]
+    assert BLUE in colours(pictures[-1])
 
 
-def test_a_picture_ends_with_its_run_and_the_run_can_be_shown_again(tmp_path: Path) -> None:
+def test_a_picture_ends_with_its_run_and_the_run_can_be_shown_again(done: Executed) -> None:
     """The last picture of a run that closes is that of all its rows; so is the first of another look at it."""
-    done = execute(
-        tmp_path,
-        TRAINING,
-        """
-        model, optimizer = training()
-        with tracer.attach(model, "run") as trace:
-            viewer.show("run", "param", param="0.weight")
-            for number in range(20):
-                step(model, optimizer, number)
-        join()
-        """,
-        'viewer.show(["run"], param="0.weight"); join()',
-    )
-    truth = viewer.figure(tmp_path / "run", param="0.weight")._repr_png_()  # type: ignore[attr-defined]
-    assert done.last_pictures == [truth, truth]
+    truth = viewer.figure(done.folder / "closes", param="0.weight")._repr_png_()  # type: ignore[attr-defined]
+    for cell in ("a run that closes", "the same again"):
+        assert base64.b64decode(done.output(cell)["image/png"]) == truth
 
 
-def test_a_run_that_is_yet_to_come_is_waited_for(tmp_path: Path, run: Path) -> None:
+def test_a_run_that_is_yet_to_come_is_waited_for(done: Executed) -> None:
     """Where one of several runs has ended, and another has not begun, the picture waits for it."""
-    done = execute(
-        tmp_path,
-        TRAINING,
-        """
-        viewer.show(["run", "later"])
-        while not Path("told-001.json").exists(): time.sleep(0.05)
-        model, optimizer = training()
-        with tracer.attach(model, "later") as trace:
-            trace.log(loss=step(model, optimizer, 0))
-        join()
-        """,
-    )
-    truth = viewer.figure([run, tmp_path / "later"])._repr_png_()  # type: ignore[attr-defined]
-    assert done.pictures[-1] == truth
+    truth = viewer.figure([done.folder / "closed", done.folder / "later"])._repr_png_()  # type: ignore[attr-defined]
+    assert done.pictures(3)[-1] == truth
 
 
 @pytest.mark.smoke
-def test_what_ends_a_picture_is_one_line(tmp_path: Path) -> None:
+def test_what_ends_a_picture_is_one_line(done: Executed) -> None:
     """A run that cannot be read puts its sentence in the place of the picture, and no traceback anywhere."""
-    info = json.loads((new_run(tmp_path / "newer") / "run.json").read_text())
-    (tmp_path / "newer" / "run.json").write_text(json.dumps(info | {"format": 99}))
-    done = execute(tmp_path, TRAINING, 'viewer.show("newer"); join()')
-    (output,) = done.cells[1].outputs
-    assert output.data["text/plain"].startswith(f"viewer: {tmp_path / 'newer'} has log format 99")
-    assert "\n" not in output.data["text/plain"]
+    words = done.output("a newer format")["text/plain"]
+    assert words.startswith(f"viewer: {done.folder / 'newer'} has log format 99")
+    assert "\n" not in words
     assert "Traceback" not in done.complaints
 
 
-def test_a_kernel_ends_while_it_shows(tmp_path: Path) -> None:
+def test_a_kernel_ends_while_it_shows(done: Executed) -> None:
     """A kernel that is shut down with a picture that still follows ends without a word of it."""
-    done = execute(
-        tmp_path,
-        TRAINING,
-        'viewer.show("run")',
-        """
-        model, optimizer = training()
-        trace = tracer.attach(model, "run")
-        while not Path("told-001.json").exists():
-            step(model, optimizer, 0)
-            time.sleep(0.01)
-        """,
-    )
-    assert done.pictures
+    assert done.pictures(5)
     assert "Traceback" not in done.complaints
     assert "viewer" not in done.complaints
