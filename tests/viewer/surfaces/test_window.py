@@ -172,11 +172,13 @@ def wait_for_change(viewer: Viewing, display: Mapping[str, str], before: Image.I
 
 def wait_for_stillness(display: Mapping[str, str]) -> None:
     """Wait until the picture stays as it is for some ticks of the window."""
-    seen: list[Image.Image] = []
+    seen, times = screen(display), 0
 
     def still() -> bool:
-        seen.append(screen(display))
-        return len(seen) > 40 and all(picture == seen[-1] for picture in seen[-40:])
+        nonlocal seen, times
+        before, seen = seen, screen(display)
+        times = times + 1 if seen == before else 0
+        return times >= 15
 
     wait_until(still)
 
