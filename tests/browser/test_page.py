@@ -6,6 +6,7 @@ import io
 import math
 import re
 import signal
+from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -19,7 +20,6 @@ from selenium.webdriver.support.select import Select
 from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
-from tracer.log.ranks import beat
 from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
@@ -34,6 +34,16 @@ def some_run(path: Path) -> Path:
     publish_next(run, "metrics", metrics(range(10), range(10)))
     publish_next(run, "metrics", metrics(range(10), range(10), "rate"))
     return run
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewing]:
+    """A viewer of such a run that has closed, for tests that change neither: it takes seconds to start."""
+    folder = Path(tmp_path_factory.mktemp("closed"))
+    run = some_run(folder / "run")
+    close_run(run, 9)
+    with viewing(folder, run, "--web", "--port", 0) as viewer:
+        yield viewer
 
 
 def address_of(viewer: Viewing) -> str:
@@ -164,88 +174,82 @@ def test_the_curve_grows_and_a_zoom_stays(tmp_path: Path, browser: Chrome) -> No
         assert viewer.complained() == ""
 
 
-def test_parameters_are_filtered(tmp_path: Path, browser: Chrome) -> None:
+def test_parameters_are_filtered(closed: Viewing, browser: Chrome) -> None:
     """A regular expression leaves what it matches; a bad one is answered beside it, and changes nothing."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, address_of(viewer))
-        assert page.parameters() == list(PARAMS)
-        page.fill("params", r"^a\.")
-        page.wait_for("2 of 3 parameters match", "#matching")
-        assert page.parameters() == ["a.weight", "a.bias"]
-        page.wait_for_address(params=r"^a\.")
-        before = page.picture()
-        page.fill("params", "^(a")
-        page.wait_for("unclosed group", "#refused-params")
-        assert page.find("[name=params]").get_attribute("aria-invalid") == "true"
-        assert (page.parameters(), page.picture()) == (["a.weight", "a.bias"], before)
-        page.fill("params", "")
-        page.wait_for_address()
-        wait_until(lambda: page.parameters() == list(PARAMS), 20)
-        assert page.text("#refused-params") == ""
+    page = Page(browser, address_of(closed))
+    assert page.parameters() == list(PARAMS)
+    page.fill("params", r"^a\.")
+    page.wait_for("2 of 3 parameters match", "#matching")
+    assert page.parameters() == ["a.weight", "a.bias"]
+    page.wait_for_address(params=r"^a\.")
+    before = page.picture()
+    page.fill("params", "^(a")
+    page.wait_for("unclosed group", "#refused-params")
+    assert page.find("[name=params]").get_attribute("aria-invalid") == "true"
+    assert (page.parameters(), page.picture()) == (["a.weight", "a.bias"], before)
+    page.fill("params", "")
+    page.wait_for_address()
+    wait_until(lambda: page.parameters() == list(PARAMS), 20)
+    assert page.text("#refused-params") == ""
 
 
-def test_the_address_is_the_state(tmp_path: Path, browser: Chrome) -> None:
+def test_the_address_is_the_state(closed: Viewing, browser: Chrome) -> None:
     """What is chosen stands in the address; a reload, or the same address elsewhere, shows the same picture."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, address_of(viewer))
-        plain = page.picture()
-        page.open_view("layers")
-        page.wait_for_address(view="layers")
-        page.choose("statistic", "value_absmax")
-        page.choose("dark", "true")
-        page.wait_for_address(view="layers", statistic="value_absmax", dark="true")
-        wait_until(lambda: page.colour() == (0x14, 0x17, 0x1C, 255), 20)
-        layers, here = page.picture(), browser.current_url
-        browser.refresh()
-        page.wait_for("step 9")
-        assert page.find("html").get_attribute("data-theme") == "dark"
-        assert Select(page.find("[name=statistic]")).first_selected_option.text == "value_absmax"
-        wait_until(lambda: alike(page.picture(), layers), 20)
-        assert "layers: run  ● running" in str(page.find("#figure [role=img]").get_attribute("aria-label"))
-        # On a slow machine the run would count as stopped by now.
-        beat(tmp_path / "run", 0)
-        browser.switch_to.new_window("tab")
-        other = Page(browser, here.partition("?")[0])
-        wait_until(lambda: alike(other.picture(), plain), 20)
-        browser.switch_to.window(browser.window_handles[0])
-        assert alike(page.picture(), layers)
-        assert not alike(layers, plain)
+    page = Page(browser, address_of(closed))
+    plain = page.picture()
+    page.open_view("layers")
+    page.wait_for_address(view="layers")
+    page.choose("statistic", "value_absmax")
+    page.choose("dark", "true")
+    page.wait_for_address(view="layers", statistic="value_absmax", dark="true")
+    wait_until(lambda: page.colour() == (0x14, 0x17, 0x1C, 255), 20)
+    layers, here = page.picture(), browser.current_url
+    browser.refresh()
+    page.wait_for("step 9")
+    assert page.find("html").get_attribute("data-theme") == "dark"
+    assert Select(page.find("[name=statistic]")).first_selected_option.text == "value_absmax"
+    wait_until(lambda: alike(page.picture(), layers), 20)
+    assert "layers: run  ■ closed" in str(page.find("#figure [role=img]").get_attribute("aria-label"))
+    browser.switch_to.new_window("tab")
+    other = Page(browser, here.partition("?")[0])
+    wait_until(lambda: alike(other.picture(), plain), 20)
+    browser.switch_to.window(browser.window_handles[0])
+    assert alike(page.picture(), layers)
+    assert not alike(layers, plain)
 
 
 @pytest.mark.smoke
-def test_a_click_opens_a_parameter(tmp_path: Path, browser: Chrome) -> None:
+def test_a_click_opens_a_parameter(closed: Viewing, browser: Chrome) -> None:
     """A click on a row of the layers, or on a name in the list, shows that parameter; controls and address follow."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, f"{address_of(viewer)}?view=layers")
-        page.wait_for_address(view="layers")
-        page.mouse(0.5, 0.4).click().perform()
-        page.wait_for_address(view="param", param="a.bias")
-        assert page.find("[value=param]").is_selected()
-        assert page.find("[name=param]").get_attribute("value") == "a.bias"
-        page.find("#params [value='b.weight']").click()
-        page.wait_for_address(view="param", param="b.weight")
-        assert page.text("#params [aria-current=true]") == "b.weight"
-        browser.get(f"{address_of(viewer)}?view=param")
-        page.wait_for_address(view="param", param="a.weight")
+    page = Page(browser, f"{address_of(closed)}?view=layers")
+    page.wait_for_address(view="layers")
+    page.mouse(0.5, 0.4).click().perform()
+    page.wait_for_address(view="param", param="a.bias")
+    assert page.find("[value=param]").is_selected()
+    assert page.find("[name=param]").get_attribute("value") == "a.bias"
+    page.find("#params [value='b.weight']").click()
+    page.wait_for_address(view="param", param="b.weight")
+    assert page.text("#params [aria-current=true]") == "b.weight"
+    browser.get(f"{address_of(closed)}?view=param")
+    page.wait_for_address(view="param", param="a.weight")
 
 
-def test_the_browsers_back_button_leads_back_to_the_view(tmp_path: Path, browser: Chrome) -> None:
+def test_the_browsers_back_button_leads_back_to_the_view(closed: Viewing, browser: Chrome) -> None:
     """From a parameter, and another, back leads to where the user came from, with its controls; forward leads on."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, f"{address_of(viewer)}?view=layers&dark=true")
-        page.wait_for_address(view="layers", dark="true")
-        page.mouse(0.5, 0.4).click().perform()
-        page.wait_for_address(view="param", param="a.bias", dark="true")
-        page.find("#params [value='b.weight']").click()
-        page.wait_for_address(view="param", param="b.weight", dark="true")
-        browser.back()
-        page.wait_for_address(view="param", param="a.bias", dark="true")
-        browser.back()
-        page.wait_for_address(view="layers", dark="true")
-        wait_until(lambda: page.find("[value=layers]").is_selected())
-        browser.forward()
-        page.wait_for_address(view="param", param="a.bias", dark="true")
-        wait_until(lambda: page.find("[value=param]").is_selected())
+    page = Page(browser, f"{address_of(closed)}?view=layers&dark=true")
+    page.wait_for_address(view="layers", dark="true")
+    page.mouse(0.5, 0.4).click().perform()
+    page.wait_for_address(view="param", param="a.bias", dark="true")
+    page.find("#params [value='b.weight']").click()
+    page.wait_for_address(view="param", param="b.weight", dark="true")
+    browser.back()
+    page.wait_for_address(view="param", param="a.bias", dark="true")
+    browser.back()
+    page.wait_for_address(view="layers", dark="true")
+    wait_until(lambda: page.find("[value=layers]").is_selected())
+    browser.forward()
+    page.wait_for_address(view="param", param="a.bias", dark="true")
+    wait_until(lambda: page.find("[value=param]").is_selected())
 
 
 def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
@@ -265,17 +269,16 @@ def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
         page.wait_for("there is no run '../one'", "#refused-run")
 
 
-def test_what_an_address_cannot_ask_for_is_answered(tmp_path: Path, browser: Chrome) -> None:
+def test_what_an_address_cannot_ask_for_is_answered(closed: Viewing, browser: Chrome) -> None:
     """Of an address, what cannot be is passed over, and said where the page has a control for it."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        asked = "view=all&x=y&scale=&rank=-1&smoothing=nan&params=(&dark=1&metrics=&other=1&param=&run=&prefers=x"
-        page = Page(browser, f"{address_of(viewer)}?{asked}")
-        page.wait_for_address()
-        for name in ("view", "x", "scale", "rank", "smoothing", "params", "dark"):
-            assert page.text(f"#refused-{name}"), name
-        assert page.find("[name=params]").get_attribute("value") == "("
-        assert page.find("[value=overview]").is_selected()
-        assert viewer.complained() == ""
+    asked = "view=all&x=y&scale=&rank=-1&smoothing=nan&params=(&dark=1&metrics=&other=1&param=&run=&prefers=x"
+    page = Page(browser, f"{address_of(closed)}?{asked}")
+    page.wait_for_address()
+    for name in ("view", "x", "scale", "rank", "smoothing", "params", "dark"):
+        assert page.text(f"#refused-{name}"), name
+    assert page.find("[name=params]").get_attribute("value") == "("
+    assert page.find("[value=overview]").is_selected()
+    assert closed.complained() == ""
 
 
 def test_findings_are_listed_as_they_arise(tmp_path: Path, browser: Chrome) -> None:
@@ -371,36 +374,34 @@ def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Ch
         assert viewer.complained() == ""
 
 
-def test_every_control_has_a_name_and_can_be_reached_by_keys(tmp_path: Path, browser: Chrome) -> None:
+def test_every_control_has_a_name_and_can_be_reached_by_keys(closed: Viewing, browser: Chrome) -> None:
     """Each control and the figure has an accessible name, and Tab reaches it; keys in the figure choose the view."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, address_of(viewer))
-        there = [
-            element
-            for element in browser.find_elements(By.CSS_SELECTOR, "input, select, button, summary, #figure [role=img]")
-            if element.is_displayed() and element.is_enabled() and element.get_attribute("type") != "radio"
-        ]
-        assert [element.get_attribute("outerHTML") for element in there if not element.accessible_name] == []
-        reached = set()
-        for _ in range(len(there) + 5):
-            ActionChains(browser, duration=0).send_keys(Keys.TAB).perform()
-            reached.add(browser.switch_to.active_element)
-        assert set(there) <= reached
-        page.find("#figure [role=img]").send_keys("2")
-        page.wait_for_address(view="layers", param="a.weight")
+    page = Page(browser, address_of(closed))
+    there = [
+        element
+        for element in browser.find_elements(By.CSS_SELECTOR, "input, select, button, summary, #figure [role=img]")
+        if element.is_displayed() and element.is_enabled() and element.get_attribute("type") != "radio"
+    ]
+    assert [element.get_attribute("outerHTML") for element in there if not element.accessible_name] == []
+    reached = set()
+    for _ in range(len(there) + 5):
+        ActionChains(browser, duration=0).send_keys(Keys.TAB).perform()
+        reached.add(browser.switch_to.active_element)
+    assert set(there) <= reached
+    page.find("#figure [role=img]").send_keys("2")
+    page.wait_for_address(view="layers", param="a.weight")
 
 
-def test_the_figure_can_be_downloaded(tmp_path: Path, browser: Chrome) -> None:
+def test_the_figure_can_be_downloaded(closed: Viewing, tmp_path: Path, browser: Chrome) -> None:
     """The toolbar saves the figure as it is shown, in the format that was chosen."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, address_of(viewer))
-        there = {"behavior": "allow", "downloadPath": str(tmp_path)}
-        browser.execute_cdp_cmd("Browser.setDownloadBehavior", there)
-        for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF-")):
-            Select(page.find("select.mpl-widget")).select_by_visible_text(kind)
-            page.find(".mpl-widget:has([alt^=Download])").click()
-            wait_until((tmp_path / f"overview.{kind}").exists, 20)
-            assert (tmp_path / f"overview.{kind}").read_bytes().startswith(magic)
+    page = Page(browser, address_of(closed))
+    there = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", there)
+    for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF-")):
+        Select(page.find("select.mpl-widget")).select_by_visible_text(kind)
+        page.find(".mpl-widget:has([alt^=Download])").click()
+        wait_until((tmp_path / f"overview.{kind}").exists, 20)
+        assert (tmp_path / f"overview.{kind}").read_bytes().startswith(magic)
 
 
 def test_a_run_of_a_newer_format_is_said_in_the_page(tmp_path: Path, browser: Chrome) -> None:
