@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests import torture
+from tests import durations, torture
 from tests.disk import Disk
 from tests.warned import make_errors
 from tracer.log import store
@@ -31,13 +31,9 @@ settings.load_profile("gradwatch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests alone come first: one that begins last would leave the other core without work."""
-    items.sort(key=lambda item: not _in_slow_file(item))
-
-
-def _in_slow_file(item: pytest.Item) -> bool:
-    file = item.getparent(pytest.Module)
-    return file is not None and file.get_closest_marker("slow") is not None
+    """Files that take longest come first: one that begins last would leave the other core without work."""
+    taken = durations.seconds()
+    items.sort(key=lambda item: taken.get(item.path, 0), reverse=True)
 
 
 def _loaded(module: str) -> Any:
