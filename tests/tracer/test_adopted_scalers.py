@@ -2,6 +2,7 @@
 
 import gc
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,17 @@ from tracer.log.store import Local
 from viewer.read.monitor import FindingsMonitor
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects() -> Iterator[None]:
+    """Of the objects of libraries and earlier tests, which are no scalers, none is looked at again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _no_scaler_of_another_test() -> None:
+def _no_scaler_of_another_test(_few_objects: None) -> None:
     """Scalers that nobody has any more are gone."""
     gc.collect()
 
@@ -82,11 +92,8 @@ def test_a_scaler_that_cannot_be_found_is_known_by_its_update(tmp_path: Path) ->
     """Frozen objects are hidden from the tracer; from the first update that the scaler makes on, it is followed."""
     model, scaler = mlp(), scaler_of()
     gc.freeze()
-    try:
-        with tracer.attach(model, tmp_path / "run"):
-            expected = train(model, scaler)
-    finally:
-        gc.unfreeze()
+    with tracer.attach(model, tmp_path / "run"):
+        expected = train(model, scaler)
     assert numbers(recorded(tmp_path / "run")) == numbers(wanted(expected))
 
 
