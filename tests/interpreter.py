@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
 
@@ -19,6 +20,8 @@ def interpreter() -> Iterator[Run]:
 
     Tensors keep their strides, their offsets and what they share; what either side writes, the other does not see.
     """
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 2):
+        pytest.skip("the interpreter of Triton 3.0 reads zeros, that of 3.2 does not")
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
 
         def run(function: Callable[..., Any], *arguments: Any) -> Any:
