@@ -107,7 +107,7 @@ def _model_of(target: str) -> Any:
 @app.command()
 def bench(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: cuda if it is there.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each network is trained, about.")] = 12,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each network is trained, about.")] = 10,
     network: Annotated[str, typer.Option(help="Only the networks whose names contain this.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For machines: the same rows, as JSON.")] = False,
 ) -> None:
