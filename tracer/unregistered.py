@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from tracer.engines import drives
 from tracer.parameters import named_modules
 
 # A module may hold a data set, too.
@@ -17,7 +18,8 @@ _DEPTH = 4
 def unregistered(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """The trainable tensors of an optimizer that are no parameters of a model, by where the model or it keeps them.
 
-    Shards are left out: a model may hold whole parameters in their places at the moment.
+    Shards are left out: a model may hold whole parameters in their places at the moment. So are the flat partitions
+    that ZeRO makes of the model's parameters.
     """
     registered = {id(tensor) for module in model.modules() for tensor in module._parameters.values()}
     missing = {
@@ -26,6 +28,8 @@ def unregistered(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tens
         for index, tensor in enumerate(settings["params"])
         if id(tensor) not in registered and tensor.requires_grad and not hasattr(tensor, "to_local")
     }
+    if missing and drives(optimizer, model.parameters()):
+        return {}
     for place, tensor in _elsewhere(model) if missing else ():
         if id(tensor) in missing:
             missing[id(tensor)] = place, tensor

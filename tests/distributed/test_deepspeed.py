@@ -96,6 +96,11 @@ def test_attach_and_doctor_say_what_zero_hides(runs: Path, run: str, said: str) 
     assert {note.split(";")[0] for note in told(runs / run, "notes") if note} == {said}
 
 
+def test_what_zero_gives_to_the_optimizer_is_no_warning(runs: Path) -> None:
+    """The model does not register the flat partitions, but all of its parameters are in them."""
+    assert "TracerWarning" not in (runs / "said").read_text()
+
+
 def test_the_shape_of_a_parameter_in_parts_is_that_of_the_whole(runs: Path) -> None:
     """On each rank ZeRO-3 leaves an empty tensor in its place."""
     described = {param["name"]: param["shape"] for param in json.loads((runs / "3/run.json").read_text())["params"]}

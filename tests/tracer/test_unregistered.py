@@ -1,7 +1,9 @@
 """Optimizers that train what the model does not register: they are told of, before a training and in it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from torch import nn
 
 import tracer
-from tests.training import by_hand, extremes_of, recorded
+from tests.training import by_hand, extremes_of, recorded, steps
+from tests.versions import needs_dtensor
 
 
 class Last(nn.Linear):
@@ -98,6 +101,34 @@ def test_the_doctor_tells_of_it_before() -> None:
     assert "unregistered" not in tracer.doctor(model)["state"]
 
 
+def test_what_is_kept_too_deep_or_far_is_named_by_its_place_in_the_optimizer() -> None:
+    """A module may hold a data set, too: it is not searched to its end, nor under keys that are no names."""
+    model: Any = nn.Linear(2, 1)
+    model.far = [*range(100_000), nn.Parameter(torch.ones(1))]
+    model.deep = [[[[[nn.Parameter(torch.ones(1))]]]]]
+    model.by_object = {model.weight: nn.Parameter(torch.ones(1))}
+    hidden = [model.far[-1], model.deep[0][0][0][0][0], model.by_object[model.weight]]
+    found = tracer.doctor(model, torch.optim.SGD(hidden)).filter(state="unregistered")
+    assert found["param"].to_list() == [f"optimizer.param_groups[0]['params'][{index}]" for index in range(3)]
+
+
+@needs_dtensor
+def test_shards_of_what_is_whole_at_the_moment_are_no_warning() -> None:
+    """FSDP leaves gathered parameters in their places after some forwards; the optimizer holds the shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        model = nn.Linear(2, 2)
+        mesh = init_device_mesh("cpu", (2,))
+        shards = [nn.Parameter(distribute_tensor(parameter.detach(), mesh)) for parameter in model.parameters()]
+        assert "unregistered" not in tracer.doctor(model, torch.optim.SGD(shards, lr=0.1))["state"]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def tied(model: Any) -> list[torch.optim.Optimizer]:
     """A parameter under two names."""
     model.again = model[0].weight
@@ -133,6 +164,30 @@ def test_what_the_model_registers_is_no_warning(
     with tracer.attach(wrapped, tmp_path / "run", params=params):
         train(model, *chosen)
         train(other, torch.optim.SGD(other.parameters(), lr=0.1))
+
+
+def test_the_flat_partition_that_zero_makes_of_a_model_is_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimizer holds nothing else, and updates the model's parameters through it, each by its place there."""
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    place = 0
+    parameter: Any
+    for parameter in model.parameters():
+        fragment = flat.detach()[place : (place := place + parameter.numel())]
+        parameter._hp_mapping = SimpleNamespace(hp_fragment=fragment)
+    optimizer = torch.optim.SGD([flat], lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(3):
+            model(torch.ones(4, 2)).sum().backward()
+            flat.grad = torch.cat(
+                [gradient.flatten() for each in model.parameters() if (gradient := each.grad) is not None]
+            )
+            optimizer.step()
+    assert steps(tmp_path / "run") == [0, 1, 2]
+    assert "unregistered" not in tracer.doctor(model, optimizer)["state"]
 
 
 def test_what_another_trace_records_is_no_warning(tmp_path: Path) -> None:
