@@ -1,13 +1,14 @@
 """Items that go to the daemon: rows, metrics and events. Only here data crosses from a device to the host."""
 
 import contextlib
+import ctypes
 import json
 import numbers
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, TypeVar
+from functools import cache, cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,41 @@ VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
 LOST = 16
 QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
 
+# CU_STREAM_CAPTURE_MODE_RELAXED of CUDA's driver.
+_RELAXED = 2
+
 _Key = TypeVar("_Key")
+
+
+@cache
+def _exchange() -> Callable[..., Any] | None:
+    """The call of CUDA's driver that exchanges this thread's capture mode, which torch has not; None without a driver.
+
+    On AMD's devices there is none, and nothing is exchanged.
+    """
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError, AttributeError):
+            exchange: Callable[..., Any] = ctypes.CDLL(library).cuThreadExchangeStreamCaptureMode
+            return exchange
+    return None
+
+
+@contextlib.contextmanager
+def beside_captures() -> Iterator[None]:
+    """Let this thread wait for a device, or load a kernel, while another thread captures a graph.
+
+    Otherwise CUDA may end that capture with an error. The thread has its own mode again afterwards.
+    """
+    exchange = _exchange()
+    if exchange is None:
+        yield
+        return
+    mode = ctypes.c_int(_RELAXED)
+    exchange(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
 
 
 class HostCopy:
@@ -48,7 +83,8 @@ class HostCopy:
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
+            # Whoever waits for it sleeps: CUDA would otherwise keep a core busy.
+            self._done = torch.cuda.Event(blocking=True)
             self._done.record(torch.cuda.current_stream(tensor.device))
         else:
             # Blocks until the copy is there: pinned memory and events are CUDA's.
@@ -62,14 +98,19 @@ class HostCopy:
     @property
     def arrived(self) -> bool:
         """Whether ``wait`` would return at once."""
-        return self._done is None or self._done.query()
+        if self._done is None:
+            return True
+        with beside_captures():
+            arrived: bool = self._done.query()
+        return arrived
 
     def wait(self) -> torch.Tensor:
         """The tensor on the host, once it has arrived. For the daemon: it may block, and raises the copy's error."""
         if self._error is not None:
             raise self._error
         if self._done is not None:
-            self._done.synchronize()
+            with beside_captures():
+                self._done.synchronize()
         return self._host
 
 

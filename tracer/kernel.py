@@ -22,7 +22,6 @@ Further statistics are not made here: the last bits of a sum depend on its order
 ``tracer.statistics``, and a spread needs the mean first, in a pass of its own.
 """
 
-import ctypes
 import importlib.util
 import itertools
 import os
@@ -40,7 +39,7 @@ import numpy.typing as npt
 import torch
 
 from tracer.extremes import is_dense, reduce_into
-from tracer.items import HostCopy
+from tracer.items import HostCopy, beside_captures
 
 Places = tuple[torch.Tensor, torch.Tensor]
 Kind = tuple[torch.dtype, torch.device]
@@ -52,8 +51,6 @@ _PROGRAMS = 8192
 _LEAST_BLOCKS = 8
 # Tensors of other classes may have their numbers elsewhere.
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
-# CU_STREAM_CAPTURE_MODE_RELAXED of CUDA's driver.
-_RELAXED = 2
 
 
 def available(device: torch.device) -> bool:
@@ -255,12 +252,5 @@ def _own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # Otherwise a kernel that is loaded, or a wait, may end any thread's capture. Torch has no call for this.
-    exchange = ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
-    mode = ctypes.c_int(_RELAXED)
-    exchange(ctypes.byref(mode))
-    try:
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            yield
-    finally:
-        exchange(ctypes.byref(mode))
+    with beside_captures(), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
