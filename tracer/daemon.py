@@ -45,6 +45,7 @@ class DaemonSettings:
         last_tries_seconds: How long the daemon goes on trying after ``end``.
         retry_seconds: The pause between two of these tries.
         wait_seconds: How long ``wait`` waits after ``end``, whatever the disk does.
+        device_seconds: For how long both times stand still at most, while the daemon waits for a device.
         gathered_parts: How many fresh parts are merged while the run goes on: a week makes twenty thousand, which
             every listing would go over.
         gathering_seconds: How long such a merge may take.
@@ -59,6 +60,7 @@ class DaemonSettings:
     last_tries_seconds: float = 4.0
     retry_seconds: float = 0.2
     wait_seconds: float = 5.0
+    device_seconds: float = 60.0
     gathered_parts: int = 100
     gathering_seconds: float = 2.0
     lonely_seconds: float = 60.0
@@ -132,6 +134,8 @@ class Daemon:
         self._gone_bytes = 0
         self._started = self._beaten = self._settings.clock()
         self._end_asked = float("inf")
+        # For how many seconds after ``end`` a device was waited for, and since when it is; one object for both threads.
+        self._lag: tuple[float, float | None] = (0.0, None)
         self._warned: set[str] = set()
         self._summary: dict[str, Any] = {}
         self._marked = False
@@ -185,15 +189,18 @@ class Daemon:
         self._wake.put(None)
 
     def wait(self) -> None:
-        """Wait until it has ended, but not for longer than 5 s after ``end``."""
+        """Wait until it has ended, but not for longer than 5 s after ``end``, and as long as a device lags behind."""
         wait_seconds = self._settings.wait_seconds
-        left = max(0.0, self._end_asked + wait_seconds - self._settings.clock())
-        # Several may wait, one in the middle of another.
-        if not self._over and self._until_over.acquire(timeout=left):
-            self._until_over.release()
+        # Several may wait, one in the middle of another. The device may have lagged behind during a wait.
+        while not self._over and (left := self._left(wait_seconds)) > 0:
+            if self._until_over.acquire(timeout=left):
+                self._until_over.release()
         _running.discard(self)
         if self._over:
             self._thread.join(wait_seconds)
+        elif self._lag[1] is not None:
+            device_seconds = self._settings.device_seconds
+            warn(f"a device has not given the last rows of {self._path} within {device_seconds:.0f} s; they are lost")
         elif not self._marked:
             warn(f"{self._path} does not take the last rows within {wait_seconds:.0f} s; they may be lost")
 
@@ -247,7 +254,29 @@ class Daemon:
     @property
     def _last_tries_left(self) -> float:
         """For how many seconds something may still be tried; without end before ``end``."""
-        return self._end_asked + self._settings.last_tries_seconds - self._settings.clock()
+        return self._left(self._settings.last_tries_seconds)
+
+    def _left(self, seconds: float) -> float:
+        """How many of so many seconds after ``end`` are left. While a device is waited for they stand still.
+
+        A training that runs ahead of its device may close the trace many seconds before its last rows exist.
+        """
+        lag_seconds = min(self._lag_seconds, self._settings.device_seconds)
+        return self._end_asked + seconds + lag_seconds - self._settings.clock()
+
+    @property
+    def _lag_seconds(self) -> float:
+        """For how many seconds after ``end`` a device has been waited for."""
+        before, since = self._lag
+        return before if since is None else before + max(0.0, self._settings.clock() - max(since, self._end_asked))
+
+    def _copied(self, item: Any) -> Any:
+        """An item on the host, once its device has come to it."""
+        self._lag = self._lag_seconds, self._settings.clock()
+        try:
+            return self._on_host(item)
+        finally:
+            self._lag = self._lag_seconds, None
 
     def _beat(self) -> None:
         if self._settings.clock() >= self._beaten + self._settings.beat_seconds:
@@ -288,7 +317,7 @@ class Daemon:
                     self._waiting["events"].append((item, 1, 0))
                 return True
             try:
-                self._newest = self._on_host(item)
+                self._newest = self._copied(item)
                 self._waiting[table].append((self._newest, rows, size_bytes))
             except Exception as error:
                 self._gone_bytes += size_bytes

@@ -56,6 +56,42 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "gradwatch-daemon"]
 
 
+class Lagging:
+    """A daemon whose device comes to an item with the number 1 only so many seconds after the daemon's ``end``.
+
+    The seconds pass on a clock of its own. Then the device waits until somebody waits for the daemon.
+    """
+
+    def __init__(self, run: Path, seconds: float, released: bool = True) -> None:
+        self._now, self._seconds, self._waiter = 0.0, seconds, threading.get_ident()
+        self.begun, self._ended, self._lagged, self.release = (threading.Event() for _ in range(4))
+        self._released = released
+        settings = DaemonSettings(clock=self._clock, tick_seconds=0.01, cadence=lambda age_seconds: 0.0)
+        self.daemon = Daemon(new_run(run), 0, {"metrics": encode}, self._on_host, settings=settings)
+
+    def _clock(self) -> float:
+        if self._released and self._lagged.is_set() and threading.get_ident() == self._waiter:
+            self.release.set()
+        return self._now
+
+    def _on_host(self, number: int) -> int:
+        if number:
+            self.begun.set()
+            self._ended.wait()
+            self._now += self._seconds
+            self._lagged.set()
+            self.release.wait()
+        return number
+
+    def close(self) -> None:
+        """Close the daemon while the device lags."""
+        self.begun.wait()
+        self.daemon.end({})
+        self._ended.set()
+        self._lagged.wait()
+        self.daemon.wait()
+
+
 def break_merges(disk: Disk, of: str = "metrics") -> None:
     """Let the disk be full for merged parts of a table."""
 
@@ -103,6 +139,28 @@ def test_close_publishes_everything_merges_and_says_so(tmp_path: Path) -> None:
     assert (summary["last_step"], summary["rows"], summary["rows_dropped"]) == (99, {"metrics": 100}, {"metrics": 0})
     assert state(tmp_path / "run") == "closed"
     assert not threads()
+
+
+def test_close_has_all_its_time_after_a_device_that_lags(tmp_path: Path) -> None:
+    """Rows that a device gives 30 s after the end are written and merged: the limits are the disk's alone."""
+    lagging = Lagging(tmp_path / "run", seconds=30.0)
+    lagging.daemon.put("metrics", 0)
+    wait_until(lambda: logged(tmp_path / "run") == [0])
+    lagging.daemon.put("metrics", 1)
+    lagging.close()
+    assert logged(tmp_path / "run") == [0, 1]
+    assert len(parts.list_parts(tmp_path / "run", "metrics")) == 1
+    assert state(tmp_path / "run") == "closed"
+
+
+def test_close_does_not_wait_for_ever_for_a_device(tmp_path: Path) -> None:
+    """A device that hangs, as with ranks that wait for each other, is waited for a minute, which a warning says."""
+    lagging = Lagging(tmp_path / "run", seconds=66.0, released=False)
+    lagging.daemon.put("metrics", 1)
+    with pytest.warns(tracer.TracerWarning, match="a device has not given the last rows of .* within 60 s"):
+        lagging.close()
+    lagging.release.set()
+    wait_until(lambda: not threads())
 
 
 def test_what_exceeds_the_limit_is_dropped_and_counted(tmp_path: Path) -> None:
