@@ -24,7 +24,7 @@ from tracer.budget import Budget
 from tracer.clock import NO_BACKWARD
 from tracer.extremes import dense, local, partial
 from tracer.hooks import running_backward
-from tracer.items import ActivationRows, event, host_blocks
+from tracer.items import ActivationRows, capturing, event, host_blocks
 from tracer.outbox import Outbox
 from tracer.parameters import LastingFilter, Select, name_filter, named_modules
 from tracer.record import STEPS_TO_FAIL
@@ -32,6 +32,7 @@ from tracer.recorder import Recorder
 from tracer.statistics import moments_of
 from tracer.warn import in_short, warn
 
+_CAPTURED = "activations are recorded neither where a CUDA graph is captured, nor where it is replayed"
 # torch warns that a compiled module calls a global hook twice; this hook does not mind.
 _CALLED_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
 
@@ -149,6 +150,10 @@ class Activations:
         step = -1
         try:
             self._seen = True
+            # Not even what is over may be sent to the host: that, too, would be repeated with the graph.
+            if capturing():
+                self._say(_CAPTURED, about="captured")
+                return
             # Parts of a training forward run without gradients: a frozen backbone, or a checkpointed module.
             root = self._root()
             training = root is None or root.training or torch.is_grad_enabled()

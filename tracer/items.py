@@ -59,6 +59,14 @@ def beside_captures() -> Iterator[None]:
         exchange(ctypes.byref(mode))
 
 
+def capturing() -> bool:
+    """Whether this thread captures a CUDA graph. Whatever it asks of the device then becomes a part of that graph."""
+    # A device that has failed may not even be asked.
+    with contextlib.suppress(Exception):
+        return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return False
+
+
 class HostCopy:
     """A tensor on its way to the host. The training thread starts the copy, and the daemon waits for it.
 

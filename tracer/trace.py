@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -25,7 +26,7 @@ from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
 from tracer.engines import remark
 from tracer.hooks import Hooks
-from tracer.items import event, lost, metric_value
+from tracer.items import capturing, event, lost, metric_value
 from tracer.log import run as run_folder
 from tracer.log import schema, store
 from tracer.log.place import Place
@@ -256,6 +257,7 @@ class Trace:
         self._parts = parts
         self._inert = self._closed = parts is None
         self._next_step = 0
+        self._said_captured = False
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy, or pickle with a model that holds it, as a trace that does nothing; its path has no password."""
@@ -274,8 +276,9 @@ class Trace:
 
         Args:
             step: Their step, for those who know better.
-            metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync. Of a ``DTensor``
-                that the ranks have yet to add up, nothing is recorded. One that is called as a metric of the tracer's
+            metrics: Numbers or one-element tensors, by name. A tensor on a GPU costs no host sync, and is left out
+                while a CUDA graph is captured, which has not calculated it yet. Of a ``DTensor`` that the ranks have
+                yet to add up, nothing is recorded. One that is called as a metric of the tracer's
                 own, such as ``skipped`` with ``scaler=``, gets the name ``skipped_logged``.
 
         Raises:
@@ -285,6 +288,7 @@ class Trace:
         now = time.time_ns()
         if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < BEYOND["step"]):
             raise ValueError(f"step={step!r} must be the number of a step, an integer from 0 on")
+        metrics = self._with_numbers(metrics)
         values = {name: metric_value(name, metric) for name, metric in metrics.items()}
         live = self._live
         if live is None:
@@ -303,11 +307,21 @@ class Trace:
         Raises:
             TypeError: a metric is neither a number nor a one-element tensor; then the step does not end.
         """
-        values = {name: metric_value(name, metric) for name, metric in metrics.items()}
+        values = {name: metric_value(name, metric) for name, metric in self._with_numbers(metrics).items()}
         live = self._live
         if live is not None:
             live.recorder.end_step()
             live.outbox.log(live.recorder.step, time.time_ns(), values)
+
+    def _with_numbers(self, metrics: dict[str, object]) -> dict[str, object]:
+        """These metrics, but for tensors on a GPU while this thread captures a CUDA graph: no number is in them yet."""
+        if not capturing():
+            return metrics
+        left_out = [name for name, metric in metrics.items() if isinstance(metric, torch.Tensor) and metric.is_cuda]
+        if left_out and not self._said_captured:
+            self._said_captured = True
+            warn(f"{left_out[0]} is not logged while a CUDA graph is captured: log it after each replay of the graph")
+        return {name: metric for name, metric in metrics.items() if name not in left_out}
 
     def snapshot(self) -> None:
         """Record histograms of the parameters and their gradients as they are now: once an epoch, say.
