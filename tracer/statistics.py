@@ -30,6 +30,9 @@ _NEEDED_FOR = {
 # On the host so many numbers are converted at once: the float64 copy of a large tensor at once is ten times as slow.
 _PIECE = 1 << 18
 
+# The types of devices without float64, which all measurements but the extremes need.
+WITHOUT_FLOAT64 = frozenset({"mps"})
+
 Stats = str | Iterable[str]
 Array = npt.NDArray[Any]
 
@@ -68,6 +71,11 @@ class Measures:
     def measured(self) -> tuple[str, ...]:
         """All measurements of a tensor, in the order of a buffer's columns."""
         return ("min", "max", *self.further)
+
+    @property
+    def with_float64(self) -> bool:
+        """Whether they need float64 on the tensor's device."""
+        return self.histogram or bool(self.further)
 
     def measure(self, tensor: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
         """Make the further measurements, without a host sync; under ``torch.no_grad``.

@@ -36,7 +36,7 @@ from tracer.outbox import Outbox
 from tracer.parameters import NamedParameter, Rename, Select, class_name, flattened, in_modules, named_parameters
 from tracer.recorder import Recorder
 from tracer.settings import Settings
-from tracer.statistics import Stats
+from tracer.statistics import WITHOUT_FLOAT64, Stats
 from tracer.warn import in_full, in_short, warn
 
 _open: "set[Trace]" = set()
@@ -104,7 +104,8 @@ def attach(
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
             statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
-            ``every`` or ``budget``, ``rename`` gives two parameters one name, or ``resume`` has no ``path``.
+            ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` has no ``path``, or a device
+            has no float64, as Apple's have not, and more than extremes is asked for.
         TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
         RuntimeError: a parameter of the model is being traced already, or another model into this path.
         tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
@@ -142,10 +143,22 @@ def attach(
     if (reason := flattened(model)) is not None:
         warn(reason)
     outputs = None if activations is False or activations is None else Activations(model, activations)
+    if settings.measures.with_float64 or outputs is not None:
+        _see_that_there_is_float64(hooks)
     try:
         return _begin(model, hooks, place, settings, scaler, outputs, resume)
     except OSError as error:
         raise LogError(f"{place or 'runs'} cannot be used: {in_short(error)}; check the disk") from error
+
+
+def _see_that_there_is_float64(hooks: Hooks) -> None:
+    """Raise if a traced parameter's device has no float64, in which all but extremes are measured."""
+    devices = {parameter.tensor.device.type for parameter in hooks.chosen} & WITHOUT_FLOAT64
+    if devices:
+        raise ValueError(
+            f"the model is on {devices.pop()!r}, which has no float64: there only extremes and absmax can be recorded, "
+            "without histograms, other statistics and activations"
+        )
 
 
 def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:

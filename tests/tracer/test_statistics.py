@@ -21,6 +21,9 @@ from tests.training import loss_of, mlp, recorded, set_daemons
 from tests.versions import needs_numpy_2
 from tracer.log.parts import list_parts, merge
 from tracer.log.store import Local as Path
+from tracer.parameters import named_parameters
+from tracer.rows import RowBuffer
+from tracer.statistics import Measures
 
 ALL = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
 SUBSETS = [subset for size in range(len(ALL) + 1) for subset in itertools.combinations(ALL, size)]
@@ -1042,3 +1045,26 @@ def test_training_is_bit_identical_with_all_statistics(tmp_path: Path) -> None:
             train(model)
         trained.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(trained[0], trained[1])
+
+
+@pytest.mark.parametrize("asked", [{"stats": "mean"}, {"stats": "histogram"}, {"activations": True}], ids=str)
+def test_a_device_without_float64_is_told_what_it_cannot_have(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is measured in float64 is refused at once there, in one sentence, and no run begins."""
+    monkeypatch.setattr("tracer.trace.WITHOUT_FLOAT64", {"cpu"})
+    with pytest.raises(ValueError, match="the model is on 'cpu', which has no float64: there only extremes and absmax"):
+        tracer.attach(mlp(), tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_extremes_and_absmax_need_no_float64_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are recorded where there is none, and a step's numbers have the parameters' own dtype."""
+    monkeypatch.setattr("tracer.trace.WITHOUT_FLOAT64", {"cpu"})
+    model = mlp()
+    with tracer.attach(model, tmp_path / "run", stats="absmax"):
+        loss_of(model).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert len(recorded(tmp_path / "run")) == len(list(model.parameters()))
+    (groups,) = RowBuffer(named_parameters(model), Measures.of("absmax")).layout.groups
+    assert [group.dtype for group in groups] == [torch.float32]
