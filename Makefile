@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.bench
+FRAMEWORKS := $(VENV)/frameworks
 
 # Modules are compiled once, and not for each of the many processes, whatever the machine says.
 export PYTHONDONTWRITEBYTECODE :=
@@ -11,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # for a process that ends, so that two cores have work for three.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all torture check matrix durations bench gallery clean
+.PHONY: demo test test-all integrations torture check matrix durations bench gallery clean
 
 demo: $(INSTALLED)
 	$(BIN)/tracer demo
@@ -23,6 +24,10 @@ test: $(INSTALLED)
 # Everything: faults, stores, ranks, the browser, windows and engines too.
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+# The tests of the frameworks, on two gigabytes of them.
+integrations: $(FRAMEWORKS)/.installed
+	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations
 
 # The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
 # A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all.
@@ -64,6 +69,14 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[demo,dev]'
+	touch $@
+
+# An environment that sees the packages of the other one, and changes none of them.
+$(FRAMEWORKS)/.installed: $(INSTALLED)
+	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(FRAMEWORKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --editable '.[integrations]'
 	touch $@
 
 $(PEERS): $(INSTALLED)
