@@ -30,6 +30,8 @@ from tracer.kernel import Reducers
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, Measures
 
+# On these devices a copy to the host is made later than it is asked for, and operations of several streams overlap.
+STREAMED = frozenset({"cuda"})
 # Every dtype's numbers begin at a multiple of it, so that each can be viewed in place.
 _ALIGN_BYTES = 16
 
@@ -48,6 +50,15 @@ class Slot:
         return chain(*self.extremes, *self.further)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Room for a step's numbers: a block of bytes for each device, and in them a slot for each parameter."""
+
+    blocks: list[torch.Tensor]
+    slots: list[Slot]
+    groups: tuple[tuple[Group, ...], ...]
+
+
 class MisfitError(Exception):
     """A parameter has another dtype, device or size than its slot."""
 
@@ -55,7 +66,9 @@ class MisfitError(Exception):
 class RowBuffer:
     """The preallocated row of a step: each parameter's numbers, on its own device, extremes in its own dtype.
 
-    All numbers of a device share one block of bytes, so that a step crosses to the host in one copy a device.
+    All numbers of a device share one block of bytes, so that a step crosses to the host in one copy a device. A CUDA
+    device has two: while one is copied, hooks write the next step's numbers into the other. Those hooks may run in
+    streams that do not wait for the copy. The end of their backward does, after which the first block is free again.
 
     Attributes:
         present: A byte for each parameter: its quantities that have been recorded.
@@ -69,27 +82,22 @@ class RowBuffer:
         measures: Measures = EXTREMES,
         quantities: tuple[str, ...] = ("value", "grad"),
     ) -> None:
-        slots: dict[int, Slot] = {}
         with torch.no_grad():
             tensors = [local(parameter.tensor) for parameter in parameters]
         extremes = [extremes_dtype(parameter.tensor) for parameter in parameters]
-        self._blocks: list[torch.Tensor] = []
-        # The bytes of a block that is on the host: they are copied without a torch operation.
-        self._views: list[memoryview | None] = []
-        groups = []
-        for device in dict.fromkeys(tensor.device for tensor in tensors):
-            # A tensor made under inference mode could not be written to outside of it.
-            with torch.inference_mode(False):
-                block, device_groups = _allocate(device, tensors, extremes, measures, len(quantities), slots)
-            self._blocks.append(block)
-            self._views.append(block.numpy().data if device.type == "cpu" else None)
-            groups.append(device_groups)
-        self.slots = [slots[index] for index in range(len(parameters))]
+        streamed = any(tensor.device.type in STREAMED for tensor in tensors)
+        numbers, *spare = (_numbers(tensors, extremes, measures, len(quantities)) for _ in range(2 if streamed else 1))
+        self._numbers, self._spare = numbers, spare[0] if spare else None
+        # Whether this step's numbers may still be on their way to the host.
+        self._sent = False
+        self.slots = numbers.slots
+        self._lent: dict[int, Direct] = {}
+        self._look_into_blocks()
         self._sharded = {index for index, parameter in enumerate(parameters) if parameter.sharded}
         self._tensors = [id(parameter.tensor) for parameter in parameters]
         names = tuple(parameter.name for parameter in parameters)
         self._elements = [dense_numel(tensor) for tensor in tensors]
-        self.layout = Layout(names, np.array(self._elements, dtype=np.float64), quantities, measures, tuple(groups))
+        self.layout = Layout(names, np.array(self._elements, dtype=np.float64), quantities, measures, numbers.groups)
         self._measures = measures
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
@@ -108,7 +116,11 @@ class RowBuffer:
         if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
             return None
         reducer = reducers.of((slot.dtype, slot.extremes[0][0].device))
-        return Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index, reducer)
+        if reducer is not None:
+            # It keeps the addresses of the places, and writes at the end of a backward, after all of its streams.
+            self._spare = None
+        self._lent[index] = Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index, reducer)
+        return self._lent[index]
 
     @property
     def incomplete(self) -> bool:
@@ -211,6 +223,7 @@ class RowBuffer:
 
     def take(self, step: int, time_ns: int, loss_scale: Scale = 1.0) -> StepRows:
         """Send the step's rows to the host."""
+        self._sent = True
         present, updates = bytes(self.present), tuple(self._updates)
         return StepRows(step, time_ns, self.layout, present, self._copies(), loss_scale, updates)
 
@@ -218,12 +231,39 @@ class RowBuffer:
         """Begin the next step."""
         self.present[:] = self._nothing
         self._updates.clear()
+        if self._sent and self._spare is not None:
+            self._numbers, self._spare = self._spare, self._numbers
+            self.slots = self._numbers.slots
+            for index, direct in self._lent.items():
+                direct.value, direct.gradient = self.slots[index].extremes[:2]
+            self._look_into_blocks()
+        self._sent = False
 
     def _copies(self) -> list[bytes | HostCopy]:
         return [
             HostCopy(block) if view is None else bytes(view)
-            for block, view in zip(self._blocks, self._views, strict=True)
+            for block, view in zip(self._numbers.blocks, self._views, strict=True)
         ]
+
+    def _look_into_blocks(self) -> None:
+        """The bytes of a block that is on the host are copied without a torch operation."""
+        blocks = self._numbers.blocks
+        self._views: list[memoryview | None] = [block.numpy().data if block.is_cpu else None for block in blocks]
+
+
+def _numbers(
+    tensors: Sequence[torch.Tensor], extremes: Sequence[torch.dtype], measures: Measures, quantities: int
+) -> Numbers:
+    """Room for the numbers of a step, on the devices of these tensors."""
+    slots: dict[int, Slot] = {}
+    blocks, groups = [], []
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        # A tensor made under inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            block, device_groups = _allocate(device, tensors, extremes, measures, quantities, slots)
+        blocks.append(block)
+        groups.append(device_groups)
+    return Numbers(blocks, [slots[index] for index in range(len(tensors))], tuple(groups))
 
 
 def _allocate(

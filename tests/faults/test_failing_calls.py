@@ -324,7 +324,7 @@ def copies(faults: Faults) -> AbstractContextManager[object]:
 
     def made(self: RowBuffer, *args: Any) -> None:
         make(self, *args)
-        self._views = [None] * len(self._blocks)
+        self._views = [None] * len(self._views)
 
     patch.setattr(RowBuffer, "__init__", made)
 

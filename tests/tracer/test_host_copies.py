@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import tracer
-from tests.training import metric, mlp
+from tests.training import assert_rows, by_hand, loss_of, metric, mlp, set_daemons
 from tests.waiting import wait_until
 from tracer.items import HostCopy
 from tracer.log.store import Local as Path
+from tracer.rows import RowBuffer
 
 RELAXED, GLOBAL = 2, 0
 
@@ -119,3 +120,79 @@ def test_without_nvidias_driver_a_copy_arrives(cuda: Cuda, monkeypatch: pytest.M
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert HostCopy(on_device(2.5)).wait().item() == 2.5
     assert cuda.modes == {}
+
+
+class LateCopies:
+    """A device that makes a copy later than it is asked for: when somebody waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._asked: list[LateCopy] = []
+        look, late = RowBuffer._look_into_blocks, self
+
+        def look_nowhere(buffer: RowBuffer) -> None:
+            look(buffer)
+            buffer._views = [None] * len(buffer._views)
+
+        def start(copy: HostCopy, tensor: torch.Tensor) -> None:
+            copy._host = torch.zeros_like(tensor)
+            copy._done = LateCopy(copy._host, tensor)  # type: ignore[assignment]
+            late._asked.append(copy._done)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("tracer.rows.STREAMED", {"cpu"})
+        monkeypatch.setattr(RowBuffer, "_look_into_blocks", look_nowhere)
+        monkeypatch.setattr(HostCopy, "_start", start)
+
+    def make(self) -> None:
+        """Make the copies that were asked for."""
+        while self._asked:
+            self._asked.pop().synchronize()
+
+
+class LateCopy:
+    """One of them."""
+
+    def __init__(self, host: torch.Tensor, source: torch.Tensor) -> None:
+        self._host, self._source, self._made = host, source, False
+
+    def query(self) -> bool:
+        """Whether it has been made."""
+        return self._made
+
+    def synchronize(self) -> None:
+        """Make it."""
+        if not self._made:
+            self._made = True
+            self._host.copy_(self._source)
+
+
+def test_hooks_do_not_overwrite_what_is_on_its_way_to_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's rows are its own, though the device copies them only after all hooks of the next backward."""
+    # The daemon waits for no copy before the end.
+    set_daemons(monkeypatch, tick_seconds=1000.0, cadence=lambda age_seconds: 1000.0)
+    late = LateCopies(monkeypatch)
+    model, expected = mlp(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            late.make()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
+
+
+def test_numbers_on_the_host_are_a_steps_own_beside_those_of_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a part of a model is on a device, rows of the part on the host are taken from the block in use, too."""
+    monkeypatch.setattr("tracer.rows.STREAMED", {"cpu"})
+    model, expected = mlp(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            expected.append(by_hand(model))
+            optimizer.step()
+    assert_rows(tmp_path / "run", expected)
