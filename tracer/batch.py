@@ -32,7 +32,18 @@ class Direct:
         reducer: What reads many of its dtype and device at once, if anything does.
     """
 
-    __slots__ = ("_identity", "_version", "_writes", "batch", "gradient", "index", "reducer", "tensor", "value")
+    __slots__ = (
+        "__weakref__",
+        "_identity",
+        "_version",
+        "_writes",
+        "batch",
+        "gradient",
+        "index",
+        "reducer",
+        "tensor",
+        "value",
+    )
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """One step's numbers on their device: the buffer that hooks write into, and the histograms of a step."""
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -91,7 +92,8 @@ class RowBuffer:
         # Whether this step's numbers may still be on their way to the host.
         self._sent = False
         self.slots = numbers.slots
-        self._lent: dict[int, Direct] = {}
+        # Weakly, as they hold the model's parameters.
+        self._lent = weakref.WeakValueDictionary[int, Direct]()
         self._look_into_blocks()
         self._sharded = {index for index, parameter in enumerate(parameters) if parameter.sharded}
         self._tensors = [id(parameter.tensor) for parameter in parameters]
@@ -119,8 +121,8 @@ class RowBuffer:
         if reducer is not None:
             # It keeps the addresses of the places, and writes at the end of a backward, after all of its streams.
             self._spare = None
-        self._lent[index] = Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index, reducer)
-        return self._lent[index]
+        lent = self._lent[index] = Direct(tensor, slot.extremes[0], slot.extremes[1], self.batch, index, reducer)
+        return lent
 
     @property
     def incomplete(self) -> bool:
