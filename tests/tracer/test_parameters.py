@@ -145,14 +145,23 @@ def test_names_that_are_none_are_refused(rename: Any, error: type[Exception], me
     assert not (tmp_path / "run").exists()
 
 
+def test_a_name_that_utf_8_cannot_hold_is_given_with_escapes(tmp_path: Path) -> None:
+    """As a file name in another encoding may be: it costs no row."""
+    model = mlp()
+    with tracer.attach(model, tmp_path / "run", rename=lambda name: f"{name}\udcff"):
+        loss_of(model).backward()
+    assert {param for _, param in recorded(tmp_path / "run")} == {rf"{name}\udcff" for name in names(model)}
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
         ({}, "extra"),
         ({"extra": "w0"}, "extra"),
         ({"extra": "w0", "0.bias": "extra"}, "extra'"),
+        ({"extra": "w0", "0.bias": "extra", "2.bias": "extra'"}, "extra''"),
     ],
-    ids=["it raises", "taken", "taken, and its own, too"],
+    ids=["it raises", "taken", "taken, and its own, too", "taken, and what it would get, too"],
 )
 def test_a_name_that_cannot_be_given_in_mid_training_is_one_warning(
     names: dict[str, str], expected: str, tmp_path: Path
@@ -176,12 +185,39 @@ def test_a_name_that_cannot_be_given_in_mid_training_is_one_warning(
     assert rows[2, expected]["value_max"] == 7.0
 
 
+def test_names_that_cannot_be_given_are_said_once(tmp_path: Path) -> None:
+    """Of several parameters for which rename fails in mid-training, each is recorded, and the first is warned of."""
+    model = mlp()
+    given = {name: name for name, _ in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(tracer.TracerWarning, match="one is recorded as one, since rename fails") as caught,
+        tracer.attach(model, tmp_path / "run", rename=given.__getitem__),
+    ):
+        for name in ("one", "two", "three"):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+            model.register_parameter(name, nn.Parameter(torch.ones(2)))
+    assert len(caught) == 1
+    assert {param for step, param in recorded(tmp_path / "run") if step == 2} == {*given, "one", "two"}
+
+
 def test_a_tied_parameter_has_one_name_and_its_aliases() -> None:
     """A parameter shared by three modules appears once, under its first name."""
     model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))
     model[1].weight = model[2].weight = model[0].weight
     (tied,) = named_parameters(model)
     assert (tied.name, tied.aliases) == ("0.weight", ("1.weight", "2.weight"))
+
+
+def test_an_alias_that_utf_8_cannot_hold_has_escapes(tmp_path: Path) -> None:
+    """A tied parameter's further name is written into run.json as its first one is."""
+    model = nn.Linear(2, 1, bias=False)
+    model.register_parameter("again\udcff", next(model.parameters()))
+    tracer.attach(model, tmp_path / "run").close()
+    (described,) = json.loads((tmp_path / "run" / "run.json").read_text())["params"]
+    assert described["aliases"] == [r"again\udcff"]
 
 
 def test_a_module_used_twice_gives_aliases() -> None:
