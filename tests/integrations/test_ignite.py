@@ -9,12 +9,25 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.integrations.training import Oracle, assert_rows, assert_same_weights, dataset, network, reason, runs
+from tests.distributed.launch import RANKS, succeeded
+from tests.integrations.training import (
+    Oracle,
+    assert_rows,
+    assert_same_weights,
+    be_patient,
+    dataset,
+    keep,
+    kept,
+    network,
+    reason,
+    runs,
+)
 from tests.training import events, metric
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ignite", reason="Ignite is not installed: pip install pytorch-ignite")
 
+from ignite import distributed  # noqa: E402
 from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer  # noqa: E402
 from ignite.handlers import Checkpoint  # noqa: E402
 from ignite.metrics import Loss, RunningAverage  # noqa: E402
@@ -23,16 +36,18 @@ from tracer.integrations.ignite import Gradwatch  # noqa: E402
 
 
 class Training:
-    """A model, its optimizer and its engines; the batch of index ``fails_at`` raises.
+    """A model, its optimizer and its engines; the batch of index ``fails_at`` raises. Ranks train it together.
 
     Attributes:
         rows: What the oracle saw.
     """
 
     def __init__(self, accumulate: int = 1, fails_at: int = -1, **options: Any) -> None:
-        self.model = network()
+        self.plain = network()
+        # With one rank, this is the model itself.
+        self.model = distributed.auto_model(self.plain) if distributed.get_world_size() > 1 else self.plain
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        self.rows = Oracle(self.model, self.optimizer).rows
+        self.rows = Oracle(self.plain, self.optimizer).rows
         loss = nn.MSELoss()
         if options:
             self.trainer = Engine(lambda engine, batch: self.update(batch, **options))
@@ -223,3 +238,34 @@ def test_a_trainer_that_terminates_ends_well(tmp_path: Path) -> None:
         training.run()
     assert_rows(tmp_path / "run", training.rows)
     assert reason(tmp_path / "run") == ""
+
+
+def test_two_ranks_write_one_run(tmp_path: Path) -> None:
+    """Under DDP each rank records its own gradients and the mean that is applied; rank 0 alone logs."""
+    succeeded("tests.integrations.test_ignite", tmp_path)
+    assert runs(tmp_path) == ["run", "run-2"]
+    for rank in range(RANKS):
+        assert_rows(tmp_path / "run-2", kept(tmp_path, rank), rank=rank)
+    assert kept(tmp_path, 0) != kept(tmp_path, 1)
+    assert [step for step, _ in metric(tmp_path / "run-2", "loss")] == [0, 1, 2]
+
+
+def on_two_ranks(folder: Path) -> None:
+    """Train twice into one path, and once without a trace, whose weights are the same."""
+    # Each rank gets half of the batches.
+    loader = distributed.auto_dataloader(dataset(), batch_size=4 * RANKS)
+    for _ in range(2):
+        with closing(Gradwatch(folder / "run", applied=True)) as gradwatch:
+            traced = Training()
+            gradwatch.attach(traced.trainer, traced.model)
+            traced.trainer.run(loader, max_epochs=1)
+    keep(folder, traced.rows)
+    plain = Training()
+    plain.trainer.run(loader, max_epochs=1)
+    assert_same_weights(traced.plain, plain.plain)
+
+
+if __name__ == "__main__":
+    be_patient()
+    with distributed.Parallel("gloo"):
+        on_two_ranks(Path.cwd())

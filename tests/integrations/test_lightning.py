@@ -280,28 +280,32 @@ def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedP
     return in_a_process(folder, code, folder / "site", **environment)
 
 
-CODE = """
-from contextlib import nullcontext
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a script ran with ``GRADWATCH=runs/a``: one training says nothing of a trace, one has its own callback."""
+    folder = tmp_path_factory.mktemp("scripted")
+    code = """
 from pathlib import Path
 from tests.integrations.test_lightning import Gradwatch, Module, be_patient, loader, trainer
 be_patient()
-trainer(Path(), {callbacks}).fit(Module(), loader())
+trainer(Path()).fit(Module(), loader())
+trainer(Path(), Gradwatch("runs/b")).fit(Module(), loader())
 """
+    ended = script(folder, code, GRADWATCH="runs/a")
+    assert ended.returncode == 0, ended.stderr
+    return folder / "runs"
 
 
-def test_the_environment_starts_a_trace_without_code(tmp_path: Path) -> None:
+def test_the_environment_starts_a_trace_without_code(scripted: Path) -> None:
     """``GRADWATCH=runs/a`` traces a training whose script says nothing of it; its process's exit closes the run."""
-    ended = script(tmp_path, CODE.format(callbacks=""), GRADWATCH="runs/a")
-    assert ended.returncode == 0, ended.stderr
-    assert [step for step, _ in metric(tmp_path / "runs" / "a", "loss")] == list(range(6))
-    assert reason(tmp_path / "runs" / "a") == ""
+    assert [step for step, _ in metric(scripted / "a", "loss")] == list(range(6))
+    assert reason(scripted / "a") == ""
 
 
-def test_a_script_with_a_callback_of_its_own_has_one_trace(tmp_path: Path) -> None:
+def test_a_script_with_a_callback_of_its_own_has_one_trace(scripted: Path) -> None:
     """The callback that the script gives wins over the environment's."""
-    ended = script(tmp_path, CODE.format(callbacks='Gradwatch("runs/b")'), GRADWATCH="runs/a")
-    assert ended.returncode == 0, ended.stderr
-    assert runs(tmp_path / "runs") == ["b"]
+    assert runs(scripted) == ["a", "b"]
+    assert [step for step, _ in metric(scripted / "b", "loss")] == list(range(6))
 
 
 def test_without_the_environment_a_users_tracer_py_harms_no_trainer(tmp_path: Path) -> None:
