@@ -34,6 +34,7 @@ class Direct:
 
     __slots__ = (
         "__weakref__",
+        "_contiguous",
         "_identity",
         "_version",
         "_writes",
@@ -60,6 +61,8 @@ class Direct:
         self.batch = batch
         self.index = index
         self.reducer = reducer
+        # Asked once: a gradient nearly always lies as its parameter does, and is copied where it does not.
+        self._contiguous = tensor.is_contiguous()
         self._identity = self._writes = self._version = 0
 
     def note(self) -> None:
@@ -80,10 +83,11 @@ class Direct:
         Raises:
             Exception: the gradient is missing, sparse, of another dtype, or part of another graph.
         """
-        present, index = self.batch.present, self.index
+        present, index, tensor = self.batch.present, self.index, self.tensor
+        gradient: torch.Tensor = tensor.grad  # type: ignore[assignment]
         if not present[index]:
-            torch.aminmax(flat(self.tensor), out=self.value)
-        torch.aminmax(flat(self.tensor.grad), out=self.gradient)  # type: ignore[arg-type]
+            torch.aminmax(tensor if self._contiguous else flat(tensor), out=self.value)
+        torch.aminmax(gradient if self._contiguous else flat(gradient), out=self.gradient)
         present[index] |= VALUE | GRADIENT
 
     @property
