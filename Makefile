@@ -43,7 +43,8 @@ durations: $(INSTALLED)
 # The tests of faults, for much longer, and a table of what they did and saw.
 torture: $(INSTALLED)
 	GRADWATCH_TORTURE=10 $(BIN)/python -m pytest tests/faults tests/remote tests/distributed/test_nodes.py \
-		tests/tracer/test_resume.py tests/viewer/rules/test_illnesses.py
+		tests/tracer/test_resume.py tests/tracer/test_interrupts.py tests/tracer/test_every.py \
+		tests/viewer/rules/test_illnesses.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -213,7 +213,7 @@ def test_readers_are_exact_in_any_interleaving(figures: Callable[..., None]) -> 
     run_state_machine_as_test(
         lambda: Interleaving(figures),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=often(40, 2_000),
+            max_examples=often(20, 2_000),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -300,7 +300,7 @@ def test_a_training_that_goes_on_after_ctrl_c_is_measured_at_its_steps(
 ) -> None:
     """In a notebook a cell is interrupted and run again: no step is measured that is not due, nor one of two steps."""
     impatient(monkeypatch)
-    for number in itertools.count(1, often(3, 1)):
+    for number in itertools.count(1, often(8, 1)):
         run = tmp_path / f"run-{number}"
         model = nn.Linear(1, 1, bias=False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

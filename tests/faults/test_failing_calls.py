@@ -235,7 +235,7 @@ def kinds(warned: list[str]) -> Counter[str]:
 def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: Path, figures: Figures) -> None:
     """Whichever it is, and whether or not it had done its work: one warning at most, and each row is there once."""
     case = Case(tmp_path, {}, figures)
-    stride = often(4 if done else 2, 1)
+    stride = often(5 if done else 3, 1)
     for outcome in case.one_by_one(lambda first: Faults(first, False, no_space, done), broken_disk(), stride):
         note, found = outcome.faults.failed, rows(outcome.path)
         figures(rows_lost_beyond_the_promise=sum(missing_rows(found, case.truth).values()))
@@ -249,7 +249,7 @@ def test_a_call_to_the_disk_that_fails_once_costs_no_row(done: bool, tmp_path: P
 def test_a_disk_that_fails_for_good_leaves_what_it_took(tmp_path: Path, figures: Figures) -> None:
     """From whichever call on: what was published before is there once, and is complete; two warnings at most."""
     case = Case(tmp_path, {}, figures)
-    stride = often(3, 1)
+    stride = often(5, 1)
     for outcome in case.one_by_one(lambda first: Faults(first, True, no_space), broken_disk(), stride):
         note = outcome.faults.failed[0]
         found = rows(outcome.path)

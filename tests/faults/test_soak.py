@@ -38,7 +38,7 @@ def test_nothing_grows_but_the_log(
     """Over many cadences parts, memory, file handles and threads stay bounded; readers see each step once."""
     now = 0.0
     set_daemons(monkeypatch, clock=lambda: now, tick_seconds=0.001)
-    steps = often(20_000, 1_000_000)
+    steps = often(12_000, 1_000_000)
     run = tmp_path / "run"
     model = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)

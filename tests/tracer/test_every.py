@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import tracer
+from tests.torture import often
 from tests.training import extremes_of, metric, recorded
 from tracer.warn import TracerWarning
 
@@ -110,6 +111,7 @@ def rows_and_metrics(
 
 
 @pytest.mark.slow
+@settings(max_examples=often(40, 100))
 @example(2, False, [("closure", ""), ("backward", "a"), ("update", "foreign"), ("backward", "a")])
 @given(every=st.integers(2, 4), inside=st.booleans(), actions=st.lists(_ACTIONS, max_size=30))
 def test_every_measures_what_would_have_been_measured_anyway(
