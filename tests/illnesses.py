@@ -131,12 +131,12 @@ class Illness:
 
 ILL = [
     Illness("sigmoid MLP of 20 layers", vanishing, ("vanishing",)),
-    Illness("learning rate too large", exploding, ("exploding", "nonfinite")),
+    Illness("learning rate too large", exploding, ("nonfinite",)),
     Illness("ReLUs behind a bias of -100", dead, ("dead",)),
     Illness("all weights begin as 0", zero_init, ("constant_init",)),
     Illness("a class that noisy data lacks", class_missing, ("output_bias",)),
     Illness("memorised labels", memorised, ("overfitting",)),
-    Illness("float16 overflow", half, ("overflow", "nonfinite")),
+    Illness("float16 overflow", half, ("nonfinite",)),
     Illness("bad batches, which the loop skips", skipped, ("discarded",)),
 ]
 

@@ -113,7 +113,7 @@ class Evidence:
         """Whether nothing more is to be expected: it has closed, or was killed."""
         return self.complete if self.state == "closed" else self.state == "stopped" and bool(self.silent)
 
-    @property
+    @cached_property
     def params(self) -> list[Param]:
         """The parameters in the order of the tables."""
         names = () if self.tables is None else self.tables.params

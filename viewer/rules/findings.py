@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from viewer.rules import gradients, log, metrics, precision, values
+from viewer.rules import gradients, log, metrics, nonfinite, precision, values
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Limits, Rule, Threshold
 from viewer.snapshot import Finding
 
 RULES: tuple[Rule, ...] = tuple(
     declared
-    for module in (gradients, values, metrics, precision, log)
+    for module in (nonfinite, gradients, values, metrics, precision, log)
     for declared in vars(module).values()
     if isinstance(declared, Rule)
 )
@@ -20,6 +20,8 @@ RULES: tuple[Rule, ...] = tuple(
 THRESHOLDS: Mapping[str, Threshold] = {
     f"{rule.kind}.{name}": threshold for rule in RULES for name, threshold in rule.thresholds.items()
 }
+# What rules see of values and gradients that are about to become NaN.
+_ON_THE_WAY = frozenset({"exploding", "exploding_weight", "loss_diverging", "spike", "overflow", "badly_scaled"})
 LIMITS: Limits = {name: threshold.default for name, threshold in THRESHOLDS.items()}
 
 
@@ -29,7 +31,21 @@ def findings(evidence: Evidence, limits: Limits = LIMITS) -> list[Finding]:
     # NaN stands where nothing is known, and no comparison with it holds.
     with np.errstate(all="ignore"):
         unsorted = [finding for rule in causes_first for finding in rule.findings(evidence, limits)]
-    return sorted(unsorted, key=lambda finding: finding.order)
+    return sorted(_without_what_led_there(unsorted), key=lambda finding: finding.order)
+
+
+def _without_what_led_there(found: Sequence[Finding]) -> list[Finding]:
+    """One event is one finding: the verdict of what ended in NaN holds what other rules saw of it and on the way."""
+    event = next((finding for finding in found if finding.kind == "nonfinite"), None)
+    if event is None:
+        return list(found)
+    since = event.numbers.get("since")
+
+    def is_part(finding: Finding) -> bool:
+        on_the_way = since is not None and finding.first_step <= event.first_step and finding.last_step >= float(since)
+        return finding.kind in _ON_THE_WAY and (on_the_way or finding.first_step == event.first_step)
+
+    return [finding for finding in found if not is_part(finding)]
 
 
 def with_limits(given: Sequence[str]) -> Limits:

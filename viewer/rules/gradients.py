@@ -1,4 +1,4 @@
-"""Rules on gradients: not finite, exploding, vanishing, dead, unused, spikes."""
+"""Rules on gradients: exploding, vanishing, dead, unused, spikes."""
 
 from itertools import accumulate, takewhile
 
@@ -8,90 +8,12 @@ from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
 from viewer.rules.evidence import Evidence, listed
-from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
-from viewer.snapshot import Number, Severity
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
+from viewer.snapshot import Severity
 
 # Gradients that explode are still rising at so many times their median since. Those of targets that have risen, even
 # steadily, stay within a few times of it.
 _STILL_RISING = 10
-
-
-@param_rule(
-    "nonfinite",
-    title="NaN or infinity in the {what} of {first}",
-    severity=Severity.ERROR,
-    sentence="The {what} of {first} became NaN or infinite at step {first_step:,}, {cause}; {reach}.",
-    advice="Lower the learning rate, clip gradients, look for a division by zero, log or sqrt of 0 in what uses this "
-    "parameter; in half precision use a GradScaler or bfloat16.",
-)
-def nonfinite(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """The first NaN or infinity: in which value or gradient it was, and which others it reached.
-
-    Where a scaler skips steps, gradients may overflow: only what reaches a value counts.
-    """
-    # What is not trained and never was finite, as a mask, was made so.
-    frozen = np.array([not param.trainable for param in evidence.params], np.bool_)
-    values = np.where(frozen & (tables.first_bad_value == tables.first_step), -1, tables.first_bad_value)
-    scaled = evidence.own("skipped") is not None
-    gradients = np.full_like(values, -1) if scaled else tables.first_bad_grad
-    both = np.stack([values, gradients])
-    if not (both >= 0).any():
-        return []
-    step = int(both[both >= 0].min())
-    finite_loss = not any(min(curve.nonfinite, default=step + 1) <= step for curve in evidence.losses)
-    # Live, the rows of a step may come before its loss.
-    known_loss = any(curve.step[-1] >= step for curve in evidence.losses if len(curve.step))
-    bad_values = np.flatnonzero(values == step)
-    # A value that was changed to NaN by the update before makes all gradients NaN: it is the cause.
-    if len(bad_values):
-        what, place = "value", bad_values[0]
-        began = step == tables.first_step[place]
-        cause = "its first" if began else "before the step's forward, so the update before it made it so"
-    else:
-        what, place = "gradient", next(number for number in evidence.backward if gradients[number] == step)
-        cause = "and so was the loss already" if not finite_loss else "the first of its backward"
-        cause += ", while the loss was finite" if finite_loss and known_loss else ""
-    reached = np.flatnonzero((both >= 0).any(axis=0))
-    at_once = int((both == step).any(axis=0).sum())
-    bad_rows = tables.bad_values if scaled else tables.bad_values + tables.bad_grads
-    numbers: dict[str, Number] = {"what": what}
-    if known_loss or not finite_loss:
-        numbers["loss_finite"] = finite_loss
-    return [
-        Case(
-            tables.params[place],
-            step,
-            int(tables.ends[bad_rows[:, reached].any(axis=1)].max()),
-            {**numbers, "at_once": at_once, "reached": len(reached), "parameters": len(tables.params)},
-            tuple(tables.params[number] for number in (place, *reached[reached != place])),
-            words={"cause": cause, "reach": _reach(at_once, len(reached))},
-        )
-    ]
-
-
-@rule(
-    "discarded",
-    title="Bad batches thrown away",
-    severity=Severity.WARNING,
-    sentence="{backwards:,} backwards gave NaN or infinity ({params}), and no update used their gradients.",
-    advice="The loop skips such batches, so that the loss may not show them: see what is in them, and whether "
-    'there are more and more. Their rows are in the table "discarded" of the log.',
-)
-def discarded(evidence: Evidence, limits: Limits) -> list[Case]:
-    """Bad gradients that the loop noticed itself, and skipped."""
-    thrown = evidence.discarded
-    if thrown is None or not thrown.params:
-        return []
-    numbers = {"backwards": thrown.backwards}
-    return [Case(thrown.params[0], thrown.first_step, thrown.last_step, numbers, thrown.params)]
-
-
-def _reach(at_once: int, reached: int) -> str:
-    """Words for how many parameters were reached in the same step, and since."""
-    if reached == 1:
-        return "no other so far"
-    others = f"{at_once - 1} other parameter{'s' * (at_once > 2)}" if at_once > 1 else "no other parameter"
-    return f"{others} with it, {reached - 1} by now"
 
 
 @param_rule(

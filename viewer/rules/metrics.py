@@ -7,37 +7,10 @@ import numpy as np
 
 from viewer.reduce.cells import Floats
 from viewer.reduce.metrics import is_validation
-from viewer.rules import gradients
+from viewer.rules import gradients, nonfinite
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, rule
 from viewer.snapshot import Curve, Number, Severity
-
-
-@rule(
-    "loss_nonfinite",
-    title="{metric} is NaN or infinite",
-    severity=Severity.ERROR,
-    sentence="{metric} became NaN or infinite at step {first_step:,}.",
-    advice="Look at the batch of that step, for a log or a division by 0 in the loss, and for gradients that exploded "
-    "before it.",
-)
-def loss_nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
-    """A loss that was NaN or infinite; a loop that skips such batches goes on."""
-    return [
-        _case(
-            curve,
-            min(curve.nonfinite),
-            Severity.WARNING if is_validation(curve.name) or _thrown_away(evidence, curve) else None,
-        )
-        for curve in (*evidence.losses, *evidence.validation_losses)
-        if curve.nonfinite
-    ]
-
-
-def _thrown_away(evidence: Evidence, curve: Curve) -> bool:
-    """Whether the loop threw away what came of such a loss."""
-    thrown = evidence.discarded
-    return thrown is not None and thrown.first_step <= min(curve.nonfinite) <= max(curve.nonfinite) <= thrown.last_step
 
 
 @rule(
@@ -97,7 +70,7 @@ def loss_diverging(evidence: Evidence, limits: Limits) -> list[Case]:
         return []
     below = np.flatnonzero(means <= limits["factor"] * begun)
     first = int(curve.step[min(int(below[-1]) + 1, len(means) - 1)])
-    causes = (*gradients.exploding.findings(evidence, limits), *gradients.nonfinite.findings(evidence, limits))
+    causes = (*gradients.exploding.findings(evidence, limits), *nonfinite.nonfinite.findings(evidence, limits))
     worse = any(cause.last_step >= first and cause.severity is Severity.ERROR for cause in causes)
     severity = Severity.ERROR if worse else None
     return [_case(curve, first, severity, begun=begun, now=now, least=least)]

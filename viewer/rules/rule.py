@@ -49,6 +49,7 @@ class Case:
         severity: How bad it is, where that is not as declared.
         words: What else the title and the sentence say.
         steps: Each step where it happened, of what happens at single steps.
+        advice: What to do about it, where that is not as declared.
     """
 
     param: str | None
@@ -59,6 +60,7 @@ class Case:
     severity: Severity | None = None
     words: Mapping[str, object] = field(default_factory=dict)
     steps: tuple[int, ...] = ()
+    advice: str = ""
 
 
 Decide = Callable[[Evidence, Limits], list[Case]]
@@ -117,7 +119,7 @@ class Rule:
             first_step=case.first_step,
             last_step=case.last_step,
             sentence=self.sentence.format_map(words),
-            advice=self.advice,
+            advice=case.advice or self.advice,
             numbers=case.numbers,
             params=case.params,
             steps=case.steps,

@@ -31,7 +31,7 @@ _WEIGHT = re.compile("weight|kernel", re.IGNORECASE)
 )
 def exploding_weight(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Values that have left what weights are."""
-    largest, began = limits["largest"], _first_size(tables)
+    largest, began = limits["largest"], first_size(tables)
     over = tables.size > np.maximum(largest, largest * began)
     last = len(over) - 1 - over[::-1].argmax(axis=0)
     return cases_of(
@@ -64,7 +64,7 @@ def drifting(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Ca
     later = tables.size[half:]
     steady = (np.diff(later, axis=0) > 0).mean(axis=0) >= 0.95
     grown = later[-1] > limits["growth"] * later[0]
-    far = later[-1] > limits["largest"] * np.maximum(_first_size(tables), 0.1)
+    far = later[-1] > limits["largest"] * np.maximum(first_size(tables), 0.1)
     lasted = tables.rows[half:].sum(axis=0) / tables.ranks >= limits["rows"] / 2
     numbers = np.flatnonzero(evidence.weights & steady & grown & far & lasted)
     return cases_of(tables, numbers, (tables.begins[half], tables.ends[-1]), before=later[0], now=later[-1])
@@ -144,7 +144,7 @@ def constant_init(evidence: Evidence, tables: ParamTables, limits: Limits) -> li
     Not those of a model of one layer, which have nothing but targets behind them. And not zeros whose neurons soon
     part. Neurons that learn the same have the same bias, though inputs may make their weights differ.
     """
-    layers = _layers(evidence)
+    layers = layers_of(evidence)
     alike = layers & (tables.first_low == tables.first_high) & _from_the_start(tables) & (layers.sum() > 1)
     stays = ~(tables.low < tables.high).any(axis=0) & (tables.rows.sum(axis=0) / tables.ranks >= limits["rows"])
     places = {name: number for number, name in enumerate(tables.params)}
@@ -177,8 +177,8 @@ def constant_init(evidence: Evidence, tables: ParamTables, limits: Limits) -> li
 )
 def badly_scaled(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Weights that began far from what the shapes of their layers ask for, after Xavier and He, and have stayed so."""
-    size, layers = _first_size(tables), _layers(evidence)
-    usual = np.array([_usual(param) for param in evidence.params])
+    size, layers = first_size(tables), layers_of(evidence)
+    usual = np.array([usual_size(param) for param in evidence.params])
     large, small = limits["factor"] * usual, usual / limits["small"]
     stays_small = (size > 0) & ~(tables.size >= small).any(axis=0)
     stays_large = (size > large) & ~(tables.size <= large).any(axis=0)
@@ -188,7 +188,7 @@ def badly_scaled(evidence: Evidence, tables: ParamTables, limits: Limits) -> lis
     return cases_of(tables, np.flatnonzero(holds), (0, 0), severity, largest=size, usual=usual)
 
 
-def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
+def layers_of(evidence: Evidence) -> npt.NDArray[np.bool_]:
     """Mask of the weights of layers of several neurons: no table of embeddings, and no single vector.
 
     Of a parameter with three dimensions or more that no module calls its weight, nobody knows which are inputs.
@@ -203,7 +203,7 @@ def _layers(evidence: Evidence) -> npt.NDArray[np.bool_]:
     return evidence.weights & np.array(several, np.bool_)
 
 
-def _usual(param: Param) -> float:
+def usual_size(param: Param) -> float:
     """The largest element to be expected of an initialisation after He, normal, for which Xavier's bound is smaller."""
     fan_in = max(1, prod(param.shape[1:]))
     elements = max(2, prod(param.shape))
@@ -327,8 +327,10 @@ def _around(counts: Floats) -> Floats:
     return around
 
 
-def _first_size(tables: ParamTables) -> Floats:
-    return np.maximum(np.abs(tables.first_low), np.abs(tables.first_high))
+def first_size(tables: ParamTables) -> Floats:
+    """The largest magnitude of each parameter in its first row; NaN where that was not finite."""
+    size: Floats = np.maximum(np.abs(tables.first_low), np.abs(tables.first_high))
+    return size
 
 
 def _from_the_start(tables: ParamTables) -> npt.NDArray[np.bool_]:

@@ -147,5 +147,5 @@ def test_the_first_nan_is_that_of_a_check_by_hand(
     evidence = FindingsMonitor(tmp_path / "run").refresh()
     assert evidence is not None
     (found,) = [finding for finding in findings(evidence) if finding.kind == "nonfinite"]
-    assert (found.first_step, found.numbers["what"], found.param) == by_hand
+    assert (found.first_step, *(found.numbers[name] for name in ("what", "first_nonfinite"))) == by_hand
     assert found.numbers["loss_finite"] == finite_loss
