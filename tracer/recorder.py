@@ -20,6 +20,7 @@ from tracer.hooks import Hooks, ParamHook, running_backward
 from tracer.items import Metric, Number, Scale, event
 from tracer.outbox import Outbox
 from tracer.pending import PendingMetrics
+from tracer.rates import LearningRates
 from tracer.record import STEPS_TO_FAIL, StepRecord
 from tracer.settings import Settings
 from tracer.updates import has_effect, has_gradient, not_compiled, writes_to
@@ -43,7 +44,10 @@ class Recorder:
 
     Attributes:
         measured: How many steps have been recorded.
+        rates: The learning rates.
     """
+
+    rates: LearningRates
 
     def __init__(
         self, hooks: Hooks, settings: Settings, first_step: int, scales: LossScales, budget: Budget | None
@@ -128,6 +132,7 @@ class Recorder:
         """Set the hooks: from now on they report to this recorder, which puts what it records into the outbox."""
         self._outbox = outbox
         self._pending = PendingMetrics(outbox)
+        self.rates = LearningRates(outbox)
         self._step_record.arm(outbox)
         self._hooks.arm(self, None if self._budget is None else self._budget.billed)
         self._step_record.lend()
@@ -219,6 +224,7 @@ class Recorder:
             self._budget.end_step(measured=False)
         clock.repeat(id(optimizer))
         self._pending.note_update()
+        self.rates.look(optimizer, clock.step)
         return True
 
     def end_step(self) -> None:
@@ -402,6 +408,7 @@ class Recorder:
         if self._clock.after_update(id(optimizer), backward):
             self._prepare_next(backward)
         self._ended_by_update()
+        self.rates.look(optimizer, self._clock.step)
 
     def _ended_by_update(self) -> None:
         self._discards.begin()
@@ -455,6 +462,7 @@ class Recorder:
             self._say_unended()
         self._discard_unused()
         self._pending.settle(self.step)
+        self.rates.flush()
         if self._clock.phase is not Phase.EMPTY:
             self._take()
 

@@ -306,6 +306,7 @@ class Trace:
         live = self._live
         if live is None:
             return
+        live.recorder.rates.note_logged(values)
         if step is None:
             live.recorder.log(now, values, metrics)
         else:
@@ -324,6 +325,7 @@ class Trace:
         live = self._live
         if live is not None:
             live.recorder.end_step()
+            live.recorder.rates.note_logged(values)
             live.outbox.log(live.recorder.step, time.time_ns(), values)
 
     def _with_numbers(self, metrics: dict[str, object]) -> dict[str, object]:

@@ -75,6 +75,10 @@ def watch(
     rank: Annotated[
         str, typer.Option(help="One rank's number, for curves and findings; spread: how far ranks are apart.")
     ] = MERGED,
+    attempt: Annotated[
+        int | None,
+        typer.Option(min=0, help="A run that was restarted, as it was at the end of this attempt; 0 is the first."),
+    ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
     findings: Annotated[bool, typer.Option(help="List and mark what is wrong with the runs.")] = True,
     rule: Annotated[
@@ -120,7 +124,19 @@ def watch(
         raise typer.BadParameter(f"--view {wanted} shows one run, and {len(paths)} are given: name one of them")
     try:
         options = ViewOptions(
-            wanted, "", params, param, statistic, rank, tuple(metric or ()), smoothing, x, scale, dark, findings
+            wanted,
+            "",
+            params,
+            param,
+            statistic,
+            rank,
+            tuple(metric or ()),
+            smoothing,
+            x,
+            scale,
+            dark,
+            findings,
+            "" if attempt is None else str(attempt),
         )
         ViewOptions(params=only)
         limits = with_limits(rule or ())

@@ -53,6 +53,7 @@ class ViewOptions:
         scale: The y axes of curves.
         dark: Light on dark.
         findings: Whether findings are listed and marked.
+        attempt: The number of the attempt that is shown as if no later one had begun; "" for the latest.
 
     Raises:
         TypeError: an option has the wrong type; the message names it.
@@ -71,12 +72,15 @@ class ViewOptions:
     scale: Scale = Scale.AUTO
     dark: bool = False
     findings: bool = True
+    attempt: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), field.default))
         if self.rank not in (MERGED, SPREAD) and not re.fullmatch("[0-9]{1,9}", self.rank):
             raise ValueError(f"there is no rank {self.rank!r}: give {MERGED}, {SPREAD}, or a rank's number")
+        if not re.fullmatch("[0-9]{0,9}", self.attempt):
+            raise ValueError(f"there is no attempt {self.attempt!r}: give its number, 0 for the first")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
         if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
@@ -89,12 +93,17 @@ class ViewOptions:
         return int(self.rank) if self.rank.isdigit() else None
 
     @property
+    def last_attempt(self) -> int | None:
+        """The attempt that is shown as the last one; None for the latest."""
+        return int(self.attempt) if self.attempt else None
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The options that decide which rows are read: those that agree in these share a history."""
         only = {View.OVERVIEW: "", View.LAYERS: self.statistic, View.PARAM: self.param}[self.view]
         # Only the overview shows how far ranks are apart.
         rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
-        return self.view, rank, self.params, only
+        return self.view, rank, self.params, only, self.attempt
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
@@ -108,7 +117,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         if not all(isinstance(item, str) for item in names):
             raise TypeError(f"{name}={value!r} is no list of names")
         return tuple(dict.fromkeys(names))
-    if name == "rank" and isinstance(value, int):
+    if name in ("rank", "attempt") and isinstance(value, int):
         return str(value)
     if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
         raise TypeError(f"{name}={value!r} is no {type(default).__name__}")

@@ -113,6 +113,7 @@ class Finding:
         params: All parameters that have it.
         resolved: Whether it held once, and no longer does.
         steps: Each step where it happened, of what happens at single steps; none of what lasts.
+        restart: Where it was seen in an attempt that was given up: the step at which the run went on.
     """
 
     kind: str
@@ -127,11 +128,12 @@ class Finding:
     params: tuple[str, ...] = ()
     resolved: bool = False
     steps: tuple[int, ...] = ()
+    restart: int | None = None
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """The place among others: present findings before resolved ones, the worst first, then the earliest."""
-        return self.resolved, list(Severity).index(self.severity), self.first_step
+        """The place among others: the worst first, then the earliest; resolved ones last, but for restarts."""
+        return self.resolved and self.restart is None, list(Severity).index(self.severity), self.first_step
 
 
 @dataclass(frozen=True)

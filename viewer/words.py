@@ -116,6 +116,8 @@ def span(finding: Finding) -> str:
     steps = f"step {finding.first_step:,}"
     if finding.last_step > finding.first_step:
         steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
+    if finding.restart is not None:
+        return f"{steps}, before the restart at step {finding.restart:,}"
     return f"{steps}, resolved" if finding.resolved else steps
 
 

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from tests.logs import extremes, histograms, metrics
+from tracer.log.read import Attempts
 from viewer.options import Scale, View, ViewOptions, XAxis, matching
 from viewer.reduce.history import History
 
@@ -60,12 +61,21 @@ TABLES = {
     "extremes": pl.concat(
         pl.DataFrame(
             pl.from_arrow(
-                extremes([0, 1], ["a", "b"], {"grad_max": [rank + 1.0, rank + 2.0, rank + 3.0, rank + 4.0]}, rank)
+                extremes(
+                    [0, 1],
+                    ["a", "b"],
+                    {"grad_max": [rank + each + 9.0 * attempt * (each == 1) for each in (1, 2, 3, 4)]},
+                    rank,
+                    attempt,
+                )
             )
         )
-        for rank in range(2)
+        for rank, attempt in ((0, 0), (1, 0), (0, 1))
     ).with_columns(grad_norm=pl.col("grad_max") * 7),
-    "metrics": pl.DataFrame(pl.from_arrow(metrics([0, 1], [1.0, 2.0]))),
+    "metrics": pl.concat(
+        pl.DataFrame(pl.from_arrow(metrics([step], [step + 1.0], attempt=attempt)))
+        for step, attempt in ((0, 0), (1, 0), (1, 1))
+    ),
     "histograms": pl.DataFrame(pl.from_arrow(histograms([0, 1]))).with_columns(param=pl.lit("a")),
 }
 
@@ -74,7 +84,7 @@ def read(look: ViewOptions) -> tuple[object, ...]:
     """All that a look has of a run."""
     history = History(look, ["a", "b"])
     for table in history.tables:
-        history.absorb(table, TABLES[table].lazy())
+        history.absorb(table, Attempts(last=look.last_attempt).latest(TABLES[table].lazy()))
     layers = history.layers()
     return (
         repr(layers), history.extremes(), history.curves(), history.histograms(), history.last_step,
@@ -95,6 +105,7 @@ CHOICES: dict[str, list[Any]] = {
     "dark": [False, True],
     "findings": [True, False],
     "run": ["", "other"],
+    "attempt": ["", "0"],
 }
 
 

@@ -79,20 +79,26 @@ class Attempts:
 
     Args:
         begins: The first steps that another instance knew.
+        last: The last attempt that counts; later ones count as if they had not begun.
 
     Attributes:
         begins: The first step of each attempt but the first: ``rank``, ``attempt``, ``step``.
     """
 
-    def __init__(self, begins: pl.DataFrame = _NO_STEPS) -> None:
+    def __init__(self, begins: pl.DataFrame = _NO_STEPS, last: int | None = None) -> None:
         self.begins = begins
+        self.last = last
         # The last step of each attempt that was given out. Most runs have one attempt, of which it is not looked up.
         self._given = _NO_STEPS
         self._unmeasured = False
 
     def note(self, events: pl.LazyFrame) -> None:
         """Learn from rows of the table ``events`` where attempts begin."""
-        self._note(events.filter(pl.col("kind").is_in(schema.BEGINNINGS)))
+        self._note(self.counting(events).filter(pl.col("kind").is_in(schema.BEGINNINGS)))
+
+    def counting(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Leave out the rows of attempts that do not count; they are of any table."""
+        return rows if self.last is None else rows.filter(pl.col("attempt") <= self.last)
 
     def _note(self, rows: pl.LazyFrame) -> None:
         later = rows.filter(pl.col("attempt") > 0).select(self.begins.columns)
@@ -100,6 +106,7 @@ class Attempts:
 
     def latest(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Leave out those of these rows that a later attempt has abandoned; they are of any table but ``events``."""
+        rows = self.counting(rows)
         if self.begins.is_empty() and rows.select(pl.col("attempt").max()).collect().item() in (None, 0):
             self._unmeasured = True
             return rows

@@ -142,7 +142,7 @@ class Layers(Drawing):
         marks: dict[int, list[Mark]] = {}
         for number, _, finding in noticed(snapshots, self._options):
             row = row_of(self._rows, finding.param)
-            if row is not None:
+            if row is not None and finding.restart is None:
                 marks.setdefault(row, []).append(Mark(number, finding, finding.first_step))
         left, right, *_ = self._image.get_extent()
         for row, of_row in marks.items():

@@ -175,6 +175,8 @@ def _marks(options: ViewOptions, snapshots: Sequence[Snapshot]) -> list[Mark]:
     return [
         Mark(number, finding, x)
         for number, snapshot, finding in noticed(snapshots, options)
+        # The steps of an attempt that was given up are others than those drawn here.
+        if finding.restart is None
         for step in (finding.steps if 0 < len(finding.steps) <= _TIMES_MARKED else (finding.first_step,))
         if (x := _place(options, snapshot, step)) is not None
     ]

@@ -202,16 +202,19 @@ class Rows(Generic[Kept]):
         run: The run's folder.
         begin: Makes who keeps. Called again where rows that were given out count no longer: it begins anew then.
         rank: Only this rank's rows; None for those of all.
+        attempt: The attempt that is seen as the latest one; None for the latest.
 
     Attributes:
         kept: Who keeps now.
     """
 
-    def __init__(self, run: Place, begin: Callable[[], Kept], rank: int | None = None) -> None:
+    def __init__(
+        self, run: Place, begin: Callable[[], Kept], rank: int | None = None, attempt: int | None = None
+    ) -> None:
         self._run = run
         self._make = begin
         self._rank = rank
-        self._begin(Attempts())
+        self._begin(Attempts(last=attempt))
 
     def _begin(self, attempts: Attempts) -> None:
         self.kept = self._make()
@@ -230,13 +233,14 @@ class Rows(Generic[Kept]):
         new = [follower.give(partial(self._take, table), progress) for table, follower in self._followers.items()]
         if self._attempts.overtaken:
             # The run was restored at an earlier step: what of the later ones is kept cannot be taken out.
-            self._begin(Attempts(self._attempts.begins))
+            self._begin(Attempts(self._attempts.begins, self._attempts.last))
             return self.read(progress)
         return any(new)
 
     def _take(self, table: str, rows: pl.LazyFrame) -> None:
         if table == "events":
             self._attempts.note(rows)
+            rows = self._attempts.counting(rows)
         else:
             rows = self._attempts.latest(rows)
         if table in self.kept.tables:

@@ -38,7 +38,9 @@ class Live:
         self._options = options or ViewOptions()
         self._name = name
         self._waker = waker or Waker()
-        self._followed = FollowedRun(path, self._history, _TABLES, waker=self._waker)
+        self._followed = FollowedRun(
+            path, self._history, _TABLES, waker=self._waker, attempt=self._options.last_attempt
+        )
         self.folders = self._followed.folders
         self._params: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
         self._shown: Snapshot | None = None

@@ -7,19 +7,26 @@ import dataclasses
 import math
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import polars as pl
 
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import Run, holds_run
-from viewer.read.follow import Progress
+from viewer.read.follow import Progress, Rows
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker
+from viewer.rules import log
 from viewer.rules.evidence import Evidence, Record
 from viewer.rules.findings import LIMITS, findings
-from viewer.rules.rule import Limits
-from viewer.snapshot import Finding
+from viewer.rules.rule import Limits, Rule
+from viewer.snapshot import Finding, Severity
+
+# So many restarts are looked back at: each takes as long as to read the run.
+_RESTARTS = 5
+# What is wrong with the log, and with the run as a whole, is found as it is now.
+_OF_LOG = frozenset(rule.kind for rule in vars(log).values() if isinstance(rule, Rule))
 
 
 class FindingsMonitor:
@@ -33,6 +40,7 @@ class FindingsMonitor:
         limits: The rules' thresholds.
         rank: Only this rank's findings; None for those of all.
         waker: Watches the run's folders while it goes on.
+        attempt: The attempt that is seen as the latest one; None for the latest.
 
     Attributes:
         findings: Those that hold now, and those that did, the worst first.
@@ -43,7 +51,12 @@ class FindingsMonitor:
     """
 
     def __init__(
-        self, path: Place, limits: Limits = LIMITS, rank: int | None = None, waker: Waker | None = None
+        self,
+        path: Place,
+        limits: Limits = LIMITS,
+        rank: int | None = None,
+        waker: Waker | None = None,
+        attempt: int | None = None,
     ) -> None:
         self.path = path
         self.rank = rank
@@ -52,12 +65,15 @@ class FindingsMonitor:
         self.current = False
         self.run_id: str | None = None
         self._limits = limits
-        self._followed = FollowedRun(path, self._record, Record.tables, rank, waker)
+        self._followed = FollowedRun(path, self._record, Record.tables, rank, waker, attempt)
         self._begins: pl.DataFrame | None = None
+        # What was wrong before each restart, by its attempt.
+        self._given_up: dict[int, tuple[Finding, ...]] = {}
 
     def _record(self, run: Run) -> Record:
         if run.info["run_id"] != self.run_id:
             self.run_id, self.findings, self._begins = run.info["run_id"], (), None
+            self._given_up = {}
         return Record(run)
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
@@ -87,6 +103,7 @@ class FindingsMonitor:
             problems=news.problems,
             complete=news.complete,
         )
+        self._look_back(news)
         self._find(evidence, self._past(news.rows.begins))
         if evidence.ended:
             # A folder may hold hundreds of runs that have ended.
@@ -98,10 +115,40 @@ class FindingsMonitor:
         new = begins if self._begins is None else begins.join(self._begins, on=begins.columns, how="anti")
         self._begins = begins
         since = min(new["step"], default=math.inf)
-        return [finding for finding in self.findings if finding.last_step < since]
+        return [finding for finding in self.findings if finding.restart is None and finding.last_step < since]
+
+    def _look_back(self, news: News[Record]) -> None:
+        """Find what was wrong with the steps that the newest restarts have given up."""
+        restarts = news.rows.begins.group_by("attempt").agg(pl.col("step").min()).sort("attempt").tail(_RESTARTS)
+        for attempt, step in restarts.iter_rows():
+            if attempt in self._given_up:
+                continue
+            rows = Rows(self.path, partial(Record, news.run), self.rank, attempt - 1)
+            try:
+                rows.read()
+            except FileNotFoundError as error:
+                raise PartGoneError from error
+            before = findings(rows.kept.evidence(), self._limits)
+            self._given_up[attempt] = tuple(
+                dataclasses.replace(
+                    finding,
+                    resolved=True,
+                    restart=step,
+                    sentence=f"Before the restart at step {step:,}: {finding.sentence}",
+                )
+                for finding in before
+                if finding.last_step >= step and finding.severity is not Severity.NOTE and finding.kind not in _OF_LOG
+            )
 
     def _find(self, evidence: Evidence, past: Sequence[Finding]) -> None:
         present = findings(evidence, self._limits)
         kinds = {finding.kind for finding in present}
         resolved = [dataclasses.replace(finding, resolved=True) for finding in past if finding.kind not in kinds]
-        self.findings = tuple(sorted([*present, *resolved], key=lambda finding: finding.order))
+        # What began before the part that was given up, and still holds, is said once.
+        given_up = [
+            finding
+            for found in self._given_up.values()
+            for finding in found
+            if finding.kind not in kinds or finding.first_step >= (finding.restart or 0)
+        ]
+        self.findings = tuple(sorted([*present, *resolved, *given_up], key=lambda finding: finding.order))

@@ -58,6 +58,7 @@ class FollowedRun(Generic[Kept]):
         tables: The tables whose rows it takes.
         rank: Only this rank's rows; None for those of all.
         waker: Watches the folders while the run goes on.
+        attempt: The attempt that is seen as the latest one; None for the latest.
 
     Attributes:
         folders: The folders to watch while the run goes on.
@@ -70,8 +71,10 @@ class FollowedRun(Generic[Kept]):
         tables: Sequence[str],
         rank: int | None = None,
         waker: Waker | None = None,
+        attempt: int | None = None,
     ) -> None:
         self.path = path
+        self._attempt = attempt
         self._tables = tables
         self.folders = [path, *(path / table for table in tables)]
         self._rows: Rows[Kept] | None = None
@@ -108,7 +111,7 @@ class FollowedRun(Generic[Kept]):
         if self._rows is None:
             if self._left is not None and self._left == (states, self._inner_names()):
                 return None
-            self._rows = Rows(self.path, partial(self._make, run), self._rank)
+            self._rows = Rows(self.path, partial(self._make, run), self._rank, self._attempt)
         # If this is interrupted, the next refresh tells what was read.
         told, self._told = self._told, None
         try:

@@ -51,7 +51,8 @@ class Runs:
         options: How they are shown. Only the overview shows several runs: other views show the one begun last.
         only: A regular expression: only runs whose folder's name matches.
         poll_seconds: Look this often instead of waiting for events of the file system.
-        monitors: The runs' findings, by folder and rank (None: all ranks); several ``Runs`` may share them.
+        monitors: The runs' findings, by folder, and by rank and attempt (None: all ranks, the latest); several ``Runs``
+            may share them.
         limits: The thresholds of findings.
 
     Attributes:
@@ -71,7 +72,7 @@ class Runs:
         options: ViewOptions | None = None,
         only: str = "",
         poll_seconds: float | None = None,
-        monitors: dict[tuple[Place, int | None], FindingsMonitor] | None = None,
+        monitors: dict[tuple[Place, int | None, int | None], FindingsMonitor] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.paths = tuple(paths)
@@ -198,16 +199,20 @@ class Runs:
         return tuple(self._shown.values()) if changed else None
 
     def _monitor(self, path: Place) -> FindingsMonitor:
-        """The monitor of a run, for the rank that is shown."""
-        rank = self.options.only_rank
-        monitor = self._monitors.setdefault((path, rank), FindingsMonitor(path, self._limits, rank))
-        others = [key for key in list(self._monitors) if key[0] == path and key[1] not in (None, rank)]
+        """The monitor of a run, for the rank and the attempt that are shown."""
+        rank, attempt = shown = self._monitored
+        monitor = self._monitors.setdefault((path, *shown), FindingsMonitor(path, self._limits, rank, attempt=attempt))
+        others = [key for key in list(self._monitors) if key[0] == path and key[1:] not in ((None, None), shown)]
         for key in others[:-_OTHER_RANKS]:
             self._monitors.pop(key, None)
         return monitor
 
+    @property
+    def _monitored(self) -> tuple[int | None, int | None]:
+        return self.options.only_rank, self.options.last_attempt
+
     def _known(self, key: _Key) -> tuple[Finding, ...]:
-        monitor = self._monitors.get((key[1], self.options.only_rank)) if self.options.findings else None
+        monitor = self._monitors.get((key[1], *self._monitored)) if self.options.findings else None
         return () if monitor is None or monitor.run_id != self._lives[key].run_id else monitor.findings
 
     @property

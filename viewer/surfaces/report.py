@@ -197,7 +197,7 @@ def _has_error(snapshot: Snapshot, sure: bool) -> bool:
 
 def _counts(finding: Finding, sure: bool = True) -> bool:
     """Whether a finding decides on the exit code: silence does not while the training lives or may live."""
-    return finding.kind != "silent" or (sure and not finding.resolved)
+    return finding.restart is None and (finding.kind != "silent" or (sure and not finding.resolved))
 
 
 def _news(finding: Finding) -> tuple[object, ...]:

@@ -80,11 +80,20 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
 
 def _told(snapshot: Snapshot, finding: Finding) -> object:
     """The parts of a finding that stay while it goes on; its bins of steps grow, and other parameters join it."""
-    return snapshot.name, finding.kind, finding.severity, finding.numbers.get("metric"), finding.resolved
+    return (
+        snapshot.name,
+        finding.kind,
+        finding.severity,
+        finding.numbers.get("metric"),
+        finding.resolved,
+        finding.restart,
+    )
 
 
 def _finding(snapshot: Snapshot, finding: Finding) -> str:
     end = " is resolved" if finding.resolved else ""
+    if finding.restart is not None:
+        end = f" before the restart at step {finding.restart:,}"
     return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{end}"
 
 

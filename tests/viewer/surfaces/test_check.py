@@ -216,7 +216,7 @@ class Scripted(Runs):
         paths: Sequence[Path],
         *happens: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
-        monitors: dict[tuple[Place, int | None], FindingsMonitor] | None = None,
+        monitors: dict[tuple[Place, int | None, int | None], FindingsMonitor] | None = None,
     ) -> None:
         super().__init__(paths, monitors=monitors)
         self.clock = clock
@@ -398,7 +398,7 @@ def test_a_closed_run_is_not_left_before_its_findings_are_known(tmp_path: Path) 
     run = written(tmp_path / "run", bad=[12])
     monitor = Failing(run)
     monitor.failures = 2
-    (reported,) = followed(Scripted([run], lambda: None, lambda: None, monitors={(run, None): monitor}))
+    (reported,) = followed(Scripted([run], lambda: None, lambda: None, monitors={(run, None, None): monitor}))
     assert [finding.kind for finding in reported.findings] == ["nonfinite"]
 
 
@@ -413,7 +413,7 @@ def test_silence_that_was_is_no_error_of_a_training_that_lives(tmp_path: Path) -
         beat(run, 0)
         monitor.failures = 1
 
-    (reported,) = followed(Scripted([run], back, lambda: close_run(run, 29), monitors={(run, None): monitor}))
+    (reported,) = followed(Scripted([run], back, lambda: close_run(run, 29), monitors={(run, None, None): monitor}))
     assert (reported.state, [finding.kind for finding in reported.findings]) == ("closed", ["silent"])
     assert reported.findings[0].resolved
 
@@ -460,7 +460,7 @@ def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["resumed", "restored"])
 def test_steps_that_were_made_again_count_once(tmp_path: Path, how: str) -> None:
-    """Where the latest attempt is healthy, the NaN of the one before is no finding, whenever that is noticed."""
+    """Where the latest attempt is healthy, the NaN of the one before is over, whenever that is noticed."""
     run = new_run(tmp_path / "run", PARAMS)
     monitor = FindingsMonitor(run)
     publish_next(run, "extremes", rows(range(30), bad=[20]))
@@ -473,7 +473,8 @@ def test_steps_that_were_made_again_count_once(tmp_path: Path, how: str) -> None
     publish_next(run, "extremes", rows(range(15, 30), attempt=1))
     evidence = monitor.refresh()
     assert evidence is not None
-    assert [[finding.kind for finding in each] for each in (findings(evidence), monitor.findings)] == [[how]] * 2
+    assert [finding.kind for finding in findings(evidence)] == [how]
+    assert [(finding.kind, finding.restart) for finding in monitor.findings] == [("nonfinite", 15), (how, None)]
     assert kinds(run) == [how]
 
 

@@ -104,11 +104,11 @@ def test_a_resolved_finding_stays_as_history(tmp_path: Path) -> None:
 def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
     """Whoever opens another view has the findings at once; while another reads, nobody waits for it."""
     run = written(tmp_path / "run", bad=[7])
-    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
+    monitors: dict[tuple[Place, int | None, int | None], FindingsMonitor] = {}
     first, second = (Runs([run], ViewOptions(view), monitors=monitors) for view in (View.OVERVIEW, View.LAYERS))
     all_shown(first)
-    monitors[run, None] = FindingsMonitor(run)
-    with monitors[run, None].lock:
+    monitors[run, None, None] = FindingsMonitor(run)
+    with monitors[run, None, None].lock:
         assert first.examine() is None
     assert titles(first.examine()) == [["nonfinite"]]
     assert titles(all_shown(second)) == [["nonfinite"]]
@@ -119,14 +119,14 @@ def test_figures_of_one_run_share_what_is_known_of_it(tmp_path: Path) -> None:
 def test_of_ranks_that_were_looked_at_few_are_remembered(tmp_path: Path) -> None:
     """Who goes through the ranks of a large run has the findings of each, and memory has an end."""
     run = new_run(tmp_path / "run", PARAMS)
-    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
+    monitors: dict[tuple[Place, int | None, int | None], FindingsMonitor] = {}
     for rank in range(9):
         publish_next(run, "extremes", rows(range(30), bad=[7], rank=rank), rank=rank)
         runs = Runs([run], ViewOptions(rank=str(rank)), monitors=monitors)
         all_shown(runs)
         assert titles(runs.examine()) == [["nonfinite"]]
         runs.close()
-    assert list(monitors) == [(run, rank) for rank in range(5, 9)]
+    assert list(monitors) == [(run, rank, None) for rank in range(5, 9)]
 
 
 def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_findings_are_those_of_the_rank_that_is_shown(tmp_path: Path) -> None:
 def test_ranks_that_are_looked_at_in_turns_are_not_mixed_up(tmp_path: Path) -> None:
     """Who shares what is known of a run has that of the rank he looks at, also where another one was read before."""
     run = of_two_ranks(tmp_path / "run")
-    monitors: dict[tuple[Place, int | None], FindingsMonitor] = {}
+    monitors: dict[tuple[Place, int | None, int | None], FindingsMonitor] = {}
     for look, known, kinds in (
         (ViewOptions(rank="0"), False, ["unused", "resumed"]),
         (ViewOptions(rank="1"), False, ["nonfinite", "restored"]),
@@ -289,7 +289,7 @@ def test_ranks_that_are_looked_at_in_turns_are_not_mixed_up(tmp_path: Path) -> N
         assert titles(all_shown(runs)) == [kinds if known else []]
         assert titles(runs.examine()) == ([] if known else [kinds])
         runs.close()
-    assert set(monitors) == {(run, 0), (run, 1), (run, None)}
+    assert set(monitors) == {(run, 0, None), (run, 1, None), (run, None, None)}
 
 
 def test_a_rank_keeps_its_history_where_another_begins_again(tmp_path: Path) -> None:
