@@ -44,10 +44,16 @@ class LearningRates:
         if self._waiting is not None:
             self.flush()
         seen = tuple([_mark(group.get("lr")) for group in optimizer.param_groups])
-        before = self._seen.get(id(optimizer))
+        before = self._seen.get(id(optimizer), ())
         if seen != before:
             self._seen[id(optimizer)] = seen
-            self._waiting = step, time.time_ns(), self._changed(optimizer, before or (), seen)
+            self._waiting = step, time.time_ns(), self._changed(optimizer, before, seen)
+
+    def restore(self) -> None:
+        """The training goes back to another step: what is written from now on is of another attempt."""
+        self.flush()
+        # What was said in the attempt that is given up counts no longer.
+        self._seen = dict.fromkeys(self._seen, ())
 
     def flush(self) -> None:
         """Write what waits, unless the loop logs it itself."""

@@ -1,6 +1,7 @@
 """The recorder: follows a training from step to step, decides what is measured, and emits each step when it is over."""
 
 import contextlib
+import json
 import threading
 import time
 import weakref
@@ -23,6 +24,7 @@ from tracer.pending import PendingMetrics
 from tracer.rates import LearningRates
 from tracer.record import STEPS_TO_FAIL, StepRecord
 from tracer.settings import Settings
+from tracer.untrained import STEPS, Untrained, in_words
 from tracer.updates import has_effect, has_gradient, not_compiled, writes_to
 from tracer.warn import in_short, warn
 
@@ -87,6 +89,7 @@ class Recorder:
         self._paused = False
         # The id of the optimizer whose last unannounced update had no effect.
         self._ineffective: int | None = None
+        self._untrained = Untrained()
         # How often its tensors had been written to before an update that may come to nothing.
         self._writes: int | None = None
         self._end_of_backward = self._read_notes
@@ -441,6 +444,7 @@ class Recorder:
             self._step_record.refresh()
 
     def _restore(self, step: int) -> None:
+        self.rates.restore()
         self._discard_unused()
         self._pending.settle(self.step)
         self._discards.begin()
@@ -513,6 +517,8 @@ class Recorder:
             if self._measuring:
                 self.measured += 1
                 self._sweep()
+                if self.measured <= STEPS:
+                    self._look_for_untrained()
                 self._step_record.emit_rows(time_ns, self._scale)
                 self._lost_in_a_row = 0
         finally:
@@ -531,6 +537,17 @@ class Recorder:
             self._step_record.emit_histograms(time_ns, self._scale)
         self._swept = False
         self._step_record.joined.clear()
+
+    def _look_for_untrained(self) -> None:
+        """Say once, after some steps, which parameters are meant to train and do not."""
+        self._untrained.note(self._step_record.buffer)
+        if self.measured < STEPS or self._clock.explicit:
+            return
+        found = list(self._untrained.found(self._hooks, self._known))
+        for kind, names in found:
+            self._outbox.put(event(self._clock.step, kind, json.dumps(names), names[0] if len(names) == 1 else None))
+        if found:
+            warn(in_words(found))
 
     def _count_discarded(self, step: int, time_ns: int) -> None:
         count = self._discards.metric(step, time_ns)

@@ -94,7 +94,7 @@ def has_effect(optimizer: Optimizer) -> bool:
     """
     if not has_gradient(optimizer):
         return False
-    return bool(optimizer.state) or not all(_is_zero(group.get("lr")) for group in optimizer.param_groups)
+    return bool(optimizer.state) or not all(is_zero(group.get("lr")) for group in optimizer.param_groups)
 
 
 def has_gradient(optimizer: Optimizer) -> bool:
@@ -111,6 +111,6 @@ def writes_to(optimizer: Optimizer) -> int:
     return sum(tensor._version for group in optimizer.param_groups for tensor in group["params"])
 
 
-def _is_zero(rate: object) -> bool:
-    # To read a rate that is on a device would be a sync.
+def is_zero(rate: object) -> bool:
+    """Whether a learning rate is 0; False for one on a device, since to read it would be a sync."""
     return bool(rate == 0) if not isinstance(rate, torch.Tensor) or rate.is_cpu else False

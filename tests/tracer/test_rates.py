@@ -129,3 +129,27 @@ def test_another_models_optimizer_is_none_of_ours(tmp_path: Path) -> None:
         optimizer.step()
         trace.log(loss=1.0)
     assert names_in(tmp_path / "run") == {"loss"}
+
+
+def test_after_a_restore_the_rate_is_written_again(tmp_path: Path) -> None:
+    """Each attempt knows its own, though a change came in steps that were given up; none is mixed up."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = tmp_path / "run"
+
+    def go_on(*rates: float) -> None:
+        for rate in rates:
+            optimizer.param_groups[0]["lr"] = rate
+            loss_of(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with tracer.attach(model, run) as trace:
+        go_on(0.1, 0.1, 0.1, 0.2)
+        trace.load_state_dict({"step": 2})
+        go_on(0.2, 0.2, 0.3)
+    rows = tracer.scan(run, "metrics", attempts="all").filter(pl.col("name") == "lr").sort("time")
+    assert rows.select("attempt", "step", "value").collect().rows() == [
+        *((0, 0, 0.1), (0, 3, 0.2)),
+        *((1, 2, 0.2), (1, 4, 0.3)),
+    ]

@@ -85,7 +85,7 @@ def seen(path: Path, table: str = "extremes", **options: Any) -> Seen:
     number = "grad_max" if table == "extremes" else "value"
     frame = tracer.scan(path, table, **options)
     if table == "metrics":
-        frame = frame.filter(pl.col("name") != "discarded")
+        frame = frame.filter(~pl.col("name").is_in(["discarded", "lr"]))
     return sorted(frame.select("attempt", "step", number).collect().rows())
 
 

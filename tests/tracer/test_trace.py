@@ -160,7 +160,8 @@ def test_an_exception_in_the_with_block_closes_and_is_named(tmp_path: Path) -> N
     closed = json.loads((tmp_path / "run" / "closed-r00000.json").read_text())
     assert closed["last_step"] == 2
     assert closed["reason"] == "FloatingPointError: boom"
-    assert closed["rows"] == {"discarded": 0, "extremes": 12, "metrics": 3, "events": 3}
+    # Of each step its loss, and of the first the learning rate.
+    assert closed["rows"] == {"discarded": 0, "extremes": 12, "metrics": 4, "events": 3}
     assert closed["rows_dropped"] == {"discarded": 0, "extremes": 0, "metrics": 0, "events": 0}
 
 

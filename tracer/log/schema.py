@@ -55,6 +55,8 @@ that were frozen, or unfrozen, at once, ``frozen`` and ``unfrozen``, whose detai
 for all that is traced in them, and parameters, and whose ``param`` is its element, if it has but one (of older logs,
 a row a parameter); ``stride``, ``paused``, ``failed``;
 ``dropped``, whose detail is a JSON object: how many rows of each table could not be written since the last such event;
+``unheld``, ``rate_zero`` and ``ungraded``, of parameters that do not train (no optimizer holds them, their learning
+rate is 0, they never have a gradient), with a JSON list as that of ``frozen``;
 and ``order``, one a rank and attempt, at its first measured step: its detail is a JSON list of the parameters' names,
 in the order in which their gradients first arrived. The detail of ``attached`` and ``resumed`` ends with ", scaler",
 ", budget" or both, where this process was given them; that of ``adopted`` is "scaler", where it has found a scaler.

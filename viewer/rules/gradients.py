@@ -8,7 +8,7 @@ from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
 from viewer.rules.evidence import Evidence, listed
-from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Severity
 
 # Gradients that explode are still rising at so many times their median since. Those of targets that have risen, even
@@ -173,6 +173,23 @@ def dead(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
         {"until": "still is" if last == tables.ends[-1] else f"was until step {last:,}"},
         rows=stretch.rows,
     )
+
+
+@rule(
+    "untrained",
+    title="{what}: {first}{others}",
+    severity=Severity.WARNING,
+    sentence="{what} ({params}), though it is meant to train: it requires a gradient.",
+    advice="Give it to the optimizer, mend the learning rate or its schedule, or freeze it with requires_grad_(False).",
+)
+def untrained(evidence: Evidence, limits: Limits) -> list[Case]:
+    """What the trace itself has seen of optimizers: parameters that none holds, or with a learning rate of 0."""
+    return [
+        Case(names[0], event.step, event.step, {"parameters": len(names)}, tuple(names), words={"what": what})
+        for kind, what in (("unheld", "No optimizer holds it"), ("rate_zero", "Learning rate 0"))
+        if (event := next((event for event in evidence.events if event.kind == kind), None)) is not None
+        and (names := listed(event.detail))
+    ]
 
 
 @param_rule(
