@@ -129,7 +129,7 @@ class Encoder:
             recorded = present & QUANTITIES[quantity] != 0
             numbers = dict(zip(layout.measures.measured, np.moveaxis(measured[:, :, at], -1, 0), strict=True))
             known = np.ones_like(recorded)
-            if quantity != "value":
+            if quantity in ("grad", "applied"):
                 divisor = _divisors(steps, quantity, recorded)
                 known = ~np.isnan(divisor)
                 # A scaler that found an infinity in every step has halved its scale to 0.

@@ -20,7 +20,8 @@ from tracer.statistics import Measures
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
 # Nothing that is known of the value is that of the step's first gradient any more.
 LOST = 16
-QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED}
+UPDATED = 32
+QUANTITIES = {"value": VALUE, "grad": GRADIENT, "applied": APPLIED, "update": UPDATED}
 
 # CU_STREAM_CAPTURE_MODE_RELAXED of CUDA's driver.
 _RELAXED = 2
@@ -195,7 +196,7 @@ class Group:
 class Layout:
     """Where each parameter's numbers lie: for each device, the groups in its buffer.
 
-    The columns of one quantity (value, grad, applied) follow those of another: the extremes first, then the rest.
+    The columns of one quantity follow those of another: the extremes first, then the rest.
     """
 
     names: tuple[str, ...]

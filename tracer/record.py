@@ -15,6 +15,7 @@ from tracer.amp import deferred
 from tracer.batch import CLOSED, Probation
 from tracer.clock import StepClock
 from tracer.engines import accumulated, keeps_gradient, reduced
+from tracer.extremes import local
 from tracer.hooks import Hooks, ParamHook
 from tracer.items import GRADIENT, VALUE, Scale, Update, event, number
 from tracer.kernel import Reducers
@@ -37,6 +38,7 @@ class StepRecord:
         buffer: Holds the extremes, and further statistics.
         histogramming: Whether this step's histograms are recorded.
         histogrammed: How often histograms were due by the last step that has some; -1 before the first.
+        updates_measured: Likewise, the change that updates made.
         order: The parameters whose gradients have arrived, in that order, in the first measured step; None after it.
         joined: Tensors that were first seen in this step, after their gradient may have arrived.
         captured: The gradients into which a CUDA graph writes: no hook is called where it is replayed.
@@ -52,6 +54,10 @@ class StepRecord:
         self._histograms = Histograms(settings.bins)
         self.histogramming = False
         self.histogrammed = -1
+        self._updating = False
+        self.updates_measured = -1
+        # What the parameters of an optimizer were before its update.
+        self._before: dict[ParamHook, torch.Tensor] = {}
         self.order: dict[str, None] | None = {}
         self.joined: set[ParamHook] = set()
         self.captured: dict[ParamHook, weakref.ref[torch.Tensor]] = {}
@@ -73,6 +79,11 @@ class StepRecord:
         self.histogramming = measuring and self._settings.measures.histogram and times_due != self.histogrammed
         if self.histogramming:
             self.histogrammed = times_due
+        times_due = self._clock.step // self._settings.update_every
+        self._updating = measuring and self._settings.update and times_due != self.updates_measured
+        if self._updating:
+            self.updates_measured = times_due
+        self._before.clear()
 
     def open(self, backward: int, end: Callable[[], None]) -> None:
         """Let the hooks of a backward write, or note, until it ends.
@@ -156,6 +167,30 @@ class StepRecord:
             divisor, skipped = left_to_it
             indices = [hook.index for hook in param_hooks]
             self.buffer.note_update(Update(indices, 1.0 if divisor is None else number(divisor), number(skipped)))
+
+    def keep_values(self, optimizer: Optimizer) -> None:
+        """Copy the parameters that an optimizer is about to update, in a step whose updates are measured."""
+        if not self._updating:
+            return
+        self._before.clear()
+
+        def keep(hook: ParamHook) -> None:
+            value = local(hook.tensor)
+            if value.numel():
+                self._before[hook] = value.detach().clone()
+
+        self._attempt((hook for hook in self._hooks.held(optimizer) if not hook.failed), keep)
+
+    def record_update(self, optimizer: Optimizer) -> None:
+        """Record by how much the parameters have changed since ``keep_values``."""
+        before, self._before = self._before, {}
+
+        def record(hook: ParamHook) -> None:
+            change = before[hook]
+            torch.sub(local(hook.tensor).detach(), change, out=change)
+            self.buffer.record_update(hook.index, change)
+
+        self._attempt((hook for hook in before if hook.index >= 0 and not hook.failed), record)
 
     def complete(self, with_gradients: bool) -> None:
         """Record the values of parameters whose hooks were not called in this step.

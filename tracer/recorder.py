@@ -382,6 +382,8 @@ class Recorder:
             self._sweep()
         if self._settings.applied and not closure and self._measuring:
             self._step_record.record_applied(optimizer)
+        if self._settings.update and self._measuring and not late:
+            self._step_record.keep_values(optimizer)
         if optimizer not in self._known:
             self._known.add(optimizer)
             if others := self._hooks.unregistered(optimizer):
@@ -404,6 +406,8 @@ class Recorder:
         if closure and self._settings.applied and self._measuring:
             # The closure made gradients inside the update; those that it used last are still there.
             self._step_record.record_applied(optimizer)
+        if self._settings.update and self._measuring:
+            self._step_record.record_update(optimizer)
         self._scales.after_update(optimizer)
         backward = running_backward()
         if not self._clock.explicit:
@@ -455,7 +459,7 @@ class Recorder:
             self._clock.restore(step, leave=self._swept)
         finally:
             self._taken = None
-            self._step_record.histogrammed = -1
+            self._step_record.histogrammed = self._step_record.updates_measured = -1
             self._choose_what_to_measure()
             # As before the first step.
             self._beware()

@@ -16,6 +16,7 @@ from tracer.items import (
     EMPTY,
     GRADIENT,
     LOST,
+    UPDATED,
     VALUE,
     DiscardedRows,
     Group,
@@ -167,7 +168,7 @@ class RowBuffer:
                 self._measures.measure(value, slot.further[0])
             if gradient is not None:
                 self._measures.measure(gradient, slot.further[1])
-        kept = before & (LOST | APPLIED)
+        kept = before & (LOST | APPLIED | UPDATED)
         self.present[index] = kept | (0 if before & LOST else VALUE) | (0 if gradient is None else GRADIENT)
 
     def unchanged(self) -> bool:
@@ -189,6 +190,13 @@ class RowBuffer:
         reduce_into(gradient, slot.extremes[2])
         self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
+
+    def record_update(self, index: int, change: torch.Tensor) -> None:
+        """Record by how much an update has changed a parameter; under ``torch.no_grad``, without a host sync."""
+        slot, place = self.slots[index], self.layout.quantities.index("update")
+        reduce_into(change, slot.extremes[place])
+        self._measures.measure(change, slot.further[place])
+        self.present[index] |= UPDATED
 
     def extremes(self, index: int, quantity: int) -> tuple[float, float]:
         """What is recorded of a quantity of a parameter on the host, by its place among the quantities."""

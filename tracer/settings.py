@@ -25,6 +25,8 @@ class Settings:
     fold: int = 1
     stats: InitVar[Stats] = "extremes"
     applied: bool = False
+    update: bool = False
+    update_every: int = 10
     histogram_every: int = 100
     bins: int = 10
     total_steps: int | None = None
@@ -32,7 +34,7 @@ class Settings:
     measures: Measures = field(init=False)
 
     def __post_init__(self, stats: Stats) -> None:
-        for name in ("every", "fold", "histogram_every", "bins"):
+        for name in ("every", "fold", "histogram_every", "update_every", "bins"):
             check_count(name, getattr(self, name))
         if self.total_steps is not None:
             check_count("total_steps", self.total_steps)
@@ -48,7 +50,7 @@ class Settings:
     @property
     def quantities(self) -> tuple[str, ...]:
         """The quantities of each parameter that are recorded."""
-        return ("value", "grad", "applied") if self.applied else ("value", "grad")
+        return ("value", "grad", *["applied"] * self.applied, *["update"] * self.update)
 
     def described(self) -> dict[str, Any]:
         """The settings as run.json holds them."""
@@ -59,6 +61,8 @@ class Settings:
             "fold": self.fold,
             "stats": list(self.measures.columns),
             "applied": self.applied,
+            "update": self.update,
+            "update_every": self.update_every if self.update else None,
             "histogram_every": self.histogram_every if histograms else None,
             "bins": self.bins if histograms else None,
             "total_steps": self.total_steps,

@@ -59,6 +59,8 @@ def attach(
     rename: Rename | None = None,
     stats: Stats = "extremes",
     applied: bool = False,
+    update: bool = False,
+    update_every: int = 10,
     scaler: GradScaler | None = None,
     activations: bool | Select | None = False,
     histogram_every: int = 100,
@@ -90,6 +92,9 @@ def attach(
             that are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
+        update: Whether to record by how much updates change parameters, after minus before, in columns ``update_min``,
+            ``update_max`` and so on. It copies each parameter once, in the steps that ``update_every`` measures.
+        update_every: Record updates, if ``update`` asks for them, in one of so many steps.
         scaler: The loop's ``GradScaler``. Gradients are recorded divided by its scale, and the metrics ``amp_scale``
             and ``skipped`` are written for each step. A scaler whose ``step`` calls the optimizer is found without
             this: give it to a loop that divides gradients by its scale without that.
@@ -116,6 +121,8 @@ def attach(
         fold=fold,
         stats=stats,
         applied=applied,
+        update=update,
+        update_every=update_every,
         histogram_every=histogram_every,
         bins=bins,
         total_steps=total_steps,

@@ -282,7 +282,7 @@ VALUES: tuple[object, ...] = (
 @pytest.mark.parametrize("place", ["", "settings", "params"])
 def test_wrong_types_in_run_json_end_no_reader(run: Path, place: str, figures: Callable[..., None]) -> None:
     """Whatever stands in a field of run.json, a reader reads on or refuses the run in a sentence."""
-    settings = ("every", "fold", "budget", "stats", "applied", "total_steps", "histogram_every", "bins")
+    settings = ("every", "fold", "budget", "stats", "applied", "update", "update_every", "total_steps", "bins")
     good = json.loads((run / "run.json").read_text())
     names = {"": tuple(good), "settings": settings, "params": ("name", "aliases", "shape", "dtype", "trainable")}[place]
     tried = 0

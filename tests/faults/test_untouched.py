@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "params": {"params": r"weight"},
     "stats": {"stats": EVERYTHING, "histogram_every": 1, "bins": 7},
     "applied": {"applied": True},
+    "update": {"update": True, "update_every": 1},
     "activations": {"activations": True},
     "total_steps": {"total_steps": 1000},
     "all": {
@@ -54,6 +55,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "histogram_every": 2,
         "bins": 3,
         "applied": True,
+        "update": True,
+        "update_every": 2,
         "activations": r"0|1",
         "total_steps": 6,
     },

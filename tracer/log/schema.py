@@ -37,7 +37,8 @@ another's of the same rank is ignored. A published byte never changes.
 ``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
 and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``, and, where they were
 asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of the population), ``norm`` (L2),
-``absmax``, ``zeros`` (fraction exactly zero) and ``nonfinite`` (count), each as ``<value|grad|applied>_<statistic>``.
+``absmax``, ``zeros`` (fraction exactly zero) and ``nonfinite`` (count), each as
+``<value|grad|applied|update>_<statistic>``; ``update_*`` is what an update changed, after minus before.
 Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
 and infinity are recorded as they are. A value is that at the parameter's first gradient in the step, which is what the
 forward used; a gradient is what its last backward left in ``.grad``.

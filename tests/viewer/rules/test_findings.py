@@ -119,6 +119,15 @@ def test_a_bad_start_explains_the_first_steps_alone(first: int, cause: str) -> N
     assert found.numbers["cause"] == cause
 
 
+@pytest.mark.parametrize(("reached", "cause"), [(8000.0, "exploding"), (8500.0, "overflow")])
+def test_half_precision_explains_what_came_near_its_end(reached: float, cause: str) -> None:
+    """Three bits below 65,504 or less; what grew and stayed further away has grown."""
+    rows = healthy(layer3=lambda step: row(step, INF if step > 50 else reached if step == 50 else 0.1))
+    evidence = made(rows, metrics={"loss": [1 - step / 200 for step in range(200)]})
+    half = {name: Param(name, (8, 8), "float16") for name in rows}
+    assert only(replace(evidence, described=half), "nonfinite").numbers["cause"] == cause
+
+
 @pytest.mark.parametrize("detail", ["", "[", "7", "[7]", "{}"])
 def test_an_order_that_is_none_counts_as_not_recorded(detail: str) -> None:
     """What a damaged event says costs nothing but the order."""
