@@ -36,7 +36,7 @@ _NUMPY = {
     torch.bfloat16: np.uint16,
 }
 # The measured numbers of a gradient that change with its scale; counts do not.
-_SCALED = {"min", "max", "sum", "norm", "spread"}
+_SCALED = {"min", "max", "sum", "norm", "spread", "smallest"}
 
 
 def on_host(item: Any) -> Any:
@@ -216,7 +216,7 @@ def _folded(
     recorded: npt.NDArray[np.bool_],
     starts: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """A statistic of each row, and where it is known: the smallest minimum, the mean of means, else the largest.
+    """A statistic of each row, and where it is known: the least minimum, the mean of means, else the largest.
 
     ``values`` has shape (steps, parameters), ``recorded`` says where it holds one, and each of ``starts`` is the index
     of a row's first step.
@@ -229,7 +229,7 @@ def _folded(
         if statistic == "mean":
             counts = np.add.reduceat(recorded.astype(np.int64), starts, axis=0)
             return np.add.reduceat(np.where(recorded, values, 0.0), starts, axis=0) / counts, known
-        if statistic == "min":
+        if statistic in ("min", "smallest"):
             return np.minimum.reduceat(np.where(recorded, values, np.inf), starts, axis=0), known
         return np.maximum.reduceat(np.where(recorded, values, -np.inf), starts, axis=0), known
 

@@ -16,7 +16,7 @@ from tracer.extremes import dense
 from tracer.log.run import BEYOND_COUNTS
 
 # The statistics beside the extremes, in the order of their columns; "histogram" has a table of its own.
-STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
+STATISTICS = ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "smallest")
 
 # Each measured number, and the statistics that need it.
 _NEEDED_FOR = {
@@ -25,6 +25,7 @@ _NEEDED_FOR = {
     "spread": {"std"},
     "nonzero": {"zeros"},
     "nonfinite": {"nonfinite"},
+    "smallest": {"smallest"},
 }
 
 # On the host so many numbers are converted at once: the float64 copy of a large tensor at once is ten times as slow.
@@ -103,6 +104,8 @@ class Measures:
                 columns["std"] = measured["spread"] / np.sqrt(elements)
             if "nonzero" in measured:
                 columns["zeros"] = 1.0 - measured["nonzero"] / elements
+            if "smallest" in measured:
+                columns["smallest"] = np.where(np.isinf(measured["smallest"]), 0.0, measured["smallest"])
         return {name: columns[name] for name in self.columns}
 
 
@@ -133,9 +136,18 @@ def _measure(tensor: torch.Tensor, names: Sequence[str]) -> Iterator[torch.Tenso
         elif name == "spread":
             mean = total / tensor.numel()
             yield _norm(piece.to(torch.float64, copy=True).sub_(mean) for piece in pieces)
+        elif name == "smallest":
+            smallest = [_smallest(piece) for piece in pieces]
+            yield smallest[0] if len(smallest) == 1 else torch.stack(smallest).amin()
         else:
             # x - x is 0 where x is finite, and NaN, which is not zero, where it is not.
             yield _sum(torch.count_nonzero(piece if name == "nonzero" else piece - piece) for piece in pieces)
+
+
+def _smallest(piece: torch.Tensor) -> torch.Tensor:
+    """The smallest magnitude that is neither 0 nor NaN; infinite if there is none."""
+    magnitudes = piece.abs()
+    return torch.where(magnitudes > 0, magnitudes, torch.inf).amin()
 
 
 def _sum(numbers: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -82,14 +82,15 @@ def attach(
             and measures every 1, 2, 4, 8, … times ``every`` steps as the budget allows. The metric ``tracer_cost`` is
             its share, and each change is an event. Time on a GPU, and of the thread that writes, is not counted.
         fold: Make one row of so many steps. Each step is measured, and the row holds the smallest minimum, the largest
-            maximum, the mean of means, and the largest of every other statistic. ``span`` is the number of steps that
-            the row covers. Metrics are recorded at every step.
+            maximum, the mean of means, the smallest of ``smallest``, and the largest of every other statistic. ``span``
+            is the number of steps that the row covers. Metrics are recorded at every step.
         params: Which parameters: a regular expression that is searched for in their names, or a callable on the name.
         rename: A callable that gets the name of each parameter and returns another one, for models whose names are no
             names. The log, ``params`` and ``viewer`` know the new names. No two may be the same.
         stats: Statistics beside the extremes: one or several of ``"mean"``, ``"std"`` (of the population), ``"norm"``
             (L2), ``"absmax"``, ``"zeros"`` (the fraction that is exactly zero), ``"nonfinite"`` (the number of elements
-            that are NaN or infinite) and ``"histogram"``. Each but the last is a column of values and of gradients.
+            that are NaN or infinite), ``"smallest"`` (the smallest magnitude that is not 0; 0 if there is none that is
+            finite) and ``"histogram"``. Each but the last is a column of values and of gradients.
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
         update: Whether to record by how much updates change parameters, after minus before, in columns ``update_min``,

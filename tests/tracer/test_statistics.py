@@ -25,8 +25,9 @@ from tracer.parameters import named_parameters
 from tracer.rows import RowBuffer
 from tracer.statistics import Measures
 
-ALL = ("mean", "std", "norm", "absmax", "zeros", "nonfinite")
-SUBSETS = [subset for size in range(len(ALL) + 1) for subset in itertools.combinations(ALL, size)]
+ALL = ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "smallest")
+# The last is measured by itself.
+SUBSETS = [*(subset for size in range(len(ALL)) for subset in itertools.combinations(ALL[:-1], size)), ALL]
 # Relative to the tensor's largest magnitude, or to the norm.
 RTOL = {torch.float64: 1e-12, torch.complex128: 1e-12}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex128, torch.complex64]
@@ -71,6 +72,7 @@ def by_numpy(tensor: torch.Tensor) -> Statistics:
             "absmax": float(np.abs(numbers).max()),
             "zeros": float((numbers == 0).mean()),
             "nonfinite": float((~np.isfinite(numbers)).sum()),
+            "smallest": min((abs(each) for each in numbers.tolist() if each and math.isfinite(each)), default=0.0),
         }
 
 
@@ -125,7 +127,8 @@ def test_one_element_is_its_own_mean(dtype: torch.dtype, shape: tuple[int, ...])
     assert_as_numpy(tensor)
     if not dtype.is_complex:
         assert measured(tensor) == {
-            "min": -2.5, "max": -2.5, "mean": -2.5, "std": 0.0, "norm": 2.5, "absmax": 2.5, "zeros": 0.0, "nonfinite": 0
+            "min": -2.5, "max": -2.5, "mean": -2.5, "std": 0.0, "norm": 2.5, "absmax": 2.5, "zeros": 0.0,
+            "nonfinite": 0, "smallest": 2.5
         }  # fmt: skip
 
 
@@ -328,7 +331,9 @@ def test_model_stats_without_stats_is_model_extremes() -> None:
 def test_an_unknown_statistic_is_refused(stats: str | Sequence[str], tmp_path: Path) -> None:
     """The error names the one that there is none of and all that there are, and no folder is made."""
     (unknown,) = [name for name in ([stats] if isinstance(stats, str) else stats) if name not in ALL]
-    words = rf"there is no statistic '{unknown}'.*extremes, mean, std, norm, absmax, zeros, nonfinite, histogram"
+    words = (
+        rf"there is no statistic '{unknown}'.*extremes, mean, std, norm, absmax, zeros, nonfinite, smallest, histogram"
+    )
     for refuse in (
         lambda: tracer.attach(mlp(), tmp_path / "run", stats=stats),
         lambda: tracer.model_stats(mlp(), stats),
@@ -460,7 +465,7 @@ def test_an_empty_parameter_is_null_beside_others(tmp_path: Path) -> None:
     rows = recorded(tmp_path / "run")
     assert len(rows) == 5
     names = [name for name in rows[0, "nothing"] if name.startswith(("value_", "grad_", "applied_"))]
-    assert len(names) == 3 * 8
+    assert len(names) == 3 * 9
     assert {rows[0, "nothing"][name] for name in names} == {None}
     assert None not in {rows[0, "0.weight"][name] for name in names}
 

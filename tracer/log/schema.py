@@ -37,7 +37,7 @@ another's of the same rank is ignored. A published byte never changes.
 ``extremes`` adds ``param`` (dictionary<string>), ``span`` (int32: how many steps the row covers, ending at ``step``)
 and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``, and, where they were
 asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of the population), ``norm`` (L2),
-``absmax``, ``zeros`` (fraction exactly zero) and ``nonfinite`` (count), each as
+``absmax``, ``zeros`` (fraction exactly zero), ``nonfinite`` (count) and ``smallest`` (magnitude that is not 0), each as
 ``<value|grad|applied|update>_<statistic>``; ``update_*`` is what an update changed, after minus before.
 Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
 and infinity are recorded as they are. A value is that at the parameter's first gradient in the step, which is what the
@@ -66,7 +66,8 @@ in the order in which their gradients first arrived. The detail of ``attached`` 
 where no finite distance is between them. ``activations`` adds ``module``, ``training`` (the module's mode), and the
 ``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
 
-A row of several steps holds the minimum of their minima, the mean of their means, and the maximum of everything else.
+A row of several steps holds the minimum of their minima and of ``smallest``, the mean of their means, and the maximum
+of everything else.
 All extremes of one step and rank stand in one part; metrics may be logged at any time. Parts of one table may differ in
 their statistics; a reader fills what is missing with null.
 

@@ -119,6 +119,13 @@ def test_a_bad_start_explains_the_first_steps_alone(first: int, cause: str) -> N
     assert found.numbers["cause"] == cause
 
 
+def test_values_that_ran_away_in_one_step_are_a_learning_rate() -> None:
+    """The gradients before were as always: only the update was too large."""
+    rows = healthy(layer3=lambda step: row(step, NAN if step > 50 else 0.1, 1e9 if step == 50 else None))
+    found = only(made(rows, metrics={"loss": [1 - step / 200 for step in range(200)]}), "nonfinite")
+    assert (found.numbers["cause"], found.param) == ("learning rate", "layer3")
+
+
 @pytest.mark.parametrize(("reached", "cause"), [(8000.0, "exploding"), (8500.0, "overflow")])
 def test_half_precision_explains_what_came_near_its_end(reached: float, cause: str) -> None:
     """Three bits below 65,504 or less; what grew and stayed further away has grown."""
@@ -126,6 +133,8 @@ def test_half_precision_explains_what_came_near_its_end(reached: float, cause: s
     evidence = made(rows, metrics={"loss": [1 - step / 200 for step in range(200)]})
     half = {name: Param(name, (8, 8), "float16") for name in rows}
     assert only(replace(evidence, described=half), "nonfinite").numbers["cause"] == cause
+    spoilt = made(healthy(layer3=lambda step: row(step, 0.1, INF if step > 50 else None)))
+    assert only(replace(spoilt, described=half), "nonfinite").numbers["cause"] == "update"
 
 
 @pytest.mark.parametrize("detail", ["", "[", "7", "[7]", "{}"])
