@@ -18,6 +18,7 @@ from viewer.reduce.cells import Integers
 from viewer.reduce.history import History
 from viewer.reduce.metrics import ACCURACY, LOSS, is_validation, panel_of
 from viewer.reduce.param_history import ParamHistory, ParamTables
+from viewer.reduce.rank_history import RankHistory, RankTables
 from viewer.snapshot import Curve
 
 # Of each kind of event of a rank so many are kept.
@@ -75,6 +76,7 @@ class Evidence:
     Attributes:
         state: Whether it goes on.
         tables: Every parameter over the run; None before the first row.
+        ranks: Every rank over the run; None of one rank.
         curves: The metrics.
         events: What happened to the trace.
         discarded: The backwards with bad numbers that the loop threw away.
@@ -89,6 +91,7 @@ class Evidence:
 
     state: State = "running"
     tables: ParamTables | None = None
+    ranks: RankTables | None = None
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
     discarded: Discarded | None = None
@@ -191,6 +194,7 @@ class Record:
         stride = max(run.info["settings"].get(name) or 1 for name in ("every", "fold"))
         self._params = ParamHistory(list(self._described), width=stride)
         self._metrics = History()
+        self._ranks = RankHistory()
         self._events: list[Event] = []
         self._counts: Counter[tuple[str, int]] = Counter()
         self._discarded: Discarded | None = None
@@ -201,10 +205,12 @@ class Record:
             self._absorb_events(rows)
         elif table == "metrics":
             self._metrics.absorb("metrics", rows)
+            self._ranks.absorb_metrics(rows)
         elif table == "discarded":
             self._absorb_discarded(rows)
         else:
             self._params.absorb(rows)
+            self._ranks.absorb_extremes(rows)
 
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
@@ -239,6 +245,7 @@ class Record:
         tables = self._params.tables()
         return Evidence(
             tables=tables if len(tables.ends) else None,
+            ranks=self._ranks.tables(),
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
             discarded=self._discarded,

@@ -60,6 +60,15 @@ class FirstNonFinite:
         return int(((self.values == self.step) | (self.gradients == self.step)).sum())
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks on which it was in the step itself, if it was not on all of them."""
+        tables = self.evidence.ranks
+        if tables is None or self.what == "loss":
+            return ()
+        first = [rank for rank, step in zip(tables.ranks, tables.first_bad, strict=True) if step == self.step]
+        return tuple(first) if len(first) < len(tables.ranks) else ()
+
+    @property
     def last_step(self) -> int:
         """The last step in which any of what was reached, or the loss, was not finite."""
         tables = self.evidence.tables

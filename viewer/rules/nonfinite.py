@@ -43,7 +43,7 @@ class _Verdict:
     "nonfinite",
     title="{title}",
     severity=Severity.ERROR,
-    sentence="{sentence}{reach}.",
+    sentence="{sentence}{ranks}{reach}.",
     grown=Threshold(
         100, "before it a gradient's largest element rose to so many times its own median", "as for exploding.factor"
     ),
@@ -79,7 +79,9 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
         numbers |= {"at_once": event.at_once, "reached": len(params), "parameters": len(names)}
     if front is not None:
         params = [names[front], *(name for name in params if name != names[front])]
-    words = {"title": verdict.title, "sentence": verdict.sentence, "reach": _reach(event)}
+    words = {"title": verdict.title, "sentence": verdict.sentence, "ranks": _ranks(event), "reach": _reach(event)}
+    if event.ranks:
+        numbers["rank"] = event.ranks[0]
     first, last = next(iter(params), None), event.last_step
     return [Case(first, event.step, last, numbers, tuple(params), words=words, advice=verdict.advice)]
 
@@ -255,6 +257,13 @@ def _from_backward(event: FirstNonFinite) -> _Verdict:
 def _capital(text: str) -> str:
     """A sentence begins so; the name of a metric or parameter stays as it is."""
     return text[0].upper() + text[1:] if text.startswith("the ") else text
+
+
+def _ranks(event: FirstNonFinite) -> str:
+    """Words for the ranks on which it was first, where it was not on all of them."""
+    if not event.ranks:
+        return ""
+    return f"; rank {event.ranks[0]} was the first" if len(event.ranks) == 1 else f"; {len(event.ranks)} ranks at first"
 
 
 def _reach(event: FirstNonFinite) -> str:
