@@ -119,6 +119,20 @@ def test_a_bad_start_explains_the_first_steps_alone(first: int, cause: str) -> N
     assert found.numbers["cause"] == cause
 
 
+def test_a_loss_says_nothing_of_an_empty_batch_where_its_gradients_are_not_known() -> None:
+    """Before the rows of its step have come, or where a scaler hides what they were."""
+    loss = [1 - step / 300 for step in range(250)] + [NAN] * 5
+    late = only(made(healthy(), metrics={"loss": loss}), "nonfinite")
+    assert (late.first_step, late.numbers["cause"]) == (250, "data")
+    loss = [NAN if step == 100 else 1 - step / 300 for step in range(200)]
+    scaled = {"loss": loss, "skipped": [float(step == 100) for step in range(200)]}
+    assert only(made(healthy(), metrics=scaled), "nonfinite").numbers["cause"] == "data"
+    rows = healthy(layer3=lambda step: row(step, NAN if step == 100 else 0.1))
+    found = only(made(rows, metrics={"loss": loss}), "nonfinite")
+    assert found.sentence.endswith("look at the batch of this step; 1 parameter with it, 1 by now.")
+    assert only(made(healthy(), metrics={"loss": loss}), "nonfinite").numbers["cause"] == "empty"
+
+
 def test_values_that_ran_away_in_one_step_are_a_learning_rate() -> None:
     """The gradients before were as always: only the update was too large."""
     rows = healthy(layer3=lambda step: row(step, NAN if step > 50 else 0.1, 1e9 if step == 50 else None))
