@@ -1,5 +1,6 @@
 """The view of runs that a user asks for, the same on every surface; a page's address carries it."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -54,6 +55,8 @@ class ViewOptions:
         dark: Light on dark.
         findings: Whether findings are listed and marked.
         attempt: The number of the attempt that is shown as if no later one had begun; "" for the latest.
+        zoom: The parts of axes that a window or a page shows: ``"LOW,HIGH"`` for the x axis, in its own unit (steps,
+            days since 1970, or seconds since the run began), ``"PANEL:LOW,HIGH"`` for the y axis of a panel.
 
     Raises:
         TypeError: an option has the wrong type; the message names it.
@@ -73,6 +76,7 @@ class ViewOptions:
     dark: bool = False
     findings: bool = True
     attempt: str = ""
+    zoom: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,6 +90,8 @@ class ViewOptions:
         if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
             raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
         matching([], self.params)
+        for part in self.zoom:
+            zoom_part(part)
 
     @property
     def only_rank(self) -> int | None:
@@ -122,6 +128,26 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
         raise TypeError(f"{name}={value!r} is no {type(default).__name__}")
     return value
+
+
+# Axes with larger numbers overflow where they are drawn.
+_FARTHEST = 1e300
+
+
+def zoom_part(word: str) -> tuple[str, tuple[float, float]]:
+    """A part of a zoom: the panel whose y axis it is, "" for the x axis, and the axis' two ends.
+
+    Raises:
+        ValueError: it is none.
+    """
+    panel, _, ends = word.rpartition(":")
+    try:
+        low, high = map(float, ends.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (abs(low) < _FARTHEST and abs(high) < _FARTHEST and low != high):
+        raise ValueError(f"{word!r} is no zoom: give LOW,HIGH for the x axis, or PANEL:LOW,HIGH")
+    return panel, (low, high)
 
 
 def words_of(options: ViewOptions) -> dict[str, list[str]]:

@@ -79,6 +79,7 @@ class Heatmap:
         width: How many steps a column covers.
         magnitudes: float64 of shape (parameters, columns): NaN where there is none.
         nonfinite: Likewise, bool: whether there was a NaN or an infinity.
+        time: When the last row of each column was made, in seconds since 1970.
     """
 
     params: Sequence[str]
@@ -86,6 +87,7 @@ class Heatmap:
     width: int
     magnitudes: npt.NDArray[np.float64]
     nonfinite: npt.NDArray[np.bool_]
+    time: Sequence[float] = ()
 
 
 class Severity(StrEnum):

@@ -106,6 +106,7 @@ CHOICES: dict[str, list[Any]] = {
     "findings": [True, False],
     "run": ["", "other"],
     "attempt": ["", "0"],
+    "zoom": [(), ("1,2", "loss:0,1")],
 }
 
 

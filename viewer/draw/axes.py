@@ -147,3 +147,13 @@ class SharedX:
         yield
         if follows:
             self._followed = self._axes.get_xlim()
+
+    @property
+    def zoomed(self) -> tuple[float, float] | None:
+        """The part that the user has zoomed to; None where all of it is shown."""
+        shown = self._axes.get_xlim()
+        return None if self._followed in (None, shown) else shown
+
+    def zoom(self, low: float, high: float) -> None:
+        """Show this part, until the user wants another."""
+        self._axes.set_xlim(low, high)

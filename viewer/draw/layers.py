@@ -16,6 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from viewer.draw.axes import SharedX
+from viewer.draw.curves import Curve
 from viewer.draw.marks import Mark, draw_flag, flags
 from viewer.draw.panels import Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
@@ -62,6 +64,7 @@ class Layers(Drawing):
         )
         for image in (self._image, self._alarm):
             image.set_mouseover(False)
+        self._x = SharedX(self._axes)
         self._explain()
 
     def _explain(self) -> None:
@@ -110,7 +113,12 @@ class Layers(Drawing):
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
         self._entitle(snapshots, now)
+        with self._x.updating():
+            self._draw(snapshots)
+
+    def _draw(self, snapshots: Sequence[Snapshot]) -> None:
         layers = snapshots[0].layers
+        self.curves.clear()
         self._note.set_visible(layers is None)
         self._image.set_visible(layers is not None)
         self._alarm.set_visible(layers is not None and bool(layers.nonfinite.any()))
@@ -136,6 +144,26 @@ class Layers(Drawing):
         for image in (self._image, self._alarm):
             image.set_extent(extent)
         self._flag(snapshots)
+        self._note_curves(snapshots[0], layers, columns)
+
+    def _note_curves(self, snapshot: Snapshot, layers: Heatmap, columns: int) -> None:
+        """Keep each row as a curve; a column stands at its middle."""
+        count, width = self._magnitudes.shape[1], columns * layers.width
+        begins = layers.first_step + width * np.arange(count)
+        ends = np.minimum(begins + width - 1, max(snapshot.last_step or 0, layers.first_step))
+        time = [
+            max(layers.time[begin : begin + columns], default=np.nan) for begin in range(0, count * columns, columns)
+        ]
+        colour = theme(self._options).ink
+        for row, (magnitudes, alarms) in enumerate(zip(self._magnitudes, self._alarms, strict=True)):
+            points = (begins + width / 2 - 0.5).tolist(), ends.tolist(), time, magnitudes.tolist()
+            bad_steps = ends[alarms].tolist()
+            curve = Curve(self._axes, snapshot.name, self._name(row), colour, "-", *points, nonfinite=bad_steps)
+            self.curves.append(curve)
+
+    def curves_at(self, axes: Axes, y: float) -> list[Curve]:
+        """The curve of the row under the pointer."""
+        return self.curves[round(y) : round(y) + 1] if axes is self._axes and round(y) >= 0 else []
 
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
         """Mark each finding at its first step, in the row of its first parameter."""

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
+from viewer.draw.curves import Curve as Drawn
 from viewer.draw.marks import (
     RAW,
     NonFinite,
@@ -87,6 +88,7 @@ class Overview(Drawing):
             self._begin(several=len(snapshots) > 1)
         self._entitle(snapshots, now)
         metrics = [panels(snapshot, self._options) for snapshot in snapshots]
+        self.curves.clear()
         with self._x.updating():
             for name, panel in self._metrics.items():
                 curves = [shown[name] for shown in metrics]
@@ -135,6 +137,8 @@ class Overview(Drawing):
         heights = curve.mean if curve.smooth is None else curve.smooth
         artists.append(draw_line(axes, x, heights, label + last([curve.last]), colour, style))
         artists += draw_band(axes, x, curve.low, curve.high, colour)
+        numbers = curve.mean, curve.smooth, curve.low, curve.high, curve.nonfinite
+        self.curves.append(Drawn(axes, snapshot.name, curve.name, colour, style, x, curve.step, curve.time, *numbers))
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
         return artists + draw_nonfinite(axes, self._options, bad)
 
@@ -155,6 +159,10 @@ class Overview(Drawing):
                 for end, style in _LINES.items():
                     heights = numbers_of(extremes.statistics[f"{kind}_{end}"])
                     artists.append(draw_line(axes, x, heights, f"{label} {end}{last(heights)}", colour, style))
+                    points = x, extremes.step, extremes.time, heights
+                    bad_steps = extremes.nonfinite[kind]
+                    name = f"{KINDS[kind]} {end}"
+                    self.curves.append(Drawn(axes, snapshot.name, name, colour, style, *points, nonfinite=bad_steps))
                     if extremes.inner is not None:
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
                 bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, label, colour)

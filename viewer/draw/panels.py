@@ -1,10 +1,12 @@
 """A figure and its panels: layout, title, legends, and notes in empty panels."""
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,10 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from rich.cells import cell_len
 
-from viewer.draw.axes import inches_of
+from viewer.draw.axes import SharedX, inches_of
+from viewer.draw.curves import Curve, csv
 from viewer.draw.marks import FLAG, RAW
 from viewer.draw.theme import narrow, theme
-from viewer.options import ViewOptions
+from viewer.options import ViewOptions, XAxis, zoom_part
 from viewer.snapshot import Snapshot
 from viewer.words import finding_words, first_of, notices, shortened, title
 
@@ -28,6 +31,8 @@ _FINDING_LINES, _FINDING_LENGTH = 4, 100
 _TITLE_LETTERS, _LEGEND_LETTERS, _SMALL_LETTERS = 11, 13, 18
 # A note's line has room for this many letters, beside a legend of long names.
 _NOTE_LETTERS = 60
+# The name of the layers' only panel.
+ROWS = "rows"
 # A legend's handle is as wide as this many letters.
 _HANDLE_LETTERS = 4
 
@@ -91,10 +96,16 @@ class Drawing:
         figure: The figure.
         options: What to show.
         titled: Whether the figure's title says how the runs are.
+
+    Attributes:
+        curves: The curves that are drawn now, from the top.
     """
+
+    _x: SharedX
 
     def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
         self.figure = figure
+        self.curves: list[Curve] = []
         self._options = options or ViewOptions()
         self._titled = titled
 
@@ -102,11 +113,65 @@ class Drawing:
         if self._titled:
             set_title(self.figure, self._options, lead + heading(self._options, snapshots, now))
 
+    def curves_at(self, axes: Axes, y: float) -> list[Curve]:
+        """The curves that the pointer shows at a height of these axes: those in the same panel first."""
+        return sorted(self.curves, key=lambda curve: curve.axes is not axes)
+
+    def csv(self) -> str:
+        """What is shown, in numbers: the points of all curves in the part of the x axis that the user has zoomed to."""
+        return csv(self.curves, self._x.zoomed)
+
+    def places(self, run: str, steps: tuple[int, int], x: XAxis) -> tuple[float, float] | None:
+        """Where two steps of a run stand on the x axis; None where that is unknown."""
+        if x is XAxis.STEP:
+            return float(steps[0]), float(steps[1])
+        curve = max((curve for curve in self.curves if curve.run == run), key=lambda curve: len(curve.x), default=None)
+        if curve is None or len(curve.x) < 2:
+            return None
+        low, high = np.interp(steps, curve.step, curve.places).tolist()
+        return low, high
+
+    @property
+    def panels(self) -> dict[str, Axes]:
+        """The axes that show something, by their names; a colour bar is none of them."""
+        return {str(axes.get_label()): axes for axes in self.figure.axes if axes.get_label() != "<colorbar>"}
+
+    @property
+    def zoomed(self) -> tuple[str, ...]:
+        """The parts of axes that the user has zoomed to, as ``ViewOptions.zoom``; others of other views stay there."""
+        panels = self.panels
+        y = [(name, axes.get_ylim()) for name, axes in panels.items() if not axes.get_autoscaley_on()]
+        x = [("", self._x.zoomed)] if self._x.zoomed else []
+        parts = [_part(name, *ends) for name, ends in (*x, *y)]
+        others = (part for part in self._options.zoom if zoom_part(part)[0] not in ("", *panels))
+        return (*parts, *others)
+
+    def zoom(self, zoom: Sequence[str]) -> None:
+        """Show these parts of axes, as far as these are there, and the parts can be shown."""
+        panels, farthest = self.panels, _FARTHEST_DAY if self._options.x is XAxis.WALL else _FARTHEST
+        for panel, (low, high) in map(zoom_part, zoom):
+            if not panel and max(abs(low), abs(high)) < farthest:
+                self._x.zoom(low, high)
+            elif panel in panels and not (panels[panel].get_yscale() == "log" and min(low, high) <= 0):
+                panels[panel].set_ylim(low, high)
+
+
+# matplotlib's dates end there, and its ticks at whole steps.
+_FARTHEST_DAY, _FARTHEST = 700_000, 1e15
+
+
+def _part(panel: str, low: float, high: float) -> str:
+    """A part of an axis in words, to about a thousandth of a pixel."""
+    digits = 6 - math.floor(math.log10(abs(high - low)))
+    ends = ",".join(f"{round(end, digits):.15g}" for end in (low, high))
+    return f"{panel}:{ends}" if panel else ends
+
 
 def style_axes(axes: Axes, options: ViewOptions, label: str, note: str = "") -> Text:
     """Style empty axes, and return the text that they show while they are empty."""
     colours = theme(options)
     axes.set_facecolor(colours.ground)
+    axes.set_label(label or ROWS)
     axes.set_ylabel(label, color=colours.ink, parse_math=False)
     axes.grid(True, color=colours.pale, linewidth=0.6)
     axes.set_axisbelow(True)

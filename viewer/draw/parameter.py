@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from viewer.draw.axes import SharedX, linear_threshold, set_scale, style_x_axis, x_values
+from viewer.draw.curves import Curve
 from viewer.draw.marks import NonFinite, draw_band, draw_findings, draw_line, draw_nonfinite, last, numbers_of
 from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
@@ -61,6 +62,7 @@ class Parameter(Drawing):
         if has != self._has:
             self._begin(*has)
         self._entitle(snapshots, now, f"{shortened(self._options.param, 60)}  in  ")
+        self.curves.clear()
         with self._x.updating():
             for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
                 self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
@@ -91,6 +93,9 @@ class Parameter(Drawing):
             low, high = (numbers_of(extremes.statistics[f"{kind}_{end}"]) for end in ("min", "max"))
             for heights, end, style in ((high, "max", "-"), (low, "min", "--")):
                 artists.append(draw_line(axes, x, heights, f"{KINDS[kind]} {end}{last(heights)}", colour, style))
+                points = x, extremes.step, extremes.time, heights
+                name, bad_steps = f"{KINDS[kind]} {end}", extremes.nonfinite[kind]
+                self.curves.append(Curve(axes, snapshot.name, name, colour, style, *points, nonfinite=bad_steps))
             artists += draw_band(axes, x, low, high, colour)
             bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, KINDS[kind], colour)
             artists += draw_nonfinite(axes, self._options, bad)
@@ -113,6 +118,9 @@ class Parameter(Drawing):
             # Without clipping and unscaling, the applied gradient equals the other: dots let both be seen.
             style = ":" if kind == "applied" else "-"
             artists.append(draw_line(axes, x, high, f"{KINDS[kind]}{last(high)}", self._colour(kind), style))
+            points = x, extremes.step, extremes.time, high
+            name = f"{KINDS[kind]} {column.partition('_')[2]}"
+            self.curves.append(Curve(axes, snapshot.name, name, self._colour(kind), style, *points, low=low))
             artists += draw_band(axes, x, low, high, self._colour(kind))
         return artists
 

@@ -1,4 +1,4 @@
-"""The file as a surface, which needs no screen: the figure is written once, or again on every change."""
+"""The file as a surface, which needs no screen: a figure, or its numbers, written once, or again on every change."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = ("png", "svg", "pdf", "csv")
 _DPI = 120
 
 
 class FigureFile:
-    """A file with a figure; each write replaces it whole, so that nobody reads half a picture."""
+    """A file with a figure, or with its numbers; each write replaces it whole, so that nobody reads half a picture."""
 
     def __init__(self, path: Path, options: ViewOptions) -> None:
         self.path = path
@@ -38,7 +38,11 @@ class FigureFile:
         self._view.update(snapshots, time.time())
         staged = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self._figure.savefig(staged, format=self.path.suffix[1:].lower())
+            kind = self.path.suffix[1:].lower()
+            if kind == "csv":
+                staged.write_text(self._view.csv(), encoding="utf-8", newline="")
+            else:
+                self._figure.savefig(staged, format=kind)
             os.replace(staged, self.path)
         except OSError as error:
             # Name the user's file, and not the staged one.

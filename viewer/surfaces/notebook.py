@@ -185,7 +185,7 @@ def _paths(run: _Folder | Sequence[_Folder]) -> list[Place]:
 
 
 def _options(view: str | None, given: Mapping[str, Any]) -> ViewOptions:
-    names = [field.name for field in dataclasses.fields(ViewOptions) if field.name not in ("run", "view")]
+    names = [field.name for field in dataclasses.fields(ViewOptions) if field.name not in ("run", "view", "zoom")]
     for name in given:
         if name not in names:
             raise TypeError(f"there is no {name!r}: there are view, {', '.join(names)}")

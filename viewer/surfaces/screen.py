@@ -4,18 +4,21 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import Event, KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 
 from viewer.draw.layers import Layers
-from viewer.draw.panels import set_title
+from viewer.draw.panels import ROWS, set_title
 from viewer.draw.views import fill
-from viewer.options import View, ViewOptions, XAxis
+from viewer.options import View, ViewOptions, XAxis, zoom_part
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
 from viewer.words import notices, title
 
+# So many steps on either side of one: a part of the run, and at least a few.
+_SHARE_BESIDE, _FEWEST_BESIDE = 40, 8
 _VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM}
 
 
@@ -32,8 +35,9 @@ class Screen:
         titled: Whether the figure's title says how the runs are.
 
     Attributes:
-        options: The present view.
+        options: The present view, with what the user has zoomed to.
         snapshots: The runs as they are now; none before they have been read.
+        drawing: What fills the figure; another one whenever the view is changed.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class Screen:
 
     def look_at(self, options: ViewOptions) -> None:
         """Change the view, or how it is shown; the runs are read again only if that needs other rows."""
+        # What has been zoomed since the last tick would be lost.
+        if options.zoom == self.options.zoom:
+            options = dataclasses.replace(options, zoom=_kept(self._zoomed(), self.options, options))
         if _opens(options) != _opens(self.options):
             runs = self._open_runs(options)
             self._reader.stop()
@@ -66,7 +73,9 @@ class Screen:
     def _fill(self, options: ViewOptions) -> None:
         self.options = options
         self.snapshots = ()
-        self._shown = fill(self.figure, options, self._titled)
+        self.drawing = fill(self.figure, options, self._titled)
+        # The panels whose zoom is as the options say.
+        self._panels: list[Axes] = []
         self._said = ""
 
     @property
@@ -90,6 +99,8 @@ class Screen:
         failed = self._failed or self._reader.error
         if failed is not None:
             raise failed
+        if (zoom := self._zoomed()) != self.options.zoom:
+            self.options = dataclasses.replace(self.options, zoom=zoom)
         newest = self._reader.latest
         fresh = newest is not self.snapshots and bool(newest)
         self.snapshots = newest
@@ -104,14 +115,40 @@ class Screen:
     def redraw(self) -> None:
         """Fill the figure again, as after a change of its size."""
         if self.snapshots:
-            self._shown.update(self.snapshots, time.time())
+            zoom = self._zoomed()
+            self.drawing.update(self.snapshots, time.time())
+            if self.figure.axes != self._panels:
+                self._panels = self.figure.axes
+                self._restore(zoom)
         elif self._titled:
             set_title(self.figure, self.options, self.said())
+
+    def _restore(self, zoom: Sequence[str]) -> None:
+        """Zoom new panels as those before them were; the toolbar leads back to all that there is."""
+        toolbar = self.figure.canvas.toolbar
+        if toolbar is not None:
+            toolbar.update()
+            toolbar.push_current()
+        self.drawing.zoom(zoom)
+        if toolbar is not None and zoom:
+            toolbar.push_current()
+
+    def _zoomed(self) -> tuple[str, ...]:
+        """What the user has zoomed to; what was asked for, as long as nothing is drawn."""
+        return self.drawing.zoomed if self._panels and self._panels == self.figure.axes else self.options.zoom
+
+    def around(self, snapshot: Snapshot, step: int) -> tuple[str, ...] | None:
+        """The zoom that shows a run's step with those beside it; None where its place is unknown."""
+        # The same for a while, although the run goes on.
+        beside = max(_FEWEST_BESIDE, 1 << ((snapshot.last_step or 0) // _SHARE_BESIDE).bit_length())
+        ends = self.drawing.places(snapshot.name, (step - beside, step + beside), _x_axis(self.options))
+        others = [part for part in self.options.zoom if zoom_part(part)[0]]
+        return None if ends is None else (f"{ends[0]:.15g},{ends[1]:.15g}", *others)
 
     def _click(self, event: Event) -> None:
         if not isinstance(event, MouseEvent) or event.button != 1 or self._zooming():
             return
-        picked = self._shown.picked(event.inaxes, event.ydata) if isinstance(self._shown, Layers) else None
+        picked = self.drawing.picked(event.inaxes, event.ydata) if isinstance(self.drawing, Layers) else None
         if picked is not None:
             self._go(picked)
 
@@ -146,6 +183,21 @@ class Screen:
         for connection in self._connected:
             self.figure.canvas.mpl_disconnect(connection)
         self._reader.stop()
+
+
+def _kept(zoom: tuple[str, ...], before: ViewOptions, after: ViewOptions) -> tuple[str, ...]:
+    """The parts of a zoom that mean the same in another view."""
+    lost = set()
+    if _x_axis(before) != _x_axis(after):
+        lost.add("")
+    if before.params != after.params:
+        # Rows of the layers are numbers.
+        lost.add(ROWS)
+    return tuple(part for part in zoom if zoom_part(part)[0] not in lost)
+
+
+def _x_axis(options: ViewOptions) -> XAxis:
+    return XAxis.STEP if options.view is View.LAYERS else options.x
 
 
 def _opens(options: ViewOptions) -> tuple[object, ...]:

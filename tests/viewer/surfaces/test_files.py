@@ -1,10 +1,13 @@
 """The figure as a file: the right format, and replaced whole."""
 
+import math
 import resource
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from xml.etree import ElementTree
 
+import polars as pl
 import pytest
 
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
@@ -18,7 +21,7 @@ from viewer.snapshot import Snapshot
 from viewer.surfaces.files import FORMATS, FigureFile, follow
 from viewer.words import notices
 
-MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-", "csv": b"run,curve,step,time,value"}
 
 
 @pytest.fixture
@@ -48,8 +51,23 @@ def test_a_file_has_the_format_of_its_name_and_nothing_is_left_beside_it(
     FigureFile(file, ViewOptions()).write(all_shown(runs))
     content = file.read_bytes()
     assert content.startswith(MAGIC[suffix.lower()])
-    assert len(content) > 5000
+    assert len(content) > 1000
     assert list(folder.iterdir()) == [file]
+
+
+def test_a_file_of_numbers_has_each_point_of_each_curve(runs: Runs, tmp_path: Path) -> None:
+    """A CSV reader finds the metrics and extremes as they were recorded, and which were NaN."""
+    publish_next(runs.paths[0], "metrics", metrics([5], [math.nan], "<script>loss</script>"))
+    file = FigureFile(tmp_path / "figure.csv", ViewOptions())
+    file.write(all_shown(runs))
+    rows = pl.read_csv(file.path.read_bytes(), try_parse_dates=True)
+    loss = rows.filter(pl.col("curve") == "<script>loss</script>")
+    assert loss["run"].unique().to_list() == ["<script>run"]
+    assert loss["time"].to_list() == [datetime(2026, 1, 1, second=step, tzinfo=UTC) for step in range(6)]
+    numbers = loss.select("step", "value", "smoothed", "lowest", "highest", "nonfinite").rows()
+    assert numbers[:5] == [(step, *[float(step)] * 4, None) for step in range(5)]
+    assert (numbers[5][0], str(numbers[5][1]), numbers[5][5]) == (5, "nan", 5)
+    assert rows.filter(pl.col("curve") == "gradient max")["value"].to_list() == [2.0] * 5
 
 
 def test_a_file_is_replaced_whole(runs: Runs, tmp_path: Path) -> None:

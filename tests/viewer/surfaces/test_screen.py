@@ -1,5 +1,6 @@
 """A figure that a user looks at: it follows the runs, his keys and his clicks, and never fails in a callback."""
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from tests.waiting import wait_until
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.draw.theme import LIGHT
-from viewer.options import View, ViewOptions, XAxis
+from viewer.options import Scale, View, ViewOptions, XAxis
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.surfaces.screen import Screen
@@ -355,3 +356,61 @@ def test_a_redraw_fits_another_size(path: Path, watch: Open) -> None:
     legend = axes.get_legend()
     assert legend is not None
     assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1
+
+
+def limits(shown: Screen) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """The ends of each panel's axes."""
+    return {name: (axes.get_xlim(), axes.get_ylim()) for name, axes in shown.drawing.panels.items()}
+
+
+def test_a_zoom_is_among_the_options_and_stays_in_other_views(path: Path, watch: Open) -> None:
+    """While rows arrive, options change, and the view has the same x axis; y axes keep theirs by the panel's name."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    whole = limits(shown)
+    loss = shown.figure.axes[0]
+    zoom(loss, (0.25, 0.75), (1.25, 1.75))
+    zoomed = limits(shown)["loss"]
+    assert zoomed != whole["loss"]
+    shown.tick()
+    kept = shown.options.zoom
+    assert [part.rpartition(":")[0] for part in kept] == ["", "loss"]
+    publish_next(path, "extremes", extremes([2], PARAMS))
+    settle(shown, 2)
+    assert limits(shown)["loss"] == zoomed
+    for change in (
+        {"dark": True},
+        {"view": View.PARAM, "param": "conv.bias"},
+        {"view": View.LAYERS},
+        {"view": View.OVERVIEW},
+    ):
+        shown.look_at(dataclasses.replace(shown.options, **change))
+        settle(shown, 2)
+        assert shown.options.zoom == kept
+        (x, y) = next(iter(limits(shown).values()))
+        assert x == pytest.approx(zoomed[0], abs=1e-5)
+    assert y == pytest.approx(zoomed[1], abs=1e-5)
+    shown.look_at(dataclasses.replace(shown.options, x=XAxis.RELATIVE))
+    settle(shown, 2)
+    assert [part.rpartition(":")[0] for part in shown.options.zoom] == ["loss"]
+    toolbar = shown.figure.canvas.toolbar
+    assert toolbar is not None
+    toolbar.home()
+    shown.tick()
+    assert shown.options.zoom == ()
+
+
+@pytest.mark.parametrize("asked", ["1e299,-1e299", "1e-300,2e-300"])
+@pytest.mark.parametrize("view", View)
+@pytest.mark.parametrize("x", [XAxis.STEP, XAxis.WALL])
+def test_any_zoom_can_be_drawn(path: Path, watch: Open, asked: str, view: View, x: XAxis) -> None:
+    """However far away, and whatever panel it is for; where there is none, it waits for its panel."""
+    a_run(path)
+    panels = "loss:1e299,-1e299", "accuracy:-5,-4", "value:1e-300,2e-300", "rows:7,9", "no:where:1,2"
+    shown = watch(ViewOptions(view, param="conv.bias", x=x, scale=Scale.LOG, zoom=(asked, *panels)))
+    settle(shown)
+    shown.figure.canvas.draw()
+    shown.tick()
+    assert "no:where:1,2" in shown.options.zoom
+    assert all(np.isfinite(ends).all() for panel in limits(shown).values() for ends in panel)

@@ -1,0 +1,65 @@
+"""The curves of a figure as numbers: which is near a point on the screen, and what a table of them holds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.figures import canvas
+from viewer.draw.curves import Curve, at, table
+
+
+@pytest.fixture
+def curves() -> list[Curve]:
+    """A rising and a constant curve in one panel, the latter with a gap, and one in another panel."""
+    upper, lower = canvas().subplots(2, 1)
+    for axes in (upper, lower):
+        axes.set(xlim=(0, 10), ylim=(0, 10))
+    steps = range(11)
+    times = [float(step) for step in steps]
+    gap = [math.nan if step in (4, 5) else 2.0 for step in steps]
+    return [
+        Curve(upper, "a", "rising", "red", "-", steps, steps, times, [float(step) for step in steps]),
+        Curve(upper, "a", "constant", "blue", "-", steps, steps, times, gap, nonfinite=[4, 5]),
+        Curve(lower, "b", "below", "green", "-", steps, steps, times, [5.0] * 11, low=[4.0] * 11, high=[6.0] * 11),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "name"), [(8, 8, "rising"), (8.4, 2.1, "constant"), (7.5, 7.5, "rising"), (2, 2.4, None)]
+)
+def test_a_curve_is_found_where_it_was_drawn(curves: list[Curve], x: float, y: float, name: str | None) -> None:
+    """Between its points too, to the pixel."""
+    upper = curves[0].axes
+    pixel = upper.transData.transform((x, y))
+    found = at(curves, upper, *pixel, within=5)
+    assert (found and found.name) == name
+
+
+def test_the_distance_is_that_of_the_line(curves: list[Curve]) -> None:
+    """As computed from the two ends of the line on the screen."""
+    pixels = curves[0].axes.transData.transform([(0, 0), (10, 10), (5, 2)])
+    (begin, end, point) = pixels
+    way = (end - begin) / np.linalg.norm(end - begin)
+    expected = abs(way[0] * (point - begin)[1] - way[1] * (point - begin)[0])
+    # Only some points around the place are looked at, the nearest of which is among them here.
+    assert curves[0].distance(*point) == pytest.approx(expected)
+
+
+def test_a_curve_with_a_gap_is_not_near_in_it(curves: list[Curve]) -> None:
+    """Where there is no number, no line is drawn from one side to the other."""
+    upper = curves[0].axes
+    assert at(curves, upper, *upper.transData.transform((4.5, 2.0)), within=5) is None
+
+
+def test_a_table_has_what_is_recorded_of_each_point(curves: list[Curve]) -> None:
+    """In the part of the x axis that is asked for: its ends, and what was NaN there."""
+    rows = table(curves, (5.5, 4))
+    assert rows.drop("time").rows() == [
+        ("a", "rising", 4, 4.0, 4.0, 4.0, 4.0, None),
+        ("a", "rising", 5, 5.0, 5.0, 5.0, 5.0, None),
+        *(("a", "constant", step, *[pytest.approx(math.nan, nan_ok=True)] * 4, step) for step in (4, 5)),
+        *(("b", "below", step, 5.0, 5.0, 4.0, 6.0, None) for step in (4, 5)),
+    ]
+    assert rows["time"].dt.epoch("s").to_list() == [4, 5] * 3
+    assert table([]).columns == rows.columns
