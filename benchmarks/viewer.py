@@ -210,6 +210,49 @@ async def delays_of_page(run: Path, repeats: int) -> list[float]:
     return found
 
 
+async def delays_of_pointer(run: Path, repeats: int, live: bool) -> list[float]:
+    """Seconds from where the pointer is until a page's client knows the numbers there.
+
+    Args:
+        run: The run.
+        repeats: How many places there are.
+        live: Whether rows are published and drawn meanwhile, twice a second; a place that is asked for waits for both.
+    """
+    with viewer(run, "--web", "--port", "0") as process:
+        page = await connected(served(process))
+        await received(page)
+        readings: asyncio.Queue[float] = asyncio.Queue()
+
+        async def listen() -> None:
+            while (message := await page.read_message()) is not None:
+                kind = "" if isinstance(message, bytes) else json.loads(message)["type"]
+                if kind == "draw":
+                    await page.write_message('{"type": "draw"}')
+                elif kind == "reading":
+                    readings.put_nowait(time.perf_counter())
+
+        listening = asyncio.create_task(listen())
+        publishing = asyncio.create_task(
+            asyncio.to_thread(lambda: [publish_steps(run, n) for n in later(run, repeats // 4)])
+        )
+        if not live:
+            await publishing
+            await asyncio.sleep(3)
+        found = []
+        for _ in range(repeats):
+            await asyncio.sleep(random.uniform(0.05, 0.15))
+            while not readings.empty():
+                readings.get_nowait()
+            begun = time.perf_counter()
+            place = {"type": "point", "x": random.uniform(0.2, 0.6), "y": random.uniform(0.05, 0.9), "click": False}
+            await page.write_message(json.dumps(place))
+            found.append(await readings.get() - begun)
+        listening.cancel()
+        await publishing
+        page.close()
+    return found
+
+
 def served(process: "subprocess.Popen[str]") -> str:
     """The address that a viewer prints."""
     assert process.stdout is not None
@@ -284,7 +327,9 @@ def main() -> None:
         title="Following: a redraw is to cost the same after any number of rows",
     )
     commands = Table("command", "from start to end", "from, to", "peak", title="Judging")
-    delays = Table("run", "surface", "published to redrawn", "from, to", "95th percentile", title="Delay")
+    delays = Table(
+        *("run", "surface", "published to redrawn, or pointed to told", "from, to", "95th percentile"), title="Delay"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(Path(folder), given.rows):
             size = sum(part.file().stat().st_size for part in all_parts(case.run, "extremes")) / 1e6
@@ -305,6 +350,10 @@ def main() -> None:
                 ("file", delays_of_file(run, given.delays)),
                 ("page", asyncio.run(delays_of_page(run, given.delays))),
             ):
+                slow = f"{1e3 * float(np.quantile(waited, 0.95)):.3g} ms"
+                delays.add_row(name, surface, *spread(waited, "ms", 1e3), slow)
+            for surface, live in (("pointer, at rest", False), ("pointer, while rows come", True)):
+                waited = asyncio.run(delays_of_pointer(run, given.delays, live))
                 slow = f"{1e3 * float(np.quantile(waited, 0.95)):.3g} ms"
                 delays.add_row(name, surface, *spread(waited, "ms", 1e3), slow)
     console.print(opening)

@@ -85,6 +85,12 @@ def nothing_left_behind() -> Iterator[None]:
     assert not (hooks := _optimizer_hooks()), f"optimizer hooks left: {hooks}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a viewer keeps for its user is not kept in the home of who runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Local:
     """A folder for runs, as the log takes it; tests import ``Local`` under the name ``Path``."""

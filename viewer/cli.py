@@ -43,7 +43,7 @@ What people need:
 
 - `viewer runs/a --web`: in the browser; over ssh: --text
 
-- `viewer runs/a --save a.png --follow`: into a file: .png, .svg or .pdf
+- `viewer runs/a --save a.png --follow`: into a file: .png, .svg, .pdf or .csv
 
 - `viewer diff runs/a runs/b`: where two runs part; see diff --help
 
@@ -90,7 +90,13 @@ def watch(
         int | None, typer.Option(min=0, max=65535, help="The page's port, 0 for any free one; implies --web.")
     ] = None,
     host: Annotated[str, typer.Option(help="Where the page is served, 127.0.0.1 unless given; implies --web.")] = "",
-    save: Annotated[Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf.")] = None,
+    new_token: Annotated[
+        bool,
+        typer.Option("--new-token", help="Give the page another address: those of before lead nowhere; implies --web."),
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the figure to FILE.png, .svg or .pdf, or its numbers to FILE.csv.")
+    ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="In this terminal, redrawn in place; in a pipe, a line at each change.")
     ] = False,
@@ -111,7 +117,7 @@ def watch(
     paths = named(runs or (), "viewer")
     if follow and save is None:
         raise typer.BadParameter("--follow needs --save FILE")
-    web = web or port is not None or bool(host)
+    web = web or port is not None or bool(host) or new_token
     if web + text + (save is not None) > 1:
         raise typer.BadParameter("--web, --text and --save are three ways to show a figure: give one of them")
     backend = _own_matplotlib()
@@ -148,7 +154,7 @@ def watch(
     elif text:
         _show_text(open_runs(options))
     else:
-        _show(open_runs, paths, options, backend, web, host, port)
+        _show(open_runs, paths, options, backend, web, host, port, new_token)
 
 
 def _own_matplotlib() -> str:
@@ -180,6 +186,7 @@ def _show(
     web: bool,
     host: str,
     port: int | None,
+    new_token: bool,
 ) -> None:
     _say_which(paths)
     if not web:
@@ -191,7 +198,7 @@ def _show(
         _say("no window can be opened here, so the figure is in a page instead")
     from viewer.surfaces.web import serve
 
-    serve(open_runs, options, host, port, _say)
+    serve(open_runs, options, host, port, new_token, _say)
 
 
 def _show_text(runs: "Runs") -> None:

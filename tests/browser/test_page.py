@@ -7,8 +7,10 @@ import math
 import re
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
+import polars as pl
 import pytest
 from PIL import Image, ImageChops, ImageStat
 from selenium.common.exceptions import NoAlertPresentException
@@ -17,14 +19,25 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from tests.logs import close_run, extremes, flip_bit, metrics, new_run, publish_next
+from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
 from tracer.log.store import Local as Path
+from viewer.reduce.metrics import smoothed
 
 pytestmark = pytest.mark.slow
 
 PARAMS = ("a.weight", "a.bias", "b.weight")
+GRADIENTS = ("grad_min", "grad_max")
+# A viewer whose page lists two findings.
+BRIEF = (
+    "-c",
+    (
+        "import runpy; from viewer.surfaces import web; web._FINDINGS = 2; "
+        "runpy.run_module('viewer', run_name='__main__', alter_sys=True)"
+    ),
+)
+SIZES = ((1440, 900), (1280, 720))
 
 
 def some_run(path: Path) -> Path:
@@ -42,6 +55,19 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewing]:
     folder = Path(tmp_path_factory.mktemp("closed"))
     run = some_run(folder / "run")
     close_run(run, 9)
+    with viewing(folder, run, "--web", "--port", 0) as viewer:
+        yield viewer
+
+
+@pytest.fixture(scope="module")
+def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewing]:
+    """A viewer of a closed run of 200 steps, whose loss is steps, and whose gradients are NaN from step 150 on."""
+    folder = Path(tmp_path_factory.mktemp("ill"))
+    run = new_run(folder / "ill", PARAMS)
+    bad = {name: [2.0 if step < 150 else math.nan for step in range(200) for _ in PARAMS] for name in GRADIENTS}
+    publish_next(run, "extremes", extremes(range(200), PARAMS, bad))
+    publish_next(run, "metrics", metrics(range(200), range(200)))
+    close_run(run, 199)
     with viewing(folder, run, "--web", "--port", 0) as viewer:
         yield viewer
 
@@ -82,8 +108,10 @@ class Page:
         return parse_qs(urlsplit(self.browser.current_url).query, keep_blank_values=True)
 
     def wait_for_address(self, **asked: str) -> None:
-        """Wait until the address asks for this, and nothing else."""
-        expected = {name: [value] for name, value in asked.items()}
+        """Wait until the address asks for this, and nothing else; ``zoom_of_…`` stands for a further ``zoom``."""
+        expected: dict[str, list[str]] = {}
+        for name, value in asked.items():
+            expected.setdefault("zoom" if name.startswith("zoom_of_") else name, []).append(value)
         try:
             wait_until(lambda: self.asked() == expected, 20)
         except AssertionError:
@@ -123,21 +151,47 @@ class Page:
 
     def mouse(self, x: float, y: float) -> ActionChains:
         """The mouse moved over the figure, to shares of its width and height from the left and the top."""
-        figure = self.find("#figure [role=img]")
+        figure = self.find("#figure [role=application]")
         width, height = figure.size["width"], figure.size["height"]
         return ActionChains(self.browser, duration=50).move_to_element_with_offset(
             figure, int((x - 0.5) * width), int((y - 0.5) * height)
         )
 
-    def step_at(self, x: float, y: float) -> float:
-        """The number on the x axis at a place of the figure, as matplotlib's toolbar says it."""
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a place of the figure, and wait until matplotlib's toolbar has said where that is."""
         self.mouse(x - 0.05, y).perform()
         self.browser.execute_script("figure.message.textContent = ''")
         self.mouse(x, y).perform()
         wait_until(lambda: "(x, y)" in self.text(".mpl-message"), 20)
+
+    def step_at(self, x: float, y: float) -> float:
+        """The number on the x axis at a place of the figure, as matplotlib's toolbar says it."""
+        self.point(x, y)
         found = re.search(r"\(x, y\) = \((.*?),", self.text(".mpl-message"))
         assert found is not None
         return float(found[1].replace("−", "-"))
+
+    def text_of(self, css: str) -> str:
+        """What an element says, if only to who hears it."""
+        return str(self.find(css).get_attribute("textContent"))
+
+    def height_of(self, number: float, x: float) -> float:
+        """The share of the figure's height at which a number stands on the first panel's linear y axis."""
+        heights = 0.1, 0.3
+        said = []
+        for height in heights:
+            self.point(x, height)
+            said.append(float(re.findall(r", (\S+)\)$", self.text(".mpl-message"))[0].replace("−", "-")))
+        share = (number - said[0]) / (said[1] - said[0])
+        return heights[0] + share * (heights[1] - heights[0])
+
+    def save(self, kind: str, folder: Path) -> None:
+        """Download what is shown of the overview."""
+        there = {"behavior": "allow", "downloadPath": str(folder)}
+        self.browser.execute_cdp_cmd("Browser.setDownloadBehavior", there)
+        Select(self.find("select.mpl-widget")).select_by_visible_text(kind)
+        self.find(".mpl-widget:has([alt^=Download])").click()
+        wait_until((folder / f"overview.{kind}").exists, 20)
 
     def steps_across(self) -> float:
         """How many steps a part of the loss panel covers."""
@@ -145,6 +199,126 @@ class Page:
 
 
 LOSS = 0.3, 0.1
+
+
+@contextlib.contextmanager
+def sized(browser: Chrome, width: int, height: int, mobile: bool = False) -> Iterator[None]:
+    """The time in which the browser's window is so large inside."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_first_screen_shows_everything(ill: Viewing, browser: Chrome) -> None:
+    """Status, each finding in a line, and the whole figure are in the window; the tab's title counts the findings."""
+    for width, height in SIZES:
+        with sized(browser, width, height):
+            for view in ("overview", "layers", "param"):
+                page = Page(browser, f"{address_of(ill)}?view={view}&param=a.bias", "step 199")
+                page.wait_for("error", "#found-words")
+                assert re.match(r"\d+ errors?\b.* · ill ■ closed · step 199", browser.title)
+                bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+                page.picture()
+                assert 0 < browser.execute_script(bottom, "#figure canvas") <= height
+                assert browser.execute_script("return document.documentElement.scrollHeight") <= height
+                assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+                for finding in browser.find_elements(By.CSS_SELECTOR, "#findings li"):
+                    assert finding.is_displayed()
+                    assert finding.size["height"] < 30
+
+
+def test_findings_lead_to_their_step_and_to_their_parameter(ill: Viewing, browser: Chrome) -> None:
+    """A click zooms to where it began, or opens the parameter; back leads to where the user came from."""
+    page = Page(browser, address_of(ill), "step 199")
+    page.wait_for("steps 150 to 199", "#findings")
+    page.find("#findings [data-name*='NaN'] a.step").click()
+    wait_until(lambda: "zoom" in page.asked(), 20)
+    low, high = map(float, page.asked()["zoom"][0].split(","))
+    assert 100 < low < 150 < high < 200
+    link = page.find("#findings [data-name*='NaN'] .params a")
+    param = link.text
+    assert param in PARAMS
+    link.click()
+    wait_until(lambda: page.asked().get("param") == [param], 20)
+    assert (page.asked()["view"], page.asked()["zoom"]) == (["param"], [f"{low:g},{high:g}"])
+    browser.back()
+    wait_until(lambda: "param" not in page.asked(), 20)
+    browser.back()
+    page.wait_for_address()
+
+
+def test_the_pointer_tells_the_numbers_of_every_curve(ill: Viewing, browser: Chrome) -> None:
+    """Step, time, the number as it was logged and smoothed, and what is NaN, in all views; none beside the panels."""
+    page = Page(browser, f"{address_of(ill)}?zoom=0,199", "step 199")
+    page.mouse(0.3, 0.15).perform()
+    page.wait_for("step", "#tip")
+    found = re.search(r"step (\d+) · (\S+ \S+)\s+loss (\d+), smoothed (\S+)", page.text("#tip"))
+    assert found is not None, page.text("#tip")
+    step = int(found[1])
+    there = datetime(2026, 1, 1, tzinfo=UTC).astimezone() + timedelta(seconds=step)
+    assert (found[2], int(found[3])) == (f"{there:%Y-%m-%d %H:%M:%S}", step)
+    assert float(found[4]) == pytest.approx(smoothed(list(range(200)), 0.6)[step], rel=1e-4)
+    assert "value max 1\nvalue min -1\ngradient max 2" in page.text("#tip")
+    line = browser.execute_script("return document.querySelector('.line').getBoundingClientRect().left")
+    box = page.find("#figure [role=application]").rect
+    assert line == pytest.approx(box["x"] + 0.3 * box["width"], abs=3)
+    page.mouse(0.01, 0.01).perform()
+    wait_until(lambda: not page.find("#tip").is_displayed(), 20)
+    page.open_view("layers")
+    page.wait_for_address(view="layers", zoom="0,199")
+    page.mouse(0.6, 0.3).perform()
+    page.wait_for("a.weight", "#tip")
+    page.open_view("param")
+    page.wait_for_address(view="param", param="a.weight", zoom="0,199")
+    page.mouse(0.9, 0.3).perform()
+    page.wait_for("gradient max NaN or inf at step", "#tip")
+
+
+def test_arrow_keys_move_a_cursor_that_is_read_aloud(ill: Viewing, browser: Chrome) -> None:
+    """To the last point, from there to others, and from panel to panel; they leave matplotlib's views alone."""
+    page = Page(browser, f"{address_of(ill)}?smoothing=0", "step 199")
+    figure = page.find("#figure [role=application]")
+    heard = []
+    keys = (Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.SHIFT + Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+    for key in keys:
+        before = page.text_of("#said")
+        figure.send_keys(key)
+        wait_until(lambda before=before: page.text_of("#said") != before, 20)  # type: ignore[misc]
+        heard.append(page.text_of("#said"))
+    assert [words.partition(" · ")[0] for words in heard[:4]] == [f"loss, step {step}" for step in (198, 197, 187, 188)]
+    assert heard[0].endswith(": loss 198")
+    assert heard[4].startswith("extremes, step 188 · ")
+    assert "value max 1; value min -1; gradient max NaN or inf at step 188" in heard[4]
+    assert page.find("#tip").is_displayed()
+    page.open_view("layers")
+    page.wait_for_address(view="layers", smoothing="0.0")
+    wait_until(lambda: bool(page.picture()), 20)
+    page.find("#figure [role=application]").send_keys(Keys.ARROW_LEFT)
+    wait_until(lambda: "a.weight" in page.text_of("#said"), 20)
+    page.find("#figure [role=application]").send_keys(Keys.ARROW_DOWN)
+    wait_until(lambda: "a.bias" in page.text_of("#said"), 20)
+    page.find("#figure [role=application]").send_keys(Keys.ESCAPE)
+    wait_until(lambda: not page.find("#tip").is_displayed(), 20)
+
+
+def test_a_click_names_a_curve(ill: Viewing, browser: Chrome) -> None:
+    """The nearest one stands out from the others, and is said; a click beside all curves lets it go."""
+    page = Page(browser, f"{address_of(ill)}?view=param&param=a.bias&zoom=0,140&zoom=value:-1.01,1.01", "step 199")
+
+    def click(number: float) -> str:
+        """Click at a number on the y axis; what is said then. The panels may still move while findings come."""
+        page.mouse(0.4, page.height_of(number, 0.4)).click().perform()
+        return page.text_of("#said")
+
+    for end, number in (("min", -1), ("max", 1)):
+        said = f"value {end} {number}"
+        wait_until(lambda number=number, said=said: click(number) == said, 30)  # type: ignore[misc]
+        assert page.text("#tip .named") == said
+    page.mouse(0.4, page.height_of(0.5, 0.4)).click().perform()
+    wait_until(lambda: not browser.find_elements(By.CSS_SELECTOR, "#tip .named"), 20)
 
 
 def test_the_curve_grows_and_a_zoom_stays(tmp_path: Path, browser: Chrome) -> None:
@@ -169,9 +343,32 @@ def test_the_curve_grows_and_a_zoom_stays(tmp_path: Path, browser: Chrome) -> No
         page.wait_for("step 199")
         page.wait_for_another_picture(picture)
         assert page.step_at(*LOSS) == before
+        assert {part.partition(":")[0] for part in page.asked()["zoom"]} > {"loss"}
         close_run(run, 199)
         page.wait_for("■ closed")
         assert viewer.complained() == ""
+
+
+def test_a_zoom_stays_while_the_view_and_its_controls_change(closed: Viewing, browser: Chrome) -> None:
+    """Over a reload and in every view with the same x axis; the home button leads back to all that there is."""
+    page = Page(browser, address_of(closed))
+    whole = page.steps_across()
+    page = Page(browser, f"{address_of(closed)}?zoom=2,6&zoom=loss:1,8")
+    zoomed = page.steps_across()
+    assert zoomed < 0.6 * whole
+    page.choose("dark", "true")
+    page.wait_for_address(dark="true", zoom="2,6", zoom_of_loss="loss:1,8")
+    assert page.steps_across() == zoomed
+    page.open_view("param")
+    page.wait_for_address(dark="true", view="param", param="a.weight", zoom="2,6", zoom_of_loss="loss:1,8")
+    assert 2 <= page.step_at(0.5, 0.2) <= 6
+    page.open_view("overview")
+    page.choose("x", "relative")
+    page.wait_for_address(dark="true", x="relative", param="a.weight", zoom_of_loss="loss:1,8")
+    page.choose("x", "step")
+    page.find(".mpl-widget:has([alt^=Reset])").click()
+    page.wait_for_address(dark="true", param="a.weight")
+    wait_until(lambda: page.steps_across() == whole, 20)
 
 
 def test_parameters_are_filtered(closed: Viewing, browser: Chrome) -> None:
@@ -209,7 +406,7 @@ def test_the_address_is_the_state(closed: Viewing, browser: Chrome) -> None:
     assert page.find("html").get_attribute("data-theme") == "dark"
     assert Select(page.find("[name=statistic]")).first_selected_option.text == "value_absmax"
     wait_until(lambda: alike(page.picture(), layers), 20)
-    assert "layers: run  ■ closed" in str(page.find("#figure [role=img]").get_attribute("aria-label"))
+    assert "layers: run  ■ closed" in str(page.find("#figure [role=application]").get_attribute("aria-label"))
     browser.switch_to.new_window("tab")
     other = Page(browser, here.partition("?")[0])
     wait_until(lambda: alike(other.picture(), plain), 20)
@@ -271,7 +468,9 @@ def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
 
 def test_what_an_address_cannot_ask_for_is_answered(closed: Viewing, browser: Chrome) -> None:
     """Of an address, what cannot be is passed over, and said where the page has a control for it."""
-    asked = "view=all&x=y&scale=&rank=-1&smoothing=nan&params=(&dark=1&metrics=&other=1&param=&run=&prefers=x"
+    asked = (
+        "view=all&x=y&scale=&rank=-1&smoothing=nan&params=(&dark=1&metrics=&other=1&param=&run=&prefers=x&zoom=1,nan"
+    )
     page = Page(browser, f"{address_of(closed)}?{asked}")
     page.wait_for_address()
     for name in ("view", "x", "scale", "rank", "smoothing", "params", "dark"):
@@ -290,14 +489,16 @@ def test_findings_are_listed_as_they_arise(tmp_path: Path, browser: Chrome) -> N
         values = {name: [-1.0, -1.0, -1.0, math.nan, 1.0, 1.0] for name in ("grad_min", "grad_max")}
         publish_next(run, "extremes", extremes([10, 11], PARAMS, values))
         page.wait_for("Findings: 1 error", "#found summary")
+        assert browser.title.startswith("1 error · run ● running · step 11")
         (item,) = browser.find_elements(By.CSS_SELECTOR, "#findings li")
-        assert item.text.startswith("error step 11: ")
-        assert "a.weight became NaN" in item.text
-        assert "Lower the learning rate" in item.text
+        assert item.text.startswith("1 error step 11 NaN or infinity in the gradient of a.weight")
+        assert "Log the loss" not in item.text
+        item.find_element(By.TAG_NAME, "b").click()
+        wait_until(lambda: "a.weight became NaN" in item.text and "Log the loss" in item.text, 20)
         marked = page.picture()
         page.choose("findings", "false")
         page.wait_for_address(findings="false")
-        wait_until(lambda: not page.find("#found").is_displayed(), 20)
+        wait_until(lambda: not page.find("#found").is_displayed() and browser.title.startswith("run "), 20)
         page.wait_for_another_picture(marked)
         assert viewer.complained() == ""
 
@@ -305,27 +506,30 @@ def test_findings_are_listed_as_they_arise(tmp_path: Path, browser: Chrome) -> N
 def test_a_list_of_findings_stays_under_the_users_hands(tmp_path: Path, browser: Chrome) -> None:
     """While findings grow, what is selected and how far the list is scrolled stay; what has no room is counted."""
     run = some_run(tmp_path / "run")
-    for number in range(31):
-        publish_next(run, "metrics", metrics([9], [math.nan], f"loss_{number}\u202e"))
-    with viewing(tmp_path, "run", "--web", "--port", 0) as viewer:
+    publish_next(run, "metrics", metrics([9], [math.nan], "loss_0\u202e"))
+    for kind in ("stride", "paused"):
+        publish_next(run, "events", events([9], kind))
+    with viewing(tmp_path, "run", "--web", "--port", 0, program=BRIEF) as viewer:
         page = Page(browser, address_of(viewer))
-        page.wait_for("Findings: 31 errors", "#found summary")
+        page.wait_for("2 notes", "#found summary")
         assert "\u202e" not in page.text("#findings")
         items = browser.find_elements(By.CSS_SELECTOR, "#findings li")
-        assert (len(items), items[-1].get_attribute("textContent")) == (31, "… and 1 more: see `viewer check`")
-        browser.execute_script("document.getElementById('findings').scrollTop = 200")
+        assert (len(items), items[-1].get_attribute("textContent")) == (3, "… and 1 more: see `viewer check`")
+        browser.execute_script("findings.style.maxHeight = '20px'; findings.scrollTop = 11")
         publish_next(run, "metrics", metrics([10], [math.nan], "loss_0\u202e"))
         page.wait_for("step 10")
-        wait_until(lambda: "steps 9 to 10" in str(page.find("#findings").get_attribute("textContent")), 20)
-        assert browser.execute_script("return document.getElementById('findings').scrollTop") == 200
+        wait_until(lambda: "steps 9 to 10" in page.text_of("#findings"), 20)
+        assert browser.execute_script("return findings.scrollTop") == 11
+        assert browser.find_elements(By.CSS_SELECTOR, "#findings li") == items
         select = "getSelection().selectAllChildren(document.querySelector('#findings li')); return `${getSelection()}`"
         selected = browser.execute_script(select)
-        publish_next(run, "metrics", metrics([11], [math.nan], "another_loss"))
-        page.wait_for("Findings: 32 errors", "#found summary")
+        publish_next(run, "events", events([9], "failed"))
+        publish_next(run, "metrics", metrics([11], [math.nan], "loss_0\u202e"))
+        page.wait_for("3 notes", "#found summary")
         assert browser.execute_script("return `${getSelection()}`") == selected
-        assert "2 more" not in str(page.find("#findings").get_attribute("textContent"))
+        assert "2 more" not in page.text_of("#findings")
         browser.execute_script("getSelection().removeAllRanges()")
-        wait_until(lambda: "2 more" in str(page.find("#findings").get_attribute("textContent")), 20)
+        wait_until(lambda: "2 more" in page.text_of("#findings"), 20)
         assert viewer.complained() == ""
 
 
@@ -357,10 +561,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Ch
     run = new_run(tmp_path / "run", (name,))
     publish_next(run, "extremes", extremes(range(10), (name,)))
     with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
-        )
-        try:
+        with sized(browser, 360, 740, mobile=True):
             page = Page(browser, address_of(viewer))
             assert page.find("#controls").get_attribute("open") is None
             page.find("#controls summary").click()
@@ -369,8 +570,6 @@ def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Ch
                 wait_until(lambda view=view: view in page.asked().get("view", ["overview"]), 20)  # type: ignore[misc]
                 assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
             wait_until(lambda: 300 < browser.execute_script("return figure.canvas.width") <= 360, 20)
-        finally:
-            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         assert viewer.complained() == ""
 
 
@@ -379,7 +578,9 @@ def test_every_control_has_a_name_and_can_be_reached_by_keys(closed: Viewing, br
     page = Page(browser, address_of(closed))
     there = [
         element
-        for element in browser.find_elements(By.CSS_SELECTOR, "input, select, button, summary, #figure [role=img]")
+        for element in browser.find_elements(
+            By.CSS_SELECTOR, "input, select, button, summary, #figure [role=application]"
+        )
         if element.is_displayed() and element.is_enabled() and element.get_attribute("type") != "radio"
     ]
     assert [element.get_attribute("outerHTML") for element in there if not element.accessible_name] == []
@@ -388,20 +589,26 @@ def test_every_control_has_a_name_and_can_be_reached_by_keys(closed: Viewing, br
         ActionChains(browser, duration=0).send_keys(Keys.TAB).perform()
         reached.add(browser.switch_to.active_element)
     assert set(there) <= reached
-    page.find("#figure [role=img]").send_keys("2")
+    page.find("#figure [role=application]").send_keys("2")
     page.wait_for_address(view="layers", param="a.weight")
 
 
 def test_the_figure_can_be_downloaded(closed: Viewing, tmp_path: Path, browser: Chrome) -> None:
     """The toolbar saves the figure as it is shown, in the format that was chosen."""
     page = Page(browser, address_of(closed))
-    there = {"behavior": "allow", "downloadPath": str(tmp_path)}
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", there)
     for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF-")):
-        Select(page.find("select.mpl-widget")).select_by_visible_text(kind)
-        page.find(".mpl-widget:has([alt^=Download])").click()
-        wait_until((tmp_path / f"overview.{kind}").exists, 20)
+        page.save(kind, tmp_path)
         assert (tmp_path / f"overview.{kind}").read_bytes().startswith(magic)
+
+
+def test_what_is_shown_can_be_downloaded_as_numbers(closed: Viewing, tmp_path: Path, browser: Chrome) -> None:
+    """As CSV: the points of each curve in the part that is zoomed to."""
+    Page(browser, f"{address_of(closed)}?zoom=2.5,4.5").save("csv", tmp_path)
+    rows = pl.read_csv((tmp_path / "overview.csv").read_bytes())
+    loss = rows.filter(pl.col("curve") == "loss")
+    assert loss.select("run", "step", "value").rows() == [("run", 3, 3.0), ("run", 4, 4.0)]
+    assert loss["time"].to_list() == ["2026-01-01T00:00:03.000000Z", "2026-01-01T00:00:04.000000Z"]
+    assert set(rows["curve"]) == {"loss", "value max", "value min", "gradient max", "gradient min"}
 
 
 def test_a_run_of_a_newer_format_is_said_in_the_page(tmp_path: Path, browser: Chrome) -> None:
@@ -417,14 +624,35 @@ def test_a_run_of_a_newer_format_is_said_in_the_page(tmp_path: Path, browser: Ch
         assert viewer.complained() == ""
 
 
-def test_ctrl_c_ends_it_quietly_and_the_page_says_so(tmp_path: Path, browser: Chrome) -> None:
-    """Ctrl-C ends the viewer with code 130 and without a word, while a page is open, which says that it has ended."""
-    with viewing(tmp_path, some_run(tmp_path / "run"), "--web", "--port", 0) as viewer:
-        page = Page(browser, address_of(viewer))
+def test_ctrl_c_ends_it_quietly_and_the_page_goes_on_with_the_next_viewer(tmp_path: Path, browser: Chrome) -> None:
+    """It ends with code 130; the page says what to do, and who does it finds the view in the page as it was."""
+    run = some_run(tmp_path / "run")
+    with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
+        address = address_of(viewer)
+        page = Page(browser, f"{address}?view=layers&zoom=2,7")
+        page.wait_for_address(view="layers", zoom="2,7")
         viewer.process.send_signal(signal.SIGINT)
         assert viewer.wait() == 130
-        page.wait_for("The viewer has ended")
         assert viewer.complained().strip() == ""
+        pauses: list[int] = []
+
+        def grow() -> bool:
+            pauses.extend(map(int, re.findall(r"trying again in (\d+) s", page.text("#status"))))
+            return len(set(pauses)) > 1
+
+        wait_until(grow, 30)
+        assert pauses == sorted(pauses)
+        port = urlsplit(address).port
+        assert f"start it again with --port {port}" in page.text("#status")
+        browser.execute_script("window.before = true")
+    publish_next(run, "extremes", extremes([10], PARAMS))
+    with viewing(tmp_path, run, "--port", port) as viewer:
+        assert address_of(viewer) == address
+        page.wait_for("step 10")
+        wait_until(lambda: bool(page.picture()), 20)
+        page.wait_for_address(view="layers", zoom="2,7")
+        assert browser.execute_script("return window.before")
+        assert viewer.complained() == ""
 
 
 def test_a_closed_page_leaves_nothing_behind(tmp_path: Path, browser: Chrome) -> None:

@@ -6,6 +6,7 @@ Each session has a figure of its own. The one thread of the serving loop calls m
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import hmac
 import io
 import ipaddress
@@ -34,6 +35,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from tracer.log.run import LogError
 from tracer.log.text import plain
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
@@ -41,7 +43,9 @@ from viewer.read.runs import Runs
 from viewer.reduce.metrics import panel_of
 from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.connections import HOST, Strangers, accept, listen
+from viewer.surfaces.cursor import Cursor, Reading
 from viewer.surfaces.screen import Screen
+from viewer.surfaces.token import kept_secret, token_of
 from viewer.words import noticed, span
 
 # A browser with a wrong address gets an answer; the terminal stays quiet.
@@ -52,13 +56,13 @@ _TICK_MILLISECONDS = 200
 _PATIENCE_SECONDS = 1.0
 _PING_SECONDS = 30
 # The page lists this many parameters and findings; a filter shows other parameters.
-_LISTED, _FINDINGS = 200, 30
+_LISTED, _FINDINGS, _PARAMS_LINKED = 200, 30, 3
 _LARGEST_MESSAGE = 1 << 16
 _LARGEST_HEADER = 1 << 15
 _IDLE_SECONDS = 30
 # Sizes that a page can have. Others, which no page of ours sends, must cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
-_DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf"}
+_DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "csv": "text/csv; charset=utf-8"}
 # matplotlib's script sets style attributes.
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; "
@@ -71,6 +75,7 @@ def serve(
     options: ViewOptions,
     host: str,
     port: int | None,
+    new_token: bool,
     say: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C.
@@ -80,6 +85,7 @@ def serve(
         options: The view where an address asks for none.
         host: The address to listen at; "" for this machine alone.
         port: The port, 0 for any free one; None for the usual one, or a free one where it is taken.
+        new_token: Whether addresses of before are refused from now on.
         say: Tells the user the page's address.
 
     Raises:
@@ -90,10 +96,22 @@ def serve(
     warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
     host = host or HOST
     listening = listen(host, port)
-    site = Site(open_runs, options, frozenset({"localhost", socket.gethostname().lower(), host.lower()}))
+    port = listening.getsockname()[1]
+    try:
+        secret = kept_secret(new_token)
+    except (OSError, RuntimeError) as error:
+        words = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            words = f"{error.filename}: {error.strerror}"
+        if new_token:
+            raise LogError(f"no new token can be kept: {words}") from error
+        say(f"the address holds until the page ends, since its token cannot be kept: {words}")
+        secret = secrets.token_urlsafe()
+    hosts = frozenset({"localhost", socket.gethostname().lower(), host.lower()})
+    site = Site(open_runs, options, hosts, port, token_of(secret, port))
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104
     shown = f"[{shown}]" if ":" in shown else shown
-    say(f"Ctrl-C ends the page at http://{shown}:{listening.getsockname()[1]}/{site.token}/")
+    say(f"Ctrl-C ends the page at http://{shown}:{port}/{site.token}/")
     asyncio.run(_serve(site, listening))
 
 
@@ -135,15 +153,26 @@ class Site:
         token: The first folder of every address, so that the page's relative addresses have it, too. A cookie would go
             to servers at other ports of this host as well.
         files: The type and the content of each file of the page, by name.
+        port: Where the page is served.
+        made: Another text for other files: a page that was open while the viewer was upgraded loads itself again.
         sessions: The open sessions, by the names that their pages know.
         strangers: The connections that have not shown the token.
     """
 
-    def __init__(self, open_runs: Callable[[ViewOptions], Runs], options: ViewOptions, hosts: frozenset[str]) -> None:
+    def __init__(
+        self,
+        open_runs: Callable[[ViewOptions], Runs],
+        options: ViewOptions,
+        hosts: frozenset[str],
+        port: int,
+        token: str,
+    ) -> None:
         self.open_runs = open_runs
         self.options = options
-        self.token = secrets.token_urlsafe()
+        self.port = port
+        self.token = token
         self.files = _files()
+        self.made = hashlib.sha256(repr(self.files).encode()).hexdigest()
         self.sessions: dict[str, Session] = {}
         self.strangers = Strangers()
         self._hosts = hosts
@@ -175,7 +204,7 @@ def _files() -> dict[str, tuple[str, bytes]]:
     return {
         "": ("text/html", (page / "page.html").read_bytes()),
         "page.css": ("text/css", (page / "page.css").read_bytes()),
-        "page.js": ("text/javascript", (page / "page.js").read_bytes()),
+        **{name: ("text/javascript", (page / name).read_bytes()) for name in ("page.js", "cursor.js")},
         "mpl.js": ("text/javascript", FigureManagerWebAgg.get_javascript().encode()),
         **{f"_images/{name}.png": ("image/png", (images / f"{name}.png").read_bytes()) for name in icons},
     }
@@ -226,10 +255,13 @@ class Download(_Guarded):
         """Write the figure of the session that is named in the query."""
         session = self.site.sessions.get(self.get_query_argument("session", ""))
         if session is None or kind not in _DOWNLOADS:
-            self.refuse(404, "There is no such figure: reload the page, and save it as png, svg or pdf.")
+            self.refuse(404, "There is no such figure: reload the page, and save it as png, svg, pdf or csv.")
             return
         content = io.BytesIO()
-        session.screen.figure.savefig(content, format=kind)
+        if kind == "csv":
+            content.write(session.screen.drawing.csv().encode())
+        else:
+            session.screen.figure.savefig(content, format=kind)
         self.set_header("Content-Type", _DOWNLOADS[kind])
         self.set_header("Content-Disposition", "attachment")
         self.write(content.getvalue())
@@ -246,11 +278,14 @@ class Session(_Guarded, WebSocketHandler):
         )
         options, self._refused = options_of(words, self._base)
         self._asked, self._told = words, dict[str, object]()
+        # What the page was told of.
+        self._seen: tuple[Sequence[Snapshot] | None, object] = None, None
         figure = Figure(figsize=SIZE_INCHES)
         self._manager = FigureManagerWebAgg(FigureCanvasWebAggCore(figure), 1)
         self._toolbar = self._manager.toolbar = NavigationToolbar2WebAgg(figure.canvas)
         self.screen = Screen(figure, self.site.open_runs, options, titled=False)
-        self._followed: ViewOptions | None = None
+        self._cursor = Cursor()
+        self._followed: object = None
         self._drawn = False
         self._name = secrets.token_urlsafe()
         self.site.sessions[self._name] = self
@@ -275,6 +310,11 @@ class Session(_Guarded, WebSocketHandler):
             if options != self.screen.options:
                 self.screen.look_at(options)
             self._tick()
+        elif content["type"] == "point":
+            click = content["click"] is True
+            self._read(self._cursor.point(self.screen.drawing, content["x"], content["y"], click))
+        elif content["type"] == "move":
+            self._read(self._cursor.move(self.screen.drawing, int(content["points"]), int(content["panels"])))
         elif content["type"] != "supports_binary":
             for name in _BOUNDS.keys() & content.keys():
                 low, high = _BOUNDS[name]
@@ -282,47 +322,62 @@ class Session(_Guarded, WebSocketHandler):
             self._manager.handle_json(content)
             if content["type"] == "resize":
                 self.screen.redraw()
+                self._read_again()
+
+    def _read(self, reading: Reading | None) -> None:
+        """Answer with what stands at the cursor."""
+        self.send_json({"type": "reading", "reading": reading})
+
+    def _read_again(self) -> None:
+        """Tell the page what stands at the cursor in the figure as it is now."""
+        if self._cursor.shown:
+            self._read(self._cursor.again(self.screen.drawing))
 
     def _tick(self) -> None:
         screen, failure = self.screen, ""
         try:
             if screen.tick():
                 self._drawn = False
+                self._read_again()
         except Exception as error:
             # The page shows the error and stays: other options may work.
             failure = str(error) or type(error).__name__
-        params = _unique(name for snapshot in screen.snapshots for name in snapshot.params)
-        if screen.options.view is View.PARAM and not screen.options.param and params:
+        if screen.options.view is View.PARAM and not screen.options.param and (params := self._params()):
             screen.look_at(dataclasses.replace(screen.options, param=params[0]))
             return
-        if screen.options is not self._followed:
-            self._followed, self._since = screen.options, time.monotonic()
-            # The old view's zoom, and what was under the mouse, are gone.
-            self._toolbar.update()
+        if screen.drawing is not self._followed:
+            self._followed, self._since = screen.drawing, time.monotonic()
+            # What was under the mouse is gone.
             self._toolbar.set_message("")
         if not screen.snapshots and not failure and time.monotonic() < self._since + _PATIENCE_SECONDS:
             return
         if not self._drawn:
             self._drawn = True
             screen.figure.canvas.draw_idle()
-        self._tell(failure, params)
+        self._tell(failure)
 
-    def _tell(self, failure: str, params: list[str]) -> None:
+    def _tell(self, failure: str) -> None:
         """Send the page what has changed."""
         screen, options = self.screen, self.screen.options
-        status, *notices = (failure or screen.said()).splitlines()
+        seen = failure or screen.said(), options, screen.names, self._refused
+        if screen.snapshots is self._seen[0] and seen == self._seen[1]:
+            return
+        self._seen = screen.snapshots, seen
+        status, *notices = seen[0].splitlines()
         refused = dict(self._refused)
         if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
             refused["run"] = f"there is no run {options.run!r}"
         further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel_of(c.name) is None}
         all_params = {name for snapshot in screen.snapshots for name in snapshot.all_params}
-        words, usual = words_of(options), words_of(self._base)
-        differing = {name: word for name, word in words.items() if word != usual[name]}
+        params = self._params()
+        words = words_of(options)
         state: dict[str, object] = {
             "session": self._name,
+            "port": self.site.port,
+            "made": self.site.made,
             "status": {"words": status, "failed": bool(failure)},
             "notices": notices,
-            "findings": _listed(noticed(screen.snapshots, options), several=len(screen.snapshots) > 1),
+            "findings": self._findings(),
             "choices": {
                 "run": ["", *_unique([*screen.names, *filter(None, [options.run])])],
                 "rank": _unique(
@@ -334,12 +389,50 @@ class Session(_Guarded, WebSocketHandler):
             "params": {"names": params[:_LISTED], "matching": len(params), "there": len(all_params)},
             "values": words | {name: self._asked[name] for name in self._refused if name == "params"},
             "refused": refused,
-            "query": urlencode(differing, doseq=True, errors="replace"),
+            "query": self._query(options),
         }
         news = {name: value for name, value in state.items() if self._told.get(name) != value}
         if news:
             self._told = state
             self.send_json({"type": "state", **news})
+
+    def _params(self) -> list[str]:
+        return _unique(name for snapshot in self.screen.snapshots for name in snapshot.params)
+
+    def _query(self, options: ViewOptions) -> str:
+        """What an address says of options."""
+        usual = words_of(self._base)
+        differing = {name: word for name, word in words_of(options).items() if word != usual[name]}
+        return urlencode(differing, doseq=True, errors="replace")
+
+    def _findings(self) -> dict[str, object]:
+        """The first findings in words and with links, the number of each severity, and how many are not listed."""
+        findings = noticed(self.screen.snapshots, self.screen.options)
+        counts = Counter(finding.severity for _, _, finding in findings)
+        more = f"… and {len(findings) - _FINDINGS} more: see `viewer check`" if len(findings) > _FINDINGS else ""
+        return {
+            "words": ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in Severity if counts[kind]),
+            "listed": [self._listed(*each) for each in findings[:_FINDINGS]],
+            "more": more,
+        }
+
+    def _listed(self, number: int, snapshot: Snapshot, finding: Finding) -> dict[str, object]:
+        """A finding in words, with the addresses of its step and of its parameters."""
+        options, several = self.screen.options, len(self.screen.snapshots) > 1
+        there = self.screen.around(snapshot, finding.first_step)
+        of_param = dataclasses.replace(options, view=View.PARAM, run=snapshot.name if several else options.run)
+        params = finding.params[:_PARAMS_LINKED]
+        return {
+            "number": number,
+            "severity": finding.severity,
+            "run": plain(snapshot.name) if several else "",
+            "span": span(finding),
+            "title": plain(finding.title),
+            "sentence": plain(finding.sentence),
+            "advice": finding.advice,
+            "step": None if there is None else self._query(dataclasses.replace(options, zoom=there)),
+            "params": [[plain(name), self._query(dataclasses.replace(of_param, param=name))] for name in params],
+        }
 
     def send_json(self, content: dict[str, Any]) -> None:
         """Called by matplotlib, too."""
@@ -360,24 +453,6 @@ class Session(_Guarded, WebSocketHandler):
             self._ticks.stop()
             self._manager.remove_web_socket(self)
             asyncio.get_running_loop().run_in_executor(None, self.screen.close)
-
-
-def _listed(findings: Sequence[tuple[int, Snapshot, Finding]], several: bool) -> dict[str, object]:
-    """The first findings in words, the number of each severity, and how many are not listed."""
-    counts = Counter(finding.severity for _, _, finding in findings)
-    listed = [
-        {
-            "number": number,
-            "severity": finding.severity,
-            "where": plain(f"{snapshot.name}, {span(finding)}" if several else span(finding)),
-            "sentence": plain(finding.sentence),
-            "advice": finding.advice,
-        }
-        for number, snapshot, finding in findings[:_FINDINGS]
-    ]
-    words = ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in Severity if counts[kind])
-    more = f"… and {len(findings) - _FINDINGS} more: see `viewer check`" if len(findings) > _FINDINGS else ""
-    return {"words": words, "listed": listed, "more": more}
 
 
 def _unique(names: Iterable[str]) -> list[str]:

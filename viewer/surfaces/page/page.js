@@ -21,28 +21,56 @@ for (const name of names) {
   control.closest("details > *, .views").after(element("p", "", { id: `refused-${name}`, className: "refused", role: "alert" }));
 }
 
-/* matplotlib's figure, as wide as the page lets it be. Its script takes the focus once by itself, which is let pass, and
+/* matplotlib's figure, as large as the page lets it be. Its script takes the focus once by itself, which is let pass, and
    then with each click, which is not to scroll the page. */
-const address = new URL(`socket${location.search}`, location.href);
-address.protocol = address.protocol.replace("http", "ws");
-if (dark) address.searchParams.set("prefers", "dark");
-const socket = new WebSocket(address);
-mpl.extensions = ["png", "svg", "pdf"];
-const figure = new mpl.figure("figure", socket, download, byId("figure"));
+mpl.extensions = ["png", "svg", "pdf", "csv"];
+const figure = new mpl.figure("figure", opened(), download, byId("figure"));
+const { onopen } = figure.ws;
 const canvas = figure.canvas_div;
 figure._resize_canvas = () => {};
 canvas.focus = () => { canvas.focus = () => HTMLElement.prototype.focus.call(canvas, { preventScroll: true }); };
 figure.format_dropdown.setAttribute("aria-label", "Format of the download");
-canvas.setAttribute("role", "img");
+/* Arrow keys are for the figure, and not for who reads the page aloud. */
+canvas.setAttribute("role", "application");
+canvas.setAttribute("aria-roledescription", "figure");
+canvas.setAttribute("aria-describedby", "keys");
 canvas.before(figure.root.lastChild);
-socket.addEventListener("open", () => {
-  figure.resizeObserverInstance.unobserve(canvas);
-  figure.resizeObserverInstance.observe(canvas);
-});
-socket.addEventListener("close", () => {
+
+/* A connection for what the address asks for. Once it is lost, the page tries for another one. */
+function opened() {
+  const address = new URL(`socket${location.search}`, location.href);
+  address.protocol = address.protocol.replace("http", "ws");
+  if (dark) address.searchParams.set("prefers", "dark");
+  const socket = new WebSocket(address);
+  socket.addEventListener("open", () => {
+    delete figure.send_message;
+    figure.waiting = false;
+    pause = 1;
+    figure.resizeObserverInstance.unobserve(canvas);
+    figure.resizeObserverInstance.observe(canvas);
+  });
+  socket.addEventListener("close", lost);
+  return socket;
+}
+
+let pause = 1;
+let next;
+function lost() {
   figure.send_message = () => {};
-  show.status({ words: "The viewer has ended, or cannot be reached: once it runs, reload this page.", failed: true });
-});
+  const again = known.port ? ` with --port ${known.port}` : "";
+  const words = `The viewer has ended, or cannot be reached: trying again in ${pause} s. If it has ended, start it again${again}: this page then goes on.`;
+  show.status({ words, failed: true });
+  next = setTimeout(connect, 1000 * pause);
+  pause = Math.min(2 * pause, 30);
+}
+
+function connect() {
+  clearTimeout(next);
+  const socket = opened();
+  figure.ws = Object.assign(socket, { onopen, onmessage: figure._make_on_message_function(figure) });
+}
+/* Who comes back to the page does not wait. */
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && figure.ws.readyState === WebSocket.CLOSED && connect());
 
 function download(_, format) {
   const query = new URLSearchParams({ session: known.session });
@@ -53,27 +81,44 @@ function download(_, format) {
 const known = {};
 let arrived = false;
 let awaited = false;
+/* Whether the next view is one to come back from. */
+let leapt = false;
 document.addEventListener("selectionchange", () => awaited && show.findings(known.findings));
 addEventListener("popstate", () => figure.send_message("address", { query: location.search.slice(1) }));
 const show = {
   status({ words, failed }) {
-    byId("status").textContent = document.title = words;
+    byId("status").textContent = words;
     byId("status").classList.toggle("refused", failed);
+    entitle();
     describe();
   },
-  notices: (lines) => byId("notices").replaceChildren(...(lines.length ? lines : ["none"]).map((line) => element("li", line))),
+  /* Another viewer than the one that this page is of. */
+  made: (made) => known.first === made || (known.first ? location.reload() : (known.first = made)),
+  notices(lines) {
+    byId("noticed").hidden = !lines.length;
+    byId("notices").replaceChildren(...lines.map((line) => element("li", line)));
+  },
   findings({ words, listed, more }) {
-    const [list, selected] = [byId("findings"), getSelection()];
+    /* What the user has selected, perhaps to copy it, stays until it is selected no longer. */
+    const selected = getSelection();
+    awaited = !selected.isCollapsed && selected.containsNode(byId("findings"), true);
     byId("found").hidden = !listed.length;
     byId("found-words").textContent = `Findings: ${words}`;
-    /* What is selected, to be copied, stays until it is let go. */
-    awaited = !selected.isCollapsed && selected.containsNode(list, true);
+    entitle();
     if (awaited) return;
-    list.replaceChildren(...listed.map(({ number, severity, where, sentence, advice }) => {
-      const item = element("li", "", { value: number });
-      item.append(element("strong", severity, { className: severity }), ` ${where}: ${sentence} `, element("span", advice));
-      return item;
-    }), ...(more ? [element("li", more, { className: "more" })] : []));
+    const before = [...byId("findings").children];
+    const items = [];
+    for (const finding of listed) {
+      const name = `${finding.run} ${finding.title}`;
+      items.push(before.find((item) => item.dataset.name === name && !items.includes(item)) ?? itemOf(name));
+      fill(items.at(-1), finding);
+    }
+    if (more) {
+      items.push(before.find(({ dataset }) => !dataset.name) ?? element("li", ""));
+      set(items.at(-1), more);
+    }
+    /* Nodes that are moved would lose the focus. */
+    if (items.length !== before.length || items.some((item, index) => item !== before[index])) byId("findings").replaceChildren(...items);
   },
   choices(choices) {
     for (const name of ["run", "rank", "statistic"]) {
@@ -103,8 +148,8 @@ const show = {
   },
   values(values) {
     for (const [name, words] of Object.entries(values)) {
-      const typing = controls[name] === document.activeElement && /text|search|range/.test(controls[name].type);
-      if (name !== "metrics" && !typing) controls[name].value = words[0];
+      const typing = controls[name] && controls[name] === document.activeElement && /text|search|range/.test(controls[name].type);
+      if (name in controls && name !== "metrics" && !typing) controls[name].value = words[0];
     }
     for (const box of byId("metrics").querySelectorAll("[type=checkbox]")) box.checked = values.metrics.includes(box.value);
     form.dataset.view = values.view[0];
@@ -120,14 +165,70 @@ const show = {
   },
   query(query) {
     const place = (words) => ["view", "param", "run", "params"].map((name) => new URLSearchParams(words).get(name)).join();
-    const [address, elsewhere] = [query ? `?${query}` : location.pathname, place(query) !== place(location.search)];
+    const [address, elsewhere] = [query ? `?${query}` : location.pathname, leapt || place(query) !== place(location.search)];
     /* Another place is one to come back from with the browser's own button; the first is where one comes from. */
     if (address !== (location.search || location.pathname)) {
       history[elsewhere && arrived ? "pushState" : "replaceState"](null, "", address);
     }
-    arrived = true;
+    [arrived, leapt] = [true, false];
   },
 };
+
+/* A tab shows little of its title. */
+function entitle() {
+  const found = byId("found").hidden ? "" : byId("found-words").textContent.replace("Findings: ", "");
+  document.title = [found, byId("status").textContent].filter(Boolean).join(" · ");
+}
+
+function itemOf(name) {
+  const item = element("li", "");
+  item.dataset.name = name;
+  const details = element("details", "");
+  const summary = element("summary", "");
+  summary.append(element("b", ""), " ", element("a", "", { className: "step" }), " ", element("span", "", { className: "title" }), element("span", "", { className: "params" }));
+  const text = element("p", "");
+  text.append(element("b", ""), " ", element("span", ""));
+  details.append(summary, text);
+  item.append(details);
+  return item;
+}
+
+/* Only what has changed, so that nothing is lost that the user has selected, opened or reached with keys. */
+function set(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function fill(item, { number, severity, run, span, title, sentence, advice, step, params }) {
+  const [kind, link] = item.querySelectorAll("summary > b, .step");
+  const [said, tried] = item.querySelectorAll("p > *");
+  set(kind, `${number} ${severity}`);
+  kind.className = severity;
+  set(link, span);
+  lead(link, step);
+  set(item.querySelector(".title"), run ? `${run}: ${title}` : title);
+  set(said, sentence);
+  set(tried, advice);
+  const links = item.querySelector(".params");
+  if (links.children.length !== params.length) links.replaceChildren(...params.flatMap(() => [" ", element("a", "")]));
+  [...links.children].forEach((param, index) => {
+    set(param, params[index][0]);
+    lead(param, params[index][1]);
+  });
+}
+
+function lead(link, query) {
+  const address = query === null ? null : `?${query}`;
+  if (address === null) link.removeAttribute("href");
+  else if (link.getAttribute("href") !== address) link.setAttribute("href", address);
+}
+
+byId("findings").addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  leapt = true;
+  figure.send_message("address", { query: link.search.slice(1) });
+});
 
 function describe() {
   canvas.setAttribute("aria-label", `Figure, ${controls.view.value}: ${byId("status").textContent}`);
