@@ -1,8 +1,8 @@
 """gradwatch's training side: trace a PyTorch model's extremes into a Parquet log.
 
-``attach`` traces a model, ``scan`` reads a run's log as a polars LazyFrame. ``doctor``, ``model_extremes``,
-``model_stats`` and ``overall_extremes`` are plain functions for a notebook. Nothing heavy is imported before one of
-them is used.
+``attach`` traces a model, ``close`` ends every trace, ``scan`` reads a run's log as a polars LazyFrame. ``doctor``,
+``model_extremes``, ``model_stats`` and ``overall_extremes`` are plain functions for a notebook. Nothing heavy is
+imported before one of them is used.
 """
 
 import importlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tracer.log.read import scan
     from tracer.log.run import LogError
     from tracer.notebook import doctor, model_extremes, model_stats, overall_extremes
-    from tracer.trace import Trace, attach
+    from tracer.trace import Trace, attach, close
     from tracer.warn import TracerWarning
 
 _HOMES = {
@@ -22,6 +22,7 @@ _HOMES = {
     "Trace": "tracer.trace",
     "TracerWarning": "tracer.warn",
     "attach": "tracer.trace",
+    "close": "tracer.trace",
     "doctor": "tracer.notebook",
     "model_extremes": "tracer.notebook",
     "model_stats": "tracer.notebook",
@@ -35,6 +36,7 @@ __all__ = [
     "Trace",
     "TracerWarning",
     "attach",
+    "close",
     "doctor",
     "model_extremes",
     "model_stats",

@@ -29,9 +29,9 @@ _KEYS = ["rank", "attempt", "step"]
 
 
 def enter(
-    path: Place, rank: int, resume: bool, model: nn.Module, hooks: Hooks, settings: Settings
+    path: Place, rank: int, resume: bool, overwrite: bool, model: nn.Module, hooks: Hooks, settings: Settings
 ) -> tuple[bool, int, int]:
-    """Begin a rank's part of a run, or go on with it, if it exists and ``resume`` asks for that.
+    """Begin a rank's part of a run; go on with one that exists, or replace it, if ``resume`` or ``overwrite`` says so.
 
     Returns:
         Whether the run goes on, and the first step and the attempt.
@@ -44,14 +44,44 @@ def enter(
         if rank == 0:
             _compare(path, hooks)
         return True, first_step, attempt
+    replaces = overwrite and (_has_begun(path, 0) or _has_begun(path, rank))
+    if replaces and rank > 0:
+        ranks.await_replacement(path, rank)
     if rank == 0:
-        run_folder.create_run(path, _describe(model, hooks, settings))
+        info = _describe(model, hooks, settings)
+        if replaces:
+            _replace(path, info)
+        else:
+            run_folder.create_run(path, info)
     elif _has_begun(path, rank):
         raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
     else:
         run_folder.prepare_folders(path)
         ranks.claim_rank(path, rank)
     return False, 0, 0
+
+
+def _replace(path: Place, info: Mapping[str, Any]) -> None:
+    """Put a new run into the folder of one that no process writes; files that are not that run's stay.
+
+    Raises:
+        LogError: it is being written, or it is no run that this version could read.
+    """
+    run_folder.open_run(path)
+    ranks.see_that_none_writes(path)
+    # Other ranks begin their part of the new run as soon as this one is alive: only what was there before is deleted.
+    parts = {
+        folder: [name for name in path.names(folder.name) if Part.parse(folder / name)]
+        for folder in map(path.__truediv__, schema.TABLES)
+    }
+    marks = ranks.files_of_others(path, 0)
+    run_folder.prepare_folders(path)
+    ranks.reopen_rank(path, 0)
+    for folder, names in parts.items():
+        folder.remove_files(names)
+    path.remove_files(marks)
+    # Last, and in one move on a disk: a process that is killed has left a run, which can be replaced like any other.
+    run_folder.replace_run(path, info)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -110,7 +140,7 @@ def _has_begun(path: Place, rank: int) -> bool:
     try:
         return run_folder.holds_run(path) if rank == 0 else rank in ranks.ranks_in(path)
     except OSError as error:
-        raise LogError(f"{path} cannot be read: {in_short(error)}") from error
+        raise LogError(f"{path} cannot be read: {in_short(error)}") from None
 
 
 def _continue_run(path: Place, rank: int) -> tuple[int, int]:

@@ -156,7 +156,7 @@ class Daemon:
             self._owner = ranks.owner(path, rank)
             self._thread.start()
         except (OSError, RuntimeError) as error:
-            raise run_folder.LogError(f"{path} cannot be written: {in_short(error)}") from error
+            raise run_folder.LogError(f"{path} cannot be written: {in_short(error)}") from None
         _running.add(self)
 
     def put(self, table: str, item: object, rows: int = 1, size_bytes: int = 300) -> None:

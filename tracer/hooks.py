@@ -278,6 +278,11 @@ class Hooks:
         """Whether any of the tensors with these ids is traced here."""
         return not self._ids.isdisjoint(tensors)
 
+    def are_of(self, tensors: set[int]) -> bool:
+        """Whether the model is alive, and all of its parameters, traced or not, are the tensors with these ids."""
+        model = self._model()
+        return model is not None and {id(parameter.tensor) for parameter in named_parameters(model)} == tensors
+
     def held(self, optimizer: Optimizer) -> list[ParamHook]:
         """The hooks of the tensors that an optimizer holds."""
         ids = set(ids_of(optimizer))

@@ -164,7 +164,7 @@ def name_filter(select: Select | None, argument: str = "params") -> Callable[[st
     try:
         pattern = re.compile(select)
     except re.error as error:
-        raise ValueError(f"{argument}={select!r} is not a regular expression: {error}") from error
+        raise ValueError(f"{argument}={select!r} is not a regular expression: {error}") from None
     return lambda name: pattern.search(name) is not None
 
 

@@ -1,7 +1,6 @@
 """The life of one attachment: ``attach`` wires hooks, recorder, daemon and log; ``Trace`` is the user's handle."""
 
 import atexit
-import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -30,8 +29,9 @@ from tracer.items import capturing, event, lost, metric_value
 from tracer.log import run as run_folder
 from tracer.log import schema, store
 from tracer.log.place import Place
-from tracer.log.run import LogError
+from tracer.log.run import LogError, without_inner_calls
 from tracer.log.schema import BEYOND
+from tracer.log.text import say
 from tracer.outbox import Outbox
 from tracer.parameters import NamedParameter, Rename, Select, class_name, flattened, in_modules, named_parameters
 from tracer.recorder import Recorder
@@ -48,6 +48,7 @@ def _open_traces() -> "list[Trace]":
     return [*_open, *(trace for reference in tuple(_without_model) if (trace := reference()) is not None)]
 
 
+@without_inner_calls
 def attach(
     model: nn.Module,
     path: str | os.PathLike[str] | None = None,
@@ -67,12 +68,14 @@ def attach(
     bins: int = 10,
     total_steps: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> "Trace":
     """Trace a model: from now on, each step's extremes go into a log, until the trace is closed.
 
     Use the trace as a context manager, or call its ``close``; the interpreter's exit closes it in any case. One line
-    with the run's folder is printed. Nothing is traced in a child process of multiprocessing that runs the script once
-    more, as under spawn and forkserver.
+    with the run's folder is printed: on standard error, and in a notebook below the cell. A model that is being traced
+    may be attached again, without a path or into its own: that closes the older trace. Nothing is traced in a child
+    process of multiprocessing that runs the script once more, as under spawn and forkserver.
 
     Args:
         model: The model, on any device. Move it before or after; wrap it in ``torch.compile`` before or after.
@@ -106,15 +109,19 @@ def attach(
         total_steps: The number of steps that the run will have, for the viewer to estimate the remaining time.
         resume: Go on with the run in ``path``, after its last step, or begin it if there is none yet. To go on from a
             checkpoint, give its state to ``Trace.load_state_dict``.
+        overwrite: Replace the run in ``path``, if there is one that no process writes. Files that are none of the run's
+            stay. Several ranks all give it: rank 0 replaces the run, and the others wait for that, at most a minute.
 
     Raises:
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
             statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
-            ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` has no ``path``, or a device
-            has no float64, as Apple's have not, and more than extremes is asked for.
+            ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` or ``overwrite`` has no
+            ``path``, or both are given, or a device has no float64, as Apple's have not, and more than extremes is
+            asked for.
         TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
-        RuntimeError: a parameter of the model is being traced already, or another model into this path.
-        tracer.LogError: ``path`` holds a run already, is a file, or cannot be written.
+        RuntimeError: the model, or a part of it, is being traced into another path, or another model into this one.
+        tracer.LogError: ``path`` holds a run already, which with ``overwrite`` another process writes; or it is a file,
+            or cannot be written.
     """
     settings = Settings(
         every=every,
@@ -131,6 +138,10 @@ def attach(
     )
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
+    if overwrite and path is None:
+        raise ValueError("overwrite=True needs the path of the run to replace")
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with the run in the path, and overwrite=True replaces it: give one")
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, and got {type(model).__name__}")
     if rename is not None and not callable(rename):
@@ -140,23 +151,27 @@ def attach(
     try:
         place = None if path is None else store.at(path).resolve()
     except OSError as error:
-        raise LogError(f"{path} cannot be used: {in_short(error)}; give an absolute path") from error
+        raise LogError(f"{path} cannot be used: {in_short(error)}; give an absolute path") from None
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # A worker of a DataLoader that was not forked, say, is importing the script. multiprocessing itself uses this
         # mark for that.
         warn("a child process runs the script that started it once more: nothing is traced there")
         return Trace(place or store.at("runs"), settings, None)
     hooks = Hooks(model, params, rename)
-    _see_that_nobody_traces(model, place)
+    older = _older_trace(model, place, resume, overwrite)
     if (reason := flattened(model)) is not None:
         warn(reason)
     outputs = None if activations is False or activations is None else Activations(model, activations)
     if settings.measures.with_float64 or outputs is not None:
         _see_that_there_is_float64(hooks)
     try:
-        return _begin(model, hooks, place, settings, scaler, outputs, resume)
+        if older is not None:
+            older._finish("")
+            if rank_and_world()[0] == 0:
+                say(f"gradwatch closed the trace into {older.path}: its model is attached again")
+        return _begin(model, hooks, place, settings, scaler, outputs, resume, overwrite)
     except OSError as error:
-        raise LogError(f"{place or 'runs'} cannot be used: {in_short(error)}; check the disk") from error
+        raise LogError(f"{place or 'runs'} cannot be used: {in_short(error)}; check the disk") from None
 
 
 def _see_that_there_is_float64(hooks: Hooks) -> None:
@@ -169,13 +184,27 @@ def _see_that_there_is_float64(hooks: Hooks) -> None:
         )
 
 
-def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
-    """Raise if a parameter of the model is traced already, or another model into this place."""
+def _older_trace(model: nn.Module, place: Place | None, resume: bool, overwrite: bool) -> "Trace | None":
+    """The open trace that another one of this model takes the place of, if there is one.
+
+    Raises:
+        LogError: the place holds a run, and nobody has said what is to become of it.
+        RuntimeError: a parameter of the model is traced into another place, or another model into this one.
+    """
     parameters = named_parameters(model)
     for other in _open_traces():
+        if place in (None, other.path) and other.is_of({id(parameter.tensor) for parameter in parameters}):
+            if place is not None and not (resume or overwrite) and run_folder.holds_run(place):
+                raise LogError(run_folder.HOLDS_A_RUN.format(path=place))
+            return other
+        if overwrite and other.path == place and weakref.ref(other) in _without_model:
+            return other
         shared = [parameter.name for parameter in parameters if other.traces({id(parameter.tensor)})]
         if len(shared) == len(parameters):
-            raise RuntimeError(f"{class_name(model)} is already traced, into {other.path}: close that trace first")
+            raise RuntimeError(
+                f"{class_name(model)} is already traced, into {other.path}: close that trace first, "
+                "or all with tracer.close()"
+            )
         if shared:
             raise RuntimeError(
                 f"{class_name(model)} shares {_in_one_name(shared, parameters)} with a model that is already "
@@ -183,8 +212,10 @@ def _see_that_nobody_traces(model: nn.Module, place: Place | None) -> None:
             )
         if place is not None and other.path == place:
             raise RuntimeError(
-                f"another model is being traced into {other.path}: give another path, or close that trace first"
+                f"another model is being traced into {other.path}: give another path, or close that trace first, "
+                "or all with tracer.close()"
             )
+    return None
 
 
 def _in_one_name(names: list[str], parameters: list[NamedParameter]) -> str:
@@ -203,13 +234,14 @@ def _begin(
     scaler: GradScaler | None,
     activations: Activations | None,
     resume: bool,
+    overwrite: bool,
 ) -> "Trace":
     """Begin or resume a run, wire its parts, and set the hooks."""
     rank, world = rank_and_world()
     if world > 1 and place is None:
         raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
     path = place or default_path(model)
-    resumed, first_step, attempt = enter(path, rank, resume, model, hooks, settings)
+    resumed, first_step, attempt = enter(path, rank, resume, overwrite, model, hooks, settings)
     given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
     own = run_folder.own_metrics_of(given) | (run_folder.open_run(path).own_metrics if resumed else frozenset())
     scales = LossScales(scaler if settings.scaler else None, hooks.names)
@@ -237,9 +269,7 @@ def _begin(
     if rank == 0:
         does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
         does += "".join(f" ({said})" for said in sorted({remark(each.tensor) or "" for each in hooks.chosen} - {""}))
-        # stderr may be closed.
-        with contextlib.suppress(OSError, ValueError):
-            print(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}", file=sys.stderr)
+        say(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}")
     return trace
 
 
@@ -420,6 +450,10 @@ class Trace:
         """Whether a tensor with one of these ids is traced here."""
         return self._parts is not None and self._parts.hooks.traces(tensors)
 
+    def is_of(self, tensors: set[int]) -> bool:
+        """Whether the traced model is alive, and its parameters are the tensors with these ids."""
+        return self._parts is not None and self._parts.hooks.are_of(tensors)
+
     def _finish(self, reason: str) -> None:
         """End the trace and wait until all is written, also where it is being closed already."""
         parts = self._parts
@@ -482,6 +516,16 @@ class Trace:
 
 def _reason(error: BaseException | None) -> str:
     return "" if error is None else in_full(error)
+
+
+def close() -> None:
+    """Close every trace that is open in this process, as ``Trace.close`` does. Harmless where there is none."""
+    traces = _open_traces()
+    # First tell all of them to end: each may need seconds to write its last rows.
+    for trace in traces:
+        trace._end("")
+    for trace in traces:
+        trace._finish("")
 
 
 def _close_all() -> None:

@@ -206,4 +206,4 @@ def matching(names: list[str], pattern: str) -> list[str]:
         return series.filter(series.str.contains(pattern)).to_list()
     except pl.exceptions.ComputeError as error:
         reason = str(error).partition("\n\n")[0].rpartition("error: ")[2]
-        raise ValueError(f"{pattern!r} is no regular expression: {reason}") from error
+        raise ValueError(f"{pattern!r} is no regular expression: {reason}") from None

@@ -55,7 +55,7 @@ def train(rank):
     os.close(go)
     os.read(waits, 1)
     try:
-        trace = tracer.attach(model, path)
+        trace = tracer.attach(model, path, overwrite=len(sys.argv) > 5)
     except tracer.LogError as error:
         os.write(1, f"{rank} refused: {error}\\n".encode())
         return
@@ -85,9 +85,9 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
-def processes(run: Path, claims: str, steps: int) -> "subprocess.Popen[str]":
-    """A process for each rank that is claimed."""
-    command = [sys.executable, "-c", RANKS, str(run), str(WORLD), claims, str(steps)]
+def processes(run: Path, claims: str, steps: int, *overwrite: str) -> "subprocess.Popen[str]":
+    """A process for each rank that is claimed; with a further word, they are to replace the run."""
+    command = [sys.executable, "-c", RANKS, str(run), str(WORLD), claims, str(steps), *overwrite]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -139,6 +139,41 @@ def test_of_those_who_claim_a_rank_one_has_it(tmp_path: Path, round_: int, figur
     rows = tracer.scan(run).filter(pl.col("param") == "weight").sort("rank", "step").collect()
     assert rows.select("rank", "step").rows() == [(rank, step) for rank in (0, 3) for step in range(5)]
     assert not list((run / "staging").iterdir())
+
+
+def test_ranks_replace_a_run_of_more_ranks(tmp_path: Path) -> None:
+    """Rank 0 replaces the whole run, though others come first; these wait, and no row of theirs is lost."""
+    run = tmp_path / "run"
+    for claims, *overwrite in (("0,1,2",), ("1,0", "overwrite")):
+        with processes(run, claims, 5, *overwrite) as process:
+            said = process.communicate()[0]
+        assert "refused" not in said
+        ranks_found = sorted(map(int, claims.split(",")))
+        rows = tracer.scan(run).filter(pl.col("param") == "weight").sort("rank", "step").collect()
+        assert rows.select("rank", "step").rows() == [(rank, step) for rank in ranks_found for step in range(5)]
+        assert ranks.ranks_in(run) == ranks_found
+
+
+def test_of_those_who_replace_a_run_one_does(tmp_path: Path) -> None:
+    """Of processes that replace the same run in one moment, one writes; the others leave its run alone."""
+    run = tmp_path / "run"
+    with processes(run, "0", 3) as process:
+        process.communicate()
+    with processes(run, "0,0,0", 100_000, "overwrite") as process:
+        assert process.stdout is not None
+        said = "".join(process.stdout.readline() for _ in range(3))
+        (pid,) = map(int, re.findall(r"0 (\d+) writes", said))
+        try:
+            assert len(re.findall(rf"0 refused: {run} is being written by '\S+ {pid}'", said)) == 2
+            wait_until(lambda: (tracer.scan(run).select(pl.col("step").max()).collect().item() or 0) > 3)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    first = tracer.scan(run).group_by("step", "param").len().collect()["len"]
+    assert first.unique().to_list() == [1]
+    # It was alive a moment ago, and is not.
+    with processes(run, "0", 3, "overwrite") as process:
+        assert "refused" not in process.communicate()[0]
+    assert tracer.scan(run).select(pl.col("step").max()).collect().item() == 2
 
 
 def test_a_rank_that_dies_is_named_while_the_others_go_on(tmp_path: Path, figures: Callable[..., None]) -> None:

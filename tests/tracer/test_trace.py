@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable
@@ -269,11 +270,15 @@ def test_bad_models_and_selections_leave_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_path_that_holds_a_run_names_both_ways_out(tmp_path: Path) -> None:
-    """Another path, or resume=True."""
+def test_a_path_that_holds_a_run_names_all_ways_out(tmp_path: Path) -> None:
+    """Another path, resume=True, or overwrite=True; and no call below ``attach`` is shown."""
     tracer.attach(mlp(), tmp_path / "run").close()
-    with pytest.raises(tracer.LogError, match=r"already holds a run: give another path, or attach with resume=True"):
+    words = r"already holds a run: give another path, or attach with resume=True .*, or with overwrite=True to replace"
+    with pytest.raises(tracer.LogError, match=words) as raised:
         tracer.attach(mlp(), tmp_path / "run")
+    error = raised.value
+    assert (error.__cause__, error.__suppress_context__) == (None, True)
+    assert [frame.name for frame in traceback.extract_tb(error.__traceback__)][1:] == ["called"]
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -292,6 +297,48 @@ def test_attaching_twice_is_refused_until_the_first_is_closed(tmp_path: Path) ->
             tracer.attach(again, tmp_path / "two")
     trace.close()
     tracer.attach(model, tmp_path / "two").close()
+
+
+def test_a_model_that_is_attached_again_closes_its_older_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a path, or into its own, the older trace ends with one note; a wrapper of the model is the model."""
+    monkeypatch.chdir(tmp_path)
+    model = mlp()
+    first = tracer.attach(model, params="0", every=2)
+    first.log(loss=1.0)
+    wrapper = nn.Module()
+    wrapper.module = model
+    second = tracer.attach(wrapper)
+    assert metric(Path(first.path), "loss") == [(0, 1.0)]
+    assert state(first.path) == "closed"
+    closed = f"gradwatch closed the trace into {first.path}: its model is attached again\n"
+    assert capsys.readouterr().err.count(closed) == 1
+    loss_of(model).backward()
+    second.close()
+    assert steps(Path(second.path)) == [0]
+    hows: list[dict[str, Any]] = [{"resume": True}, {"overwrite": True}]
+    for how in hows:
+        third = tracer.attach(model, second.path, **how)
+        with pytest.raises(tracer.LogError, match="already holds a run: give another path"):
+            tracer.attach(model, second.path)
+        fourth = tracer.attach(model, second.path, **how)
+        third.log(loss=2.0)
+        fourth.log(loss=3.0)
+        fourth.close()
+        assert [value for _, value in metric(Path(second.path), "loss")] == [3.0]
+
+
+def test_close_ends_every_trace(tmp_path: Path) -> None:
+    """Also those that nobody has any more, and those whose models are gone."""
+    model = mlp()
+    tracer.attach(model, tmp_path / "a")
+    of_none = tracer.attach(mlp(), tmp_path / "b")
+    of_none.log(loss=1.0)
+    tracer.close()
+    assert [state(tmp_path / name) for name in "ab"] == ["closed", "closed"]
+    assert metric(tmp_path / "b", "loss") == [(0, 1.0)]
+    tracer.close()
 
 
 def through_a_file(model: nn.Module) -> nn.Module:

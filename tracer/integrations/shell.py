@@ -70,6 +70,8 @@ class Shell:
         super().__init__()
         self.path = path
         self.options = options
+        # As it is now: the training may go to another folder, and begin or go on from there.
+        self._path = None if path is None else os.fspath(store.at(path))
         self.trace: Trace | None = None
         self._number = 1
         self._restored: int | None = None
@@ -95,6 +97,7 @@ class Shell:
         self._restored = None
         goes_on = bool(step) or self.options.get("resume", False)
         options = {**known, **self.options, "resume": goes_on and self.path is not None}
+        options["overwrite"] = options.get("overwrite", False) and not goes_on
         self.trace = attach(model, self._place(goes_on), **options)
         self._ended = False
         _open.add(self)
@@ -102,19 +105,25 @@ class Shell:
             self.trace.load_state_dict({"step": step})
 
     def _place(self, goes_on: bool) -> Place | None:
-        """Where the run goes on, or the first of the path and its siblings that holds no run: the same on all ranks."""
-        if self.path is None:
+        """Where the run goes on, or the first of the path and its siblings that holds no run: the same on all ranks.
+
+        What is to be overwritten are the runs of earlier processes: each training of this one has a number of its own.
+        """
+        if self._path is None:
             return None
         rank, world = rank_and_world()
         met = world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
         # Ranks that cannot agree take the path as it is.
         if not goes_on and rank == 0 and (met or world == 1):
-            self._number = next(number for number in itertools.count(1) if not _holds_run(_sibling(self.path, number)))
+            if self.options.get("overwrite"):
+                self._number += self.trace is not None
+            else:
+                self._number = next(each for each in itertools.count(1) if not _holds_run(_sibling(self._path, each)))
         if met:
             numbers = [self._number]
             torch.distributed.broadcast_object_list(numbers, src=0)
             self._number = numbers[0]
-        return _sibling(self.path, self._number)
+        return _sibling(self._path, self._number)
 
     def _log(self, metrics: Mapping[str, object]) -> None:
         """Record those of a framework's metrics that are numbers. The others are left out, and said once."""
@@ -177,9 +186,8 @@ class Shell:
         self._restored = state.get("step")
 
 
-def _sibling(path: str | os.PathLike[str], number: int) -> Place:
+def _sibling(text: str, number: int) -> Place:
     """The path, or its sibling of this number from 2 on; what a URI asks for stays at its end."""
-    text = os.fspath(path)
     base, mark, asks = text.partition("?") if is_uri(text) else (text, "", "")
     return store.at(text if number == 1 else f"{base.rstrip('/')}-{number}{mark}{asks}")
 

@@ -113,6 +113,9 @@ class Place(Protocol):
     def remove(self) -> None:
         """Delete this file, if it exists."""
 
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Delete these files in this folder, those that exist, several at a time."""
+
     def stage(self, name: str) -> AbstractContextManager[Staged]:
         """Write a file of this run; what is not published within the block is thrown away.
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from tracer.log import schema
 from tracer.log.place import Place
 from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim, host_name
-from tracer.log.text import plain
+from tracer.log.text import plain, say
 
 State = Literal["running", "closed", "stopped"]
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
@@ -27,6 +26,8 @@ _CLOCKS_DIFFER_SECONDS = 3600.0
 # How often to look whether a heartbeat was renewed, and whether another process has finished reopening a rank.
 _LOOK_SECONDS = 0.5
 _TURN_SECONDS = 0.05
+# How long another rank may take to replace a run. The disk of another machine may show it late.
+_REPLACED_SECONDS = 60.0
 
 _RANK_FILE = re.compile(r"heartbeat-r(0\d{4}|[1-9]\d{4,9})|closed-r(0\d{4}|[1-9]\d{4,9})\.json", re.ASCII)
 _STAGED_FILE = re.compile(r"(?:.*-)?r(\d{5,})[-.].*")
@@ -109,6 +110,40 @@ def reopen_rank(path: Place, rank: int) -> None:
     clear_staging(path, rank)
 
 
+def see_that_none_writes(path: Place) -> None:
+    """Raise ``LogError`` if a process other than this one is writing a run; a doubtful one is waited for."""
+    settle([path])
+    for rank, state in rank_states(path).items():
+        writer = owner(path, rank)
+        if state == "running" and _lives(writer) is not False:
+            raise _written_by(path, writer)
+
+
+def await_replacement(path: Place, rank: int) -> None:
+    """Wait until rank 0, with ``overwrite``, has left nothing of a rank's part of an older run.
+
+    Raises:
+        LogError: it has not done so within a minute.
+    """
+    first = path / _heartbeat(0)
+    give_up = time.monotonic() + _REPLACED_SECONDS
+    while time.monotonic() < give_up:
+        # It renews its heartbeat before it deletes what it had found, and may be on another machine.
+        rank_states(path)
+        if not _doubtful(first) and rank_states(path).get(0) == "running" and rank not in ranks_in(path):
+            return
+        time.sleep(_TURN_SECONDS)
+    raise LogError(
+        f"rank 0 has not replaced the run in {path} within {_REPLACED_SECONDS:.0f} s: attach with overwrite=True on "
+        "every rank, or give another path"
+    )
+
+
+def files_of_others(path: Place, rank: int) -> list[str]:
+    """The names of the heartbeats and closed marks of a run's other ranks."""
+    return [name for name in path.names() if _ranks([name]) not in ([], [rank])]
+
+
 def _beat_of(file: Place) -> tuple[str, float]:
     """The process that wrote a heartbeat, and when; an empty name and ``_NEVER`` if there is none."""
     with contextlib.suppress(FileNotFoundError):
@@ -179,9 +214,7 @@ def _still_written(path: Place, rank: int, owner: str, beaten: float) -> bool:
 
 def _say_waiting(path: Place, where: str = "") -> None:
     words = f"gradwatch waits up to {HEARTBEAT_STALE_SECONDS:.0f} s: is {path} still being written{where}?"
-    # stderr may be closed.
-    with contextlib.suppress(OSError, ValueError):
-        print(plain(words), file=sys.stderr)
+    say(plain(words))
 
 
 def _lives(owner: str, or_ours: bool = False) -> bool | None:
@@ -329,7 +362,7 @@ def closed_summaries(path: Place) -> list[dict[str, Any]]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from error
+            raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from None
     return summaries
 
 

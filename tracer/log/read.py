@@ -15,7 +15,7 @@ from tracer.log import schema
 from tracer.log.parts import Part, good_parts, rows_by_number, with_listing
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
-from tracer.log.run import LogError, open_run
+from tracer.log.run import LogError, open_run, without_inner_calls
 from tracer.log.store import at
 
 Paths = str | os.PathLike[str]
@@ -26,6 +26,7 @@ _MANY_ROWS = 10**15
 _NO_STEPS = pl.DataFrame(schema={"rank": pl.Int32, "attempt": pl.Int32, "step": pl.Int64})
 
 
+@without_inner_calls
 def scan(
     run: Paths | Iterable[Paths], table: str = "extremes", *, attempts: Literal["latest", "all"] = "latest"
 ) -> pl.LazyFrame:

@@ -186,6 +186,10 @@ class Remote:
         system, path = filesystems.opened(self.uri)
         system.create_dir(path, recursive=True)
 
+    def remove_files(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_AT_A_TIME) as threads:
+            list(threads.map(lambda name: (self / name).remove(), names))
+
     def stage(self, name: str) -> AbstractContextManager[Staged]:
         return contextlib.closing(_Upload(self, name))
 

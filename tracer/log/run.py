@@ -1,19 +1,23 @@
 """A run's folder and its run.json: creating, opening and finding runs."""
 
+import functools
 import json
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tracer.log import schema
 from tracer.log.place import Place
 from tracer.log.text import plain
 
-HOLDS_A_RUN = "{path} already holds a run: give another path, or attach with resume=True to go on with it"
+HOLDS_A_RUN = (
+    "{path} already holds a run: give another path, or attach with resume=True to go on with it, or with "
+    "overwrite=True to replace it"
+)
 
 _REQUIRED = {
     "run_id": str,
@@ -30,6 +34,10 @@ OWN_METRICS = {"scaler": ("amp_scale", "skipped"), "budget": ("tracer_cost",)}
 BEYOND_COUNTS = 1 << 63
 
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
 class LogError(Exception):
     """A run that cannot be created, opened or read, in a sentence that says what to do next."""
 
@@ -39,6 +47,25 @@ class LogError(Exception):
 
 class NewerFormatError(LogError):
     """A run was written by a later version, in a format that this one cannot read."""
+
+
+class NoRunError(LogError):
+    """There is no run."""
+
+
+def without_inner_calls(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let a public function's ``LogError`` come without the calls below it: its sentence says all that they could."""
+
+    @functools.wraps(function)
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        # IPython shows no frame of that name.
+        __tracebackhide__ = True
+        try:
+            return function(*args, **kwargs)
+        except LogError as error:
+            raise error.with_traceback(None) from None
+
+    return called
 
 
 @dataclass(frozen=True)
@@ -82,15 +109,28 @@ def create_run(path: Place, info: Mapping[str, Any]) -> Run:
             be written.
     """
     prepare_folders(path)
-    full = {
-        "format": schema.FORMAT,
-        "run_id": uuid.uuid4().hex,
-        "started": datetime.now(UTC).isoformat(),
-        "host": host_name(),
-        **info,
-    }
+    full = _with_origin(info)
     begin(path, "run.json", as_json(full))
     return Run(path, full)
+
+
+def replace_run(path: Place, info: Mapping[str, Any]) -> None:
+    """Write a run.json as ``create_run`` does, but over that of the run which this one replaces.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.on_disk is None:
+        # Not every store puts a file over another.
+        (path / "run.json").remove()
+    with path.stage(f"run-{uuid.uuid4().hex}") as staged:
+        staged.write(as_json(_with_origin(info)))
+        staged.publish("run.json")
+
+
+def _with_origin(info: Mapping[str, Any]) -> dict[str, Any]:
+    origin = {"run_id": uuid.uuid4().hex, "started": datetime.now(UTC).isoformat(), "host": host_name()}
+    return {"format": schema.FORMAT, **origin, **info}
 
 
 def host_name() -> str:
@@ -106,10 +146,10 @@ def begin(path: Place, name: str, content: bytes) -> None:
     """
     try:
         claim(path, name, content)
-    except FileExistsError as error:
-        raise LogError(HOLDS_A_RUN.format(path=path)) from error
+    except FileExistsError:
+        raise LogError(HOLDS_A_RUN.format(path=path)) from None
     except OSError as error:
-        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from error
+        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from None
 
 
 def claim(path: Place, name: str, content: bytes) -> None:
@@ -146,18 +186,18 @@ def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
     try:
         path.make_folders((*tables, "staging"))
     except (FileExistsError, NotADirectoryError) as error:
-        raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from error
+        raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from None
     except OSError as error:
-        raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from error
+        raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from None
 
 
 def _see_that_it_is_utf8(path: Place) -> None:
     """Raise ``LogError`` for a path that no library that reads Parquet could open."""
     try:
         os.fspath(path).encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError:
         shown = str(path).encode(errors="backslashreplace").decode()
-        raise LogError(f"{shown} is not UTF-8, so no reader could open it: give another path") from error
+        raise LogError(f"{shown} is not UTF-8, so no reader could open it: give another path") from None
 
 
 def remake_folders(path: Place, tables: Iterable[str]) -> None:
@@ -175,8 +215,8 @@ def open_run(path: Place) -> Run:
     """Open a run that exists.
 
     Raises:
-        LogError: there is no run, its run.json cannot be read, its format is newer than this reader's, or its path is
-            not UTF-8.
+        NoRunError: there is no run.
+        LogError: its run.json cannot be read, its format is newer than this reader's, or its path is not UTF-8.
     """
     _see_that_it_is_utf8(path)
     try:
@@ -184,10 +224,10 @@ def open_run(path: Place) -> Run:
         version = int(info["format"])
         if version <= schema.FORMAT:
             _check(info)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise LogError(f"{path} holds no run: it has no run.json; is the path right?") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoRunError(f"{path} holds no run: it has no run.json; is the path right?") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from error
+        raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from None
     if version > schema.FORMAT:
         raise NewerFormatError(
             f"{path} has log format {version}, and this gradwatch reads formats up to {schema.FORMAT}: "

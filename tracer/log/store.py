@@ -144,6 +144,10 @@ class Local(PosixPath):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self)
 
+    def remove_files(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self / name).remove()
+
     def stage(self, name: str) -> AbstractContextManager[Staged]:
         return contextlib.closing(_StagedFile(self, name))
 

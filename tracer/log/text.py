@@ -1,6 +1,7 @@
 """Texts fit for a terminal: a log may come from a stranger, and a locale may know few letters."""
 
 import codecs
+import contextlib
 import io
 import os
 import re
@@ -19,6 +20,20 @@ def plain(text: object) -> str:
     """
     line = _SURROGATE.sub("\ufffd", " ".join(str(text).split()))
     return "".join(letter for letter in line if letter.isprintable())
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook, and not in a script or in IPython's terminal."""
+    # Whoever runs in one has imported it.
+    ipython = sys.modules.get("IPython.core.getipython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def say(line: str) -> None:
+    """Print a line that is no warning: below a notebook's cell, where standard error is red; else on standard error."""
+    # Either may be closed.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 def print_anything() -> None:

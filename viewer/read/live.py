@@ -7,7 +7,7 @@ from typing import Any
 
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
-from tracer.log.run import LogError, Run, holds_run
+from tracer.log.run import LogError, NoRunError, Run, holds_run
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
@@ -72,7 +72,7 @@ class Live:
             return None
         except LogError as error:
             # The run may have been deleted a moment ago, and another one may stand there by now.
-            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) or not holds_run(self.path):
+            if isinstance(error, NoRunError) or not holds_run(self.path):
                 return self._missed()
             raise
         self._shown = snapshot or self._shown
