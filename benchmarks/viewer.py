@@ -64,6 +64,26 @@ print([read - begun, time.perf_counter() - read])
 runs.close()
 """
 
+# What `show` takes of the kernel's process, in which nothing else happens here.
+_SHOW = """
+import json, sys, time
+from types import SimpleNamespace
+from tracer.log.store import Local as Path
+from viewer.read.runs import Runs
+from viewer.surfaces.notebook import Showing
+drawn = []
+handle = SimpleNamespace(update=lambda *_, **__: drawn.append(time.perf_counter()))
+showing = Showing(Runs([Path(sys.argv[1])]), handle, SimpleNamespace(register=lambda *_: None))
+while not drawn:
+    time.sleep(0.1)
+begun, taken = time.perf_counter(), time.process_time()
+print("shows", flush=True)
+sys.stdin.read()
+taken, begun = time.process_time() - taken, time.perf_counter() - begun
+print(json.dumps([taken / begun, [after - before for before, after in zip(drawn, drawn[1:])]]))
+showing.stop()
+"""
+
 
 def names(params: int) -> list[str]:
     """The names of so many parameters."""
@@ -193,6 +213,21 @@ def delays_of_file(run: Path, repeats: int) -> list[float]:
     return found
 
 
+def share_of_show(run: Path, seconds: float) -> tuple[float, list[float]]:
+    """The share of a core that ``viewer.show`` takes of a live run, and the seconds from picture to picture."""
+    command = [sys.executable, "-c", _SHOW, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "shows\n"
+        end = time.perf_counter() + seconds
+        numbers = later(run, round(10 * seconds))
+        while time.perf_counter() < end:
+            publish_steps(run, next(numbers))
+            time.sleep(1)
+        share, pauses = json.loads(process.communicate()[0])
+        return share, pauses
+
+
 async def delays_of_page(run: Path, repeats: int) -> list[float]:
     """Seconds from a published part until a page's client has received the new picture."""
     with viewer(run, "--web", "--port", "0") as process:
@@ -315,6 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the largest runs")
+    parser.add_argument("--shown", type=float, default=120, help="seconds for which `viewer.show` is measured")
     parser.add_argument("--delays", type=int, default=40, help="that are measured of each surface and run")
     given = parser.parse_args()
     console = Console(width=120)
@@ -327,6 +363,7 @@ def main() -> None:
         title="Following: a redraw is to cost the same after any number of rows",
     )
     commands = Table("command", "from start to end", "from, to", "peak", title="Judging")
+    showing = Table("run", "of a core", "picture to picture", "from, to", title="viewer.show in a kernel that trains")
     delays = Table(
         *("run", "surface", "published to redrawn, or pointed to told", "from, to", "95th percentile"), title="Delay"
     )
@@ -346,6 +383,8 @@ def main() -> None:
             commands.add_row(name, *spread(list(seconds)), spread(list(megabytes), "MB")[0])
         for name, run in (("1 k rows", Path(folder, "1k")), ("the largest, 1 part", Path(folder, "merged"))):
             beat(run, 0)
+            share, pauses = share_of_show(run, given.shown)
+            showing.add_row(name, f"{share:.1%}", *spread(pauses))
             for surface, waited in (
                 ("file", delays_of_file(run, given.delays)),
                 ("page", asyncio.run(delays_of_page(run, given.delays))),
@@ -359,6 +398,7 @@ def main() -> None:
     console.print(opening)
     console.print(living)
     console.print(commands)
+    console.print(showing)
     console.print(delays)
 
 

@@ -99,6 +99,30 @@ def test_a_user_may_ask_to_go_on(tmp_path: Path) -> None:
     assert steps(tmp_path / "run") == [0, 1, 2, 3]
 
 
+def test_a_relative_path_is_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that goes to another folder begins, and goes on, where its ``Gradwatch`` was made."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(Shell("run")) as shell:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        for step in (0, 2):
+            shell._begin(model := mlp(), step=step)
+            train(model)
+    assert steps(tmp_path / "run") == [0, 1, 2, 3]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_user_may_ask_to_replace_the_runs_of_earlier_processes(tmp_path: Path) -> None:
+    """With overwrite=True no number is counted up for them; this process's own trainings keep a run each."""
+    for count in (1, 3):
+        with closing(Shell(tmp_path / "run", overwrite=True)) as shell:
+            for _ in range(2):
+                shell._begin(model := mlp(), step=0)
+                train(model, count)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
+        assert steps(tmp_path / "run") == steps(tmp_path / "run-2") == list(range(count))
+
+
 def test_a_training_that_failed_gives_way_to_the_next_of_its_model(tmp_path: Path) -> None:
     """Where a framework told of no end, another shell's training of this model ends the run with a reason."""
     model = mlp()

@@ -204,6 +204,20 @@ def test_of_those_who_reopen_a_rank_far_away_one_has_it(s3: Server) -> None:
             assert_one_goes_on(run, said)
 
 
+def test_a_run_far_away_is_replaced(s3: Server) -> None:
+    """Of the older run nothing is left in the store, and a file beside its parts stays."""
+    uri = s3.uri()
+    for count in (3, 1):
+        with tracer.attach(model := nn.Linear(1, 1), uri, overwrite=True) as trace:
+            for _ in range(count):
+                model(torch.ones(1, 1)).sum().backward()
+                trace.step(loss=count)
+        store.at(f"{uri}/extremes/notes.txt").renew(b"mine")
+    assert tracer.scan(uri, "metrics").collect().select("step", "value").rows() == [(0, 1.0)]
+    assert set(tracer.scan(uri).collect()["step"]) == {0}
+    assert store.at(f"{uri}/extremes/notes.txt").content() == b"mine"
+
+
 def test_what_a_training_reads_of_its_own_run_it_does_not_keep(s3: Server) -> None:
     """Neither merging nor resuming leaves a copy on this machine while the process goes on."""
     run = new_run(s3.uri(), 3)

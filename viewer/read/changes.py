@@ -102,7 +102,17 @@ def check_names(options: ViewOptions, snapshots: Sequence[Snapshot]) -> None:
     if options.view is View.LAYERS and options.statistic not in first.statistics and not drawn:
         raise LogError(f"{first.name} has no {options.statistic!r}: recorded were {', '.join(first.statistics)}")
     if options.view is View.PARAM and first.extremes is None:
-        near = difflib.get_close_matches(options.param, params, n=3, cutoff=0.4) or params[:3]
-        raise LogError(f"{first.name} has no row of a parameter {options.param!r}: try {', '.join(near)}")
+        raise no_row_of(options.param, first.name, params)
     if options.params and not any(snapshot.params for snapshot in snapshots):
-        raise LogError(f"no parameter's name matches {options.params!r}: there are {', '.join(params[:3])}, …")
+        raise nothing_matches(options.params, params)
+
+
+def no_row_of(param: str, name: str, params: Sequence[str]) -> LogError:
+    """The error of a parameter that a run does not have."""
+    near = difflib.get_close_matches(param, params, n=3, cutoff=0.4) or params[:3]
+    return LogError(f"{name} has no row of a parameter {param!r}: try {', '.join(near)}")
+
+
+def nothing_matches(pattern: str, params: Sequence[str]) -> LogError:
+    """The error of a regular expression that no parameter's name matches."""
+    return LogError(f"no parameter's name matches {pattern!r}: there are {', '.join(params[:3])}, …")

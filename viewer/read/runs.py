@@ -88,6 +88,8 @@ class Runs:
         # Since when runs have ended, as far as this machine can tell.
         self._ended: dict[_Key, float] = {}
         self.places: dict[str, Place] = {}
+        # Names of runs whose folders have the same name, as seen from where the process was at first.
+        self._longer_names: dict[Place, str] = {}
         self.stopping = threading.Event()
         self.rescan_seconds = poll_seconds or RESCAN_SECONDS
         self.clock: Callable[[], float] = time.monotonic
@@ -132,7 +134,11 @@ class Runs:
         chosen = set(matching(list(names.values()), self._only))
         names = {path: name for path, name in names.items() if name in chosen}
         counts = Counter(names.values())
-        return {name if counts[name] == 1 else from_here(path): path for path, name in names.items()}
+        longer = self._longer_names
+        return {
+            name if counts[name] == 1 else longer.setdefault(path, from_here(path)): path
+            for path, name in names.items()
+        }
 
     def _chosen(self) -> list[_Key]:
         """The runs that are shown."""
@@ -247,10 +253,14 @@ class Runs:
         """Wait until something is published, at most until the next rescan."""
         self._waker.wait(self.rescan_seconds)
 
+    def wake(self) -> None:
+        """End the ``wait`` of another thread."""
+        self._waker.wake()
+
     def stop(self) -> None:
         """End the following of these runs; any thread may call it."""
         self.stopping.set()
-        self._waker.wake()
+        self.wake()
 
     def close(self) -> None:
         """Stop watching."""

@@ -1,7 +1,7 @@
 """Python as a surface: a figure of runs for a paper, and in a notebook a picture that follows a training.
 
-The kernel that shows a run often trains it, too. So a thread of its own draws, and rests nine times as long as drawing
-took.
+The kernel that shows a run often trains it, too. So a thread of its own draws, and rests forty times as long as drawing
+took. At the end of a cell the picture of a run that is over is waited for, so that a saved notebook holds it.
 """
 
 import contextlib
@@ -10,30 +10,40 @@ import io
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from tracer.log.place import Place
+from tracer.log.ranks import state
+from tracer.log.read import with_rows
+from tracer.log.run import LogError, open_run, without_inner_calls
 from tracer.log.store import at
-from tracer.log.text import plain
+from tracer.log.text import in_notebook, plain
 from viewer.draw.theme import SIZE_INCHES, own_settings
-from viewer.draw.views import fill
-from viewer.options import View, ViewOptions
-from viewer.read.changes import changes, once
+from viewer.draw.views import Shown, fill
+from viewer.options import View, ViewOptions, matching
+from viewer.read.changes import changes, no_row_of, nothing_matches, once
 from viewer.read.runs import Runs
+from viewer.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from IPython.core.events import EventManager
     from IPython.display import DisplayHandle
 
 _Folder = str | os.PathLike[str]
 
 _LEAST_SECONDS = 0.5
-# Python runs one thread at a time: with this rest, the training keeps nine tenths of the time, however slow drawing is.
-_REST = 9
+# Python runs one thread at a time: with this rest, the training keeps 97 % of the time, however slow drawing is. What
+# polars takes in threads of its own is not counted, and is less than half of a percent.
+_REST = 40
+# How long the end of a cell waits for the last picture of runs that are over.
+_LAST_SECONDS = 30.0
 
 
 class _Canvas(FigureCanvasAgg):
@@ -64,11 +74,16 @@ class _Picture(Figure):
             super().savefig(*arguments, **options)
 
     def _repr_png_(self) -> bytes:
+        # As ``savefig`` makes it, which draws everything twice.
+        canvas = self.canvas
+        assert isinstance(canvas, FigureCanvasAgg), "each picture has a canvas of that kind"
+        canvas.draw()
         with io.BytesIO() as file:
-            self.savefig(file, format="png")
+            imsave(file, canvas.buffer_rgba(), format="png", dpi=self.dpi)
             return file.getvalue()
 
 
+@without_inner_calls
 def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options: Any) -> Figure:
     """A figure of a run as it is now, or of several side by side: ``viewer.figure("runs/a").savefig("a.pdf")``.
 
@@ -93,10 +108,12 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options:
     return picture
 
 
+@without_inner_calls
 def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: Any) -> "Showing":
     """Show a run, or several, in a notebook: the picture below the cell follows them while cells and trainings run.
 
-    It may begin before the run exists. It ends by itself when all runs have closed, or a minute after they died.
+    It may begin before the run exists. It ends by itself when all runs have closed, or a minute after they died. It
+    takes at most 3 % of a core, so each picture comes some seconds after the one before.
     The kernel reads with polars from then on, and polars hangs in a process that is forked from it: workers of a
     DataLoader that use polars need ``multiprocessing_context="spawn"``.
 
@@ -109,35 +126,55 @@ def show(run: _Folder | Sequence[_Folder], view: str | None = None, **options: A
         The picture; ``stop()`` ends it.
 
     Raises:
+        LogError: a run that exists has no such parameter.
         RuntimeError: this is no notebook.
         TypeError: as in ``figure``.
         ValueError: as in ``figure``.
     """
     runs = Runs(_paths(run), _options(view, options))
-    if not _in_notebook():
+    _check_params(runs)
+    if not in_notebook():
         raise RuntimeError("viewer.show needs a notebook; elsewhere use viewer.figure, or the command `viewer`")
+    from IPython.core.getipython import get_ipython
     from IPython.display import display
 
     verb = "waiting for" if runs.awaited else "reading"
     text = plain(f"viewer: {verb} {', '.join(map(str, runs.paths))}")
-    handle = display({"text/plain": text}, raw=True, display_id=True)
+    handle, shell = display({"text/plain": text}, raw=True, display_id=True), get_ipython()
     assert handle is not None, "a display with an id has a handle"
-    return Showing(runs, handle)
+    assert shell is not None, "a notebook has a shell"
+    return Showing(runs, handle, shell.events)
 
 
 class Showing:
     """A picture in a notebook that follows runs until they are over or it is stopped; ``show`` returns it."""
 
-    def __init__(self, runs: Runs, handle: "DisplayHandle") -> None:
+    def __init__(self, runs: Runs, handle: "DisplayHandle", events: "EventManager") -> None:
         self._runs = runs
         self._handle = handle
+        self._events = events
+        self._drawn = False
+        # Set once there is no time to rest.
+        self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="viewer-notebook", daemon=True)
         self._thread.start()
+        events.register("post_run_cell", self._end_cell)
 
     def stop(self) -> None:
-        """End it now; the last picture stays."""
+        """End it now, with a last picture of the runs as they are."""
         self._runs.stop()
+        self._hurry.set()
         self._thread.join()
+
+    def _end_cell(self, _: object) -> None:
+        """At the end of a cell, wait for the last picture of runs that have closed: the notebook may be saved then."""
+        with contextlib.suppress(OSError):
+            if self._thread.is_alive() and {state(path) for path in self._runs.listed().values()} == {"closed"}:
+                self._hurry.set()
+                self._runs.wake()
+                self._thread.join(_LAST_SECONDS)
+        if not self._thread.is_alive():
+            self._events.unregister("post_run_cell", self._end_cell)
 
     def _run(self) -> None:
         with contextlib.closing(self._runs):
@@ -152,12 +189,25 @@ class Showing:
             view = fill(picture, self._runs.options)
         before = time.thread_time()
         for snapshots, fresh in changes(self._runs):
+            opened = not self._drawn
             if fresh:
-                with own_settings():
-                    view.update(snapshots, time.time())
-                    self._put(picture)
-            self._runs.stopping.wait(max(_LEAST_SECONDS, _REST * (time.thread_time() - before)))
+                self._draw(picture, view, snapshots)
+            # To open a long run takes its time, once.
+            taken = 0.0 if opened else time.thread_time() - before
+            self._hurry.wait(max(_LEAST_SECONDS, _REST * taken))
             before = time.thread_time()
+        if self._runs.stopping.is_set() and self._drawn:
+            last = self._runs.refresh()
+            if (last := self._runs.examine() or last) is not None:
+                self._draw(picture, view, last)
+
+    def _draw(self, picture: _Picture, view: Shown, snapshots: Sequence[Snapshot]) -> None:
+        if not self._drawn:
+            _check_params(self._runs)
+        with own_settings():
+            view.update(snapshots, time.time())
+            self._put(picture)
+        self._drawn = True
 
     def _put(self, picture: _Picture) -> None:
         from IPython.display import Image
@@ -168,13 +218,32 @@ class Showing:
         """Display nothing as the last value of a cell: the picture is shown already."""
 
 
-def _in_notebook() -> bool:
-    """Whether this runs in a notebook, and not in a script or in IPython's terminal."""
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return False
-    return getattr(get_ipython(), "kernel", None) is not None
+def _check_params(runs: Runs) -> None:
+    """Raise ``LogError`` for a parameter, or a pattern of parameters, that no run has, once all runs have begun."""
+    options = runs.options
+    if runs.awaited or not (options.param or options.params):
+        return
+    names: dict[str, None] = {}
+    for path in runs.listed().values():
+        # What is wrong with a run that cannot be read is said in the place of the picture.
+        with contextlib.suppress(LogError, OSError):
+            names |= dict.fromkeys(param["name"] for param in open_run(path).info["params"])
+            if not _holds(names, options):
+                # Those that have joined the model later.
+                names |= dict.fromkeys(with_rows(path, "extremes", _params_of))
+    if names and not _holds(names, options):
+        first = ", ".join(runs.listed())
+        found = list(names)
+        raise no_row_of(options.param, first, found) if options.param else nothing_matches(options.params, found)
+
+
+def _holds(names: Iterable[str], options: ViewOptions) -> bool:
+    """Whether the parameters that are asked for are among these names."""
+    return options.param in ("", *names) and bool(matching(list(names), options.params))
+
+
+def _params_of(rows: pl.LazyFrame) -> list[str]:
+    return rows.select(pl.col("param").cast(pl.String).unique()).collect()["param"].to_list()
 
 
 def _paths(run: _Folder | Sequence[_Folder]) -> list[Place]:
@@ -189,7 +258,10 @@ def _options(view: str | None, given: Mapping[str, Any]) -> ViewOptions:
     for name in given:
         if name not in names:
             raise TypeError(f"there is no {name!r}: there are view, {', '.join(names)}")
-    options = ViewOptions(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
+    try:
+        options = ViewOptions(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise error.with_traceback(None) from None
     if options.view is View.PARAM and not options.param:
         raise ValueError("view='param' needs param, a parameter's name")
     return options

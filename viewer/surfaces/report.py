@@ -55,6 +55,8 @@ def check(
     else:
         checked = read(paths, limits, rank, failed)
     checked = [replace(snapshot, name=_as_given(snapshot.name, runs)) for snapshot in _with_rank(checked, rank, failed)]
+    for reason in failed.values():
+        print(f"viewer: {plain(reason)}", file=sys.stderr)
     if as_json:
         errors = [{"run": _as_given(name, runs), "error": reason} for name, reason in failed.items()]
         print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
@@ -132,11 +134,10 @@ def _has_rank(snapshot: Snapshot, rank: int | None) -> bool:
 
 
 def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> None:
-    """Raise the error of the only run; print that of one among several, so that the others are still checked."""
+    """Raise the error of the only run; note that of one among several, so that the others are still checked."""
     if alone:
         raise error
     failed[name] = str(error)
-    print(f"viewer: {plain(error)}", file=sys.stderr)
 
 
 def followed(runs: Runs, quiet: bool) -> list[Snapshot]:

@@ -1,10 +1,13 @@
 """Pictures in a real notebook that follow a training."""
 
 import base64
+import html
 import io
 import itertools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image
 
 import viewer
-from tests.logs import close_run, metrics, new_run, publish_next
+from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.store import Local as Path
 
 pytestmark = pytest.mark.slow
@@ -50,6 +53,7 @@ nbformat.write(notebook, "notebook.ipynb")
 """
 
 TRAINING = """
+import os
 import threading
 import time
 from tracer.log.store import Local as Path
@@ -110,9 +114,9 @@ CELLS = {
             viewer.show("closes", "param", param="0.weight")  # display 1
             for number in range(20):
                 step(model, optimizer, number)
-        join()
         """,
     "the same again": """
+        assert not viewers()
         viewer.show(["closes"], param="0.weight")  # display 2
         join()
         """,
@@ -128,15 +132,44 @@ CELLS = {
         viewer.show("newer")  # display 4
         join()
         """,
+    "another folder": """
+        model, optimizer = training()
+        os.mkdir("elsewhere")
+        trace = tracer.attach(model, "moves")
+        viewer.show("moves")  # display 5
+        rows = tracer.scan("closes")
+        os.chdir("elsewhere")
+        for number in range(3):
+            trace.log(loss=step(model, optimizer, number))
+        trace.close()
+        assert set(rows.collect()["step"]) == set(range(20))
+        os.chdir("..")
+        """,
+    "a path that holds a run": """
+        tracer.attach(model, "closes")
+        """,
+    "attached again": """
+        tracer.attach(model, "again")
+        tracer.attach(model, "again", overwrite=True)
+        tracer.close()
+        """,
+    "a wrong parameter": """
+        viewer.show("closes", param="0.wieght")
+        """,
+    "findings": """
+        viewer.check("ill")
+        """,
     "the end": """
-        viewer.show("ends")  # display 5
+        viewer.show("ends")  # display 6
         model, optimizer = training()
         trace = tracer.attach(model, "ends")
-        while not Path("told-5-001.json").exists():
+        while not Path("told-6-001.json").exists():
             step(model, optimizer, 0)
             time.sleep(0.01)
         """,
 }
+
+RAISING = ("a path that holds a run", "a wrong parameter")
 
 
 @dataclass
@@ -156,6 +189,16 @@ class Executed:
         contents = [content["data"] for _, content in self.told(display)]
         return [base64.b64decode(data["image/png"]) for data in contents if "image/png" in data]
 
+    def printed(self, cell: str) -> dict[str, str]:
+        """What a cell printed, by stream."""
+        streams = [each for each in self.cells[cell].outputs if each.output_type == "stream"]
+        return {stream.name: stream.text for stream in streams}
+
+    def failure(self, cell: str) -> str:
+        """The traceback below a cell, without its colours."""
+        (output,) = [each for each in self.cells[cell].outputs if each.output_type == "error"]
+        return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+
     def output(self, cell: str) -> Any:
         """What is left below a cell with one display, beside what it printed."""
         (output,) = [each for each in self.cells[cell].outputs if "data" in each]
@@ -171,6 +214,12 @@ def colours(picture: bytes) -> set[Any]:
         return {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
 
 
+def heading(picture: bytes) -> bytes:
+    """The pixels of a picture's heading: the run's name, state, step and speed."""
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.crop((0, 0, image.width, 22)).convert("RGB").tobytes()
+
+
 def execute(folder: Path) -> Executed:
     """Execute the cells in a folder, with a kernel of this interpreter and of this working tree."""
     kernel = folder / "jupyter" / "kernels" / "here" / "kernel.json"
@@ -178,6 +227,8 @@ def execute(folder: Path) -> Executed:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": argv, "display_name": "here", "language": "python"}))
     cells = [nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in (TRAINING, *CELLS.values())]
+    for name, cell in zip(CELLS, cells[1:], strict=True):
+        cell.metadata["tags"] = ["raises-exception"] if name in RAISING else []
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
     done = subprocess.run(
         [sys.executable, "-c", FRONTEND],
@@ -207,6 +258,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Executed:
     closed = new_run(folder / "closed")
     publish_next(closed, "metrics", metrics(range(5), range(5)))
     close_run(closed, 4)
+    ill = new_run(folder / "ill")
+    gradients = [-2.0, math.nan, math.nan]
+    publish_next(ill, "extremes", extremes(range(3), values={"grad_min": gradients, "grad_max": gradients}))
+    close_run(ill, 2)
     newer = new_run(folder / "newer") / "run.json"
     newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": 99}))
     return execute(folder)
@@ -244,8 +299,48 @@ def test_what_ends_a_picture_is_one_line(done: Executed) -> None:
     assert "Traceback" not in done.complaints
 
 
+def test_a_notebook_that_goes_to_another_folder_goes_on_where_it_began(done: Executed) -> None:
+    """The run, its picture and its rows stay where they were opened, to the end."""
+    truth = viewer.figure(done.folder / "moves")._repr_png_()  # type: ignore[attr-defined]
+    shown = base64.b64decode(done.output("another folder")["image/png"])
+    assert heading(shown) == heading(truth)
+    assert not list((done.folder / "elsewhere").iterdir())
+
+
+@pytest.mark.smoke
+def test_a_mistake_is_one_sentence_below_the_cell(done: Executed) -> None:
+    """What is wrong is said at once, without a chain of tracebacks or a line of the library."""
+    held, wrong = (done.failure(cell) for cell in RAISING)
+    path = done.folder / "closes"
+    assert held.splitlines()[-1].startswith(f"LogError: {path} already holds a run: give another path, or attach with")
+    near = "0.weight, 2.weight, 0.bias"
+    assert wrong.splitlines()[-1] == f"LogError: closes has no row of a parameter '0.wieght': try {near}"
+    for words in (held, wrong):
+        assert words.count("Error") == 2, words
+        assert "/tracer/" not in words
+        assert "/viewer/" not in words
+
+
+def test_the_greeting_is_no_error(done: Executed) -> None:
+    """What ``attach`` says stands on standard output, which a notebook does not paint red."""
+    printed = done.printed("attached again")
+    traced = f"gradwatch traces 4 parameters: {done.folder / 'again'} - watch it with: viewer {done.folder / 'again'}"
+    closed = f"gradwatch closed the trace into {done.folder / 'again'}: its model is attached again"
+    assert printed == {"stdout": f"{traced}\n{closed}\n{traced}\n"}
+
+
+def test_findings_are_a_table_with_their_advice(done: Executed) -> None:
+    """The last value of a cell shows each finding of a run, its steps, and what people usually try."""
+    (finding,) = [each for each in viewer.check(done.folder / "ill").runs[0].findings if each.severity == "error"]
+    table = done.output("findings")["text/html"]
+    assert f"<td>{finding.first_step}</td>" in re.sub(" style=[^>]*", "", table)
+    for words in (finding.sentence, finding.advice, "ill: closed at step 2"):
+        assert html.escape(words) in table
+    assert "ill: closed at step 2\n  error at step 1: " in done.output("findings")["text/plain"]
+
+
 def test_a_kernel_ends_while_it_shows(done: Executed) -> None:
     """A kernel that is shut down with a picture that still follows ends without a word of it."""
-    assert done.pictures(5)
+    assert done.pictures(6)
     assert "Traceback" not in done.complaints
     assert "viewer" not in done.complaints

@@ -1,11 +1,13 @@
 """The viewer inside Python: figures for papers, and what ``show`` says outside of a notebook."""
 
 import contextlib
+import math
 import subprocess
 import sys
 from typing import Any
 
 import matplotlib
+import polars as pl
 import pytest
 from IPython.core.pylabtools import print_figure
 from matplotlib import dates, pyplot
@@ -19,7 +21,9 @@ import viewer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
+from tracer.log.store import at
 from viewer.draw.theme import DARK, own_settings
+from viewer.read.runs import Runs
 
 
 @pytest.fixture
@@ -159,6 +163,52 @@ def test_what_is_not_there_is_an_error_of_the_log(run: Path, tmp_path: Path) -> 
         viewer.figure([])
 
 
+def test_findings_are_a_frame_and_a_text(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several runs, each has its findings or a word that there are none; one that cannot be read has its reason."""
+    ill = new_run(tmp_path / "<ill>")
+    publish_next(ill, "metrics", metrics(range(3), [1.0, math.nan, math.nan]))
+    close_run(ill, 2)
+    (new_run(tmp_path / "torn") / "run.json").write_text("{")
+    checked = viewer.check([run, ill, tmp_path / "torn"])
+    found = checked.frame.filter(pl.col("severity") == "error")
+    assert found.select("run", "kind", "first_step", "last_step").rows() == [(str(ill), "loss_nonfinite", 1, 2)]
+    (finding,) = [each for each in checked.runs[1].findings if each.severity == "error"]
+    assert found.select("sentence", "advice").rows() == [(finding.sentence, finding.advice)]
+    lines = repr(checked).splitlines()
+    assert lines[0] == f"{run}: closed at step 4; nothing found"
+    assert f"  error at step 1: {finding.sentence}" in lines
+    assert lines[-1].startswith(f"{tmp_path / 'torn' / 'run.json'} cannot be read")
+    assert "&lt;ill&gt;: closed at step 2" in checked._repr_html_()
+    assert "<ill>" not in checked._repr_html_()
+    assert viewer.check(run).frame.columns == checked.frame.columns
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(LogError, match="holds no run"):
+        viewer.check(tmp_path / "none")
+    with pytest.raises(ValueError, match="no run is named"):
+        viewer.check([])
+
+
+def test_runs_of_one_name_keep_their_names_where_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened under a relative path is read on, and is not taken for another run."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        publish_next(new_run(tmp_path / name / "run"), "metrics", metrics([0], [1.0]))
+    runs = Runs([at("a/run"), at("b/run")])
+    runs.refresh()
+    names = runs.names
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert runs.refresh() is None
+    publish_next(Path(tmp_path / "a" / "run"), "metrics", metrics([1], [1.0]))
+    snapshots = runs.refresh()
+    runs.close()
+    assert snapshots is not None
+    assert [(snapshot.name, snapshot.last_step) for snapshot in snapshots] == [("a/run", 1), ("b/run", 0)]
+    assert runs.names == names == ("a/run", "b/run")
+
+
 def test_showing_outside_of_a_notebook_says_what_to_do_instead(run: Path) -> None:
     """In a script, ``show`` names the function and the command that can be used there."""
     with pytest.raises(RuntimeError, match=r"viewer\.figure, or the command `viewer`"):
@@ -170,12 +220,12 @@ def test_the_package_is_light_until_a_name_is_used() -> None:
     script = """
 import sys, viewer
 light = {"matplotlib", "polars", "pyarrow", "numpy"} & set(sys.modules)
-viewer.show, viewer.figure
+viewer.show, viewer.figure, viewer.check
 print(sorted(light | {"torch", "matplotlib.pyplot"} & set(sys.modules)), "matplotlib" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[] True"
-    assert viewer.__all__ == ["figure", "show"]
+    assert viewer.__all__ == ["check", "figure", "show"]
     assert set(viewer.__all__) <= set(dir(viewer))
     with pytest.raises(AttributeError, match="no attribute 'watch'"):
         viewer.watch  # noqa: B018
