@@ -58,7 +58,7 @@ def without_inner_calls(function: Callable[Given, Result]) -> Callable[Given, Re
 
     @functools.wraps(function)
     def called(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        # IPython shows no frame of that name.
+        # IPython leaves out a frame with that name where another error comes through it.
         __tracebackhide__ = True
         try:
             return function(*args, **kwargs)
