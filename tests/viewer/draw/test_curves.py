@@ -31,8 +31,8 @@ def curves() -> list[Curve]:
 def test_a_curve_is_found_where_it_was_drawn(curves: list[Curve], x: float, y: float, name: str | None) -> None:
     """Between its points too, to the pixel."""
     upper = curves[0].axes
-    pixel = upper.transData.transform((x, y))
-    found = at(curves, upper, *pixel, within=5)
+    across, up = upper.transData.transform((x, y))
+    found = at(curves, upper, across, up, within=5)
     assert (found and found.name) == name
 
 
@@ -49,7 +49,8 @@ def test_the_distance_is_that_of_the_line(curves: list[Curve]) -> None:
 def test_a_curve_with_a_gap_is_not_near_in_it(curves: list[Curve]) -> None:
     """Where there is no number, no line is drawn from one side to the other."""
     upper = curves[0].axes
-    assert at(curves, upper, *upper.transData.transform((4.5, 2.0)), within=5) is None
+    across, up = upper.transData.transform((4.5, 2.0))
+    assert at(curves, upper, across, up, within=5) is None
 
 
 def test_a_table_has_what_is_recorded_of_each_point(curves: list[Curve]) -> None:
