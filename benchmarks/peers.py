@@ -10,7 +10,7 @@ Each contestant is asked for this, and records this:
 
 - plain: nothing. The loss is kept in a list. The difference to its twin is noise.
 - traced: ``tracer.attach(model)``: minimum and maximum of every parameter and gradient, every step.
-- traced, histograms: ``stats="histogram", histogram_every=1``: the same, and a histogram of 10 bins of every parameter
+- traced, histograms: ``stats="histogram", histogram_every=1``: the same, and a histogram of 64 bins of every parameter
   and gradient.
 - TensorBoard: ``add_histogram`` of every parameter and gradient, every step, in its own bins, with minimum, maximum,
   sum and sum of squares. It has more than 1,500 bins, and leaves out the empty ones at both ends.

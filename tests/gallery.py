@@ -107,6 +107,7 @@ def draw_all(folder: Path, runs: Path) -> None:
         "layers-vanishing": {"run": runs / "deep sigmoids", "view": "layers"},
         "layers-nan": {"run": runs / "rising rate", "view": "layers"},
         "parameter": {"run": runs / "healthy", "param": "2.weight"},
+        "histograms-ridge": {"run": runs / "healthy", "param": "2.weight", "histograms": "ridge"},
         "compare": {"run": runs / "rates"},
     }
     folder.mkdir(parents=True, exist_ok=True)

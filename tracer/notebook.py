@@ -22,7 +22,7 @@ _UNREGISTERED = "an optimizer trains it, but the model does not register it: kee
 
 
 @torch.no_grad()
-def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 10) -> dict[str, dict[str, Any]]:
+def model_stats(model: nn.Module, stats: Stats = "extremes", *, bins: int = 64) -> dict[str, dict[str, Any]]:
     """The statistics of every parameter of a model and of its gradient, now.
 
     Args:

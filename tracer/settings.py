@@ -28,7 +28,7 @@ class Settings:
     update: bool = False
     update_every: int = 10
     histogram_every: int = 100
-    bins: int = 10
+    bins: int = 64
     total_steps: int | None = None
     scaler: bool = False
     measures: Measures = field(init=False)

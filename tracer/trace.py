@@ -65,7 +65,7 @@ def attach(
     scaler: GradScaler | None = None,
     activations: bool | Select | None = False,
     histogram_every: int = 100,
-    bins: int = 10,
+    bins: int = 64,
     total_steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,

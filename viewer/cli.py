@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracer.log.text import plain, print_anything
-from viewer.options import MERGED, Scale, View, ViewOptions, XAxis
+from viewer.options import MERGED, Histograms, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
     from tracer.log.place import Place
@@ -70,7 +70,7 @@ def watch(
     ] = ViewOptions.smoothing,
     x: Annotated[XAxis, typer.Option(help="The x axis.")] = XAxis.STEP,
     scale: Annotated[
-        Scale, typer.Option(help="The y axes; auto: linear for metrics, symlog for extremes.")
+        Scale, typer.Option(help="The y axes; auto: linear for metrics and histograms, symlog for extremes.")
     ] = Scale.AUTO,
     rank: Annotated[
         str, typer.Option(help="One rank's number, for curves and findings; spread: how far ranks are apart.")
@@ -80,6 +80,9 @@ def watch(
         typer.Option(min=0, help="A run that was restarted, as it was at the end of this attempt; 0 is the first."),
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    histograms: Annotated[
+        Histograms, typer.Option(help="A parameter's histograms: a heat map, or mountains, the newest in front.")
+    ] = Histograms.MAP,
     findings: Annotated[bool, typer.Option(help="List and mark what is wrong with the runs.")] = True,
     rule: Annotated[
         list[str] | None,
@@ -143,6 +146,7 @@ def watch(
             dark,
             findings,
             "" if attempt is None else str(attempt),
+            histograms=histograms,
         )
         ViewOptions(params=only)
         limits = with_limits(rule or ())

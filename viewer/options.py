@@ -25,12 +25,19 @@ class XAxis(StrEnum):
 
 
 class Scale(StrEnum):
-    """The scale of the y axes; ``auto`` is linear for metrics and symlog for extremes, which have both signs."""
+    """The scale of the y axes; ``auto`` is linear, but symlog for extremes, which have both signs."""
 
     AUTO = "auto"
     LINEAR = "linear"
     LOG = "log"
     SYMLOG = "symlog"
+
+
+class Histograms(StrEnum):
+    """Histograms over the run: a heat map, or a ridge of mountains, the newest in front."""
+
+    MAP = "map"
+    RIDGE = "ridge"
 
 
 MERGED, SPREAD = "merged", "spread"
@@ -50,13 +57,14 @@ class ViewOptions:
             number.
         metrics: Further metrics in the overview.
         smoothing: How much a metric's curve is smoothed, as in ``metrics.smoothed``; extremes never are.
-        x: The x axis of curves.
+        x: The x axis of curves and layers.
         scale: The y axes of curves.
         dark: Light on dark.
         findings: Whether findings are listed and marked.
         attempt: The number of the attempt that is shown as if no later one had begun; "" for the latest.
         zoom: The parts of axes that a window or a page shows: ``"LOW,HIGH"`` for the x axis, in its own unit (steps,
             days since 1970, or seconds since the run began), ``"PANEL:LOW,HIGH"`` for the y axis of a panel.
+        histograms: How ``View.PARAM`` shows histograms.
 
     Raises:
         TypeError: an option has the wrong type; the message names it.
@@ -77,6 +85,7 @@ class ViewOptions:
     findings: bool = True
     attempt: str = ""
     zoom: tuple[str, ...] = ()
+    histograms: Histograms = Histograms.MAP
 
     def __post_init__(self) -> None:
         for field in fields(self):

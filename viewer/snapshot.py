@@ -79,7 +79,7 @@ class Heatmap:
         width: How many steps a column covers.
         magnitudes: float64 of shape (parameters, columns): NaN where there is none.
         nonfinite: Likewise, bool: whether there was a NaN or an infinity.
-        time: When the last row of each column was made, in seconds since 1970.
+        time: Each column's last time, in seconds since 1970; that of the column before, where it is empty.
     """
 
     params: Sequence[str]

@@ -394,11 +394,16 @@ def test_the_address_is_the_state(closed: Viewing, browser: Chrome) -> None:
     """What is chosen stands in the address; a reload, or the same address elsewhere, shows the same picture."""
     page = Page(browser, address_of(closed))
     plain = page.picture()
+    page.open_view("param")
+    page.wait_for_address(view="param", param=PARAMS[0])
+    page.choose("histograms", "ridge")
+    page.wait_for_address(view="param", param=PARAMS[0], histograms="ridge")
+    page.choose("histograms", "map")
     page.open_view("layers")
-    page.wait_for_address(view="layers")
+    page.wait_for_address(view="layers", param=PARAMS[0])
     page.choose("statistic", "value_absmax")
     page.choose("dark", "true")
-    page.wait_for_address(view="layers", statistic="value_absmax", dark="true")
+    page.wait_for_address(view="layers", param=PARAMS[0], statistic="value_absmax", dark="true")
     wait_until(lambda: page.colour() == (0x14, 0x17, 0x1C, 255), 20)
     layers, here = page.picture(), browser.current_url
     browser.refresh()

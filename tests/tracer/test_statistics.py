@@ -824,7 +824,7 @@ def test_numbers_with_gaps_between_them_have_a_histogram_without_a_word(tmp_path
     """A column of another tensor as a parameter: torch would warn that it is slow to sort."""
     model = nn.Module()
     model.column = nn.Parameter(torch.arange(12.0).view(6, 2)[:, 0])
-    with tracer.attach(model, tmp_path / "run", stats="histogram"):
+    with tracer.attach(model, tmp_path / "run", stats="histogram", bins=10):
         model.column.sum().backward()
     rows = tracer.scan(tmp_path / "run", "histograms").filter(of="value").collect().to_dicts()
     assert [(row["low"], row["high"], row["counts"]) for row in rows] == [(0.0, 10.0, [1, 0, 1, 0, 1, 0, 1, 0, 1, 1])]
@@ -898,6 +898,20 @@ def test_a_logs_histograms_are_those_of_the_step(backwards: int, tmp_path: Path)
         assert found[step, name, "grad"][:2] == (row["grad_min"], row["grad_max"])
 
 
+def test_a_histogram_has_64_bins_unless_another_number_is_asked_for(tmp_path: Path) -> None:
+    """Its counts are those of numpy.histogram, and so are the edges that NumPy makes of its low and high."""
+    model = mlp()
+    expected = {name: np.histogram(parameter.detach().numpy(), 64) for name, parameter in model.named_parameters()}
+    with tracer.attach(model, tmp_path / "run", stats="histogram"):
+        train(model, 1)
+    of_function = tracer.model_stats(model, "histogram")
+    for (_, name, of), (low, high, counts) in histograms_of(tmp_path / "run").items():
+        if of == "value":
+            assert np.array_equal(np.asarray(counts), expected[name][0])
+            assert np.array_equal(np.histogram_bin_edges(np.array([low, high], np.float32), 64), expected[name][1])
+        assert len(of_function[name][f"{of}_histogram"]["counts"]) == 64
+
+
 def test_the_table_has_the_columns_of_the_format(tmp_path: Path) -> None:
     """The table histograms has the key of every table, and param, of, low, high and counts, at the step's time."""
     model = mlp()
@@ -926,14 +940,14 @@ def test_histograms_are_made_every_so_many_steps(
     assert len(found) == len(expected) * 4 * 2
 
 
-def test_ten_bins_every_hundred_steps_is_the_default(tmp_path: Path) -> None:
-    """Without a choice there are 10 bins, made at steps 0 and 100."""
+def test_64_bins_every_hundred_steps_is_the_default(tmp_path: Path) -> None:
+    """Without a choice there are 64 bins, made at steps 0 and 100."""
     model = nn.Linear(6, 1)
     with tracer.attach(model, tmp_path / "run", stats="histogram"):
         train(model, 102)
     found = histograms_of(tmp_path / "run")
     assert {step for step, _, _ in found} == {0, 100}
-    assert {len(counts or ()) for _, _, counts in found.values()} == {10}
+    assert {len(counts or ()) for _, _, counts in found.values()} == {64}
 
 
 def test_a_gradient_that_is_not_finite_has_null_counts_in_the_log(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.logs import extremes, histograms, metrics
 from tracer.log.read import Attempts
-from viewer.options import Scale, View, ViewOptions, XAxis, matching
+from viewer.options import Histograms, Scale, View, ViewOptions, XAxis, matching
 from viewer.reduce.history import History
 
 
@@ -104,6 +104,7 @@ CHOICES: dict[str, list[Any]] = {
     "scale": [Scale.AUTO, Scale.LOG],
     "dark": [False, True],
     "findings": [True, False],
+    "histograms": list(Histograms),
     "run": ["", "other"],
     "attempt": ["", "0"],
     "zoom": [(), ("1,2", "loss:0,1")],

@@ -1,15 +1,23 @@
 """Axes: the kind of x axis, the scale of the y axis, and the x axis that panels share."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from statistics import median_high, median_low
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
-from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    SymmetricalLogLocator,
+)
 
 from viewer.draw.theme import theme
 from viewer.options import Scale, ViewOptions, XAxis
@@ -24,6 +32,9 @@ _EXPLODED = 1e6
 # Larger numbers would overflow with the margins of an axis of hundreds of decades.
 _FAR = 1e200
 _DECADES_AN_INCH = 7
+_MARGIN, _MANY_DECADES = 0.05, 1e-30
+# An axis with fewer decades has ticks between them.
+_FEW_TICKS = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Units of the time since the run began; each is used from twice its length on.
 _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -31,22 +42,32 @@ _UNITS = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 def style_x_axis(axes: Axes, options: ViewOptions) -> None:
     """Set the ticks and the label of the x axis."""
-    place: Literal["left", "center"] = "center"
+    set_ticks(axes.xaxis, options)
+    labels = {XAxis.STEP: "step", XAxis.WALL: "time", XAxis.RELATIVE: "time since the run began"}
+    # The day stands to the right of times.
+    place: Literal["left", "center"] = "left" if options.x is XAxis.WALL else "center"
+    axes.set_xlabel(labels[options.x], color=theme(options).ink, loc=place)
+
+
+def set_ticks(axis: Axis, options: ViewOptions) -> None:
+    """Set the ticks of an axis along which a run goes on."""
     if options.x is XAxis.WALL:
         zone = datetime.now().astimezone().tzinfo
         locator = AutoDateLocator(tz=zone)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
-        # The day stands to the right.
-        label, place = "time", "left"
+        axis.set_major_locator(locator)
+        axis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
     elif options.x is XAxis.RELATIVE:
-        axes.xaxis.set_major_locator(_Elapsed("auto", steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _elapsed(float(x), axes.get_xlim())))
-        label = "time since the run began"
+        axis.set_major_locator(_Elapsed("auto", steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: elapsed(float(x), axis.get_view_interval())))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-        label = "step"
-    axes.set_xlabel(label, color=theme(options).ink, loc=place)
+        axis.set_major_locator(_Steps("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+class _Steps(MaxNLocator):
+    """Ticks at round steps, none before the first one: a mountain may reach there."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]
 
 
 class _Elapsed(MaxNLocator):
@@ -57,12 +78,13 @@ class _Elapsed(MaxNLocator):
         return [length * tick for tick in super().tick_values(vmin / length, vmax / length)]
 
 
-def _unit(limits: tuple[float, float]) -> tuple[float, str]:
+def _unit(limits: Iterable[float]) -> tuple[float, str]:
     longest = max(map(abs, limits))
     return next((unit for unit in _UNITS if longest >= 2 * unit[0]), _UNITS[-1])
 
 
-def _elapsed(seconds: float, limits: tuple[float, float]) -> str:
+def elapsed(seconds: float, limits: Iterable[float]) -> str:
+    """A time in the unit that suits the ends of its axis."""
     length, name = _unit(limits)
     return f"{seconds / length:.9g} {name}"
 
@@ -78,21 +100,84 @@ def x_values(options: ViewOptions, snapshot: Snapshot, steps: Sequence[int], tim
     return steps
 
 
-def set_scale(axes: Axes, options: ViewOptions, numbers: Sequence[float | None], auto: Scale) -> None:
-    """Scale the y axis for these numbers."""
+def set_scale(
+    axes: Axes, options: ViewOptions, numbers: Sequence[float | None], auto: Scale, along: Literal["x", "y"] = "y"
+) -> None:
+    """Scale the y axis, or the x axis, for these numbers."""
     finite = [number for number in numbers if number is not None and math.isfinite(number)]
     scale = scale_for(options, finite, auto)
+    axis, set_its_scale = {"x": (axes.xaxis, axes.set_xscale), "y": (axes.yaxis, axes.set_yscale)}[along]
+    far = scale is Scale.LOG and max(finite, default=0) > _FAR and min(finite) < max(finite) * _MANY_DECADES
+    # The margins of an axis of hundreds of decades would overflow.
+    axes.set(**{f"{along}margin": 0.0 if far else _MARGIN})
     if scale is not Scale.SYMLOG:
-        axes.set_yscale(scale.value)
+        set_its_scale(scale.value)
+        if scale is Scale.LOG:
+            axis.set_major_locator(_Decades())
+            axis.set_minor_locator(_Decades(subs=range(2, 10)))
         return
     sizes = [abs(number) for number in finite if number]
     threshold = linear_threshold(sizes)
     # Over many decades the linear part is so high that its own ticks have room.
     height = (math.log10(max(sizes, default=threshold)) - math.log10(threshold)) / _LINEAR_SHARE
-    axes.set_yscale("symlog", linthresh=threshold, linscale=max(1.0, height))
-    locator = axes.yaxis.get_major_locator()
-    assert isinstance(locator, SymmetricalLogLocator), "it comes with the scale"
-    locator.set_params(numticks=max(3, int(_DECADES_AN_INCH * inches_of(axes)[1])))
+    set_its_scale("symlog", linthresh=threshold, linscale=max(1.0, height))
+    ticks = max(3, int(_DECADES_AN_INCH * inches_of(axes)[along == "y"]))
+    axis.set_major_locator(_SymlogTicks(threshold, ticks))
+    axis.set_major_formatter(_SymlogLabels(linthresh=threshold))
+
+
+class _Decades(LogLocator):
+    """The ticks of a log scale, which matplotlib seeks beyond the end of float64, too."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        with np.errstate(over="ignore"):
+            ticks = np.asarray(super().tick_values(vmin, vmax))
+        return list(ticks[np.isfinite(ticks)])
+
+
+class _SymlogTicks(SymmetricalLogLocator):
+    """Decades; where there are few of them, also numbers between them, so that the scale can be read.
+
+    Args:
+        threshold: The magnitude below which the scale is linear.
+        count: About how many there may be.
+    """
+
+    def __init__(self, threshold: float, count: int) -> None:
+        super().__init__(base=10, linthresh=threshold)
+        self.set_params(numticks=count)
+        between = SymmetricalLogLocator(base=10, linthresh=threshold, subs=(1, 2, 5))
+        between.set_params(numticks=count)
+        self._finer = between, MaxNLocator("auto", steps=[1, 2, 5, 10])
+
+    def set_axis(self, axis: Any) -> None:
+        """Take the axis."""
+        super().set_axis(axis)
+        for locator in self._finer:
+            locator.set_axis(axis)
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        low, high = sorted((vmin, vmax))
+        ticks = super().tick_values(vmin, vmax)
+        for locator in self._finer:
+            if sum(low <= tick <= high for tick in ticks) >= _FEW_TICKS:
+                break
+            ticks = locator.tick_values(vmin, vmax)
+        return ticks
+
+
+class _SymlogLabels(LogFormatterSciNotation):
+    """Powers of ten; plain numbers where others are among them."""
+
+    def set_locs(self, locs: Any = None) -> None:
+        """Take the ticks."""
+        super().set_locs(locs)
+        sizes = [abs(tick) for tick in locs if tick]
+        self._plain = any(not math.isclose(size, 10.0 ** round(math.log10(size)), rel_tol=1e-6) for size in sizes)
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick."""
+        return f"{x:.9g}" if self._plain else super().__call__(x, pos)
 
 
 def scale_for(options: ViewOptions, numbers: Sequence[float], auto: Scale) -> Scale:

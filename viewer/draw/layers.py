@@ -16,12 +16,12 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from viewer.draw.axes import SharedX
+from viewer.draw.axes import SharedX, style_x_axis, x_values
 from viewer.draw.curves import Curve
 from viewer.draw.marks import Mark, draw_flag, flags
 from viewer.draw.panels import Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
-from viewer.options import View, ViewOptions
+from viewer.options import View, ViewOptions, XAxis
 from viewer.snapshot import Heatmap, Snapshot
 from viewer.words import noticed, shortened
 
@@ -43,6 +43,8 @@ class Layers(Drawing):
         # The parameters in each row, or "module.*" for all of a module.
         self._rows: list[list[str]] = []
         self._magnitudes, self._alarms = np.zeros((0, 1)), np.zeros((0, 1), dtype=np.bool_)
+        # The first step of each column, and where columns begin and end on the x axis.
+        self._steps, self._edges = range(0), np.zeros(1)
         self._flags: list[Text] = []
         begin(figure, options)
         self._axes = figure.subplots()
@@ -51,8 +53,7 @@ class Layers(Drawing):
         self._note.set_zorder(5)
         self._axes.grid(visible=False)
         self._axes.tick_params(labelsize=7)
-        self._axes.set_xlabel("step", color=theme(options).ink)
-        self._axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        style_x_axis(self._axes, options)
         labels = max(1, int(_LABELS_AN_INCH * figure.get_figheight()))
         self._axes.yaxis.set_major_locator(MaxNLocator(labels, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         self._axes.yaxis.set_major_formatter(FuncFormatter(lambda row, _: self._label(float(row))))
@@ -100,15 +101,15 @@ class Layers(Drawing):
 
     def _under(self, x: float, y: float) -> str:
         """The parameter, step and magnitude under the mouse, for the toolbar."""
-        left, right, *_ = self._image.get_extent()
-        row, column = round(y), int((x - left) // ((right - left) / self._magnitudes.shape[1]))
+        row, column = round(y), int(np.searchsorted(self._edges, x, side="right")) - 1
         if not (0 <= row < len(self._rows) and 0 <= column < self._magnitudes.shape[1]):
             return ""
         magnitude = self._magnitudes[row, column]
         words = "not recorded" if np.isnan(magnitude) else f"{magnitude:.4g}"
         if self._alarms[row, column]:
             words = "NaN or infinity"
-        return f"{shortened(self._name(row), 60)}  step {round(x):,}  {words}"
+        step = round(x) if self._options.x is XAxis.STEP else self._steps[column]
+        return f"{shortened(self._name(row), 60)}  step {step:,}  {words}"
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
@@ -126,12 +127,16 @@ class Layers(Drawing):
             self._flags.pop().remove()
         if layers is None:
             return
-        pixels = self.figure.get_figwidth() * self.figure.dpi * _SHARE
-        columns = -(-layers.magnitudes.shape[1] // max(1, int(pixels)))
-        self._rows, magnitudes, alarms = grouped(layers, columns)
+        pixels = max(1, int(self.figure.get_figwidth() * self.figure.dpi * _SHARE))
+        together = -(-layers.magnitudes.shape[1] // pixels)
+        self._rows, magnitudes, alarms = grouped(layers, together)
         self._magnitudes, self._alarms = magnitudes, alarms
-        end = layers.first_step + magnitudes.shape[1] * columns * layers.width
-        extent = (layers.first_step - 0.5, end - 0.5, len(self._rows) - 0.5, -0.5)
+        width = together * layers.width
+        self._steps = range(layers.first_step, layers.first_step + width * magnitudes.shape[1], width)
+        self._edges = column_edges(self._options, snapshots[0], layers, together)
+        if self._options.x is not XAxis.STEP:
+            magnitudes, alarms = in_cells(self._edges, magnitudes, alarms, pixels)
+        extent = (self._edges[0], self._edges[-1], len(self._rows) - 0.5, -0.5)
         positive = magnitudes[magnitudes > 0]
         low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.1, 1.0)
         # The scale covers a decade at least, so that it can be read.
@@ -144,7 +149,7 @@ class Layers(Drawing):
         for image in (self._image, self._alarm):
             image.set_extent(extent)
         self._flag(snapshots)
-        self._note_curves(snapshots[0], layers, columns)
+        self._note_curves(snapshots[0], layers, together)
 
     def _note_curves(self, snapshot: Snapshot, layers: Heatmap, columns: int) -> None:
         """Keep each row as a curve; a column stands at its middle."""
@@ -154,9 +159,10 @@ class Layers(Drawing):
         time = [
             max(layers.time[begin : begin + columns], default=np.nan) for begin in range(0, count * columns, columns)
         ]
+        middles = ((self._edges[:-1] + self._edges[1:]) / 2).tolist()
         colour = theme(self._options).ink
         for row, (magnitudes, alarms) in enumerate(zip(self._magnitudes, self._alarms, strict=True)):
-            points = (begins + width / 2 - 0.5).tolist(), ends.tolist(), time, magnitudes.tolist()
+            points = middles, ends.tolist(), time, magnitudes.tolist()
             bad_steps = ends[alarms].tolist()
             curve = Curve(self._axes, snapshot.name, self._name(row), colour, "-", *points, nonfinite=bad_steps)
             self.curves.append(curve)
@@ -171,13 +177,19 @@ class Layers(Drawing):
         for number, _, finding in noticed(snapshots, self._options):
             row = row_of(self._rows, finding.param)
             if row is not None and finding.restart is None:
-                marks.setdefault(row, []).append(Mark(number, finding, finding.first_step))
+                marks.setdefault(row, []).append(Mark(number, finding, self._place(finding.first_step)))
         left, right, *_ = self._image.get_extent()
         for row, of_row in marks.items():
             for flag in flags(self._options, of_row, right - left):
                 # No flag is cut off at the ends of the heat map.
                 side: Literal["left", "right"] = "left" if flag.x < (left + right) / 2 else "right"
                 self._flags.append(draw_flag(self._axes, self._options, flag, row, side))
+
+    def _place(self, step: int) -> float:
+        """The place of a step on the x axis; a time is known of the end of its column."""
+        if self._options.x is XAxis.STEP:
+            return step
+        return float(self._edges[np.searchsorted(self._steps, step, side="right")])
 
     def picked(self, axes: Axes | None, y: float | None) -> ViewOptions | None:
         """The options that a click on a row leads to: its parameter, or the parameters of its modules."""
@@ -209,6 +221,42 @@ def grouped(
     np.fmax.at(magnitudes, cells, layers.magnitudes)
     np.logical_or.at(alarms, cells, layers.nonfinite)
     return [list(groups[start : start + together]) for start in range(0, len(groups), together)], magnitudes, alarms
+
+
+def column_edges(
+    options: ViewOptions, snapshot: Snapshot, layers: Heatmap, together: int = 1
+) -> npt.NDArray[np.float64]:
+    """Where columns, each of ``together`` bins, begin and end on the x axis: at steps, or at the times of last rows."""
+    count = -(-len(layers.magnitudes[0]) // together)
+    if options.x is XAxis.STEP:
+        return layers.first_step - 0.5 + np.arange(count + 1.0) * together * layers.width
+    last = np.minimum(np.arange(1, count + 1) * together, len(layers.time)) - 1
+    # A clock that was set back moves no column before another one.
+    seconds = np.maximum.accumulate(np.asarray(layers.time)[last])
+    # The first column is as wide as the second: nobody knows when it began.
+    first = seconds[1] - seconds[0] if count > 1 and seconds[1] > seconds[0] else 1.0
+    times = [seconds[0] - first, *seconds.tolist()]
+    return np.array(x_values(options, snapshot, range(len(times)), times))
+
+
+def cells_of(edges: npt.NDArray[np.float64], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first of ``count`` cells of equal width that each column is in, and the one behind its last: one at least."""
+    places = (edges - edges[0]) / (edges[-1] - edges[0]) * count
+    begins = np.minimum(places[:-1].astype(np.int64), count - 1)
+    return begins, np.maximum(np.ceil(places[1:]).astype(np.int64), begins + 1)
+
+
+def in_cells(
+    edges: npt.NDArray[np.float64], magnitudes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_], count: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Magnitudes and alarms, of shape (rows, columns), in ``count`` cells of equal width: no column is lost."""
+    shape = len(magnitudes), count
+    cells, alarmed = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
+    for column, place in enumerate(map(slice, *(ends.tolist() for ends in cells_of(edges, count)))):
+        there = cells[:, place]
+        np.fmax(there, magnitudes[:, column, None], out=there)
+        alarmed[:, place] |= alarms[:, column, None]
+    return cells, alarmed
 
 
 def row_of(rows: Sequence[Sequence[str]], param: str | None) -> int | None:

@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from viewer.draw.axes import x_values
+from viewer.draw.axes import inches_of, x_values
 from viewer.draw.theme import Colour, colour_of, theme
 from viewer.options import ViewOptions, XAxis
 from viewer.reduce.metrics import FEW_POINTS
@@ -24,6 +24,8 @@ _LARGEST = 1e306
 RAW, FLAG = "as logged", "finding"
 # Flags nearer than this share of the run would cover each other: they become one.
 _FLAG_SHARE, _FLAG_NUMBERS, _FLAG_HEIGHT = 0.04, 3, 0.94
+# Bars of NaN lie so far above the panel's foot, and one another. Crosses nearer than this share would be a heap.
+_LOWEST_POINTS, _BAR_POINTS, _CROSS_SHARE = 7, 9, 0.03
 # A finding that happened more often is marked at its first time only: more lines would hide the curves.
 _TIMES_MARKED = 10
 
@@ -93,35 +95,56 @@ class NonFinite:
 
 
 def draw_nonfinite(axes: Axes, options: ViewOptions, curve: NonFinite) -> list[Artist]:
-    """Mark the steps with a NaN or an infinity, which no curve can show, and the first across the panel."""
+    """Mark the steps with a NaN or an infinity, which no curve can show: each run of them is a bar.
+
+    A bar reaches to the next number, and has a cross at its beginning, unless it would cover another one. A line goes
+    across the panel at the first.
+    """
     if not curve.steps:
         return []
-    x: Sequence[float] = curve.steps
-    if options.x is not XAxis.STEP:
-        x = [curve.x[index] for index in np.searchsorted(curve.ends, curve.steps)]
-    # Marks stand above one another, from the panel's foot up: several curves may have them at the same step.
+    bins = np.searchsorted(curve.ends, curve.steps).clip(max=len(curve.ends) - 1)
+    begins = np.flatnonzero(np.diff(bins, prepend=-2) > 1)
+    starts = np.asarray(curve.steps if options.x is XAxis.STEP else np.asarray(curve.x)[bins], dtype=float)[begins]
+    past = np.append(bins[begins[1:] - 1], bins[-1]) + 1
+    stops = np.asarray(curve.x, dtype=float)[past.clip(max=len(curve.x) - 1)]
+    apart = _CROSS_SHARE * (curve.x[-1] - curve.x[0])
+    crossed = [0]
+    for place in range(1, len(starts)):
+        if starts[place] - starts[crossed[-1]] >= apart:
+            crossed.append(place)
+    # Bars lie above one another, from the panel's foot up: several curves may have them at the same step.
     below = sum(line.get_marker() == "X" for line in axes.lines)
-    height = 0.04 + 0.08 * (below % 12)
-    first, *others = x
-    # Of the steps in a bin, only the first one is known.
-    least = "" if curve.steps[-1] in curve.ends else " or later"
-    until = f", last at {curve.steps[-1]:,}{least}" if others else ""
-    return list(
-        axes.plot(
-            [first, first, *(number for place in others for number in (math.nan, place))],
-            [height, 1.0, *(number for _ in others for number in (math.nan, height))],
-            ":",
-            color=theme(options).alarm,
-            linewidth=1.0,
-            marker="X",
-            markevery=[0, *range(3, 3 + 2 * len(others), 2)],
-            markersize=10,
-            markerfacecolor=curve.colour,
-            markeredgecolor=theme(options).alarm,
-            transform=axes.get_xaxis_transform(),
-            label=f"{curve.name}: NaN or inf from step {curve.steps[0]:,}{until}",
-        )
+    height = (_LOWEST_POINTS + _BAR_POINTS * (below % 12)) / 72 / inches_of(axes)[1]
+    alarm = theme(options).alarm
+    bars = axes.plot(
+        np.column_stack([starts, stops, np.full(len(starts), np.nan)]).ravel(),
+        np.full(3 * len(starts), height),
+        "-",
+        color=curve.colour,
+        linewidth=3.0,
+        solid_capstyle="projecting",
+        marker="X",
+        markevery=[3 * place for place in crossed],
+        markersize=7,
+        markeredgecolor=alarm,
+        transform=axes.get_xaxis_transform(),
+        zorder=3,
+        label=f"{curve.name}: NaN/inf {_when(curve)}",
     )
+    across = axes.vlines(
+        starts[:1], 0.0, 1.0, transform=axes.get_xaxis_transform(), color=alarm, linestyle=":", linewidth=1.0
+    )
+    return [*bars, across]
+
+
+def _when(curve: NonFinite) -> str:
+    """The steps that are not finite, in few words."""
+    first, last = curve.steps[0], curve.steps[-1]
+    # Of the steps in a bin, only the first one is known.
+    known = last in curve.ends
+    if last > curve.ends[-2:][0] or (first == last and not known):
+        return f"from step {first:,}"
+    return f"at step {first:,}" if first == last else f"from step {first:,} to {last:,}{'' if known else ' or later'}"
 
 
 class Mark(NamedTuple):

@@ -1,5 +1,7 @@
 """A figure and its panels: layout, title, legends, and notes in empty panels."""
 
+import bisect
+import itertools
 import math
 import re
 import textwrap
@@ -10,9 +12,11 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from rich.cells import cell_len
 
 from viewer.draw.axes import SharedX, inches_of
@@ -35,6 +39,8 @@ _NOTE_LETTERS = 60
 ROWS = "rows"
 # A legend's handle is as wide as this many letters.
 _HANDLE_LETTERS = 4
+# A legend beside a panel takes at most this share of the figure's width, its handles so much of that.
+_LEGEND_SHARE, _HANDLE_INCHES = 0.3, 0.6
 
 
 class _Steady(ConstrainedLayoutEngine):
@@ -212,20 +218,45 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
     if above or small:
         where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
+        # Beside another column, a panel is wider than its place in the grid.
+        letters = _SMALL_LETTERS if small else _SMALL_LETTERS * 1.1
         longest = max(cell_len(str(line.get_label())) for line in lines)
-        where["ncols"] = max(1, min(3, int(_SMALL_LETTERS * width // (longest + _HANDLE_LETTERS))))
+        where["ncols"] = max(1, min(3, int(letters * width // (longest + _HANDLE_LETTERS))))
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
-    # What is not finite comes first: it must find room.
-    handles = sorted(lines, key=lambda line: line.get_marker() != "X")
-    if len(handles) > max(1, room):
-        rest = len(handles) - max(1, room - 1)
-        handles[-rest:] = [Line2D([], [], linestyle="none", label=f"… and {rest} more")]
-    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
-    labels = [str(line.get_label()) for line in handles]
+
+    def rows(entry: tuple[Line2D, str]) -> int:
+        return 1 if above or small else entry[1].count("\n") + 1
+
+    entries = [(line, str(line.get_label())) for line in lines]
     if small:
-        labels = [textwrap.fill(label, int(_LEGEND_LETTERS * width)) for label in labels]
-    for text in axes.legend(handles, labels, frameon=False, labelcolor=theme(options).ink, **where).get_texts():
+        entries = [(line, textwrap.fill(label, int(_LEGEND_LETTERS * width))) for line, label in entries]
+    elif not above:
+        most = figure.get_figwidth() * _LEGEND_SHARE - _HANDLE_INCHES
+        entries = [(line, _wrapped(label, most, where["fontsize"])) for line, label in entries]
+    # What is not finite comes first: it must find room.
+    entries.sort(key=lambda entry: entry[0].get_marker() != "X")
+    if sum(map(rows, entries)) > max(1, room):
+        taken = list(itertools.accumulate(map(rows, entries)))
+        kept = max(1, bisect.bisect_left(taken, room))
+        entries[kept:] = [(Line2D([], [], linestyle="none"), f"… and {len(lines) - kept} more")]
+    # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
+    made = axes.legend(*zip(*entries, strict=True), frameon=False, labelcolor=theme(options).ink, **where)
+    for text in made.get_texts():
         text.set_parse_math(False)
+
+
+def _wrapped(label: str, inches: float, size: float) -> str:
+    """A label in lines that are not longer than so many inches."""
+    font, letters = FontProperties(size=size), len(label)
+    lines = [label]
+
+    def points(line: str) -> float:
+        return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
+
+    while letters > 1 and max(map(points, lines)) > 72 * inches:
+        letters = letters * 9 // 10
+        lines = textwrap.wrap(label, letters)
+    return "\n".join(lines)
 
 
 class Panel:

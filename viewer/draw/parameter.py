@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from viewer.draw.axes import SharedX, linear_threshold, set_scale, style_x_axis, x_values
+from viewer.draw.axes import SharedX, set_scale, set_ticks, style_x_axis, x_values
 from viewer.draw.curves import Curve
+from viewer.draw.histograms import ColourKey, draw_map, draw_ridge
 from viewer.draw.marks import NonFinite, draw_band, draw_findings, draw_line, draw_nonfinite, last, numbers_of
 from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
-from viewer.options import Scale, ViewOptions, XAxis
-from viewer.snapshot import Histogram, Snapshot
+from viewer.options import Histograms, Scale, ViewOptions
+from viewer.snapshot import Snapshot
 from viewer.words import KINDS, shortened
 
-_HISTOGRAM_ROWS = 128
+# A ridge is as high as so many other panels.
+_RIDGE_HEIGHT = 2
 
 
 class Parameter(Drawing):
@@ -32,24 +31,36 @@ class Parameter(Drawing):
     def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...], one_column: bool) -> None:
         self._has = statistics, histograms, one_column
         begin(self.figure, self._options)
-        left = ("value", "gradient", *(f"{KINDS[kind]}\nhistogram" for kind in histograms))
+        of_histograms = tuple(f"{KINDS[kind]}\nhistogram" for kind in histograms)
+        ridges = of_histograms if self._options.histograms is Histograms.RIDGE else ()
+        left = ("value", "gradient", *of_histograms)
         columns = [left + statistics] if one_column or not statistics else [left, statistics]
         grid = self.figure.add_gridspec(1, len(columns))
         first: Axes | None = None
         self._panels: dict[str, Panel] = {}
+        self._keys: dict[str, ColourKey] = {}
         self._bottoms: list[Axes] = []
         for column, names in enumerate(columns):
-            stack = grid[0, column].subgridspec(len(names), 1)
+            heights = [_RIDGE_HEIGHT if name in ridges else 1 for name in names]
+            stack = grid[0, column].subgridspec(len(names), 1, height_ratios=heights)
             for row, name in enumerate(names):
-                axes = self.figure.add_subplot(stack[row, 0], sharex=first)
+                axes = self.figure.add_subplot(stack[row, 0], sharex=None if name in ridges else first)
                 first = first or axes
                 label = name if name in left else shortened(name)
                 note = "no row of this parameter yet"
                 self._panels[name] = Panel(axes, self._options, label, note, legend_above=True)
+                if name in ridges:
+                    # Numbers are along x, and steps come towards the reader.
+                    set_ticks(axes.yaxis, self._options)
+                    axes.invert_yaxis()
+                    continue
                 axes.tick_params(labelbottom=False)
-            style_x_axis(axes, self._options)
-            self._bottoms.append(axes)
-        self._x = SharedX(axes)
+                lowest = axes
+                if name in of_histograms:
+                    self._keys[name] = ColourKey(axes, self._options)
+            style_x_axis(lowest, self._options)
+            self._bottoms.append(lowest)
+        self._x = SharedX(lowest)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
@@ -70,10 +81,15 @@ class Parameter(Drawing):
                 names = [f"{kind}_{statistic}" for kind in KINDS if f"{kind}_{statistic}" in recorded]
                 self._panels[statistic].draw(partial(self._draw_statistic, names, snapshot), empty=False)
             for kind, histograms in snapshot.histograms.items():
-                make = partial(self._draw_histograms, snapshot, histograms)
-                self._panels[f"{KINDS[kind]}\nhistogram"].draw(make, empty=False)
+                name = f"{KINDS[kind]}\nhistogram"
+                if name in self._keys:
+                    make = partial(draw_map, self._options, snapshot, histograms, self._keys[name])
+                else:
+                    make = partial(draw_ridge, self._options, snapshot, histograms)
+                self._panels[name].draw(make, empty=False)
             for name, panel in self._panels.items():
-                panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=name == "value"))
+                if self._options.histograms is Histograms.MAP or not name.endswith("\nhistogram"):
+                    panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=name == "value"))
         for axes in self._bottoms:
             axes.tick_params(labelbottom=extremes is not None)
 
@@ -123,54 +139,3 @@ class Parameter(Drawing):
             self.curves.append(Curve(axes, snapshot.name, name, self._colour(kind), style, *points, low=low))
             artists += draw_band(axes, x, low, high, self._colour(kind))
         return artists
-
-    def _draw_histograms(self, snapshot: Snapshot, histograms: Sequence[Histogram], axes: Axes) -> list[Artist]:
-        """A heat map: colours are shares of elements, rows are numbers, columns are times."""
-        ends = [end for histogram in histograms for end in _range(histogram)]
-        set_scale(axes, self._options, ends, Scale.SYMLOG)
-        threshold = linear_threshold([abs(end) for end in ends if end])
-        rows = _edges(min(ends), max(ends), self._options.scale is Scale.LINEAR, threshold)
-        steps = sorted({histogram.step for histogram in histograms})
-        shares = np.zeros((len(rows) - 1, len(steps)))
-        times = dict.fromkeys(steps, 0.0)
-        for histogram in histograms:
-            shares[:, steps.index(histogram.step)] += regridded(histogram, rows)
-            times[histogram.step] = histogram.time
-        shares /= np.maximum(shares.sum(axis=0), 1)
-        x = np.array(x_values(self._options, snapshot, steps, list(times.values())), dtype=float)
-        # Each column reaches to the next; the last one is as wide as the one before.
-        alone = 1 / 86_400 if self._options.x is XAxis.WALL else 1.0
-        columns = np.append(x, x[-1] + (x[-1] - x[-2] if len(x) > 1 else alone))
-        shown, norm = np.where(shares > 0, shares, np.nan), LogNorm(shares.max() / 1e3, shares.max(), clip=True)
-        return [axes.pcolormesh(columns, rows, shown, cmap="cividis", norm=norm, rasterized=True)]
-
-
-def _edges(low: float, high: float, linear: bool, threshold: float) -> npt.NDArray[np.float64]:
-    """The edges of rows that are equally high on the screen, over the range of the numbers."""
-    if linear:
-        return np.linspace(low, high, _HISTOGRAM_ROWS + 1)
-    places = np.linspace(np.arcsinh(low / threshold), np.arcsinh(high / threshold), _HISTOGRAM_ROWS + 1)
-    edges: npt.NDArray[np.float64] = np.sinh(places) * threshold
-    # Exact ends, so that no count falls beside the grid.
-    edges[0], edges[-1] = low, high
-    return edges
-
-
-def _range(histogram: Histogram) -> tuple[float, float]:
-    """The ends of a histogram's bins, as the log's format defines them."""
-    low, high = histogram.low, histogram.high
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
-
-
-def regridded(histogram: Histogram, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A histogram's counts in other bins; the elements of a bin are spread evenly over it."""
-    low, high = _range(histogram)
-    # Edges as parts of the range: a slope over a range of 1e-308 would be infinite.
-    own = np.linspace(0.0, 1.0, len(histogram.counts) + 1)
-    below = np.concatenate([[0], np.cumsum(histogram.counts)])
-    # With a subnormal range, numpy before 2 warns of an overflow, although the result is right.
-    with np.errstate(over="ignore"):
-        parts = (edges.clip(low, high) - low) / (high - low)
-    filled: npt.NDArray[np.float64] = np.diff(np.interp(parts, own, below))
-    # Rounding must not make a count negative.
-    return np.maximum(filled, 0)

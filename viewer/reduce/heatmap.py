@@ -76,6 +76,5 @@ class Magnitudes:
         if not self._holds:
             empty = places[newest] < bins
             magnitudes[empty], nonfinite[empty] = np.nan, False
-        # Both tables have had rows of the same steps, so they have the same bins.
-        time = self.ends()[1][newest].tolist()
-        return Heatmap(list(self._cells.params), int(begins[0]), self._cells.width, magnitudes.T, nonfinite.T, time)
+        seconds = self.ends()[1][newest].tolist()
+        return Heatmap(list(self._cells.params), int(begins[0]), self._cells.width, magnitudes.T, nonfinite.T, seconds)

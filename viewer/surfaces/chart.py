@@ -207,7 +207,7 @@ def _x_axis(numbers: Sequence[float], kind: XAxis, count: int) -> _Axis:
     if kind is XAxis.WALL:
         ticks = np.linspace(*ends, min(count, 3)).tolist()
         form = "%H:%M:%S" if ends[1] - ends[0] < 1 else "%m-%d %H:%M"
-        return _Axis(np.asarray, ends, ticks, [_moment(day, form) for day in ticks])
+        return _Axis(np.asarray, ends, ticks, [moment(day, form) for day in ticks])
     ticks = _within(MaxNLocator(nbins=count, integer=kind is XAxis.STEP, steps=[1, 2, 5, 10]), ends)
     if kind is XAxis.RELATIVE:
         long = ends[1] - ends[0] >= 60
@@ -216,7 +216,8 @@ def _x_axis(numbers: Sequence[float], kind: XAxis, count: int) -> _Axis:
     return _Axis(np.asarray, ends, ticks, [f"{step:,.0f}" for step in ticks])
 
 
-def _moment(day: float, form: str) -> str:
+def moment(day: float, form: str) -> str:
+    """A day since 1970 as a date or time."""
     try:
         return datetime.fromtimestamp(day * 86_400).strftime(form)
     except (OSError, OverflowError, ValueError):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from viewer.draw.layers import Layers
 from viewer.draw.panels import ROWS, set_title
 from viewer.draw.views import fill
-from viewer.options import View, ViewOptions, XAxis, zoom_part
+from viewer.options import Histograms, View, ViewOptions, XAxis, zoom_part
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
@@ -25,8 +25,8 @@ _VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM}
 class Screen:
     """Shows runs in a figure, in the view that the user chooses.
 
-    Keys 1, 2 and 3 choose the view, x the x axis; a click on a row of the layers opens it. Only the thread that owns
-    the figure may call this.
+    Keys 1, 2 and 3 choose the view, x the x axis, m the map or the mountains of histograms; a click on a row of the
+    layers opens it. Only the thread that owns the figure may call this.
 
     Args:
         figure: The figure, with its canvas.
@@ -141,7 +141,7 @@ class Screen:
         """The zoom that shows a run's step with those beside it; None where its place is unknown."""
         # The same for a while, although the run goes on.
         beside = max(_FEWEST_BESIDE, 1 << ((snapshot.last_step or 0) // _SHARE_BESIDE).bit_length())
-        ends = self.drawing.places(snapshot.name, (step - beside, step + beside), _x_axis(self.options))
+        ends = self.drawing.places(snapshot.name, (step - beside, step + beside), self.options.x)
         others = [part for part in self.options.zoom if zoom_part(part)[0]]
         return None if ends is None else (f"{ends[0]:.15g},{ends[1]:.15g}", *others)
 
@@ -164,6 +164,9 @@ class Screen:
             axes = list(XAxis)
             after = axes[(axes.index(self.options.x) + 1) % len(axes)]
             self._go(dataclasses.replace(self.options, x=after))
+        elif key == "m":
+            (other,) = set(Histograms) - {self.options.histograms}
+            self._go(dataclasses.replace(self.options, histograms=other))
 
     def _zooming(self) -> bool:
         """Whether the toolbar zooms or moves the figure: it then takes clicks, and the key x for the x axis alone."""
@@ -188,16 +191,12 @@ class Screen:
 def _kept(zoom: tuple[str, ...], before: ViewOptions, after: ViewOptions) -> tuple[str, ...]:
     """The parts of a zoom that mean the same in another view."""
     lost = set()
-    if _x_axis(before) != _x_axis(after):
+    if before.x is not after.x:
         lost.add("")
     if before.params != after.params:
         # Rows of the layers are numbers.
         lost.add(ROWS)
     return tuple(part for part in zoom if zoom_part(part)[0] not in lost)
-
-
-def _x_axis(options: ViewOptions) -> XAxis:
-    return XAxis.STEP if options.view is View.LAYERS else options.x
 
 
 def _opens(options: ViewOptions) -> tuple[object, ...]:

@@ -17,14 +17,14 @@ from rich.text import Text
 
 from tracer.log.text import plain
 from viewer.draw.axes import x_values
-from viewer.draw.layers import grouped, row_of
+from viewer.draw.layers import cells_of, column_edges, grouped, in_cells, row_of
 from viewer.draw.marks import flags_of, numbers_of
 from viewer.draw.theme import colour_of, theme
-from viewer.options import Scale, View, ViewOptions
+from viewer.options import Scale, View, ViewOptions, XAxis
 from viewer.reduce.metrics import ACCURACY, LOSS, panel_names, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
-from viewer.surfaces.chart import Line, chart
-from viewer.words import KINDS, finding_words, first_of, noticed, notices, shortened, title
+from viewer.surfaces.chart import Line, chart, moment
+from viewer.words import KINDS, duration, finding_words, first_of, noticed, notices, shortened, title
 
 # Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"
@@ -270,13 +270,18 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     scale = (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
     wide = max(map(cell_len, names))
     room = max(8, width - wide - _NUMBER - 2)
+    marks, newest_of = _marks_of_rows(snapshots, options, layers, rows), [*map(_newest, sizes, alarms)]
     first, last = f"step {layers.first_step:,}", f"{snapshots[0].last_step:,}"
+    if options.x is not XAxis.STEP:
+        edges = column_edges(options, snapshots[0], layers)
+        sizes, alarms = in_cells(edges, sizes, alarms, room)
+        cells, _ = cells_of(edges, room)
+        # Of several findings in a cell, the worst, which comes first, is marked.
+        marks = {row: {int(cells[c]): mark for c, mark in reversed(of_row.items())} for row, of_row in marks.items()}
+        first, last = (_time(options, float(end)) for end in (edges[0], edges[-1]))
     table = _table(common.strip("."), first + last.rjust(room - len(first)), f"{'newest':>{_NUMBER}}")
     table.columns[0].max_width = wide
-    marks = _marks_of_rows(snapshots, options, layers, rows)
-    for row, (name, size, alarm) in enumerate(zip(names, sizes, alarms, strict=True)):
-        last_cell = np.flatnonzero(~np.isnan(size) | alarm)[-1:].tolist()
-        text = "–" if not last_cell else _NONFINITE if alarm[last_cell[0]] else f"{size[last_cell[0]]:.3g}"
+    for row, (name, size, alarm, text) in enumerate(zip(names, sizes, alarms, newest_of, strict=True)):
         blocks = _blocks(size, alarm, room, scale, marks.get(row, {}))
         table.add_row(Text(name), blocks, Text(text, _ALARM if text == _NONFINITE else ""))
     legend = _words(f"{options.statistic}: {scale[0]:.2g} ")
@@ -284,6 +289,17 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     legend.append_text(_blocks(ramp, np.zeros(len(ramp), dtype=np.bool_), len(ramp), scale, {}))
     legend.append(f" {scale[1]:.2g} · 0 zero · ! NaN or inf")
     return [table, legend]
+
+
+def _newest(sizes: npt.NDArray[np.float64], alarms: npt.NDArray[np.bool_]) -> str:
+    """The newest magnitude of a row."""
+    last_cell = np.flatnonzero(~np.isnan(sizes) | alarms)[-1:].tolist()
+    return "–" if not last_cell else _NONFINITE if alarms[last_cell[0]] else f"{sizes[last_cell[0]]:.3g}"
+
+
+def _time(options: ViewOptions, x: float) -> str:
+    """A time of the x axis in words."""
+    return moment(x, "%m-%d %H:%M") if options.x is XAxis.WALL else duration(max(0.0, x))
 
 
 def _marks_of_rows(

@@ -33,6 +33,8 @@ LOOKS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = {
     "compare": (["first", "second"], {}),
     "layers": (["broken"], {"view": "layers"}),
     "param": (["first"], {"param": "fc.weight"}),
+    "param-nan": (["broken"], {"param": "conv.bias"}),
+    "param-ridge": (["first"], {"param": "fc.weight", "histograms": "ridge"}),
 }
 
 

@@ -21,7 +21,7 @@ from tests.viewing import shown, view
 from tracer.log.store import Local as Path
 from viewer.draw.layers import Layers
 from viewer.draw.theme import SIZE_INCHES
-from viewer.options import View, ViewOptions, matching
+from viewer.options import View, ViewOptions, XAxis, matching
 from viewer.read.live import Live
 from viewer.reduce.history import History
 from viewer.snapshot import Heatmap, Snapshot
@@ -379,6 +379,53 @@ def test_the_toolbar_names_what_is_under_the_mouse() -> None:
     for place in ((99, 0), (130, 0), (104, -1), (104, 2)):
         assert axes_of(strip).format_coord(*place) == ""
     assert not any(image.mouseover for image in axes_of(strip).images)
+
+
+def moments(times: Sequence[float], bad: Sequence[int] = ()) -> Heatmap:
+    """A heat map of one parameter, whose columns of ten steps end at these times; one of them is NaN."""
+    count = len(times)
+    alarms = np.array([[column in bad for column in range(count)]])
+    return Heatmap(["a"], 100, 10, np.arange(1.0, count + 1)[None, :], alarms, [NOW + time for time in times])
+
+
+@pytest.mark.parametrize("x", [XAxis.WALL, XAxis.RELATIVE])
+def test_the_x_axis_of_a_strip_can_be_times(x: XAxis) -> None:
+    """Each column reaches from the time of the one before to its own, however long, and is named by its steps."""
+    strip = Layers(canvas(), dataclasses.replace(LAYERS, x=x))
+    layers = moments([10, 20, 80, 90], bad=[3])
+    strip.update([Snapshot("run", "running", 139, layers=layers, started=NOW)], NOW)
+    axes = axes_of(strip)
+    day, begin = (86_400, NOW / 86_400) if x is XAxis.WALL else (1, 0.0)
+    assert axes.get_xlabel() == {XAxis.WALL: "time", XAxis.RELATIVE: "time since the run began"}[x]
+    assert axes.get_xlim() == pytest.approx((begin, begin + 90 / day), rel=1e-12)
+    numbers = np.asarray(image(strip).get_array())[0]
+    shares = [np.mean(numbers == number) for number in (1, 2, 3, 4)]
+    assert shares == pytest.approx([1 / 9, 1 / 9, 6 / 9, 1 / 9], abs=0.01)
+    assert np.flatnonzero(np.asarray(alarm(strip).get_array())[0] == 1).min() == pytest.approx(
+        len(numbers) * 8 / 9, abs=1
+    )
+    said = [axes.format_coord(begin + second / day, 0) for second in (5, 50, 85)]
+    assert said == ["a  step 100  1", "a  step 120  3", "a  step 130  NaN or infinity"]
+    check_texts(strip.figure)
+
+
+@pytest.mark.parametrize("times", [[5], [5, 5, 5], [1, 2, 2, 3], [9, 3, 8], list(range(3000))])
+def test_no_column_is_lost_among_times(times: list[float]) -> None:
+    """A NaN is seen, and every magnitude has a cell, where columns have no width, or are more than pixels."""
+    for bad in {0, len(times) // 2, len(times) - 1}:
+        strip = Layers(canvas((3, 2)), dataclasses.replace(LAYERS, x=XAxis.RELATIVE))
+        strip.update([Snapshot("run", "running", 139, layers=moments(times, bad=[bad]), started=NOW)], NOW)
+        assert (np.asarray(alarm(strip).get_array()) == 1).any()
+        assert np.nanmax(np.asarray(image(strip).get_array())) == len(times)
+
+
+def test_a_history_knows_the_times_of_its_columns() -> None:
+    """Each column has the time of its last row; an empty one that of the column before."""
+    history = History(LAYERS, params=["a"])
+    table = pl.DataFrame(pl.from_arrow(extremes([0, 1, 4], ["a"])))
+    history.absorb("extremes", table.lazy())
+    times = (table["time"].dt.epoch("us") / 1e6).to_list()
+    assert layers_of(history).time == [times[0], times[1], times[1], times[1], times[2]]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from tests.figures import NAMES, PHONE, canvas, check_texts, contrast
@@ -124,6 +125,35 @@ def test_symlog_is_drawn_up_to_the_end_of_float64(smallest: float) -> None:
     axes.plot(drawable(numbers))
     axes.figure.canvas.draw()
     assert axes.get_yscale() == "symlog"
+
+
+@pytest.mark.parametrize("numbers", [[1e300, 1.7e308], [1e106, 1e306], [1e-300, 1e306], [1.7e308]])
+def test_a_log_scale_is_drawn_up_to_the_end_of_float64(numbers: Sequence[float]) -> None:
+    """No tick is sought where there are no numbers, which would be an overflow; and the scale can be read."""
+    axes = canvas().subplots()
+    set_scale(axes, ViewOptions(scale=Scale.LOG), numbers, Scale.LINEAR)
+    axes.plot(drawable(numbers))
+    axes.figure.canvas.draw()
+    assert axes.get_yscale() == "log"
+    assert len(ticks(axes)) > 1
+
+
+def ticks(axes: Axes) -> list[str]:
+    """The labels that are to be seen at the y axis."""
+    low, high = axes.get_ylim()
+    every = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    return [tick.label1.get_text() for tick in every if low <= tick.get_loc() <= high and tick.label1.get_text()]
+
+
+@pytest.mark.parametrize("numbers", [[0.21, 0.74], [2e-3, 3e-2], [5.0], [-0.3, -0.2], [1e300, 3e300], [0.9, 15.0]])
+@pytest.mark.parametrize("scale", [Scale.LOG, Scale.SYMLOG])
+def test_a_single_decade_has_its_ticks(numbers: Sequence[float], scale: Scale) -> None:
+    """Where numbers span a decade or less, at least two places of a log scale are named, and each by another number."""
+    axes = canvas().subplots()
+    set_scale(axes, ViewOptions(scale=scale), numbers, Scale.LINEAR)
+    axes.plot(drawable(numbers))
+    axes.figure.canvas.draw()
+    assert len(ticks(axes)) == len(set(ticks(axes))) >= 2
 
 
 @pytest.mark.parametrize(("last", "scale"), [(1e5, "linear"), (1e7, "log"), (-1e7, "symlog")])

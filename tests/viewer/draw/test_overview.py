@@ -95,6 +95,11 @@ def line(axes: Axes, label: str) -> Line2D:
     return next(line for line in axes.lines if str(line.get_label()).startswith(label))
 
 
+def on_one_line(axes: Axes) -> list[str]:
+    """What the legend says, each entry on one line."""
+    return [entry.replace("\n", " ") for entry in entries(axes)]
+
+
 def notes(shown: Overview) -> list[str]:
     """The words inside the panels, from top to bottom."""
     return [text.get_text() for axes in shown.figure.axes for text in axes.texts if text.get_visible()]
@@ -190,7 +195,7 @@ def test_any_name_is_drawn_as_it_is(name: str) -> None:
     shown = overview(name)
     panels = drawn(shown, snapshot(curve(name, nonfinite=[1]), name=name))
     words = shortened(name)
-    assert [f"{words}: NaN or inf from step 1", f"{words}  1"] in [entries(axes) for axes in panels]
+    assert [f"{words}: NaN/inf at step 1", f"{words}  1"] in [on_one_line(axes) for axes in panels]
     heading = shown.figure.get_suptitle()
     assert heading.startswith(f"{words}  ● running")
 
@@ -203,7 +208,7 @@ def test_many_long_names_leave_room_for_the_panels() -> None:
     assert axes.get_position().width > 0.5
     assert axes.get_position().height > 0.2
     assert len(axes.lines) == 41
-    assert entries(axes)[0] == "last_loss: NaN or inf from step 7"
+    assert entries(axes)[0] == "last_loss: NaN/inf from step 7"
     assert entries(axes)[-1] == "… and 33 more"
 
 
@@ -238,30 +243,81 @@ def test_the_first_nonfinite_step_is_marked_and_named() -> None:
     )
     loss, _, extremes = filled(overview(), snapshots)
     for axes, label, step in (
-        (loss, "loss: NaN or inf from step 1,234", 1234),
-        (extremes, "value: NaN or inf from step 5", 5),
-        (extremes, "gradient: NaN or inf from step 6", 6),
+        (loss, "loss: NaN/inf from step 1,234", 1234),
+        (extremes, "value: NaN/inf from step 5", 5),
+        (extremes, "gradient: NaN/inf from step 6", 6),
     ):
         assert label in entries(axes)
-        assert np.array_equal(line(axes, label).get_xdata(), [step, step])
+        assert np.asarray(line(axes, label).get_xdata())[0] == step
         assert axes.get_xlim()[0] < step < axes.get_xlim()[1]
     assert "loss" in entries(loss), "the last finite number is not the current one"
 
 
-def test_every_bin_with_a_nonfinite_number_is_marked() -> None:
-    """A NaN long after a first infinity has its mark, and the legend names the last."""
-    (_, _, extremes) = filled(overview(), snapshot(extremes=four([1.0] * 40, grad=[0, 17, 30])))
-    marks = line(extremes, "gradient: NaN or inf from step 0, last at 30")
-    every = marks.get_markevery()
+def test_a_run_of_nonfinite_steps_is_one_bar_with_a_cross_at_its_start() -> None:
+    """Each bar reaches to the next number; two curves that end in NaN leave the x axis and each other free."""
+    bad = [*range(100, 120), 500, *range(900, 1000)]
+    numbers = [None if step in bad else 1.0 for step in range(1000)]
+    shown = overview()
+    (_, _, extremes) = filled(shown, snapshot(extremes=four(numbers, grad=bad, value=bad[-100:])))
+    bars = line(extremes, "gradient: NaN/inf from step 100")
+    assert np.asarray(bars.get_xdata()).reshape(-1, 3)[:, :2].tolist() == [[100, 120], [500, 501], [900, 999]]
+    assert bars.get_markevery() == [0, 3, 6]
+    assert extremes.get_xlim()[1] > 999
+    heights = [np.asarray(each.get_ydata())[0] for each in (line(extremes, "value: NaN/inf from step 900"), bars)]
+    # In points, a cross reaches half of its size to each side of its middle, and its edge a point further.
+    middles = [float(height) * extremes.get_window_extent().height * 72 / shown.figure.dpi for height in heights]
+    reach = bars.get_markersize() / 2 + 1
+    assert middles[0] > reach
+    assert middles[1] - middles[0] > 2 * reach - 1
+
+
+def test_many_nonfinite_steps_are_no_heap_of_crosses() -> None:
+    """Where every other step of a thousand is NaN, each has its bar, and only some of them, apart, have a cross."""
+    bad = list(range(0, 1000, 2))
+    (_, _, extremes) = filled(overview(), snapshot(extremes=four([1.0] * 1000, grad=bad)))
+    bars = line(extremes, "gradient: NaN/inf from step 0")
+    assert np.asarray(bars.get_xdata())[::3].tolist() == bad
+    every = bars.get_markevery()
     assert isinstance(every, list)
-    assert [np.asarray(marks.get_xdata())[index] for index in every] == [0, 17, 30]
+    assert np.diff(np.asarray(bars.get_xdata())[every]).min() >= 30
+
+
+@pytest.mark.parametrize(
+    ("nonfinite", "words"),
+    [
+        ([0], "at step 0"),
+        ([30], "at step 30"),
+        ([39], "from step 39"),
+        ([20, 39], "from step 20"),
+        ([20, 21, 30], "from step 20 to 30"),
+    ],
+)
+def test_a_legend_says_when_numbers_were_not_finite(nonfinite: list[int], words: str) -> None:
+    """What lasts to the newest step has a beginning; what is over has an end, too."""
+    (_, _, extremes) = filled(overview(), snapshot(extremes=four([1.0] * 40, grad=nonfinite)))
+    assert f"gradient: NaN/inf {words}" in entries(extremes)
 
 
 def test_a_legend_names_no_step_as_the_last_that_may_not_be() -> None:
     """Where a bin covers several steps, only the first of its NaNs is known, and its last number is not its mean."""
-    wide = Curve("loss", [9, 19], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [4, 12], newest=7.5)
-    found = entries(filled(overview(), snapshot(wide))[LOSS])
-    assert found == ["loss: NaN or inf from step 4, last at 12 or later", "loss  7.5"]
+    wide = Curve("loss", [9, 19, 29], [1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [4, 12], newest=7.5)
+    found = on_one_line(filled(overview(), snapshot(wide))[LOSS])
+    assert found == ["loss: NaN/inf from step 4 to 12 or later", "loss  7.5"]
+
+
+@pytest.mark.parametrize("name", ["m" * 28, "a/long/name of it all/" * 4 + "loss"])
+def test_a_legend_takes_less_than_a_third_of_the_width(name: str) -> None:
+    """Whatever the names of curves and runs, and however large the steps; the words go on in a further line."""
+    step = 123_456_789
+    long = Curve(name + "loss", [step, 2 * step, 3 * step], [1.0] * 3, [1.0] * 3, [1.0] * 3, [step, 2 * step])
+    shown = overview()
+    for panel in several(shown, *(snapshot(long, name=f"{name}{run}", last_step=3 * step) for run in range(2)))[:1]:
+        legend = panel.get_legend()
+        assert legend is not None
+        draw(shown.figure)
+        assert legend.get_window_extent().width < shown.figure.bbox.width / 3
+        assert "NaN/inf from" in " ".join(entries(panel)[0].split())
+    check_texts(shown.figure)
 
 
 def test_a_spike_within_a_bin_is_inside_the_panel() -> None:
@@ -410,8 +466,8 @@ def test_lines_bands_and_marks_stand_at_their_steps_or_times(x: XAxis) -> None:
     (band,) = [artist for artist in loss.collections if isinstance(artist, PolyCollection)]
     assert {float(place) for place in np.asarray(band.get_paths()[0].vertices)[:, 0]} == set(expected)
     # Within a bin only its end has a time.
-    assert marks(loss, "loss: NaN or inf from step 7") == positions(x, [7 if x is XAxis.STEP else 9])
-    assert marks(panel, "gradient: NaN or inf from step 9") == positions(x, [9])
+    assert marks(loss, "loss: NaN/inf from step 7") == positions(x, [7 if x is XAxis.STEP else 9])
+    assert marks(panel, "gradient: NaN/inf at step 9") == positions(x, [9])
     low, high = loss.get_xlim()
     assert low < expected[0] < expected[-1] < high
 
@@ -556,9 +612,9 @@ def test_the_nan_of_each_run_is_marked() -> None:
     first = snapshot(curve("loss", nonfinite=[1]), extremes=four([1.0] * 3, grad=[1]), name="one")
     second = snapshot(curve("loss", nonfinite=[1]), extremes=four([1.0] * 3, grad=[2], value=[0]), name="two")
     loss, _, values, gradients = several(overview(), first, second)
-    assert entries(loss)[:2] == ["one loss: NaN or inf from step 1", "two loss: NaN or inf from step 1"]
-    assert entries(gradients)[:2] == ["one: NaN or inf from step 1", "two: NaN or inf from step 2"]
-    assert [label for label in entries(values) if "NaN" in label] == ["two: NaN or inf from step 0"]
+    assert entries(loss)[:2] == ["one loss: NaN/inf at step 1", "two loss: NaN/inf at step 1"]
+    assert entries(gradients)[:2] == ["one: NaN/inf at step 1", "two: NaN/inf from step 2"]
+    assert [label for label in entries(values) if "NaN" in label] == ["two: NaN/inf at step 0"]
     one, two = (line(loss, f"{name} loss: NaN") for name in ("one", "two"))
     assert np.asarray(one.get_ydata())[0] != np.asarray(two.get_ydata())[0]
     assert one.get_markerfacecolor() == line(loss, "one loss  ").get_color()
@@ -572,7 +628,7 @@ def test_the_only_nan_is_marked_at_the_foot_of_its_panel() -> None:
     loss, _, values, gradients = several(overview(), *others, last)
     for axes in (loss, values, gradients):
         (mark,) = (each for each in axes.lines if "NaN" in str(each.get_label()))
-        assert np.asarray(mark.get_ydata())[0] < 0.05
+        assert np.asarray(mark.get_ydata())[0] < 0.1
 
 
 @pytest.mark.slow

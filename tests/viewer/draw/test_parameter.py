@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection, QuadMesh
 
-from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, entries, zoom
+from tests.figures import NAMES, PHONE, artists, canvas, check_contrast, check_texts, entries, pixels, zoom
 from tests.halves import first_of
-from viewer.draw.parameter import Parameter, _edges, regridded
+from viewer.draw.histograms import columns_of, spread
+from viewer.draw.parameter import Parameter
 from viewer.draw.theme import SIZE_INCHES
-from viewer.options import Scale, View, ViewOptions, XAxis
+from viewer.options import Histograms, Scale, View, ViewOptions, XAxis
 from viewer.snapshot import Extremes, Histogram, Snapshot
 
 NOW = 1e9
@@ -73,22 +74,23 @@ def update(shown: Parameter, each: Snapshot) -> None:
     shown.figure.canvas.draw()
 
 
-def panels(shown: Parameter) -> dict[str, Axes]:
-    """The panels, by name."""
-    return {axes.get_ylabel(): axes for axes in shown.figure.axes}
-
-
 def bands(axes: Axes) -> list[set[float]]:
     """The heights of the edges of each band."""
     found = [artist for artist in axes.collections if isinstance(artist, PolyCollection)]
     return [{float(y) for y in np.asarray(band.get_paths()[0].vertices)[:, 1]} for band in found]
 
 
+def panels(shown: Parameter) -> dict[str, Axes]:
+    """The panels, by name, without the colour keys."""
+    return {axes.get_ylabel(): axes for axes in shown.figure.axes if axes.get_label() != "<colorbar>"}
+
+
 def heat(axes: Axes) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A heat map's columns' edges, rows' edges, and shares."""
+    """A heat map's columns' edges; and, of each column, the edges of its rows and their shares."""
     (mesh,) = [artist for artist in axes.collections if isinstance(artist, QuadMesh)]
     corners = np.asarray(mesh.get_coordinates())
-    return corners[0, :, 0], corners[:, 0, 1], np.ma.filled(np.ma.asarray(mesh.get_array()), 0.0)
+    shares: np.ndarray[Any, Any] = np.asarray(np.ma.masked_invalid(np.ma.asarray(mesh.get_array())).filled(0.0))
+    return np.append(corners[0, ::2, 0], corners[0, -1, 0]), corners[:, ::2, 1].T, shares[:, ::2].T
 
 
 def test_values_and_gradients_are_bands_with_the_historys_numbers() -> None:
@@ -121,14 +123,16 @@ def test_its_nan_is_marked() -> None:
     """A NaN of value, gradient or applied gradient has its mark in their panel and its step in the legend."""
     there = extremes([0, 1], {"value": [0], "grad": [1], "applied": [0, 1]}, **FOUR, **APPLIED)
     found = panels(filled(snapshot(there)))
-    assert entries(found["value"])[0] == "value: NaN or inf from step 0"
+    assert entries(found["value"])[0] == "value: NaN/inf at step 0"
     assert entries(found["gradient"])[:2] == [
-        "gradient: NaN or inf from step 1",
-        "applied: NaN or inf from step 0, last at 1",
+        "gradient: NaN/inf from step 1",
+        "applied: NaN/inf from step 0",
     ]
-    for axes, heights in ((found["value"], [0.04]), (found["gradient"], [0.04, 0.12])):
+    for axes, count in ((found["value"], 1), (found["gradient"], 2)):
         marks = [line for line in axes.lines if "NaN" in str(line.get_label())]
-        assert [np.asarray(mark.get_ydata())[0] for mark in marks] == pytest.approx(heights), "from the foot up"
+        heights = [float(np.asarray(mark.get_ydata())[0]) for mark in marks]
+        assert len(set(heights)) == count
+        assert heights == sorted(heights), "from the foot up"
 
 
 def test_what_else_was_recorded_has_a_panel_each() -> None:
@@ -193,28 +197,120 @@ ENDS = st.floats(-1e12, 1e12) | st.floats(-1, 1) | st.just(0.0)
 
 
 @settings(max_examples=200, deadline=None)
-@given(COUNTS, ENDS, ENDS, ENDS, ENDS, st.booleans())
-@example([187], 0.0, -11773531819.0, 0.0, 0.0, False)
-@example([2], 0.0, 1.1125369292536007e-308, 0.0, 0.0, False)
-@example([0], 0.0, 2.225073858507e-311, 1.0, 0.0, False)
-def test_a_histogram_keeps_every_count_in_other_bins(
-    counts: list[int], a: float, b: float, c: float, d: float, linear: bool
-) -> None:
+@given(COUNTS, ENDS, ENDS, ENDS, ENDS)
+@example([187], 0.0, -11773531819.0, 0.0, 0.0)
+@example([2], 0.0, 1.1125369292536007e-308, 0.0, 0.0)
+@example([0], 0.0, 2.225073858507e-311, 1.0, 0.0)
+@example([4, 5], 0.5, 0.5, 0.0, 1.0)
+def test_a_histogram_keeps_every_count_in_other_bins(counts: list[int], a: float, b: float, c: float, d: float) -> None:
     """However its range and that of the heat map differ, the sum stays; no bin has less than nothing."""
-    one = histogram(0, min(a, b), max(a, b), counts)
-    reach = (one.low, one.high) if one.low < one.high else (one.low - 0.5, one.high + 0.5)
-    rows = _edges(min(reach[0], c, d), max(reach[1], c, d), linear, 1e-6)
-    found = regridded(one, rows)
+    low, high = min(a, b), max(a, b)
+    ends = min(low, c, d), max(high, c, d)
+    rows = np.linspace(*(ends if ends[0] < ends[1] else (low - 0.5, low + 0.5)), 129)
+    found = spread(np.linspace(low, high, len(counts) + 1), counts, rows)
     assert found.sum() == pytest.approx(sum(counts), rel=1e-9)
     assert (found >= 0).all()
 
 
 def test_a_histogram_is_spread_over_where_its_bins_lie() -> None:
-    """Each count goes into the rows that its bin covers, in proportion."""
-    found = regridded(histogram(0, 0.0, 4.0, [8, 0, 4, 2]), np.array([-1.0, 0.0, 0.5, 1.0, 3.0, 3.5, 4.0, 9.0]))
-    assert found.tolist() == [0.0, 4.0, 4.0, 4.0, 1.0, 1.0, 0.0]
-    constant = regridded(histogram(0, 2.0, 2.0, [0, 6]), np.array([0.0, 2.0, 2.25, 2.5]))
-    assert constant.tolist() == [0.0, 3.0, 3.0]
+    """Each count goes into the rows that its bin covers, in proportion; a constant into the row that holds it."""
+    rows = np.array([-1.0, 0.0, 0.5, 1.0, 3.0, 3.5, 4.0, 9.0])
+    assert spread(np.linspace(0.0, 4.0, 5), [8, 0, 4, 2], rows).tolist() == [0.0, 4.0, 4.0, 4.0, 1.0, 1.0, 0.0]
+    assert spread(np.array([2.0] * 3), [0, 6], np.array([0.0, 2.0, 2.25, 2.5])).tolist() == [0.0, 6.0, 0.0]
+
+
+def test_ranks_histograms_are_one_and_quantiles_lie_where_the_elements_do() -> None:
+    """Of two ranks, the shares are those of all elements in bins over both ranges, and so are the quantiles."""
+    (column,) = columns_of([histogram(3, 0.0, 4.0, [4, 0, 0, 4]), histogram(3, 4.0, 8.0, [0, 4, 0, 4])])
+    assert column.edges.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert column.shares.tolist() == [0.25, 0.25, 0.25, 0.25]
+    assert [column.quantile(share) for share in (0.0, 0.125, 0.5, 1.0)] == [0.0, 1.0, 4.0, 8.0]
+
+
+BELL = np.random.default_rng(0).normal(0.3, 0.1, 200_000)
+# A tail far away, which a symlog axis would give most of its height to the other side of.
+SKEWED = np.concatenate([BELL, [-5.0, 5.0], np.zeros(100)])
+
+
+@pytest.mark.parametrize("numbers", [BELL, SKEWED], ids=["bell", "skewed"])
+@pytest.mark.parametrize("scale", first_of([Scale.AUTO, Scale.SYMLOG]))
+def test_the_brightest_row_is_at_the_mode(scale: Scale, numbers: np.ndarray[Any, Any]) -> None:
+    """In the picture of a known distribution, on any axis, the brightest pixels of a column are at its mode."""
+    counts, edges = np.histogram(numbers, 64)
+    of = [histogram(step, float(edges[0]), float(edges[-1]), counts.tolist()) for step in (0, 10, 20)]
+    shown = filled(snapshot(extremes([0, 20], **FOUR), {"grad": of}), scale=scale)
+    axes = panels(shown)["gradient\nhistogram"]
+    for line in axes.lines:
+        # The median lies over the mode.
+        line.set_visible(False)
+    picture = pixels(shown.figure).astype(int)
+    across, up = axes.transData.transform((15, 0.3)).round().astype(int)
+    below, above = axes.get_window_extent().y0, axes.get_window_extent().y1
+    heights = np.arange(int(below) + 2, int(above) - 2)
+    column = picture[len(picture) - 1 - heights, across].sum(axis=1)
+    # The ground, beyond the extremes, is no colour of the map.
+    seen = column < 3 * 255
+    mode = counts.argmax()
+    low, high = axes.transData.transform([(0, edges[mode - 1]), (0, edges[mode + 2])])[:, 1]
+    brightest = heights[seen][column[seen] == column[seen].max()]
+    assert abs(up - brightest.mean()) < (above - below) / 10
+    assert low - 2 <= brightest.min() <= brightest.max() <= high + 2
+
+
+def test_a_colour_key_says_what_the_colours_are() -> None:
+    """Each heat map has one, up to the largest share; a constant, all of which is in one row, leaves others bright."""
+    of = {"value": [histogram(0, 1.0, 1.0, [8]), histogram(1, 0.0, 4.0, [8, 0, 0, 24])], "grad": [histogram(0)]}
+    shown = filled(snapshot(extremes([0, 1], **FOUR), of))
+    keys = [axes for axes in shown.figure.axes if axes.get_label() == "<colorbar>"]
+    assert [key.get_ylabel() for key in keys] == ["share of elements"] * 2
+    (mesh,) = [each for each in panels(shown)["value\nhistogram"].collections if isinstance(each, QuadMesh)]
+    rows = 256
+    assert mesh.norm.vmin == 0
+    assert mesh.norm.vmax == keys[0].get_ylim()[1] == pytest.approx(0.75 / (rows / 4))
+
+
+@pytest.mark.parametrize("x", first_of(XAxis))
+def test_a_ridge_has_a_mountain_at_each_step_the_newest_in_front(x: XAxis) -> None:
+    """Each stands at its step or time, is highest at its mode, and hides those behind it; the x axis has numbers."""
+    counts = [[1, 9, 1, 1], [1, 1, 9, 1], [1, 1, 1, 9]]
+    of = [histogram(10 * place, 0.0, 4.0, each) for place, each in enumerate(counts)]
+    shown = filled(snapshot(extremes([0, 20], **FOUR), {"grad": of}), histograms="ridge", x=x)
+    axes = panels(shown)["gradient\nhistogram"]
+    mountains = [each for each in axes.collections if isinstance(each, PolyCollection)]
+    at = {XAxis.STEP: 1.0, XAxis.WALL: 2 / 86_400, XAxis.RELATIVE: 2.0}[x]
+    begin = NOW / 86_400 if x is XAxis.WALL else 0.0
+    for place, mountain in enumerate(mountains):
+        points = np.asarray(mountain.get_paths()[0].vertices)
+        top = points[points[:, 1].argmin()]
+        assert points[:, 1].max() == pytest.approx(begin + at * 10 * place, rel=1e-12)
+        assert place + 1 <= top[0] <= place + 2
+    assert [each.get_zorder() for each in mountains] == sorted(each.get_zorder() for each in mountains)
+    assert len({each.get_zorder() for each in mountains}) == 3
+    low, high = axes.get_ylim()
+    assert low > begin + at * 20 > high, "the newest is nearest"
+    assert axes.get_xlim()[0] <= 0 < 4 <= axes.get_xlim()[1]
+    assert panels(shown)["gradient"].get_xlim() == panels(shown)["value"].get_xlim() != axes.get_xlim()
+
+
+def test_a_ridges_zoom_outlives_new_rows() -> None:
+    """A part that the zoom tool has chosen stays until its home button; the panels of steps follow all the same."""
+
+    def moment(count: int) -> Snapshot:
+        return snapshot(extremes(range(count), **FOUR), {"grad": [histogram(step) for step in range(0, count, 10)]})
+
+    shown = filled(moment(50), histograms="ridge")
+    axes = panels(shown)["gradient\nhistogram"]
+    toolbar = zoom(axes, (0.0, 0.5), (30, 10))
+    limits = axes.get_xlim(), axes.get_ylim()
+    assert limits[0] == pytest.approx((0.0, 0.5), abs=0.05)
+    shown.update([moment(500)], NOW)
+    assert (axes.get_xlim(), axes.get_ylim()) == limits
+    assert panels(shown)["gradient"].get_xlim()[1] >= 499
+    toolbar.home()
+    wide = dataclasses.replace(moment(500), histograms={"grad": [histogram(step, -9.0, 9.0) for step in (0, 490)]})
+    shown.update([wide], NOW)
+    assert axes.get_xlim()[0] <= -9 < 9 <= axes.get_xlim()[1]
+    assert axes.get_ylim()[0] >= 490
 
 
 HISTOGRAMS = {
@@ -241,20 +337,22 @@ def test_a_heat_map_shows_the_share_of_elements(name: str, scale: Scale, x: XAxi
     begin = NOW / 86_400 if x is XAxis.WALL else 0.0
     assert columns[:-1] == pytest.approx([begin + at * step for step in steps], rel=1e-12)
     assert columns[-1] > columns[-2]
-    assert shares.shape == (len(rows) - 1, len(steps))
-    assert shares.sum(axis=0) == pytest.approx(np.ones(len(steps)))
-    assert (np.diff(rows) > 0).all()
-    assert panel.get_ylim()[0] <= rows[0] < rows[-1] <= panel.get_ylim()[1]
+    assert len(rows) == len(shares) == len(steps)
+    assert shares.sum(axis=1) == pytest.approx(np.ones(len(steps)))
+    assert (np.diff(rows) >= 0).all()
+    assert panel.get_ylim()[0] <= rows.min() < rows.max() <= panel.get_ylim()[1]
     if x is not XAxis.STEP:
         assert panel.get_xlim()[1] - panel.get_xlim()[0] < 40 * at
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", Histograms)
 @pytest.mark.parametrize("scale", [Scale.LINEAR, Scale.SYMLOG])
-def test_a_picture_is_made_of_any_histograms(scale: Scale) -> None:
+def test_a_picture_is_made_of_any_histograms(scale: Scale, kind: Histograms) -> None:
     """Whatever their range, and that of those before them; and its texts have room."""
     of = extremes([0, 9], **FOUR)
-    check_texts(drawn(*(snapshot(of, {"grad": each}) for each in HISTOGRAMS.values()), scale=scale).figure)
+    moments = [snapshot(of, {"grad": each}) for each in HISTOGRAMS.values()]
+    check_texts(drawn(*moments, scale=scale, histograms=kind).figure)
 
 
 def test_a_heat_map_of_nothing_is_drawn() -> None:
@@ -282,7 +380,7 @@ def test_a_zoom_outlives_new_rows() -> None:
         shown.update([moment(60)], NOW)
         update(shown, moment(500))
         assert (panel.get_xlim(), panel.get_ylim()) == limits, name
-        assert {axes.get_xlim() for axes in shown.figure.axes} == {limits[0]}
+        assert {axes.get_xlim() for axes in panels(shown).values()} == {limits[0]}
         toolbar.home()
         shown.update([moment(500)], NOW)
         assert panel.get_xlim()[1] >= 499

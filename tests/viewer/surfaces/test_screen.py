@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.draw.theme import LIGHT
-from viewer.options import Scale, View, ViewOptions, XAxis
+from viewer.options import Histograms, Scale, View, ViewOptions, XAxis
 from viewer.read.reader import Reader
 from viewer.read.runs import Runs
 from viewer.surfaces.screen import Screen
@@ -188,6 +188,17 @@ def test_the_key_x_goes_round_the_x_axes(path: Path, watch: Open, opened: list[R
         assert shown.figure.axes[0].lines
     assert labels == ["step", "time", "time since the run began", "step"]
     assert len(opened) == 1
+
+
+def test_the_key_m_turns_the_map_of_histograms_into_mountains_and_back(path: Path, watch: Open) -> None:
+    """It changes how a parameter is shown, and nothing else."""
+    a_run(path)
+    shown = watch()
+    settle(shown)
+    before = shown.options
+    for expected in ("ridge", "map"):
+        press(shown.figure, "m")
+        assert shown.options == dataclasses.replace(before, histograms=Histograms(expected))
 
 
 def test_other_keys_do_nothing(path: Path, watch: Open) -> None:

@@ -1,6 +1,7 @@
 """The viewer in a terminal: on a real pty as over ssh, and into a pipe; and what its charts make of numbers."""
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import itertools
@@ -542,6 +543,21 @@ def test_layers_show_magnitudes_by_height_and_mark() -> None:
         "1e-07", "0.001", "1", "0", "NaN/inf", "–",
     ]  # fmt: skip
     assert lines[1].split() == ["a", "step", "0", "9", "newest"]
+
+
+def test_layers_stand_at_their_times_where_these_are_asked_for() -> None:
+    """A column is as wide as its time was long, and the line above names the first and the last time."""
+    sizes = np.array([[1e-6, 1e-6, 1.0]])
+    layers = Heatmap(["a"], 0, 5, sizes, np.zeros((1, 3), dtype=np.bool_), [1e9 + 60, 1e9 + 120, 1e9 + 600])
+    run = Snapshot("run", "running", 14, layers=layers, started=1e9)
+    lines = drawn([run], ViewOptions(View.LAYERS, x=XAxis.RELATIVE))
+    blocks = lines[2].split()[1]
+    assert blocks.count("█") == pytest.approx(len(blocks) * 480 / 600, abs=2)
+    assert lines[1].split() == ["0", "s", "10", "min", "newest"]
+    falling, good = np.linspace(2, 1, 500)[None, :], np.zeros((1, 500), dtype=np.bool_)
+    many = Heatmap(["a"], 0, 1, falling, good, [1e9 + second for second in range(500)])
+    lines = drawn([dataclasses.replace(run, layers=many)], ViewOptions(View.LAYERS, x=XAxis.RELATIVE))
+    assert lines[2].split()[-1] == "1", "the newest number, and not the largest at about its time"
 
 
 @pytest.mark.parametrize(
