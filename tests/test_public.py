@@ -28,6 +28,7 @@ def test_the_public_names_are_these() -> None:
         "Trace",
         "TracerWarning",
         "attach",
+        "close",
         "doctor",
         "model_extremes",
         "model_stats",

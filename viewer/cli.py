@@ -64,7 +64,12 @@ def watch(
     statistic: Annotated[
         str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as grad_norm.")
     ] = ViewOptions.statistic,
-    metric: Annotated[list[str] | None, typer.Option(help="Draw this metric too; may be repeated.")] = None,
+    metric: Annotated[str, typer.Option(metavar="REGEX", help="Only metrics whose name matches.")] = "",
+    hide: Annotated[str, typer.Option(metavar="REGEX", help="No metric whose name matches.")] = "",
+    loss: Annotated[
+        str, typer.Option(metavar="REGEX", help="The metrics that are losses; else their names say it.")
+    ] = "",
+    accuracy: Annotated[str, typer.Option(metavar="REGEX", help="Likewise, accuracies.")] = "",
     smoothing: Annotated[
         float, typer.Option(help="Smooth metrics as TensorBoard does; 0: not at all. Extremes never are.")
     ] = ViewOptions.smoothing,
@@ -139,7 +144,10 @@ def watch(
             param,
             statistic,
             rank,
-            tuple(metric or ()),
+            metric,
+            hide,
+            loss,
+            accuracy,
             smoothing,
             x,
             scale,

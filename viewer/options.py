@@ -45,17 +45,20 @@ MERGED, SPREAD = "merged", "spread"
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How runs are shown. Choices may be given as words, a rank as a number, metrics as a list or as one name.
+    """How runs are shown. Choices may be given as words, a rank as a number; regular expressions are in Rust's syntax.
 
     Attributes:
         view: The kind of figure.
         run: The name of the only run to be shown, of several that are watched; "" for all of them.
-        params: A regular expression (Rust's syntax): only parameters whose name matches; "" for all.
+        params: A regular expression: only parameters whose name matches; "" for all.
         param: The parameter that ``View.PARAM`` shows.
         statistic: The layers' statistic: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
         rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart in the overview, or one rank's
             number.
-        metrics: Further metrics in the overview.
+        metrics: A regular expression: only metrics whose name matches; "" for all.
+        hide: Likewise: no metric whose name matches; "" for none.
+        loss: Likewise: the metrics that are losses; "" for those with a word for it in their name.
+        accuracy: Likewise, accuracies; "" for those with a word for it that are a share or per cent, too.
         smoothing: How much a metric's curve is smoothed, as in ``metrics.smoothed``; extremes never are.
         x: The x axis of curves and layers.
         scale: The y axes of curves.
@@ -77,7 +80,10 @@ class ViewOptions:
     param: str = ""
     statistic: str = "grad_absmax"
     rank: str = MERGED
-    metrics: tuple[str, ...] = ()
+    metrics: str = ""
+    hide: str = ""
+    loss: str = ""
+    accuracy: str = ""
     smoothing: float = 0.6
     x: XAxis = XAxis.STEP
     scale: Scale = Scale.AUTO
@@ -98,7 +104,8 @@ class ViewOptions:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
         if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
             raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
-        matching([], self.params)
+        for pattern in (self.params, self.metrics, self.hide, self.loss, self.accuracy):
+            matching([], pattern)
         for part in self.zoom:
             zoom_part(part)
 
@@ -111,6 +118,11 @@ class ViewOptions:
     def last_attempt(self) -> int | None:
         """The attempt that is shown as the last one; None for the latest."""
         return int(self.attempt) if self.attempt else None
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """What says which metrics are losses, and which accuracies, for curves and findings."""
+        return self.loss, self.accuracy
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -160,7 +172,7 @@ def zoom_part(word: str) -> tuple[str, tuple[float, float]]:
 
 
 def words_of(options: ViewOptions) -> dict[str, list[str]]:
-    """Options in words, by the names of their attributes; no metrics are one empty word."""
+    """Options in words, by the names of their attributes; no names are one empty word."""
     words = {}
     for field in fields(options):
         value = getattr(options, field.name)

@@ -49,6 +49,7 @@ class Extremes:
             infinity, the first such step.
         time: Each bin's last time, in seconds since 1970.
         inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
+        depth: The largest gradient magnitudes of the first and of the last layer, as ``depth.DEPTH`` names them.
     """
 
     step: Sequence[int]
@@ -56,6 +57,7 @@ class Extremes:
     nonfinite: Mapping[str, Sequence[int]]
     time: Sequence[float] = ()
     inner: Mapping[str, Sequence[float | None]] | None = None
+    depth: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -455,7 +455,7 @@ def test_the_browsers_back_button_leads_back_to_the_view(closed: Viewing, browse
 
 
 def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
-    """Of several runs one can be chosen by its name alone, and metrics without a panel of their own can be drawn."""
+    """Of several runs one can be chosen by its name alone, and curves can be switched off and on."""
     for name in ("one", "two"):
         some_run(tmp_path / "runs" / name)
     with viewing(tmp_path, "runs", "--web", "--port", 0) as viewer:
@@ -464,9 +464,15 @@ def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
         page.wait_for_address(run="two")
         page.wait_for("two ● running")
         picture = page.picture()
-        page.find("[name=metrics][value=rate]").click()
-        page.wait_for_address(run="two", metrics="rate")
+        rate = page.find("#curves [value='^rate$']")
+        assert rate.is_selected()
+        rate.click()
+        page.wait_for_address(run="two", hide="^rate$")
         page.wait_for_another_picture(picture)
+        rate.click()
+        page.wait_for_address(run="two")
+        page.fill("loss", "rate")
+        page.wait_for_address(run="two", loss="rate")
         browser.get(f"{address_of(viewer)}?run=../one")
         page.wait_for("there is no run '../one'", "#refused-run")
 
@@ -554,7 +560,7 @@ def test_names_of_a_log_are_text(tmp_path: Path, browser: Chrome) -> None:
         assert damaged.name in page.text("#notices")
         page.wait_for_address(view="param", run=name, param=script)
         page.open_view("overview")
-        page.wait_for(script, "#metrics")
+        page.wait_for(script, "#curves")
         assert not browser.find_elements(By.CSS_SELECTOR, "main script, img[src=x]")
         with pytest.raises(NoAlertPresentException):
             browser.switch_to.alert.accept()

@@ -7,7 +7,20 @@ from viewer.options import Scale, View, ViewOptions, XAxis, options_of, words_of
 LOOKS = [
     ViewOptions(),
     ViewOptions(
-        View.PARAM, "a run", r"^a\.[bc]", "a.b", "value_norm", "3", ("lr", "a,b"), 0.0, XAxis.WALL, Scale.LOG, dark=True
+        View.PARAM,
+        "a run",
+        r"^a\.[bc]",
+        "a.b",
+        "value_norm",
+        "3",
+        "lr|a,b",
+        "&",
+        "nll",
+        "%",
+        0.0,
+        XAxis.WALL,
+        Scale.LOG,
+        True,
     ),
 ]
 

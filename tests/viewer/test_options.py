@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.logs import extremes, histograms, metrics
+from tests.logs import events, extremes, histograms, metrics
 from tracer.log.read import Attempts
 from viewer.options import Histograms, Scale, View, ViewOptions, XAxis, matching
 from viewer.reduce.history import History
@@ -76,6 +76,7 @@ TABLES = {
         pl.DataFrame(pl.from_arrow(metrics([step], [step + 1.0], attempt=attempt)))
         for step, attempt in ((0, 0), (1, 0), (1, 1))
     ),
+    "events": pl.DataFrame(pl.from_arrow(events([0], "order", None, '["b", "a"]'))),
     "histograms": pl.DataFrame(pl.from_arrow(histograms([0, 1]))).with_columns(param=pl.lit("a")),
 }
 
@@ -98,7 +99,10 @@ CHOICES: dict[str, list[Any]] = {
     "param": ["a", "b"],
     "statistic": ["grad_absmax", "grad_norm"],
     "rank": ["merged", "spread", "0"],
-    "metrics": [(), ("acc",)],
+    "metrics": ["", "acc"],
+    "hide": ["", "loss"],
+    "loss": ["", "acc"],
+    "accuracy": ["", "loss"],
     "smoothing": [0.6, 0.0],
     "x": [XAxis.STEP, XAxis.WALL],
     "scale": [Scale.AUTO, Scale.LOG],

@@ -1,8 +1,11 @@
 """The overview: loss, accuracy and overall extremes of a run, or of several side by side."""
 
 import itertools
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -11,6 +14,7 @@ from matplotlib.figure import Figure
 
 from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
 from viewer.draw.curves import Curve as Drawn
+from viewer.draw.grid import Grid, room
 from viewer.draw.marks import (
     RAW,
     NonFinite,
@@ -22,33 +26,39 @@ from viewer.draw.marks import (
     last,
     numbers_of,
 )
-from viewer.draw.panels import Drawing, Panel, begin
+from viewer.draw.panels import Cell, Drawing, Panel, begin, style_axes
 from viewer.draw.theme import Colour, style_of, theme
 from viewer.options import Scale, ViewOptions
-from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, panel_names, panel_of, panels
-from viewer.snapshot import Curve, Snapshot
+from viewer.reduce.depth import DEPTH
+from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, MetricPanel, panels
+from viewer.snapshot import Curve, Extremes, Snapshot
 from viewer.words import KINDS, shortened
 
 _NOTES = {
-    LOSS: "no metric with 'loss' in its name yet: trace.log(loss=…)",
-    ACCURACY: "no metric with 'acc' in its name yet: trace.log(accuracy=…)",
-    FURTHER: "not logged yet",
+    LOSS: "no metric with a word for loss in its name yet: trace.log(loss=…), or --loss REGEX",
+    ACCURACY: "no metric with a word for accuracy in its name yet: trace.log(accuracy=…), or --accuracy REGEX",
 }
+# Where curves leave room: a loss falls, an accuracy rises.
+_CORNERS = defaultdict(lambda: "upper right", {ACCURACY: "lower right"})
 _NAMED = 3
 _LINES = {"max": "-", "min": "--"}
+# So few further metrics have panels as large as those of loss and accuracy. Of more, each has a small one.
+_LARGE = 2
+# The heights of large panels: of loss and accuracy, of further metrics, and of extremes.
+_METRICS, _FURTHER, _EXTREMES = 3, 1.5, 4
 
 
-def _not_logged(snapshots: Sequence[Snapshot]) -> str:
-    """The note of an empty panel of metrics: it names metrics that were logged, as a name may be mistyped."""
+def _none_chosen(snapshots: Sequence[Snapshot]) -> str:
+    """The note where no metric is drawn: it names metrics that were logged, as a name may be mistyped."""
     logged = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
     if not logged:
-        return _NOTES["metrics"]
+        return "no such metric yet"
     more = f" and {len(logged) - _NAMED} more" if len(logged) > _NAMED else ""
-    return f"not logged yet; there are {', '.join(shortened(name, 20) for name in logged[:_NAMED])}{more}"
+    return f"no such metric yet; there are {', '.join(shortened(name, 20) for name in logged[:_NAMED])}{more}"
 
 
 class Overview(Drawing):
-    """Loss, accuracy and overall extremes; metrics that were asked for have a panel of their own.
+    """Loss, accuracy, further metrics and overall extremes.
 
     One run has a colour for each curve, and one panel for all extremes. Several runs have a colour each, a panel for
     values and one for gradients.
@@ -56,25 +66,55 @@ class Overview(Drawing):
 
     def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
         super().__init__(figure, options, titled)
-        self._begin(several=False)
+        self._several = False
+        self._begin(*panels((), self._options))
 
-    def _begin(self, several: bool) -> None:
-        self._several = several
+    def _begin(self, main: Sequence[MetricPanel], further: Sequence[MetricPanel]) -> None:
+        self._shown = _titles(main, further)
         begin(self.figure, self._options)
-        extremes = {"values": ("value",), "gradients": ("grad",)} if several else {"extremes": ("value", "grad")}
-        names = panel_names(self._options)
-        heights = [3] * len(names) + [4] * len(extremes)
-        rows = self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-        self._metrics = {
-            name: Panel(axes, self._options, name, _NOTES[name]) for name, axes in zip(names, rows, strict=False)
-        }
+        extremes = {"values": ("value",), "gradients": ("grad",)} if self._several else {"extremes": ("value", "grad")}
+        small = len(further) > _LARGE
+        names = [panel.title for panel in (main if small else [*main, *further])]
+        names = names if names or further else [FURTHER]
+        self._grid: Grid | None = None
+        if small:
+            left_out = max(0, len(further) - room(self.figure))
+            further = further[: -left_out - 1] if left_out else further
+            groups = [list(group) for _, group in itertools.groupby(further, attrgetter("group"))]
+            counts = list(map(len, groups))
+            # What is left out is said in the place of a panel.
+            counts[-1] += bool(left_out)
+            self._grid = Grid(self.figure, len(names), counts, len(extremes))
+            rows = self._grid.large
+            for axes, group in zip(self._grid.firsts, groups, strict=True):
+                axes.set_ylabel(shortened(group[0].group, 12))
+        else:
+            flat = len(further) if main else 0
+            heights = [_METRICS] * (len(names) - flat) + [_FURTHER] * flat + [_EXTREMES] * len(extremes)
+            rows = list(self.figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+        self._metrics = [
+            Panel(axes, self._options, shortened(name, 20), _NOTES.get(name, ""), legend_inside=_CORNERS[name] * small)
+            for name, axes in zip(names, rows, strict=False)
+        ]
         self._extremes = {
-            kinds: Panel(axes, self._options, name)
+            kinds: Panel(axes, self._options, name, legend_inside="center left" * small)
             for (name, kinds), axes in zip(extremes.items(), rows[len(names) :], strict=True)
         }
-        self.figure.align_ylabels()
+        if self._grid is None:
+            self.figure.align_ylabels()
+        else:
+            cells = zip(further, self._grid.small, strict=False)
+            self._metrics += [Cell(axes, self._options, panel.name) for panel, axes in cells]
+            if left_out:
+                axes = self._grid.small[-1]
+                style_axes(axes, self._options, "").set(text=f"… and {left_out + 1:,}\nmore: --metric", fontsize=7)
+                axes.set_axis_off()
         self._bottom = rows[-1]
         style_x_axis(self._bottom, self._options)
+        if self._grid is not None and rows[0] is not self._bottom:
+            # As many ticks as the narrowest of these panels has room for.
+            style_x_axis(rows[0], self._options)
+            rows[0].set_xlabel("")
         self._x = SharedX(self._bottom)
 
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
@@ -84,21 +124,26 @@ class Overview(Drawing):
             snapshots: One of each run, at least one.
             now: Seconds since 1970, for the ages in the title.
         """
-        if self._several != (len(snapshots) > 1):
-            self._begin(several=len(snapshots) > 1)
+        main, further = panels(snapshots, self._options)
+        if len(further) > _LARGE:
+            main = [panel for panel in main if not panel.empty]
+        if self._several != (len(snapshots) > 1) or self._shown != _titles(main, further):
+            self._several = len(snapshots) > 1
+            self._begin(main, further)
         self._entitle(snapshots, now)
-        metrics = [panels(snapshot, self._options) for snapshot in snapshots]
+        if self._grid is not None:
+            self._grid.fit(self.figure.get_suptitle().count("\n") + 1 if self._titled else 0)
+        of_panels = [panel.curves for panel in (*main, *further)]
         self.curves.clear()
         with self._x.updating():
-            for name, panel in self._metrics.items():
-                curves = [shown[name] for shown in metrics]
-                if name == FURTHER:
-                    panel.note(_not_logged(snapshots))
-                panel.draw(partial(self._draw_metrics, name, snapshots, curves), empty=not any(curves))
+            if not of_panels:
+                self._metrics[0].note(_none_chosen(snapshots))
+            for panel, curves in zip(self._metrics, of_panels or [((),) * len(snapshots)], strict=False):
+                panel.draw(partial(self._draw_metrics, snapshots, curves), empty=not any(curves))
             for kinds, panel in self._extremes.items():
                 empty = all(snapshot.extremes is None for snapshot in snapshots)
                 panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
-            for index, panel in enumerate((*self._metrics.values(), *self._extremes.values())):
+            for index, panel in enumerate((*self._metrics, *self._extremes.values())):
                 panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=index == 0))
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
 
@@ -113,7 +158,7 @@ class Overview(Drawing):
         return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
 
     def _draw_metrics(
-        self, name: str, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes
+        self, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes
     ) -> list[Artist]:
         set_scale(axes, self._options, [low for curve in itertools.chain(*curves) for low in curve.low], Scale.LINEAR)
         palette = theme(self._options).palette
@@ -122,10 +167,6 @@ class Overview(Drawing):
             for index, curve in enumerate(its_curves):
                 style = style_of(curve.name, index if self._several else index // len(palette))
                 artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
-        logged = {curve.name for snapshot in snapshots for curve in snapshot.curves}
-        for asked in dict.fromkeys(self._options.metrics):
-            if asked not in logged and panel_of(asked, self._options.metrics) == name:
-                artists += axes.plot([], [], linestyle="none", label=f"{shortened(asked)}: not logged yet")
         return artists
 
     def _draw_curve(self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str) -> list[Artist]:
@@ -149,6 +190,8 @@ class Overview(Drawing):
         recorded = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
         names = [f"{kind}_{end}" for kind in kinds for end in _LINES]
         numbers = [number for _, _, extremes in recorded for name in names for number in extremes.statistics[name]]
+        if not self._several:
+            numbers += [number for _, _, extremes in recorded for sizes in extremes.depth.values() for number in sizes]
         set_scale(axes, self._options, numbers, Scale.SYMLOG)
         artists: list[Artist] = []
         for run, snapshot, extremes in recorded:
@@ -167,4 +210,22 @@ class Overview(Drawing):
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
                 bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, label, colour)
                 artists += draw_nonfinite(axes, self._options, bad)
+            if not self._several:
+                artists += self._draw_depth(axes, snapshot.name, x, extremes)
         return artists
+
+    def _draw_depth(self, axes: Axes, run: str, x: Sequence[float], extremes: Extremes) -> list[Artist]:
+        """The largest gradients of the first and of the last layer: where they part, gradients die on their way."""
+        artists: list[Artist] = []
+        for index, (name, layer) in enumerate(DEPTH.items(), 2):
+            heights, colour = numbers_of(extremes.depth.get(name, ())), self._colour(0, 1, index)
+            if any(map(math.isfinite, heights)):
+                artists.append(draw_line(axes, x, heights, f"gradient, {layer}{last(heights)}", colour, ":"))
+                points = x, extremes.step, extremes.time, heights
+                self.curves.append(Drawn(axes, run, f"gradient, {layer}", colour, ":", *points))
+        return artists
+
+
+def _titles(main: Sequence[MetricPanel], further: Sequence[MetricPanel]) -> list[str]:
+    """What decides about the layout."""
+    return [panel.title for panel in (*main, *further)]

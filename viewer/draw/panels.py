@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ _TITLE_LETTERS, _LEGEND_LETTERS, _SMALL_LETTERS = 11, 13, 18
 _NOTE_LETTERS = 60
 # The name of the layers' only panel.
 ROWS = "rows"
+# Letters an inch in the title of a small panel, and the numbers in it.
+_CELL_LETTERS, _IN_TITLE = 19, 2
+_LABEL_INCHES = 0.5
 # A legend's handle is as wide as this many letters.
 _HANDLE_LETTERS = 4
 # A legend beside a panel takes at most this share of the figure's width, its handles so much of that.
@@ -51,21 +55,29 @@ class _Steady(ConstrainedLayoutEngine):
         self._made_for: object = None
 
     def execute(self, fig: Figure) -> None:
-        ends = []
-        for axes in fig.axes:
-            for axis in (axes.xaxis, axes.yaxis):
-                # This also makes the labels, those of minor ticks too, those of the present limits.
-                axis.get_ticklabels()
-                low, high = sorted(axis.get_view_interval())
-                inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
-                # Labels at an axis' ends stick out; a hundredth of its length makes a difference.
-                ends.append([round((tick - low) / (high - low) * 100) for tick in (*inside[:1], *inside[-1:])])
-        texts = [text.get_text() for text in fig.findobj(Text) if isinstance(text, Text) and text.get_visible()]
-        # Digits have the same width.
-        made_for = *fig.bbox.size, fig.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
-        if made_for != self._made_for:
+        # Once more where the room that a panel got has changed its ticks.
+        for _ in range(2):
+            made_for = _made_for(fig)
+            if made_for == self._made_for:
+                return
             super().execute(fig)
             self._made_for = made_for
+
+
+def _made_for(figure: Figure) -> object:
+    """All that a layout depends on."""
+    ends = []
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # This also makes the labels, those of minor ticks too, those of the present limits.
+            axis.get_ticklabels()
+            low, high = sorted(axis.get_view_interval())
+            inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+            # Labels at an axis' ends stick out; a hundredth of its length makes a difference.
+            ends.append([round((tick - low) / (high - low) * 100) for tick in (*inside[:1], *inside[-1:])])
+    texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    # Digits have the same width.
+    return *figure.bbox.size, figure.dpi, ends, re.sub(r"\d", "0", "\0".join(texts))
 
 
 def begin(figure: Figure, options: ViewOptions) -> None:
@@ -201,8 +213,16 @@ def _fitting(axes: Axes, note: str) -> str:
     return textwrap.fill(note, letters)
 
 
-def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: bool = False) -> None:
-    """Make the legend of what was drawn: beside the panel, or above it, as always on a phone."""
+def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: bool = False, inside: str = "") -> None:
+    """Make the legend of what was drawn: beside the panel, inside it, or above it, as always on a phone.
+
+    Args:
+        axes: The panel.
+        options: The colours.
+        artists: What was drawn.
+        above: Whether it is above.
+        inside: The corner inside the panel in which it is instead.
+    """
     previous = axes.get_legend()
     if previous is not None:
         previous.remove()
@@ -213,11 +233,27 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     assert figure is not None, "the axes are in a figure"
     small = narrow(figure)
     width, inches = inches_of(axes)
-    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9}
+    where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9, "frameon": False}
     # An entry beside the panel takes a fifth of an inch. Entries above it leave the panel most of the room.
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
-    if above or small:
-        where = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "fontsize": 7, "borderaxespad": 0.2}
+    if inside:
+        frame = {"frameon": True, "framealpha": 0.7, "edgecolor": "none", "facecolor": theme(options).ground}
+        where = {
+            "loc": inside,
+            "fontsize": 6 if small else 7,
+            "borderaxespad": 0.2,
+            "ncols": 1 + (len(lines) > 3),
+            **frame,
+        }
+        room = where["ncols"] * int(inches / 0.18)
+    elif above or small:
+        where = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0.0, 1.0),
+            "fontsize": 7,
+            "borderaxespad": 0.2,
+            "frameon": False,
+        }
         # Beside another column, a panel is wider than its place in the grid.
         letters = _SMALL_LETTERS if small else _SMALL_LETTERS * 1.1
         longest = max(cell_len(str(line.get_label())) for line in lines)
@@ -225,12 +261,13 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
 
     def rows(entry: tuple[Line2D, str]) -> int:
-        return 1 if above or small else entry[1].count("\n") + 1
+        return 1 if above or small or inside else entry[1].count("\n") + 1
 
     entries = [(line, str(line.get_label())) for line in lines]
     if small:
-        entries = [(line, textwrap.fill(label, int(_LEGEND_LETTERS * width))) for line, label in entries]
-    elif not above:
+        letters = int(_LEGEND_LETTERS * width / where.get("ncols", 1))
+        entries = [(line, textwrap.fill(label, letters)) for line, label in entries]
+    elif not above and not inside:
         most = figure.get_figwidth() * _LEGEND_SHARE - _HANDLE_INCHES
         entries = [(line, _wrapped(label, most, where["fontsize"])) for line, label in entries]
     # What is not finite comes first: it must find room.
@@ -238,9 +275,10 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     if sum(map(rows, entries)) > max(1, room):
         taken = list(itertools.accumulate(map(rows, entries)))
         kept = max(1, bisect.bisect_left(taken, room))
-        entries[kept:] = [(Line2D([], [], linestyle="none"), f"… and {len(lines) - kept} more")]
+        more = f"… and {len(lines) - kept} more: --metric, --runs"
+        entries[kept:] = [(Line2D([], [], linestyle="none"), more)]
     # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
-    made = axes.legend(*zip(*entries, strict=True), frameon=False, labelcolor=theme(options).ink, **where)
+    made = axes.legend(*zip(*entries, strict=True), labelcolor=theme(options).ink, **where)
     for text in made.get_texts():
         text.set_parse_math(False)
 
@@ -269,10 +307,11 @@ class Panel:
         label: str,
         note: str = "no step recorded yet",
         legend_above: bool = False,
+        legend_inside: str = "",
     ) -> None:
         self.axes = axes
         self._options = options
-        self._legend_above = legend_above
+        self._legend = partial(legend, above=legend_above, inside=legend_inside)
         self._note = style_axes(axes, options, label, note)
         self._drawn: list[Artist] = []
 
@@ -284,7 +323,11 @@ class Panel:
         self.axes.tick_params(left=not empty, labelleft=not empty)
         self._note.set_visible(empty)
         self._drawn = make(self.axes)
-        legend(self.axes, self._options, self._drawn, self._legend_above)
+        self._name()
+
+    def _name(self) -> None:
+        """Say what was drawn."""
+        self._legend(self.axes, self._options, self._drawn)
 
     def note(self, note: str) -> None:
         """Change the note of the empty panel."""
@@ -293,3 +336,38 @@ class Panel:
     def add(self, drawn: Sequence[Artist]) -> None:
         """Keep further artists until the panel is drawn again."""
         self._drawn += drawn
+
+
+class Cell(Panel):
+    """A small panel: its title has the newest numbers, and it has no legend and no steps."""
+
+    def __init__(self, axes: Axes, options: ViewOptions, title: str) -> None:
+        group = axes.get_ylabel()
+        super().__init__(axes, options, group)
+        # Panels of a group have its name, and each a name of its own.
+        axes.set_label(title)
+        axes.yaxis.label.set_fontsize(8)
+        axes.tick_params(labelsize=6, pad=1, length=2)
+        # The labels of all groups stand below one another.
+        axes.yaxis.set_label_coords(-_LABEL_INCHES / inches_of(axes)[0], 0.5)
+        # Its ticks would cost more than its curves.
+        axes.xaxis.set_visible(False)
+        axes.locator_params(axis="y", nbins=3)
+        self._title = title
+
+    def _name(self) -> None:
+        colours = theme(self._options)
+        lines = [line for line in self._drawn if isinstance(line, Line2D) and line.get_gid() not in (RAW, FLAG)]
+        bad = any(line.get_marker() == "X" for line in lines)
+        newest = ["NaN"] if bad else [str(line.get_label()).rpartition("  ")[2] for line in lines[:_IN_TITLE]]
+        room = int(_CELL_LETTERS * inches_of(self.axes)[0])
+        # The name comes first: the axis tells about numbers, too.
+        while newest and not bad and cell_len(self._title) + len(" · ".join(newest)) >= room:
+            newest.pop()
+        numbers = " · ".join(newest)
+        name = shortened(self._title, max(4, room - len(numbers) - 1))
+        for loc, words, colour in (
+            ("left", name, colours.ink),
+            ("right", numbers, colours.alarm if bad else colours.faint),
+        ):
+            self.axes.set_title(words, loc=loc, fontsize=7, pad=2, color=colour, parse_math=False)  # type: ignore[arg-type]

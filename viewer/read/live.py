@@ -12,6 +12,7 @@ from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import RESCAN_SECONDS, Waker
+from viewer.reduce.depth import trained_weights
 from viewer.reduce.history import History
 from viewer.snapshot import Snapshot
 
@@ -53,7 +54,7 @@ class Live:
         self._params = tuple(names), tuple(matching(names, self._options.params))
         settings = run.info["settings"]
         stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
-        return History(self._options, names, stride=stride)
+        return History(self._options, names, stride=stride, weights=trained_weights(run.info["params"]))
 
     @property
     def run_id(self) -> str | None:

@@ -41,6 +41,7 @@ class FindingsMonitor:
         rank: Only this rank's findings; None for those of all.
         waker: Watches the run's folders while it goes on.
         attempt: The attempt that is seen as the latest one; None for the latest.
+        named: The regular expressions of ``Evidence`` that say which metrics are losses, and which accuracies.
 
     Attributes:
         findings: Those that hold now, and those that did, the worst first.
@@ -57,6 +58,7 @@ class FindingsMonitor:
         rank: int | None = None,
         waker: Waker | None = None,
         attempt: int | None = None,
+        named: tuple[str, str] = ("", ""),
     ) -> None:
         self.path = path
         self.rank = rank
@@ -65,6 +67,7 @@ class FindingsMonitor:
         self.current = False
         self.run_id: str | None = None
         self._limits = limits
+        self._named = named
         self._followed = FollowedRun(path, self._record, Record.tables, rank, waker, attempt)
         self._begins: pl.DataFrame | None = None
         # What was wrong before each restart, by its attempt.
@@ -95,7 +98,10 @@ class FindingsMonitor:
 
     def _examined(self, news: News[Record]) -> Evidence:
         summaries = [summary for summary in closed_summaries(self.path) if self.rank in (None, summary["rank"])]
+        loss, accuracy = self._named
         evidence = news.kept.evidence(
+            loss=loss,
+            accuracy=accuracy,
             state=news.state,
             dropped=news.rows.dropped(summaries),
             reasons=tuple(str(summary["reason"]) for summary in summaries if summary.get("reason")),

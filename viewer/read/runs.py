@@ -78,7 +78,8 @@ class Runs:
         self.paths = tuple(paths)
         self.options = options or ViewOptions()
         self._only = only
-        self._monitors = {} if monitors is None else monitors
+        # Findings of other losses and accuracies are nobody else's.
+        self._monitors = {} if monitors is None or any(self.options.named) else monitors
         self._limits = limits
         self._waker = Waker(events=poll_seconds is None)
         self._lives: dict[_Key, Live] = {}
@@ -207,7 +208,8 @@ class Runs:
     def _monitor(self, path: Place) -> FindingsMonitor:
         """The monitor of a run, for the rank and the attempt that are shown."""
         rank, attempt = shown = self._monitored
-        monitor = self._monitors.setdefault((path, *shown), FindingsMonitor(path, self._limits, rank, attempt=attempt))
+        monitor = FindingsMonitor(path, self._limits, rank, attempt=attempt, named=self.options.named)
+        monitor = self._monitors.setdefault((path, *shown), monitor)
         others = [key for key in list(self._monitors) if key[0] == path and key[1:] not in ((None, None), shown)]
         for key in others[:-_OTHER_RANKS]:
             self._monitors.pop(key, None)

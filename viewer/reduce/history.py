@@ -14,6 +14,7 @@ import polars as pl
 from tracer.log.schema import STATISTICS
 from viewer.options import SPREAD, View, ViewOptions, matching
 from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, mean, of_extremes, seconds_of
+from viewer.reduce.depth import DEPTH, Depth
 from viewer.reduce.heatmap import Magnitudes
 from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 
@@ -37,6 +38,7 @@ class History:
         params: The parameters in model order.
         capacity: How many bins each curve has.
         stride: How many steps lie between rows; None where that changes.
+        weights: The trained weights in model order.
 
     Attributes:
         tables: The tables whose rows it takes.
@@ -48,9 +50,11 @@ class History:
         params: Sequence[str] = (),
         capacity: int = CAPACITY,
         stride: int | None = 1,
+        weights: Sequence[str] = (),
     ) -> None:
         self._options = options or ViewOptions()
         self._params = matching(list(params), self._options.params)
+        self._depth = Depth(matching(list(weights), self._options.params))
         self._statistics = list(STATISTICS)
         # The last step and time of all rows, those that are not shown included.
         self._newest = -1, -math.inf
@@ -67,16 +71,19 @@ class History:
         else:
             keys = ("rank",) if self._options.rank == SPREAD else ()
             self._bins = {
-                "extremes": Bins(of_extremes(STATISTICS, keys), capacity),
+                "extremes": Bins(of_extremes([*STATISTICS, *DEPTH], keys), capacity),
                 "metrics": Bins(METRICS, capacity),
             }
-        self.tables = tuple(self._bins)
+        self.tables = (*self._bins, *(["events"] if "metrics" in self._bins else []))
 
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
         """Take in rows of one of the tables."""
-        bins = self._bins[table]
         if self._options.only_rank is not None:
             rows = rows.filter(pl.col("rank") == self._options.only_rank)
+        if table == "events":
+            self._note_order(rows)
+            return
+        bins = self._bins[table]
         if self._options.view is View.PARAM or self._options.params:
             # The run's progress does not depend on which parameters are shown.
             step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)
@@ -89,7 +96,15 @@ class History:
             rows = rows.filter(pl.col("param").is_in(matching(names, self._options.params)))
         if table == "extremes":
             rows = self._with_statistics(rows)
+            if self._options.view is View.OVERVIEW:
+                rows = rows.with_columns(self._depth.columns())
         bins.absorb(rows)
+
+    def _note_order(self, events: pl.LazyFrame) -> None:
+        """Learn in which order gradients arrive; what was kept of other layers as the first and the last goes."""
+        bins = self._bins["extremes"]
+        if self._depth.note(events) and isinstance(bins, Bins) and bins.frame is not None:
+            bins.frame = bins.frame.with_columns(pl.lit(None, pl.Float64).alias(name) for name in DEPTH)
 
     def _with_statistics(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Add the columns that are needed and missing: parts of one table may differ in their statistics."""
@@ -155,8 +170,8 @@ class History:
             least = [pl.col(name).max() if name.endswith("_min") else pl.col(name).min() for name in STATISTICS]
             by_bin = frame.group_by("bin").agg(*least).sort("bin")
             inner = {name: by_bin[name].to_list() for name in STATISTICS}
-            frame = frame.group_by("bin").agg(*of_extremes(STATISTICS).reduce).sort("bin")
-        numbers = [name for name in frame.columns if frame.schema[name] == pl.Float64]
+            frame = frame.group_by("bin").agg(*of_extremes([*STATISTICS, *DEPTH]).reduce).sort("bin")
+        numbers = [name for name in frame.columns if frame.schema[name] == pl.Float64 and name not in DEPTH]
         return Extremes(
             frame["step"].to_list(),
             {name: frame[name].to_list() for name in numbers},
@@ -167,6 +182,7 @@ class History:
             },
             seconds_of(frame),
             inner,
+            {name: frame[name].to_list() for name in DEPTH if name in frame.columns},
         )
 
     def histograms(self) -> dict[str, list[Histogram]]:

@@ -1,18 +1,58 @@
 """Metrics as every surface shows them: in which panel, of training or validation, and how smoothed."""
 
+import itertools
 import math
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from viewer.options import ViewOptions
+from viewer.options import ViewOptions, matching
 from viewer.snapshot import Curve, Snapshot
 
 LOSS, ACCURACY, FURTHER = "loss", "accuracy", "metrics"
 # A curve of so few points is not smoothed, and each of them gets a marker.
 FEW_POINTS = 30
+# More curves than a handful could not be told apart in one panel: others have panels of their own.
+_HANDFUL = 6
+# The words of a name, also of one as "trainLoss".
+_WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_OF = "(?:train|val|valid|test|eval)?"
+_LOSS_WORD = re.compile(f"{_OF}loss(?:es)?")
+_ACCURACY_WORD = re.compile(f"{_OF}(?:accs?|accuracy|accuracies)")
+# What follows the word: "loss_scale" is none, while "scaled_loss" is one.
+_NO_LOSS = re.compile("scal(?:e|er|es|ing)|weights?|coef[a-z]*|factor|ratio|count|norm|lr|time")
+_NO_ACCURACY = frozenset({"err", "error", "errors"})
 # A word of its own, as in "val_loss" and "loss/test", but not in "value_loss" and "latest_loss".
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
+_PART = re.compile(r"(?<![A-Za-z])(?i:train|training|val|valid|validation|test|eval)(?![a-z])")
+_BETWEEN = " /_.:-"
+_PREFIX = re.compile("([^/]+)/|([^.0-9][^.]*)[.]")
+
+
+@dataclass(frozen=True)
+class MetricPanel:
+    """Metrics that are drawn into one panel.
+
+    Attributes:
+        name: What it shows: ``LOSS``, ``ACCURACY``, or what the names of its metrics have in common.
+        group: The prefix of these names, ``FURTHER`` for those that have none in common with others.
+        curves: The curves of each run.
+    """
+
+    name: str
+    group: str
+    curves: tuple[tuple[Curve, ...], ...]
+
+    @property
+    def title(self) -> str:
+        """Its name, with its prefix."""
+        return self.name if self.group in (self.name, FURTHER) else f"{self.group}/{self.name}"
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of it was logged."""
+        return not any(self.curves)
 
 
 def is_validation(name: str) -> bool:
@@ -20,27 +60,130 @@ def is_validation(name: str) -> bool:
     return _VALIDATION.search(name) is not None
 
 
-def panel_of(name: str, asked: Collection[str] = ()) -> str | None:
-    """The panel of a metric, by its name; that of further metrics has those that were asked for, and none the rest."""
-    lowered = name.lower()
-    return LOSS if "loss" in lowered else ACCURACY if "acc" in lowered else FURTHER if name in asked else None
+def is_share(curve: Curve) -> bool:
+    """Whether a metric's numbers can be a share of something, as they are or per cent."""
+    numbers = [number for number in (*curve.low, *curve.high) if math.isfinite(number)]
+    return not numbers or (min(numbers) >= 0 and max(numbers) <= 100)
 
 
-def panel_names(options: ViewOptions) -> list[str]:
-    """The panels of the overview, from the top; one of further metrics only where it is needed."""
-    further = any(panel_of(name) is None for name in options.metrics)
-    return [LOSS, ACCURACY, *([FURTHER] if further else [])]
+@lru_cache(maxsize=8192)
+def panel_of(name: str, loss: str = "", accuracy: str = "") -> str | None:
+    """Whether a metric is a ``LOSS`` or an ``ACCURACY``, by the words of its name; None for neither.
+
+    Args:
+        name: The metric's name.
+        loss: A regular expression that decides which metrics are losses instead.
+        accuracy: Likewise, of accuracies.
+    """
+    words = [word.lower() for word in _WORD.findall(name)]
+    if matching([name], loss) if loss else _is_loss(words):
+        return LOSS
+    return ACCURACY if (matching([name], accuracy) if accuracy else _is_accuracy(words)) else None
 
 
-def panels(snapshot: Snapshot, options: ViewOptions) -> dict[str, list[Curve]]:
-    """The curves of each panel of ``panel_names``, smoothed as the options ask."""
-    curves: dict[str, list[Curve]] = {name: [] for name in panel_names(options)}
-    for curve in snapshot.curves:
-        panel = panel_of(curve.name, options.metrics)
-        if panel is not None:
-            long = options.smoothing and len(curve.mean) > FEW_POINTS
-            curves[panel].append(replace(curve, smooth=smoothed(curve.mean, options.smoothing) if long else None))
-    return curves
+def _is_loss(words: Sequence[str]) -> bool:
+    places = [place for place, word in enumerate(words) if _LOSS_WORD.fullmatch(word)]
+    return bool(places) and not any(map(_NO_LOSS.fullmatch, words[places[0] :]))
+
+
+def _is_accuracy(words: Sequence[str]) -> bool:
+    top = any(word == "top" and after.isdigit() for word, after in itertools.pairwise(words))
+    return (top or any(map(_ACCURACY_WORD.fullmatch, words))) and _NO_ACCURACY.isdisjoint(words)
+
+
+def chosen(snapshots: Sequence[Snapshot], options: ViewOptions) -> list[str]:
+    """The names of the metrics that are drawn."""
+    names = list(dict.fromkeys(curve.name for snapshot in snapshots for curve in snapshot.curves))
+    hidden = set(matching(names, options.hide)) if options.hide else set()
+    return [name for name in matching(names, options.metrics) if name not in hidden]
+
+
+def only_chosen(snapshots: Sequence[Snapshot], options: ViewOptions) -> list[Snapshot]:
+    """The snapshots without the metrics that are not drawn."""
+    names = set(chosen(snapshots, options))
+    return [replace(run, curves=tuple(curve for curve in run.curves if curve.name in names)) for run in snapshots]
+
+
+def panels(snapshots: Sequence[Snapshot], options: ViewOptions) -> tuple[list[MetricPanel], list[MetricPanel]]:
+    """The panels of metrics, with the curves of each run, smoothed as the options ask.
+
+    Returns:
+        First loss and accuracy, and these also while they are empty, unless only some metrics are asked for. Then a
+        panel for each further metric, of which validation stands beside training, in groups by prefix.
+    """
+    curves: dict[str, list[list[Curve]]] = {name: [[] for _ in snapshots] for name in chosen(snapshots, options)}
+    for run, snapshot in enumerate(snapshots):
+        for curve in snapshot.curves:
+            if curve.name in curves:
+                long = options.smoothing and len(curve.mean) > FEW_POINTS
+                smooth = smoothed(curve.mean, options.smoothing) if long else None
+                curves[curve.name][run].append(replace(curve, smooth=smooth))
+
+    def panel(name: str, group: str, names: Sequence[str]) -> MetricPanel:
+        of_runs = zip(*(curves[name] for name in names), strict=True) if names else ([] for _ in snapshots)
+        return MetricPanel(name, group, tuple(tuple(c for of_name in of_run for c in of_name) for of_run in of_runs))
+
+    named: dict[str, list[str]] = {LOSS: [], ACCURACY: []}
+    further: list[str] = []
+    for name, of_runs in curves.items():
+        kind = panel_of(name, options.loss, options.accuracy)
+        if kind == ACCURACY and not options.accuracy and not all(is_share(c) for of_run in of_runs for c in of_run):
+            kind = None
+        (further if kind is None else named[kind]).append(name)
+    main = []
+    for kind, names in named.items():
+        kept = _handful(names)
+        further += [name for name in names if name not in kept]
+        if kept or not (options.metrics or options.hide):
+            main.append(panel(kind, kind, kept))
+    return main, [panel(*titled) for titled in _grouped(further)]
+
+
+def _handful(names: Sequence[str]) -> list[str]:
+    """As many names as one panel has room for, those of the fewest words first; training and validation together."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(_stem(name).lower(), []).append(name)
+    kept: list[str] = []
+    for stem in sorted(stems, key=lambda stem: len(_WORD.findall(stem))):
+        if kept and len(kept) + len(stems[stem]) > _HANDFUL:
+            break
+        kept += stems[stem]
+    return [name for name in names if name in kept]
+
+
+def _grouped(names: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """A panel for each name, or for those of training and validation: its title, its group, and its names."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stems.setdefault(_stem(name), []).append(name)
+    groups: dict[str, list[str]] = {}
+    for stem in stems:
+        found = _PREFIX.match(stem)
+        groups.setdefault(found[0] if found else "", []).append(stem)
+    # A group of one would take the room of several.
+    alone = [stems_of[0] for prefix, stems_of in groups.items() if prefix and len(stems_of) == 1]
+    together = {"": [*groups.get("", []), *alone]} | {
+        prefix: stems_of for prefix, stems_of in sorted(groups.items()) if prefix and len(stems_of) > 1
+    }
+    panels = []
+    for prefix, stems_of in together.items():
+        for stem in stems_of:
+            title = stem if len(stems[stem]) > 1 or prefix else stems[stem][0]
+            ordered = sorted(stems[stem], key=is_validation)
+            panels.append((title.removeprefix(prefix), prefix.rstrip("/.") or FURTHER, ordered))
+    return panels
+
+
+def _stem(name: str) -> str:
+    """A name without its word for training or validation."""
+    found = _PART.search(name)
+    if found is None:
+        return name
+    before, after = name[: found.start()], name[found.end() :]
+    # Of what stood on both sides of the word, one is enough.
+    rest = before + after.lstrip(_BETWEEN) if before else after
+    return rest.strip(_BETWEEN) or name
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

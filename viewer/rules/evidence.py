@@ -1,7 +1,5 @@
 """Evidence: all that the rules know of a run, reduced, bounded in memory, and kept up to date."""
 
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +13,9 @@ import polars as pl
 from tracer.log.ranks import State
 from tracer.log.run import OWN_METRICS, Run, own_metrics_since
 from viewer.reduce.cells import Integers
+from viewer.reduce.depth import listed
 from viewer.reduce.history import History
-from viewer.reduce.metrics import ACCURACY, LOSS, is_validation, panel_of
+from viewer.reduce.metrics import ACCURACY, LOSS, is_share, is_validation, panel_of
 from viewer.reduce.param_history import ParamHistory, ParamTables
 from viewer.reduce.rank_history import RankHistory, RankTables
 from viewer.snapshot import Curve
@@ -24,11 +23,6 @@ from viewer.snapshot import Curve
 # Of each kind of event of a rank so many are kept.
 _EVENTS = 1000
 _LARGEST_SIZE = 1 << 48
-# Of the metrics of a panel those by which a training is judged: no loss_scale, and no accumulated_tokens.
-_JUDGED = {
-    LOSS: re.compile(r"(?i)loss(?!.*(scale|scaling|weights?|coef[a-z]*|factor)(?![a-z]))"),
-    ACCURACY: re.compile(r"(?i:acc)(?![a-z])|(?i:accura)"),
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,8 @@ class Evidence:
         problems: What could not be read.
         complete: False while a closed run's last rows are still to arrive.
         own_metrics: The names of the metrics that the trace writes itself; others are the user's.
+        loss: A regular expression: the metrics that are losses; "" for those with a word for it in their name.
+        accuracy: Likewise, accuracies.
     """
 
     state: State = "running"
@@ -102,6 +98,8 @@ class Evidence:
     problems: tuple[str, ...] = ()
     complete: bool = True
     own_metrics: frozenset[str] = frozenset(name for names in OWN_METRICS.values() for name in names)
+    loss: str = ""
+    accuracy: str = ""
 
     @property
     def last_step(self) -> int:
@@ -148,24 +146,15 @@ class Evidence:
 
     @property
     def accuracies(self) -> list[Curve]:
-        """The metrics that are an accuracy, of training or validation."""
-        return self._of(ACCURACY)
+        """The metrics that are an accuracy, of training or validation: of anything but a share chance says nothing."""
+        return [curve for curve in self._of(ACCURACY) if is_share(curve)]
 
     def _of(self, panel: str) -> list[Curve]:
-        return [curve for curve in self.curves if panel_of(curve.name) == panel and _JUDGED[panel].search(curve.name)]
+        return [curve for curve in self.curves if panel_of(curve.name, self.loss, self.accuracy) == panel]
 
     def own(self, name: str) -> Curve | None:
         """The metric of this name that the trace has written itself."""
         return next((curve for curve in self.curves if curve.name == name and name in self.own_metrics), None)
-
-
-def listed(text: str) -> list[str]:
-    """The names in a JSON list, as the details of some events are; none where a log holds something else."""
-    try:
-        names = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _described(param: Mapping[str, Any]) -> Param:

@@ -5,9 +5,10 @@ from itertools import accumulate, takewhile
 import numpy as np
 
 from viewer.reduce.cells import Floats, Integers
+from viewer.reduce.depth import listed
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
-from viewer.rules.evidence import Evidence, listed
+from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Severity
 

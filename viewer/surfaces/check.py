@@ -65,6 +65,10 @@ def check(
         typer.Option(metavar="NAME=NUMBER", help="Another threshold, as dead.rows=500; may be repeated; see --rules."),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="One rank's number: only what it wrote.")] = None,
+    loss: Annotated[
+        str, typer.Option(metavar="REGEX", help="The metrics that are losses; else their names say it.")
+    ] = "",
+    accuracy: Annotated[str, typer.Option(metavar="REGEX", help="Likewise, accuracies.")] = "",
     rules: Annotated[bool, typer.Option("--rules", help="List every threshold and what it means, and end.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay with live runs: until the first error, or until all have ended.")
@@ -83,7 +87,7 @@ def check(
         return
     try:
         limits = with_limits(rule or ())
-        options = ViewOptions(rank=MERGED if rank is None else str(rank))
+        options = ViewOptions(rank=MERGED if rank is None else str(rank), loss=loss, accuracy=accuracy)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     severities, unread = report.check(runs or (), options, limits, follow, as_json)

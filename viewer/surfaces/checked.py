@@ -11,6 +11,7 @@ from tracer.log.ranks import STATE_WORDS
 from tracer.log.run import without_inner_calls
 from tracer.log.store import at, from_here
 from tracer.log.text import plain
+from viewer.options import ViewOptions
 from viewer.rules.findings import LIMITS
 from viewer.snapshot import Snapshot
 from viewer.surfaces.report import read
@@ -49,7 +50,7 @@ def check(run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Ch
     if not paths:
         raise ValueError("no run is named: give a run's folder, as in 'runs/resnet18'")
     failed: dict[str, str] = {}
-    checked = read(paths, LIMITS, None, failed)
+    checked = read(paths, LIMITS, ViewOptions(), failed)
     return Checked(tuple(replace(each, name=plain(from_here(at(each.name)))) for each in checked), failed)
 
 

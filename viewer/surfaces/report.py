@@ -38,7 +38,7 @@ def check(
 
     Args:
         runs: Folders or URIs of runs, or of folders of runs; none for the newest run under ``runs/``.
-        options: Which rank's findings are meant.
+        options: Which rank's findings are meant, and which metrics are losses and accuracies.
         limits: The thresholds.
         follow: Whether to watch runs until one has an error, or all are over.
         as_json: Whether to print JSON alone.
@@ -53,7 +53,7 @@ def check(
         with contextlib.closing(Runs(paths, options, limits=limits)) as watched:
             checked = followed(watched, quiet=as_json)
     else:
-        checked = read(paths, limits, rank, failed)
+        checked = read(paths, limits, options, failed)
     checked = [replace(snapshot, name=_as_given(snapshot.name, runs)) for snapshot in _with_rank(checked, rank, failed)]
     for reason in failed.values():
         print(f"viewer: {plain(reason)}", file=sys.stderr)
@@ -88,13 +88,13 @@ def list_thresholds(as_json: bool) -> None:
     _print([table])
 
 
-def read(given: Sequence[Place], limits: Limits, rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
+def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: dict[str, str]) -> list[Snapshot]:
     """Runs with their findings; ``failed`` gets the reason why one of several cannot be read."""
     paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
     settle(paths)
     checked = []
     for path in dict.fromkeys(paths):
-        monitor = FindingsMonitor(path, limits, rank)
+        monitor = FindingsMonitor(path, limits, options.only_rank, named=options.named)
         evidence = None
         try:
             # None where a part was merged away at this moment, or the run was deleted.

@@ -201,4 +201,4 @@ def _kept(zoom: tuple[str, ...], before: ViewOptions, after: ViewOptions) -> tup
 
 def _opens(options: ViewOptions) -> tuple[object, ...]:
     """The parts of options for which runs have to be opened anew."""
-    return options.reads, options.run, options.findings
+    return options.reads, options.run, options.findings, options.named

@@ -11,6 +11,7 @@ from rich.live import Live
 from tracer.log.text import plain
 from viewer.read.changes import changes
 from viewer.read.runs import Runs
+from viewer.reduce.metrics import only_chosen
 from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces.text import ends, newest, picture
 from viewer.words import KINDS, noticed, notices, words
@@ -67,7 +68,8 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     said: set[object] = set()
     for snapshots, _ in changes(runs):
         known = set(map(id, shown))
-        lines = [_news(snapshot) for snapshot in snapshots if id(snapshot) not in known]
+        fresh = [snapshot for snapshot in snapshots if id(snapshot) not in known]
+        lines = [_news(snapshot) for snapshot in only_chosen(fresh, runs.options)]
         news: dict[object, str] = {line: line for line in notices(snapshots)}
         news |= {_told(run, finding): _finding(run, finding) for _, run, finding in noticed(snapshots, runs.options)}
         lines += [line for key, line in news.items() if key not in said]
@@ -102,7 +104,7 @@ def _news(snapshot: Snapshot) -> str:
     news = [f"{snapshot.name} {words(snapshot, time.time())}"]
     news += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves[:_NAMED]]
     more = len(snapshot.curves) - _NAMED
-    news += [f"{more:,} more metrics"] if more > 0 else []
+    news += [f"{more:,} more metrics (--metric REGEX)"] if more > 0 else []
     alarmed = (curve for curve in snapshot.curves if curve.nonfinite)
     bad = [(curve.name, min(curve.nonfinite)) for curve in islice(alarmed, _NAMED)]
     for kind, word in KINDS.items():

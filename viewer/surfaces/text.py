@@ -1,7 +1,7 @@
 """The views in characters, as large as the terminal."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
@@ -21,7 +21,8 @@ from viewer.draw.layers import cells_of, column_edges, grouped, in_cells, row_of
 from viewer.draw.marks import flags_of, numbers_of
 from viewer.draw.theme import colour_of, theme
 from viewer.options import Scale, View, ViewOptions, XAxis
-from viewer.reduce.metrics import ACCURACY, LOSS, panel_names, panels
+from viewer.reduce.depth import DEPTH
+from viewer.reduce.metrics import ACCURACY, LOSS, MetricPanel, only_chosen, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces.chart import Line, chart, moment
 from viewer.words import KINDS, duration, finding_words, first_of, noticed, notices, shortened, title
@@ -39,6 +40,8 @@ _NAME, _SHORTEST, _NUMBER = 24, 6, 9
 _SMALLEST, _LARGEST = 1e-300, 1e300
 # In fewer columns a table of four numbers leaves no room for names.
 _NARROW, _NARROWEST = 42, 20
+# Loss and accuracy always have a chart each. Others have this size at least, and tables of many curves this width.
+_MAIN, _CHART_WIDTH, _CHART_HEIGHT, _TABLE_WIDTH = 2, 40, 10, 26
 # A terminal may say that it is larger, and a chart of its size would end the process.
 _LARGEST_SIDE = 1000
 
@@ -55,6 +58,7 @@ def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, wid
     """
     # The terminal cuts what it has no room for.
     width, height = min(max(width, _NARROWEST), _LARGEST_SIDE), min(height, _LARGEST_SIDE)
+    snapshots = only_chosen(snapshots, options)
     noted = first_of(notices(snapshots), _NOTICES, "tracer verify")
     findings = first_of(finding_words(snapshots, options), max(2, min(_FINDINGS, height // 10)), "viewer check")
     param = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""
@@ -95,6 +99,19 @@ def _magnitude(snapshot: Snapshot, kind: str) -> list[Curve]:
     low, high = both
     larger = np.fmax(np.abs(low.mean), np.abs(high.mean)).tolist()
     return [Curve(KINDS[kind], low.step, larger, larger, larger, low.nonfinite, low.time)]
+
+
+def _depth(snapshot: Snapshot) -> list[Curve]:
+    """The curves of the largest gradients of the first and of the last layer, where there are any."""
+    extremes = snapshot.extremes
+    if extremes is None:
+        return []
+    sizes = {layer: numbers_of(extremes.depth.get(name, ())) for name, layer in DEPTH.items()}
+    return [
+        Curve(layer, extremes.step, numbers, numbers, numbers, (), extremes.time)
+        for layer, numbers in sizes.items()
+        if np.isfinite(numbers).any()
+    ]
 
 
 def newest(curve: Curve) -> str:
@@ -150,33 +167,47 @@ def _chart(
 
 def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
     half, several = width // 2, len(snapshots) > 1
-    names = panel_names(options)
-    shown = [(snapshot, panels(snapshot, options)) for snapshot in snapshots]
+    main, further = panels(snapshots, options)
     rows = min(len(snapshots) + 1, height // 3) if several else 0
     above = (height - rows) // 2
     below = height - rows - above
-    metrics = [
-        _chart(
-            name,
-            [(snapshot, curves[name]) for snapshot, curves in shown],
-            options,
-            Scale.LINEAR,
-            (width // len(names), above),
-        )
-        for name in names
-    ]
+    metrics = _charts(snapshots, [*main, *further], options, width, above)
     if several:
         sizes = [
             _chart(name, [(run, _magnitude(run, kind)) for run in snapshots], options, Scale.LOG, (half, below))
             for kind, name in (("grad", "largest gradient"), ("value", "largest value"))
         ]
-        return [_beside(metrics), _beside(sizes), _table_of_runs(shown, options, width, rows)]
+        return [*metrics, _beside(sizes), _table_of_runs(snapshots, main, options, width, rows)]
     (snapshot,) = snapshots
     room = width * 2 // 3
-    table = _table_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
-    left = width - _fit(table, room)
-    both = [(snapshot, [*_magnitude(snapshot, "grad"), *_magnitude(snapshot, "value")])]
-    return [_beside(metrics), _beside([_chart("largest", both, options, Scale.LOG, (left, below)), table])]
+    tables = _tables_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
+    left = width - sum(_fit(table, room // len(tables)) + 1 for table in tables) + 1
+    both = [(snapshot, [*_magnitude(snapshot, "grad"), *_magnitude(snapshot, "value"), *_depth(snapshot)])]
+    return [*metrics, _beside([_chart("largest", both, options, Scale.LOG, (left, below)), *tables])]
+
+
+def _charts(
+    snapshots: Sequence[Snapshot], shown: Sequence[MetricPanel], options: ViewOptions, width: int, height: int
+) -> list[RenderableType]:
+    """Charts of the first panels of metrics, as many as there is room for; the table names the others."""
+    shown = [panel for panel in shown if not panel.empty] if len(shown) > _MAIN else shown
+    beside = max(1, min(len(shown), max(_MAIN, width // _CHART_WIDTH)))
+    lines = min(-(-len(shown) // beside), max(1, height // _CHART_HEIGHT))
+    return [
+        _beside(
+            [
+                _chart(
+                    panel.title,
+                    list(zip(snapshots, panel.curves, strict=True)),
+                    options,
+                    Scale.LINEAR,
+                    (width // beside, height // lines),
+                )
+                for panel in shown[line * beside : (line + 1) * beside]
+            ]
+        )
+        for line in range(lines)
+    ]
 
 
 def _beside(cells: Sequence[RenderableType]) -> Table:
@@ -216,31 +247,45 @@ def _end(pick: Callable[[Iterable[float]], float], numbers: Sequence[float]) -> 
     return f"{pick(known):.4g}" if known else "–"
 
 
-def _table_of_curves(curves: Sequence[Curve], width: int, height: int) -> Table:
-    """A row for each curve: its newest, lowest and highest number, and the first step with a NaN or an infinity."""
-    alarmed = any(curve.nonfinite for curve in curves)
-    both = ["lowest", "highest"] if width >= _NARROW else []
-    table = _table("", "last", *both, *(["NaN/inf at"] if alarmed else []))
-    if len(curves) >= height:
+def _tables_of_curves(curves: Sequence[Curve], width: int, height: int) -> list[Table]:
+    """A row for each curve: its newest number, the first step with a NaN or an infinity, and its ends if there is room.
+
+    Many curves stand in several tables beside each other.
+    """
+    wide = _TABLE_WIDTH + any(curve.nonfinite for curve in curves) * _NUMBER
+    beside = 1 if len(curves) < height else max(1, width // wide)
+    both = ["lowest", "highest"] if width >= _NARROW and beside == 1 else []
+    each = max(1, height - 1)
+    left_out = max(0, len(curves) - beside * each)
+    if left_out:
         # Curves with a NaN or an infinity must find room.
-        curves = sorted(curves, key=lambda curve: not curve.nonfinite)[: height - 1]
-    for curve in curves:
-        cells = [_end(min, curve.low), _end(max, curve.high)] if both else []
-        bad = [_alarm(curve.nonfinite)] if alarmed else []
-        table.add_row(_words(shortened(curve.name)), _number(curve), *cells, *bad)
-    return table
+        curves = sorted(curves, key=lambda curve: not curve.nonfinite)[: beside * each - 1]
+    tables = []
+    for begin in range(0, max(1, len(curves)), each):
+        shown = curves[begin : begin + each]
+        alarmed = any(curve.nonfinite for curve in shown)
+        table = _table("", "last", *both, *(["NaN/inf at"] if alarmed else []))
+        for curve in shown:
+            cells = [_end(min, curve.low), _end(max, curve.high)] if both else []
+            bad = [_alarm(curve.nonfinite)] if alarmed else []
+            table.add_row(_words(shortened(curve.name)), _number(curve), *cells, *bad)
+        tables.append(table)
+    if left_out:
+        tables[-1].add_row(_words("--metric", "dim"), Text(f"+{left_out + 1:,} more", "dim"))
+    return tables
 
 
 def _table_of_runs(
-    shown: Sequence[tuple[Snapshot, Mapping[str, Sequence[Curve]]]], options: ViewOptions, width: int, height: int
+    snapshots: Sequence[Snapshot], main: Sequence[MetricPanel], options: ViewOptions, width: int, height: int
 ) -> Table:
-    """A row for each run, with the first metric of each panel; the runs begun last, where there are too many."""
-    curves = [[*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")] for snapshot, _ in shown]
+    """A row for each run, with the first loss and accuracy; the runs begun last, where there are too many."""
+    curves = [[*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")] for snapshot in snapshots]
     bad = [sorted(step for curve in of_run for step in curve.nonfinite) for of_run in curves]
     table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", *(["NaN/inf at"] if any(bad) else []))
-    for run in range(len(shown))[-(height - 1) :]:
-        snapshot, metrics = shown[run]
-        first = [metrics[name][:1] for name in (LOSS, ACCURACY)]
+    metrics = {panel.name: panel.curves for panel in main}
+    for run in range(len(snapshots))[-(height - 1) :]:
+        snapshot = snapshots[run]
+        first = [metrics[name][run][:1] if name in metrics else () for name in (LOSS, ACCURACY)]
         numbers = [*first, _magnitude(snapshot, "grad"), _magnitude(snapshot, "value")]
         colour, mark = _sign(options, run, 0)
         table.add_row(

@@ -12,6 +12,7 @@ import io
 import ipaddress
 import json
 import logging
+import re
 import secrets
 import socket
 import time
@@ -40,7 +41,7 @@ from tracer.log.text import plain
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
-from viewer.reduce.metrics import panel_of
+from viewer.reduce.metrics import chosen
 from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.connections import HOST, Strangers, accept, listen
 from viewer.surfaces.cursor import Cursor, Reading
@@ -57,6 +58,8 @@ _PATIENCE_SECONDS = 1.0
 _PING_SECONDS = 30
 # The page lists this many parameters and findings; a filter shows other parameters.
 _LISTED, _FINDINGS, _PARAMS_LINKED = 200, 30, 3
+# What the user types: it stays while it is refused.
+_PATTERNS = {"params", "metrics", "loss", "accuracy"}
 _LARGEST_MESSAGE = 1 << 16
 _LARGEST_HEADER = 1 << 15
 _IDLE_SECONDS = 30
@@ -367,7 +370,8 @@ class Session(_Guarded, WebSocketHandler):
         refused = dict(self._refused)
         if not screen.snapshots and options.run and screen.names and options.run not in screen.names:
             refused["run"] = f"there is no run {options.run!r}"
-        further = {c.name for snapshot in screen.snapshots for c in snapshot.curves if panel_of(c.name) is None}
+        drawn = set(chosen(screen.snapshots, dataclasses.replace(options, metrics="")))
+        metrics = sorted({curve.name for snapshot in screen.snapshots for curve in snapshot.curves})
         all_params = {name for snapshot in screen.snapshots for name in snapshot.all_params}
         params = self._params()
         words = words_of(options)
@@ -384,10 +388,12 @@ class Session(_Guarded, WebSocketHandler):
                     ["merged", "spread", *(str(r) for s in screen.snapshots for r in s.ranks), options.rank]
                 ),
                 "statistic": _unique([*(name for s in screen.snapshots for name in s.statistics), options.statistic]),
-                "metrics": sorted(further | set(options.metrics)),
+                # Each with the regular expression of its name alone.
+                "metrics": [(name, f"^{re.escape(name)}$") for name in metrics],
             },
+            "off": [name for name in metrics if name not in drawn],
             "params": {"names": params[:_LISTED], "matching": len(params), "there": len(all_params)},
-            "values": words | {name: self._asked[name] for name in self._refused if name == "params"},
+            "values": words | {name: self._asked[name] for name in _PATTERNS & self._refused.keys()},
             "refused": refused,
             "query": self._query(options),
         }

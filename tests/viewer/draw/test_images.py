@@ -27,8 +27,9 @@ PARAMS = ("conv.weight", "conv.bias", "fc.weight")
 TOLERANCE = 1.0
 
 LOOKS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = {
-    "overview": (["first"], {"metrics": ["lr"]}),
-    "overview-dark": (["first"], {"dark": True}),
+    "overview": (["first"], {}),
+    "metrics": (["many"], {}),
+    "overview-dark": (["first"], {"dark": True, "hide": "lr"}),
     "overview-nan": (["broken"], {}),
     "compare": (["first", "second"], {}),
     "layers": (["broken"], {"view": "layers"}),
@@ -77,11 +78,26 @@ def write_run(path: Path, pace: float, breaks: int | None = None) -> None:
     close_run(run, STEPS[-1])
 
 
+def write_metrics(run: Path) -> None:
+    """Many metrics beside what a run has: of training and validation, of groups, and one that breaks."""
+    names = [f"{part}/{name}" for part in ("train", "val") for name in ("box_loss", "f1", "recall", "top1", "top5")]
+    names += [f"sys/{name}" for name in ("cpu", "ram", "gpu0", "gpu1", "disk")] + ["loss_scale", "accum_steps", "epoch"]
+    for place, name in enumerate(names):
+        steps = STEPS[9::10] if name.startswith("val") else STEPS
+        numbers = [1 - math.exp(-(step + place) / 30) for step in steps]
+        if name == "sys/disk":
+            numbers = [math.nan if step > 60 else number for step, number in zip(steps, numbers, strict=True)]
+        publish_next(run, "metrics", metrics(steps, numbers, name))
+
+
 def draw(folder: Path, runs: Path, names: Sequence[str]) -> None:
     """Draw pictures into a folder."""
     write_run(runs / "first", pace=0.03)
     write_run(runs / "second", pace=0.1)
     write_run(runs / "broken", pace=0.05, breaks=60)
+    if "metrics" in names:
+        write_run(runs / "many", pace=0.03)
+        write_metrics(runs / "many")
     for name in names:
         watched, look = LOOKS[name]
         viewer.figure([runs / run for run in watched], **look).savefig(folder / f"{name}.png", dpi=70)

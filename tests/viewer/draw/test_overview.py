@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -45,9 +46,9 @@ STATES: tuple[tuple[State, str], ...] = (
 )
 
 
-def overview(*metrics: str, size: tuple[float, float] = SIZE_INCHES, **look: Any) -> Overview:
+def overview(size: tuple[float, float] = SIZE_INCHES, **look: Any) -> Overview:
     """An empty figure, in memory; metrics are not smoothed unless it is asked for."""
-    return Overview(canvas(size), ViewOptions(metrics=metrics, **{"smoothing": 0.0, **look}))
+    return Overview(canvas(size), ViewOptions(**{"smoothing": 0.0, **look}))
 
 
 def snapshot(*curves: Curve, extremes: Extremes | None = None, **fields: Any) -> Snapshot:
@@ -118,49 +119,77 @@ def test_the_extremes_panel_shows_four_lines_with_the_historys_numbers() -> None
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 4
 
 
-@pytest.mark.parametrize(
-    ("name", "panel"),
-    [
-        ("loss", LOSS),
-        ("val_loss", LOSS),
-        ("Train/Loss", LOSS),
-        ("accuracy", ACCURACY),
-        ("val_acc", ACCURACY),
-        ("lr", None),
-    ],
-)
-def test_a_metric_goes_to_the_panel_of_its_name(name: str, panel: int | None) -> None:
-    """Names that hold loss or acc choose the panel; other metrics are not drawn unless asked for."""
-    shown = filled(overview(), snapshot(curve(name)))
-    holders = [index for index, axes in enumerate(shown) if any(label.startswith(name) for label in entries(axes))]
-    assert holders == ([] if panel is None else [panel])
+def test_few_further_metrics_have_panels_as_large_as_those_of_loss_and_accuracy() -> None:
+    """One or two, above the extremes, each named at its side."""
+    panels = filled(overview(), snapshot(curve("lr"), curve("val_loss"), curve("acc"), curve("sys/cpu")))
+    assert [axes.get_ylabel() for axes in panels] == ["loss", "accuracy", "lr", "sys/cpu", "extremes"]
+    assert [entries(axes) for axes in panels[:4]] == [["val_loss  1"], ["acc  1"], ["lr  1"], ["sys/cpu  1"]]
 
 
-def test_a_metric_that_is_asked_for_is_drawn_and_awaited() -> None:
-    """What ``--metric`` names has a panel; until it is logged, the panel says that it is not."""
-    shown = overview("lr", "other_loss")
-    panels = filled(shown, snapshot(curve("accuracy")))
-    assert [axes.get_ylabel() for axes in panels] == ["loss", "accuracy", "metrics", "extremes"]
-    assert entries(panels[2]) == ["lr: not logged yet"]
-    assert entries(panels[LOSS]) == ["other_loss: not logged yet"]
-    filled(shown, snapshot(curve("accuracy"), curve("lr", [0.5])))
-    assert entries(panels[ACCURACY]) == ["accuracy  1"]
-    assert entries(panels[2]) == ["lr  0.5"]
+MANY = [f"sys/{number}" for number in range(9)] + [
+    f"{part}/f{number}" for part in ("val", "train") for number in range(5)
+]
+
+
+def test_many_metrics_have_small_panels_in_groups() -> None:
+    """Each has its name and its newest number, each group its prefix; a validation is dashed beside its training."""
+    shown = overview()
+    panels = drawn(shown, snapshot(curve("loss"), *map(curve, MANY), extremes=four([1.0, 2.0])))
+    assert [axes.get_ylabel() for axes in panels if axes.get_ylabel()] == ["loss", "extremes", "metrics", "sys"]
+    titles = {axes.get_title("left"): axes for axes in panels}
+    assert set(titles) == {"", *(f"f{number}" for number in range(5)), *map(str, range(9))}
+    assert titles["0"].get_title("right") == "1"
+    assert [line.get_linestyle() for line in titles["f0"].lines] == ["-", "--"]
+    assert [axes.get_legend() is None for axes in (titles["f0"], *panels[:2])] == [True, False, False]
+    check_texts(shown.figure)
+    assert len({axes.get_xlim() for axes in panels}) == 1
+
+
+def test_what_has_no_room_is_counted_and_told_how_to_be_seen() -> None:
+    """Thousands of metrics cost no more than a figure's worth of panels, and a filter shows the others."""
+    run = snapshot(*(curve(f"m{number:04}") for number in range(3000)))
+    shown = overview()
+    panels = drawn(shown, run)
+    drawn_panels = [axes for axes in panels if axes.lines]
+    assert 30 <= len(drawn_panels) <= 100
+    assert notes(shown)[-1] == f"… and {3000 - len(drawn_panels):,}\nmore: --metric"
+    check_texts(shown.figure)
+    chosen = filled(overview(metrics="m2000"), run)
+    assert [axes.get_ylabel() for axes in chosen] == ["m2000", "extremes"]
+
+
+def test_panels_come_as_metrics_do_and_go_with_what_is_switched_off() -> None:
+    """A metric that is logged later has its panel then; one that is hidden has none."""
+    shown = overview(hide="^b$")
+    few, many = [curve(name) for name in "ab"], [curve(name) for name in "abcd"]
+    assert [axes.get_ylabel() for axes in filled(shown, snapshot(*few))] == ["a", "extremes"]
+    assert [axes.get_title("left") for axes in filled(shown, snapshot(*many))] == ["", "a", "c", "d"]
+    assert [axes.get_ylabel() for axes in filled(shown, snapshot(*few))] == ["a", "extremes"]
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ((), "not logged yet"),
-        (("loss", "rate"), "not logged yet; there are loss, rate"),
-        (("$x^$",), "not logged yet; there are $x^$"),
-        ("abcdefg", "not logged yet; there are a, b, c and 4 more"),
+        ((), "no such metric yet"),
+        (("loss", "rate"), "no such metric yet; there are loss, rate"),
+        (("$x^$",), "no such metric yet; there are $x^$"),
+        ("abcdefg", "no such metric yet; there are a, b, c and 4 more"),
     ],
 )
 def test_a_metric_that_is_mistyped_is_told_which_there_are(names: Sequence[str], said: str) -> None:
     """It may be logged later, or never: the empty panel names those that are there."""
-    panels = filled(overview("rat"), snapshot(*map(curve, names)))
-    assert [text.get_text() for text in panels[2].texts if text.get_visible()] == [said]
+    shown = overview(metrics="^rat$")
+    filled(shown, snapshot(*map(curve, names)))
+    assert notes(shown)[0] == said
+
+
+def test_the_ends_of_a_models_depth_are_lines_of_a_single_run() -> None:
+    """With their numbers; several runs have too many lines for that."""
+    deep = replace(four([1.0, 2.0]), depth={"first_max": [1e-9, 2e-9], "last_max": [0.5, None]})
+    axes = filled(overview(), snapshot(extremes=deep))[EXTREMES]
+    assert np.array_equal(np.asarray(line(axes, "gradient, first layer").get_ydata()), [1e-9, 2e-9])
+    assert entries(axes)[-2:] == ["gradient, first layer  2e-09", "gradient, last layer"]
+    assert len(several(overview(), snapshot(extremes=deep), snapshot())[-1].lines) == 2
 
 
 def test_the_title_says_what_part_of_a_run_is_shown() -> None:
@@ -192,7 +221,7 @@ def test_validation_is_dashed(name: str, style: str) -> None:
 @pytest.mark.parametrize("name", first_of(NAMES))
 def test_any_name_is_drawn_as_it_is(name: str) -> None:
     """Underscores, broken mathematics, markup and other alphabets in a metric's or run's name are mere letters."""
-    shown = overview(name)
+    shown = overview()
     panels = drawn(shown, snapshot(curve(name, nonfinite=[1]), name=name))
     words = shortened(name)
     assert [f"{words}: NaN/inf at step 1", f"{words}  1"] in [on_one_line(axes) for axes in panels]
@@ -201,15 +230,18 @@ def test_any_name_is_drawn_as_it_is(name: str) -> None:
 
 
 def test_many_long_names_leave_room_for_the_panels() -> None:
-    """However many curves and long names, a panel keeps most of the figure, and the legend says what it leaves out."""
+    """However many curves, runs and long names, a panel keeps most of the figure, and what is left out is told."""
     curves = [curve(f"{index:02}/{'long/' * 40}loss") for index in range(40)]
-    curves[39] = curve("last_loss", nonfinite=[7])
-    axes = drawn(overview(), snapshot(*curves, name="run" * 100))[LOSS]
+    shown = overview()
+    axes = drawn(shown, snapshot(*curves, curve("loss", nonfinite=[7]), name="run" * 100))[LOSS]
     assert axes.get_position().width > 0.5
-    assert axes.get_position().height > 0.2
-    assert len(axes.lines) == 41
-    assert entries(axes)[0] == "last_loss: NaN/inf from step 7"
-    assert entries(axes)[-1] == "… and 33 more"
+    assert axes.get_position().height > 0.15
+    assert entries(axes)[0] == "loss: NaN/inf from step 7"
+    runs = [snapshot(curve("loss"), name=f"{number}" * 40) for number in range(40)]
+    axes = several(shown, *runs)[LOSS]
+    assert axes.get_position().width > 0.5
+    assert len(axes.lines) == 40
+    assert entries(axes)[-1].startswith("… and 3")
 
 
 @pytest.mark.parametrize(("state", "words"), STATES)
@@ -309,7 +341,7 @@ def test_a_legend_names_no_step_as_the_last_that_may_not_be() -> None:
 def test_a_legend_takes_less_than_a_third_of_the_width(name: str) -> None:
     """Whatever the names of curves and runs, and however large the steps; the words go on in a further line."""
     step = 123_456_789
-    long = Curve(name + "loss", [step, 2 * step, 3 * step], [1.0] * 3, [1.0] * 3, [1.0] * 3, [step, 2 * step])
+    long = Curve(name + "/loss", [step, 2 * step, 3 * step], [1.0] * 3, [1.0] * 3, [1.0] * 3, [step, 2 * step])
     shown = overview()
     for panel in several(shown, *(snapshot(long, name=f"{name}{run}", last_step=3 * step) for run in range(2)))[:1]:
         legend = panel.get_legend()
@@ -380,7 +412,7 @@ def test_an_axis_follows_new_steps_until_it_is_zoomed() -> None:
 @pytest.mark.slow
 def test_nothing_accumulates_over_many_updates() -> None:
     """After many updates the figure holds exactly as many artists as after the first."""
-    shown = overview("lr")
+    shown = overview()
     spiky = Curve("loss", [0, 1], [1.0, 1.0], [0.0, 1.0], [2.0, 1.0], [1])
     full = snapshot(spiky, curve("acc"), extremes=four([1.0, 2.0], value=[0], grad=[1]))
     empty = snapshot(last_step=None)
@@ -403,7 +435,7 @@ def test_a_new_run_in_the_same_folder_leaves_nothing_of_the_old_one() -> None:
 
 def test_no_text_is_cut_off_or_overlaps() -> None:
     """Title, legends, labels, ticks and notes lie inside the figure, and apart from each other."""
-    shown = overview("lr")
+    shown = overview()
     curves = [curve(name, [10.0] * 1000, nonfinite=[999]) for name in ("loss", "val_loss")]
     long: dict[str, Any] = {"name": "n" * 200, "state": "stopped", "last_step": 10**9, "problems": ("damaged",) * 10}
     drawn(shown, snapshot(*curves, extremes=four([1.0], [999]), **long))
@@ -716,7 +748,7 @@ def test_a_phone_has_room_for_everything(count: int, x: XAxis) -> None:
 @pytest.mark.parametrize("name", first_of(NAMES))
 def test_there_is_room_for_any_name(name: str, size: tuple[float, float]) -> None:
     """Whatever runs and metrics are called, nothing is cut off or on one another."""
-    shown = overview(f"{name}/acc", "absent", size=size)
+    shown = overview(size=size)
     run = snapshot(curve(f"{name} loss", nonfinite=[1]), curve(f"{name} 1"), curve(f"{name} 2"), name=name)
     several(shown, run, snapshot(curve("acc"), name=f"{name}2"))
     check_texts(shown.figure)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.logs import extremes, histograms, metrics
+from tests.logs import events, extremes, histograms, metrics
 from tracer.log.schema import STATISTICS
 from viewer.options import View, ViewOptions
 from viewer.reduce.bins import CAPACITY
@@ -530,6 +530,7 @@ def test_a_clock_set_back_and_repeated_steps_end_nothing(view: View) -> None:
                 "extremes": lazy(extremes([0, 1, 2])),
                 "metrics": lazy(metrics([0, 1, 2], [1.0, 2.0, 3.0])),
                 "histograms": lazy(histograms([0, 1, 2])),
+                "events": lazy(events([0, 1, 2])),
             }[table]
             earlier = pl.col("time") - pl.duration(hours=attempt)
             history.absorb(table, rows.with_columns(pl.lit(attempt, pl.Int32).alias("attempt"), earlier))
@@ -719,7 +720,7 @@ def test_a_view_has_what_it_shows_and_nothing_else(look: ViewOptions) -> None:
     """Only the tables that a view shows are read, and of what it does not show there is nothing."""
     history = History(look, ["weight"])
     wanted = {
-        View.OVERVIEW: ("extremes", "metrics"),
+        View.OVERVIEW: ("extremes", "metrics", "events"),
         View.LAYERS: ("extremes",),
         View.PARAM: ("extremes", "histograms"),
     }

@@ -25,6 +25,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import beat, close_rank
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
+from viewer.options import ViewOptions
 from viewer.read.follow import Progress
 from viewer.read.live import Live
 from viewer.read.monitor import FindingsMonitor
@@ -438,7 +439,7 @@ def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
     name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
     publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*report.tables(report.read([tmp_path / "run"], LIMITS, None, {})))
+    console.print(*report.tables(report.read([tmp_path / "run"], LIMITS, ViewOptions(), {})))
     cells = [line.split("│")[-2].strip() for line in console.export_text().splitlines() if line.count("│") > 5]
     assert name in "".join(cells)
 

@@ -143,8 +143,8 @@ def test_a_run_that_ended_is_read_again_once_it_is_resumed(tmp_path: Path) -> No
     runs.close()
 
 
-def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
-    """A run that ended with a NaN and goes on before it has none; what was over by then, was so."""
+def test_what_an_abandoned_attempt_had_is_over(tmp_path: Path) -> None:
+    """A run that ended with a NaN and goes on before it has one from before; what was over by then, was so."""
     run = written(tmp_path / "run", bad=[20])
     monitor = FindingsMonitor(run)
     monitor.refresh()
@@ -153,14 +153,19 @@ def test_what_an_abandoned_attempt_had_is_no_history(tmp_path: Path) -> None:
     publish_next(run, "events", events([10], "resumed", attempt=1))
     publish_next(run, "extremes", rows(range(10, 40), unused=True, attempt=1))
     monitor.refresh()
-    assert [each.kind for each in monitor.findings] == ["resumed"]
+    nan, resumed = monitor.findings
+    assert (nan.kind, nan.restart, resumed.kind) == ("nonfinite", 10, "resumed")
     for kind in ("before", "after"):
         monitor.findings += (finding(kind, last_step=30 if kind == "before" else 35),)
     publish_next(run, "events", events([35], "resumed", attempt=2))
     publish_next(run, "extremes", rows(range(35, 40), attempt=2))
     monitor.refresh()
-    assert [(each.kind, each.resolved) for each in monitor.findings] == [("resumed", False), ("before", True)]
-    assert monitor.findings[0].steps == (10, 35)
+    assert [(each.kind, each.resolved) for each in monitor.findings] == [
+        ("nonfinite", True),
+        ("resumed", False),
+        ("before", True),
+    ]
+    assert monitor.findings[1].steps == (10, 35)
 
 
 def test_a_job_that_loads_its_checkpoint_was_restarted_there(tmp_path: Path) -> None:

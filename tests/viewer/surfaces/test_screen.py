@@ -275,14 +275,14 @@ def test_only_what_has_to_be_is_read_again(path: Path, watch: Open, opened: list
     for look in (
         ViewOptions(dark=True),
         ViewOptions(smoothing=0.1, x=XAxis.WALL),
-        ViewOptions(metrics=("lr",), statistic="value_absmax"),
+        ViewOptions(metrics="lr", statistic="value_absmax"),
     ):
         shown.look_at(look)
         assert shown.tick()
         assert shown.snapshots is known
     assert len(opened) == 1
     for count, look in enumerate(
-        (ViewOptions(params="fc"), ViewOptions(view=View.LAYERS), ViewOptions(run="run"), ViewOptions(rank="0")), 2
+        (ViewOptions(params="fc"), ViewOptions(view=View.LAYERS), ViewOptions(run="run"), ViewOptions(loss="a")), 2
     ):
         shown.look_at(look)
         assert len(opened) == count

@@ -126,14 +126,17 @@ const show = {
       select.replaceChildren(...choices[name].map((value) => element("option", value || "all", { value })));
       select.closest("label").hidden = name !== "statistic" && choices[name].length < 3 + (name === "rank");
     }
-    const boxes = choices.metrics.map((value) => {
-      const label = element("label", value);
-      label.prepend(element("input", "", { type: "checkbox", name: "metrics", value }));
+    const boxes = choices.metrics.map(([name, value]) => {
+      const label = element("label", name);
+      label.prepend(element("input", "", { type: "checkbox", value }));
       return label;
     });
-    byId("metrics").hidden = !boxes.length;
-    byId("metrics").querySelectorAll("label").forEach((label) => label.remove());
-    byId("metrics").append(...boxes);
+    byId("curves").hidden = !boxes.length;
+    byId("curves").querySelectorAll("label").forEach((label) => label.remove());
+    byId("curves").append(...boxes);
+  },
+  off(names) {
+    for (const label of byId("curves").querySelectorAll("label")) label.firstChild.checked = !names.includes(label.textContent);
   },
   params({ names, matching, there }) {
     const more = matching > names.length ? `; the first ${names.length} are` : "";
@@ -148,10 +151,11 @@ const show = {
   },
   values(values) {
     for (const [name, words] of Object.entries(values)) {
-      const typing = controls[name] && controls[name] === document.activeElement && /text|search|range/.test(controls[name].type);
-      if (name in controls && name !== "metrics" && !typing) controls[name].value = words[0];
+      /* Some are for an address alone. */
+      if (!controls[name]) continue;
+      const typing = controls[name] === document.activeElement && /text|search|range/.test(controls[name].type);
+      if (!typing) controls[name].value = words[0];
     }
-    for (const box of byId("metrics").querySelectorAll("[type=checkbox]")) box.checked = values.metrics.includes(box.value);
     form.dataset.view = values.view[0];
     document.documentElement.dataset.theme = values.dark[0] === "true" ? "dark" : "light";
     byId("smoothness").textContent = values.smoothing[0];
@@ -240,7 +244,7 @@ function describe() {
 mpl.figure.prototype.handle_state = (_, { type, ...news }) => {
   Object.assign(known, news);
   for (const name of Object.keys(news)) show[name]?.(news[name]);
-  if ("choices" in news) show.values(known.values);
+  if ("choices" in news) show.values(known.values), show.off(known.off);
 };
 
 /* What the user asks for. */
@@ -251,6 +255,10 @@ function ask() {
 let waiting;
 function soon({ target }) {
   if (target.name === "smoothing") byId("smoothness").textContent = target.value;
+  /* The curves that are switched off are one regular expression. */
+  if (target.type === "checkbox") {
+    controls.hide.value = [...byId("curves").querySelectorAll("[type=checkbox]:not(:checked)")].map((box) => box.value).join("|");
+  }
   clearTimeout(waiting);
   waiting = setTimeout(ask, /text|search|range/.test(target.type) ? 300 : 0);
 }
