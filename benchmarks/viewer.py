@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import statistics
 import subprocess
@@ -24,15 +25,18 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tracer.log import schema
 from tracer.log.parts import all_parts, merge, publish
-from tracer.log.ranks import beat
+from tracer.log.ranks import beat, close_rank
 from tracer.log.run import create_run
 from tracer.log.store import Local as Path
+from viewer.draw.views import fill
 from viewer.options import View, ViewOptions
 from viewer.read.runs import Runs
 from viewer.surfaces.files import FigureFile
@@ -339,6 +343,79 @@ def publish_steps(run: Path, number: int) -> float:
     return time.perf_counter()
 
 
+def folder_of(folder: Path, count: int) -> Path:
+    """A folder of so many closed runs of 300 steps, with a metric."""
+    for number in range(count):
+        run = build(folder / f"run-{number:03d}", 300 * PARAMS, 1)
+        steps = np.arange(300)
+        losses = {
+            "step": steps,
+            "time": pa.array(steps * 50_000).cast(pa.timestamp("us", tz="UTC")),
+            "rank": np.zeros(300, np.int32),
+            "attempt": np.zeros(300, np.int32),
+            "name": pa.DictionaryArray.from_arrays(np.zeros(300, np.int32), pa.array(["loss"])),
+            "value": np.exp(-steps / 100) + number / 1000,
+        }
+        publish(run, "metrics", 0, 0, pa.table(losses, schema=schema.SCHEMAS["metrics"]))
+        close_rank(
+            run, 0, {"last_step": 299, "reason": "", "rows_dropped": {}, "published": {"extremes": 1, "metrics": 1}}
+        )
+    return folder
+
+
+def core_seconds(process: int) -> float:
+    """How long a process has computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def share_of_page(runs: Path, seconds: float) -> float:
+    """The share of a core that an open page takes while nothing happens."""
+    with viewer(runs, "--web", "--port", "0") as process:
+        page = await connected(served(process))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await asyncio.wait_for(received(page), 10)
+        before = core_seconds(process.pid)
+        await asyncio.sleep(seconds)
+        spent = core_seconds(process.pid) - before
+        page.close()
+    return spent / seconds
+
+
+def share_of_text(run: Path, seconds: int) -> float:
+    """The share of a core that ``--text`` takes on a terminal while a part is published each second."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "viewer", str(run), "--text"]
+    beat(run, 0)
+    first, settled = max(part.last for part in all_parts(run, "extremes")) + 1, 15
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        spent = [0.0]
+        for number in range(first, first + settled + seconds):
+            publish_steps(run, number)
+            time.sleep(1)
+            while select.select([ours], [], [], 0)[0]:
+                os.read(ours, 1 << 16)
+            spent.append(core_seconds(process.pid))
+        process.kill()
+    return (spent[-1] - spent[settled]) / seconds
+
+
+def redraws(folder: Path, repeats: int) -> list[float]:
+    """Seconds in which a page draws a folder of runs, those that it draws at first."""
+    with contextlib.closing(Runs([folder])) as watched:
+        snapshots = watched.refresh()
+    assert snapshots is not None, "there are runs"
+    figure, look, found = Figure(figsize=(12, 8)), ViewOptions(), []
+    canvas, drawing = FigureCanvasAgg(figure), fill(figure, look, False)
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        drawing.update(look.drawn(snapshots), time.time())
+        canvas.draw()
+        found.append(time.perf_counter() - begun)
+    return found[1:]
+
+
 def spread(numbers: list[float], unit: str = "s", factor: float = 1.0) -> tuple[str, str]:
     """The median, and the range from the smallest to the largest."""
     low, middle, high = (factor * number for number in (min(numbers), statistics.median(numbers), max(numbers)))
@@ -363,6 +440,7 @@ def main() -> None:
         title="Following: a redraw is to cost the same after any number of rows",
     )
     commands = Table("command", "from start to end", "from, to", "peak", title="Judging")
+    idle = Table("what", "costs", "from, to", title="Many runs, and little that is new")
     showing = Table("run", "of a core", "picture to picture", "from, to", title="viewer.show in a kernel that trains")
     delays = Table(
         *("run", "surface", "published to redrawn, or pointed to told", "from, to", "95th percentile"), title="Delay"
@@ -395,6 +473,12 @@ def main() -> None:
                 waited = asyncio.run(delays_of_pointer(run, given.delays, live))
                 slow = f"{1e3 * float(np.quantile(waited, 0.95)):.3g} ms"
                 delays.add_row(name, surface, *spread(waited, "ms", 1e3), slow)
+        redrawn = spread(redraws(folder_of(Path(folder, "200"), 200), given.repeats), "ms", 1e3)
+        page = asyncio.run(share_of_page(folder_of(Path(folder, "100"), 100), 60))
+        idle.add_row("200 runs redrawn on a page", *redrawn)
+        idle.add_row("a page of 100 closed runs", f"{100 * page:.2g} % of a core", "")
+        idle.add_row("--text, a part a second", f"{100 * share_of_text(Path(folder, '100k'), 100):.2g} % of a core", "")
+    console.print(idle)
     console.print(opening)
     console.print(living)
     console.print(commands)

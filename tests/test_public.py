@@ -33,6 +33,7 @@ def test_the_public_names_are_these() -> None:
         "model_extremes",
         "model_stats",
         "overall_extremes",
+        "runs",
         "scan",
     ]
     assert all(getattr(tracer, name).__name__ == name for name in tracer.__all__)

@@ -1,8 +1,8 @@
 """gradwatch's training side: trace a PyTorch model's extremes into a Parquet log.
 
-``attach`` traces a model, ``close`` ends every trace, ``scan`` reads a run's log as a polars LazyFrame. ``doctor``,
-``model_extremes``, ``model_stats`` and ``overall_extremes`` are plain functions for a notebook. Nothing heavy is
-imported before one of them is used.
+``attach`` traces a model, ``close`` ends every trace, ``scan`` reads a run's log as a polars LazyFrame, ``runs`` is a
+table of all runs. ``doctor``, ``model_extremes``, ``model_stats`` and ``overall_extremes`` are plain functions for a
+notebook. Nothing heavy is imported before one of them is used.
 """
 
 import importlib
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tracer.log.parts import BadPartWarning
     from tracer.log.read import scan
     from tracer.log.run import LogError
+    from tracer.log.runs import runs
     from tracer.notebook import doctor, model_extremes, model_stats, overall_extremes
     from tracer.trace import Trace, attach, close
     from tracer.warn import TracerWarning
@@ -27,6 +28,7 @@ _HOMES = {
     "model_extremes": "tracer.notebook",
     "model_stats": "tracer.notebook",
     "overall_extremes": "tracer.notebook",
+    "runs": "tracer.log.runs",
     "scan": "tracer.log.read",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "model_extremes",
     "model_stats",
     "overall_extremes",
+    "runs",
     "scan",
 ]
 

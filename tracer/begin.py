@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from tracer.config import Config
 from tracer.hooks import Hooks
 from tracer.log import ranks, schema
 from tracer.log import run as run_folder
@@ -29,7 +30,14 @@ _KEYS = ["rank", "attempt", "step"]
 
 
 def enter(
-    path: Place, rank: int, resume: bool, overwrite: bool, model: nn.Module, hooks: Hooks, settings: Settings
+    path: Place,
+    rank: int,
+    resume: bool,
+    overwrite: bool,
+    model: nn.Module,
+    hooks: Hooks,
+    settings: Settings,
+    config: Config,
 ) -> tuple[bool, int, int]:
     """Begin a rank's part of a run; go on with one that exists, or replace it, if ``resume`` or ``overwrite`` says so.
 
@@ -42,17 +50,18 @@ def enter(
     if resume and _has_begun(path, rank):
         first_step, attempt = _continue_run(path, rank)
         if rank == 0:
-            _compare(path, hooks)
+            _compare(path, hooks, config)
         return True, first_step, attempt
     replaces = overwrite and (_has_begun(path, 0) or _has_begun(path, rank))
     if replaces and rank > 0:
         ranks.await_replacement(path, rank)
     if rank == 0:
-        info = _describe(model, hooks, settings)
+        info = _describe(model, hooks, settings, config)
         if replaces:
             _replace(path, info)
         else:
             run_folder.create_run(path, info)
+        config.say_by_repr()
     elif _has_begun(path, rank):
         raise LogError(run_folder.HOLDS_A_RUN.format(path=path))
     else:
@@ -109,8 +118,8 @@ def default_path(model: nn.Module) -> Local:
             path = base.with_name(f"{base.name}-{number}")
 
 
-def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str, Any]:
-    """The content of run.json on the model, the settings and the libraries."""
+def _describe(model: nn.Module, hooks: Hooks, settings: Settings, config: Config) -> Mapping[str, Any]:
+    """The content of run.json on the model, the settings, the hyper-parameters and the libraries."""
 
     def describe(parameter: NamedParameter) -> dict[str, Any]:
         tensor = parameter.tensor
@@ -126,6 +135,7 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings) -> Mapping[str
         "model": class_name(model),
         "params": [describe(parameter) for parameter in hooks.chosen],
         "settings": settings.described(),
+        "config": config.values,
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -192,9 +202,11 @@ def _largest(rows: pa.Table, column: str, default: int) -> int:
     return int(pc.max(rows[column]).as_py()) if len(rows) else default
 
 
-def _compare(path: Place, hooks: Hooks) -> None:
-    """Warn if the run knows less than half of a model's parameters: a wrong path is a common mistake."""
-    known = {param["name"] for param in run_folder.open_run(path).info["params"]}
+def _compare(path: Place, hooks: Hooks, config: Config) -> None:
+    """Warn if the run knows less than half of a model's parameters, a common mistake in the path, or another config."""
+    run = run_folder.open_run(path)
+    config.say_other(run)
+    known = {param["name"] for param in run.info["params"]}
     names = {parameter.name for parameter in hooks.chosen}
     if 2 * len(known & names) < len(names):
         warn(

@@ -8,10 +8,11 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 
 import importlib
 import json
+import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tracer.log.text import plain, print_anything
+from tracer.log.text import failure, plain, print_anything, say_wrong_use
 
 if TYPE_CHECKING:
     from tracer.log.parts import Part
@@ -32,10 +33,12 @@ console = Console(emoji=False)
 
 # A run may have thousands.
 _METRICS = 100
+# What typer raises for a wrong command line; it does not export the name.
+_WrongUseError: Any = typer.BadParameter.__base__
 # Of a column of `bench`.
 _WIDTH = 14
 
-RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI, or a folder of runs.")]
 
 
 class Data(StrEnum):
@@ -142,21 +145,70 @@ def _say(words: str, file: TextIO | None = None) -> None:
     print(plain(words), file=file)
 
 
+@app.command(name="runs")
+def runs_command(
+    runs: Annotated[list[str] | None, typer.Argument(help="Folders of runs, or runs, or URIs. Default: runs.")] = None,
+) -> None:
+    """List runs: state, beginning, steps, last and best metrics, and in what their configs differ."""
+    from tracer.log.runs import rows_of
+    from tracer.log.store import at
+    from tracer.log.table import columns_of, table_of
+
+    columns = columns_of(rows_of([at(run) for run in runs or ["runs"]]))
+    table, left_out = table_of(columns, console.width)
+    console.print(table, highlight=False, markup=False)
+    if left_out:
+        _say(f"… and {left_out} more columns: a wider terminal has room for them, and tracer.runs() gives all")
+
+
 @app.command()
 def info(run: RunArgument) -> None:
     """Say what a run holds: status, steps, parameters, rows, size, last metrics."""
+    from tracer.log.ranks import settle
+    from tracer.log.run import runs_at
+    from tracer.log.store import at
+
+    paths = runs_at(at(run))
+    settle(paths)
+
+    def say(path: "Place") -> bool:
+        if len(paths) > 1:
+            _say(f"{path}")
+        _info(path)
+        if path is not paths[-1]:
+            print()
+        return True
+
+    _each(paths, say)
+
+
+def _each(paths: "Sequence[Place]", do: "Callable[[Place], bool]") -> None:
+    """Do something with each run; exit code 1 if it is not right with one, or cannot be done."""
+    right = True
+    for path in paths:
+        try:
+            right &= do(path)
+        except Exception as error:
+            if len(paths) == 1:
+                raise
+            # What is wrong with one run costs no other.
+            _say(f"tracer: {_in_a_line(error)}", file=sys.stderr)
+            right = False
+    if not right:
+        raise typer.Exit(1)
+
+
+def _info(path: "Place") -> None:
     import polars as pl
 
     from tracer.log import schema
     from tracer.log.parts import all_parts
-    from tracer.log.ranks import STATE_WORDS, overall, rank_states, settle, stopped
+    from tracer.log.ranks import STATE_WORDS, overall, rank_states, stopped
     from tracer.log.read import rows_dropped, scan
     from tracer.log.run import open_run
-    from tracer.log.store import at
 
-    path = at(run)
     opened = open_run(path)
-    settle([path])
+    run = os.fspath(path)
     extremes, metrics = scan(run), scan(run, "metrics")
     table = Table(show_header=False, box=None, pad_edge=False)
     span = extremes.select(
@@ -172,13 +224,14 @@ def info(run: RunArgument) -> None:
     states = rank_states(path)
     dead = stopped(states)
     _, problems = _examined(path)
+    none = "none can be read" if problems else "none yet"
     facts = {
         "status": STATE_WORDS[overall(states)],
         "model": opened.info["model"],
         "started": f"{opened.info['started']} on {opened.info['host']}",
         "ranks": str(len(states))
         + (f"; stopped without closing: {', '.join(map(str, dead))}" if 0 < len(dead) < len(states) else ""),
-        "steps": "none yet" if count == 0 else f"{count:,} recorded, {first:,} to {last:,}",
+        "steps": f"{count:,} recorded, {first:,} to {last:,}" if count else none,
         "params": f"{len(opened.info['params']):,}",
         "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
         + f"; dropped {rows_dropped(path):,}",
@@ -217,17 +270,23 @@ def _attempts(run: str) -> str:
 @app.command()
 def verify(run: RunArgument) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
-    from tracer.log.run import open_run
+    from tracer.log.run import runs_at
     from tracer.log.store import at
 
-    path = at(run)
+    _each(runs_at(at(run)), _verify)
+
+
+def _verify(path: "Place") -> bool:
+    """Say what is wrong with a run's parts; whether nothing is."""
+    from tracer.log.run import open_run
+
     open_run(path)
     checked, problems = _examined(path)
     for problem in problems:
         _say(problem, file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-    _say(f"{path}: {checked} parts, every byte as it was published")
+    if not problems:
+        _say(f"{path}: {checked} parts, every byte as it was published")
+    return not problems
 
 
 def _examined(path: "Place") -> tuple[int, list[str]]:
@@ -256,13 +315,18 @@ def merge_command(run: RunArgument) -> None:
 
     There is then one part a table and rank, but where one is damaged or missing.
     """
+    from tracer.log.run import runs_at
+    from tracer.log.store import at
+
+    _each(runs_at(at(run)), _merge)
+
+
+def _merge(path: "Place") -> bool:
     from tracer.log import schema
     from tracer.log.parts import all_parts, merge
     from tracer.log.ranks import clear_staging, ranks_in
     from tracer.log.run import open_run
-    from tracer.log.store import at
 
-    path = at(run)
     open_run(path)
     before = sum(len(all_parts(path, table)) for table in schema.TABLES)
     for table in schema.TABLES:
@@ -273,6 +337,7 @@ def merge_command(run: RunArgument) -> None:
     for rank in ranks_in(path):
         for name in clear_staging(path, rank):
             _say(f"{path}: deleted staging/{name}, which a process that died was writing as rank {rank}")
+    return True
 
 
 def _warning_line(
@@ -293,7 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _warning_line
     print_anything()
     try:
-        app(arguments, prog_name="tracer")
+        sys.exit(app(arguments, prog_name="tracer", standalone_mode=False))
+    except _WrongUseError as error:
+        say_wrong_use(error)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -311,7 +379,7 @@ def _in_a_line(error: Exception) -> str:
     if isinstance(error, LogError):
         return str(error)
     if isinstance(error, (OSError, pl.exceptions.PolarsError, pa.ArrowException)):
-        return f"{type(error).__name__}: {error}"
+        return failure(error)
     if isinstance(error, ModuleNotFoundError) and error.name == "torch":
         return "this command needs torch, which is not installed here: pip install torch"
     raise error

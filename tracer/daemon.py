@@ -17,6 +17,7 @@ from tracer.log import ranks
 from tracer.log import run as run_folder
 from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
 from tracer.log.place import Place
+from tracer.log.text import failure
 from tracer.warn import in_short, warn
 
 _END = object()
@@ -415,7 +416,7 @@ class Daemon:
             if isinstance(error, FileNotFoundError):
                 with contextlib.suppress(OSError):
                     run_folder.remake_folders(self._path, self._encoders)
-            message = f"{self._path} cannot be written ({error}); what waits is kept in memory and tried again"
+            message = f"{self._path} cannot be written ({failure(error)}); what waits is kept in memory and tried again"
             self._warn_once("write", message)
             return False
 

@@ -21,6 +21,7 @@ from tracer.activations import Activations
 from tracer.amp import LossScales
 from tracer.begin import default_path, enter, rank_and_world
 from tracer.budget import Budget
+from tracer.config import Config
 from tracer.daemon import Daemon, end_all
 from tracer.encode import Encoder, on_host
 from tracer.engines import remark
@@ -67,6 +68,7 @@ def attach(
     histogram_every: int = 100,
     bins: int = 64,
     total_steps: int | None = None,
+    config: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> "Trace":
@@ -107,6 +109,8 @@ def attach(
         histogram_every: Record histograms, if ``stats`` asks for them, in one of so many steps.
         bins: The number of bins of a histogram.
         total_steps: The number of steps that the run will have, for the viewer to estimate the remaining time.
+        config: The training's hyper-parameters, such as ``{"lr": 0.1}``, for tables of runs to show. They stand in
+            run.json; what JSON has not stands there by its repr.
         resume: Go on with the run in ``path``, after its last step, or begin it if there is none yet. To go on from a
             checkpoint, give its state to ``Trace.load_state_dict``.
         overwrite: Replace the run in ``path``, if there is one that no process writes. Files that are none of the run's
@@ -116,7 +120,8 @@ def attach(
         ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
             statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
             ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` or ``overwrite`` has no
-            ``path``, or both are given, or a device has no float64, as Apple's have not, and more than extremes is
+            ``path``, or both are given, ``config`` is larger than 1 MiB, or a device has no float64, as Apple's have
+            not, and more than extremes is
             asked for.
         TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
         RuntimeError: the model, or a part of it, is being traced into another path, or another model into this one.
@@ -136,6 +141,7 @@ def attach(
         total_steps=total_steps,
         scaler=isinstance(scaler, GradScaler) and scaler.is_enabled(),
     )
+    hyperparameters = Config.of(config)
     if resume and path is None:
         raise ValueError("resume=True needs the path of the run to go on with")
     if overwrite and path is None:
@@ -169,7 +175,7 @@ def attach(
             older._finish("")
             if rank_and_world()[0] == 0:
                 say(f"gradwatch closed the trace into {older.path}: its model is attached again")
-        return _begin(model, hooks, place, settings, scaler, outputs, resume, overwrite)
+        return _begin(model, hooks, place, settings, scaler, outputs, resume, overwrite, hyperparameters)
     except OSError as error:
         raise LogError(f"{place or 'runs'} cannot be used: {in_short(error)}; check the disk") from None
 
@@ -235,13 +241,14 @@ def _begin(
     activations: Activations | None,
     resume: bool,
     overwrite: bool,
+    config: Config,
 ) -> "Trace":
     """Begin or resume a run, wire its parts, and set the hooks."""
     rank, world = rank_and_world()
     if world > 1 and place is None:
         raise ValueError(f"{world} ranks write into one run, so attach needs its path: attach(model, path)")
     path = place or default_path(model)
-    resumed, first_step, attempt = enter(path, rank, resume, overwrite, model, hooks, settings)
+    resumed, first_step, attempt = enter(path, rank, resume, overwrite, model, hooks, settings, config)
     given = [name for name in run_folder.OWN_METRICS if settings.described()[name]]
     own = run_folder.own_metrics_of(given) | (run_folder.open_run(path).own_metrics if resumed else frozenset())
     scales = LossScales(scaler if settings.scaler else None, hooks.names)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import warnings
 
-from tracer.log.text import plain
+from tracer.log.text import failure, plain
 
 # Between the tracer and a user's line there are frames of these, too.
 _NOT_THE_USERS = {"tracer", "torch", "lightning", "pytorch_lightning", "transformers", "accelerate"}
@@ -29,7 +29,9 @@ def in_full(error: BaseException) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """An error in one line: some errors of torch's dispatcher have a hundred."""
+    """An error in one line: some errors of torch's dispatcher have a hundred, and those of the system have numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return failure(error)
     return (in_full(error).splitlines() or [""])[0]
 
 

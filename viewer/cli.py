@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracer.log.text import plain, print_anything
+from tracer.log.text import failure, plain, print_anything, say_wrong_use
 from viewer.options import MERGED, Histograms, Scale, View, ViewOptions, XAxis
 
 if TYPE_CHECKING:
@@ -291,6 +291,10 @@ def _say(words: str) -> None:
 _COMMANDS = {"check": "viewer.surfaces.check", "diff": "viewer.diff.report"}
 
 
+# What typer raises for a wrong command line; it does not export the name.
+_WrongUseError: Any = typer.BadParameter.__base__
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; every error becomes one line and an exit code.
 
@@ -307,9 +311,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_anything()
     try:
         if command is None:
-            app(words, prog_name="viewer")
-        else:
-            importlib.import_module(_COMMANDS[command]).app(words[1:], prog_name=f"viewer {command}")
+            sys.exit(app(words, prog_name="viewer", standalone_mode=False))
+        called = importlib.import_module(_COMMANDS[command]).app
+        sys.exit(called(words[1:], prog_name=f"viewer {command}", standalone_mode=False))
+    except _WrongUseError as error:
+        say_wrong_use(error)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -327,5 +334,5 @@ def _in_a_line(error: Exception) -> str:
     if isinstance(error, LogError):
         return str(error)
     if isinstance(error, (OSError, pl.exceptions.PolarsError)):
-        return f"{type(error).__name__}: {plain(error)}"
+        return failure(error)
     raise error

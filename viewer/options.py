@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 
 class View(StrEnum):
@@ -41,6 +41,16 @@ class Histograms(StrEnum):
 
 
 MERGED, SPREAD = "merged", "spread"
+# Colours of more runs can hardly be told apart, and a redraw of them takes a while.
+MOST_DRAWN = 20
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class ViewOptions:
         zoom: The parts of axes that a window or a page shows: ``"LOW,HIGH"`` for the x axis, in its own unit (steps,
             days since 1970, or seconds since the run began), ``"PANEL:LOW,HIGH"`` for the y axis of a panel.
         histograms: How ``View.PARAM`` shows histograms.
+        runs: The names of the runs that a page draws, of those that it lists; none for those begun last.
 
     Raises:
         TypeError: an option has the wrong type; the message names it.
@@ -92,6 +103,7 @@ class ViewOptions:
     attempt: str = ""
     zoom: tuple[str, ...] = ()
     histograms: Histograms = Histograms.MAP
+    runs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -118,6 +130,11 @@ class ViewOptions:
     def last_attempt(self) -> int | None:
         """The attempt that is shown as the last one; None for the latest."""
         return int(self.attempt) if self.attempt else None
+
+    def drawn(self, runs: Sequence[Named]) -> Sequence[Named]:
+        """Those of some runs that a page draws: the last ones, where none of them is chosen."""
+        chosen = set(self.runs)
+        return [run for run in runs if run.name in chosen] or runs[-MOST_DRAWN:]
 
     @property
     def named(self) -> tuple[str, str]:

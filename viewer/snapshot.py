@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +162,7 @@ class Snapshot:
         params: The parameters in model order that are to be shown, of ``all_params``.
         statistics: What the layers can show.
         findings: What is wrong with the run, the worst first, as far as it is known yet.
+        config: Its hyper-parameters, those of inner dicts with names as ``optimizer.lr``.
     """
 
     name: str
@@ -184,6 +186,7 @@ class Snapshot:
     all_params: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len
-
 from tracer.log.ranks import STATE_WORDS
-from tracer.log.text import plain
+from tracer.log.text import shortened as shortened
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Snapshot
 
 # Kinds of statistics, as their columns begin, in words.
 KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
-_NAME_LENGTH = 28
 _RANKS_NAMED = 8
 
 
@@ -42,7 +39,7 @@ def words(snapshot: Snapshot, now: float) -> str:
     """A run's state, last step, speed, the age of its last row, and the time that is left."""
     parts = [f"{_MARKS[snapshot.state]} {STATE_WORDS[snapshot.state]}"]
     if snapshot.last_step is None:
-        return f"{parts[0]} · no step yet"
+        return f"{parts[0]} · {'no step can be read' if snapshot.problems else 'no step yet'}"
     total, speed = snapshot.total_steps or 0, snapshot.steps_per_second
     # A percentage, and no "of": the last step's number, counted from 0, would seem to miss one.
     share = f" ({(snapshot.last_step + 1) * 100 // total} %)" if snapshot.last_step < total else ""
@@ -56,6 +53,11 @@ def words(snapshot: Snapshot, now: float) -> str:
         left = round((total - 1 - snapshot.last_step) / speed, -1)
         parts.append(f"about {duration(max(10, left))} left")
     return " · ".join(parts)
+
+
+def missing(snapshots: Sequence[Snapshot], note: str) -> str:
+    """A note on what has no row yet; what cannot be read may have some."""
+    return "rows cannot be read: see `tracer verify`" if any(each.problems for each in snapshots) else note
 
 
 def notices(snapshots: Sequence[Snapshot]) -> list[str]:
@@ -144,17 +146,3 @@ def duration(seconds: float) -> str:
             return f"{max(1.0, seconds / length):.2g} {unit}"
     days = seconds / 86_400
     return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
-
-
-def shortened(name: str, length: int = _NAME_LENGTH) -> str:
-    """A name on one line, its middle left out where it is too long; a Chinese letter is as wide as two others."""
-    line = plain(name)
-    if cell_len(line) <= length:
-        return line
-    half = length // 2
-    begin, end = line[: half - 1], line[-half:]
-    while cell_len(begin) > half - 1:
-        begin = begin[:-1]
-    while cell_len(end) > half:
-        end = end[1:]
-    return f"{begin}…{end}"

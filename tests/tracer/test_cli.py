@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import re
 import shutil
 import signal
 import struct
@@ -16,6 +18,7 @@ import typer
 
 import tracer
 from tests.commands import Said, tracer_says
+from tests.disk import Disk
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.waiting import wait_until
 from tracer import cli, scan
@@ -167,6 +170,64 @@ def test_info_reads_around_a_damaged_part(tmp_path: Path) -> None:
 def test_what_is_no_run_is_one_line(tmp_path: Path, command: str) -> None:
     """Every command refuses a folder without a run in one line that names it, with exit code 1."""
     assert_one_line_error(tracer_says(command, tmp_path), tmp_path, "holds no run")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("info", "3 recorded"), ("verify", "every byte as it was"), ("merge", "parts before"), ("runs", "closed")],
+)
+def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path, command: str, words: str) -> None:
+    """Each of its runs is told of; one that cannot be read is named in one line, and costs no other."""
+    for name in "abc":
+        close_run(log_of(tmp_path / name))
+    said = tracer_says(command, tmp_path)
+    assert (said.returncode, said.stdout.count(words), said.stderr) == (0, 3, "")
+    (tmp_path / "b" / "run.json").write_text("{")
+    said = tracer_says(command, tmp_path)
+    assert (said.returncode, said.stdout.count(words)) == (command != "runs", 2)
+    assert said.stderr.count("\n") == said.stderr.count("run.json cannot be read") == 1
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_table_of_runs_fits_its_terminal(tmp_path: Path, columns: int) -> None:
+    """Name, state and steps are there at any width; what finds no room is counted, and no number is cut."""
+    for place, name in enumerate(("a-run-with-a-rather-long-name-and-an-end-1", "b")):
+        run = new_run(tmp_path / name, config={"lr": 0.1 / (1 + place), "epochs": 3})
+        publish_next(run, "metrics", metrics(range(12_345), [1 / (step + 1) for step in range(12_345)]))
+        close_run(run)
+    lines = tracer_says("runs", tmp_path, columns=columns).stdout.splitlines()
+    head, first, *_ = lines
+    assert max(map(len, lines[:3])) <= columns
+    assert head.split()[:2] == ["run", "state"]
+    assert "12,345" in first
+    assert first.startswith("a-run" if columns < 200 else "a-run-with-a-")
+    assert "end-1" in first
+    assert ("best loss" in head) == (columns >= 80)
+    assert ("lr" in head.split(), "epochs" in head) == (columns >= 80, False)
+    assert ("more columns" in lines[-1]) == (columns == 40)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "merge", "runs"])
+def test_what_is_no_run_names_those_that_are_there(tmp_path: Path, command: str) -> None:
+    """A name that is spelled wrong is answered with the runs beside it."""
+    for name in ("resnet18", "vit"):
+        log_of(tmp_path / name)
+    assert_one_line_error(tracer_says(command, tmp_path / "resnet81"), "beside it are the runs resnet18, vit", "no run")
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "merge", "runs"])
+def test_an_error_of_the_system_has_words_and_no_number(tmp_path: Path, command: str, disk: Disk) -> None:
+    """Where run.json may not be read, the reason is said in words, and its name once."""
+    run = log_of(tmp_path / "run")
+    disk.open = refused
+    said = tracer_says(command, run)
+    assert said.stderr.count("Permission denied") == said.stderr.count("run.json") == 1
+    assert not re.search("errno|PermissionError", said.stderr, re.IGNORECASE)
+
+
+def refused(file: object, *_: object) -> int:
+    """Open no file."""
+    raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
 
 @pytest.mark.parametrize(

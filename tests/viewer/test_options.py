@@ -112,6 +112,7 @@ CHOICES: dict[str, list[Any]] = {
     "run": ["", "other"],
     "attempt": ["", "0"],
     "zoom": [(), ("1,2", "loss:0,1")],
+    "runs": [(), ("b",)],
 }
 
 

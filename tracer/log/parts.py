@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracer.log import footer, schema
+from tracer.log import summary as summaries
 from tracer.log.place import Place, Staged
-from tracer.log.text import plain
+from tracer.log.text import plain, reason
 
 Used = TypeVar("Used")
 
@@ -170,7 +171,7 @@ def known_problem(part: Part) -> str | None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {reason(error)}"
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -201,7 +202,7 @@ def damage(part: Part) -> str | None:
         # An error of the disk has a number. Arrow's own have none: the bytes could be read, but are no Parquet.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        return f"is not Parquet: {error}"
+        return f"is not Parquet: {reason(error)}"
 
 
 def good_parts(folder: Place, parts: Iterable[Part]) -> list[Part]:
@@ -341,6 +342,8 @@ def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
     repeated = [part.repeats(before) for before, part in zip((None, *parts), parts, strict=False)]
     numbers = [rows for part, known in zip(parts, repeated, strict=True) for rows in rows_by_number(part)[known:]]
     metadata = footer.naming_rows(numbers)
+    # Of each metric the last number and the extremes, so that tables of runs need no rows.
+    summary: summaries.Summary | None = {} if parts[0].table == "metrics" else None
     with pq.ParquetWriter(staged, unified.with_metadata(metadata), **schema.write_options(unified)) as writer:
         pending: list[pa.Table] = []
         for part, known in zip(parts, repeated, strict=True):
@@ -348,12 +351,16 @@ def _write_merged(staged: Staged, parts: list[Part], deadline: float) -> None:
             for batch in pq.ParquetFile(part.file()).iter_batches(batch_size=_ROW_GROUP_ROWS):
                 _check_time(deadline)
                 pending.append(pa.Table.from_batches([batch.slice(skipped)]))
+                if summary is not None:
+                    summary = summaries.joined([summary, summaries.of_rows(pending[-1])])
                 skipped = max(0, skipped - batch.num_rows)
                 if sum(table.num_rows for table in pending) >= _ROW_GROUP_ROWS:
                     writer.write_table(_joined(pending, unified))
                     pending = []
         if pending:
             writer.write_table(_joined(pending, unified))
+        if summary is not None:
+            writer.add_key_value_metadata(summaries.naming(summary))
 
 
 def _joined(tables: list[pa.Table], unified: pa.Schema) -> pa.Table:

@@ -58,6 +58,9 @@ class Place(Protocol):
     def folders(self) -> "list[Place]":
         """The folders in this folder."""
 
+    def beside(self) -> "list[Place]":
+        """The folders that stand beside this one on a disk; of a store, none."""
+
     def sizes_bytes(self, names: Iterable[str]) -> dict[str, int]:
         """The sizes of these files in this folder, by name; 0 where one cannot be known now.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tracer.log import schema
 from tracer.log.place import Place
 from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim, host_name
-from tracer.log.text import plain, say
+from tracer.log.text import plain, reason, say
 
 State = Literal["running", "closed", "stopped"]
 STATE_WORDS: dict[State, str] = {"running": "running", "closed": "closed", "stopped": "stopped without closing"}
@@ -362,7 +362,7 @@ def closed_summaries(path: Place) -> list[dict[str, Any]]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise LogError(f"{mark} cannot be read ({error}): delete it if the run has ended") from None
+            raise LogError(f"{mark} cannot be read ({reason(error)}): delete it if the run has ended") from None
     return summaries
 
 

@@ -15,7 +15,7 @@ from tracer.log import schema
 from tracer.log.parts import Part, good_parts, rows_by_number, with_listing
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
-from tracer.log.run import LogError, open_run, without_inner_calls
+from tracer.log.run import LogError, holds_run, open_run, runs_in, without_inner_calls
 from tracer.log.store import at
 
 Paths = str | os.PathLike[str]
@@ -37,8 +37,8 @@ def scan(
     A run at a URI is read from copies: new parts are downloaded, and kept until the process ends.
 
     Args:
-        run: A run's folder or URI, or several. Several add a first column ``run``: the folder's name, or the path as
-            given if two folders have the same name.
+        run: A run's folder or URI, or a folder of runs, or several of either. Several runs add a first column ``run``:
+            the folder's name, or the path as given if two folders have the same name.
         table: ``"extremes"``, ``"metrics"``, ``"events"``, ``"histograms"`` or ``"activations"``; the docstring of
             ``tracer.log.schema`` describes their columns.
         attempts: If a run was resumed or restored at a step, ``"latest"`` leaves out the rows that earlier attempts
@@ -53,9 +53,9 @@ def scan(
         raise LogError(
             f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
         )
-    if isinstance(run, str | bytes | os.PathLike):
+    if isinstance(run, str | bytes | os.PathLike) and (holds_run(at(run)) or not runs_in(at(run))):
         return with_rows(at(run), table, lambda rows: rows, attempts)
-    given = list(run)
+    given = [each for path in ([run] if isinstance(run, str | bytes | os.PathLike) else run) for each in _inside(path)]
     paths = [at(path) for path in given]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
@@ -70,6 +70,12 @@ def scan(
         ],
         how="diagonal",
     )
+
+
+def _inside(path: Paths) -> list[Paths]:
+    """The runs in a folder of runs; else the path itself."""
+    place = at(path)
+    return [path] if holds_run(place) else [*runs_in(place)] or [path]
 
 
 class Attempts:
@@ -112,9 +118,8 @@ class Attempts:
             self._unmeasured = True
             return rows
         spans = _by_attempt(rows, pl.col("step").min(), pl.col("step").max().alias("last"))
-        self._note(spans.lazy())
+        cuts = self.cuts(spans)
         spans = spans.select("rank", "attempt", step="last")
-        cuts = self._cuts(spans)
         kept = spans.join(cuts, on=("rank", "attempt"), how="left")
         kept = kept.select("rank", "attempt", pl.min_horizontal("step", pl.col("cut") - 1))
         self._given = _by_attempt(pl.concat([self._given, kept]).lazy(), pl.col("step").max())
@@ -132,6 +137,15 @@ class Attempts:
         if self.begins.is_empty():
             return False
         return self._unmeasured or not self._cuts(self._given).is_empty()
+
+    def cuts(self, spans: pl.DataFrame) -> pl.DataFrame:
+        """The steps from which on attempts are abandoned, for those that reach so far: ``rank, attempt, cut``.
+
+        Args:
+            spans: The first and the last step of each attempt of a table: ``rank, attempt, step, last``.
+        """
+        self._note(spans.lazy())
+        return self._cuts(spans.select("rank", "attempt", step="last"))
 
     def _cuts(self, lasts: pl.DataFrame) -> pl.DataFrame:
         """The steps from which on attempts are abandoned, for those that reach so far: ``rank, attempt, cut``.

@@ -111,6 +111,9 @@ class Remote:
     def folders(self) -> list[Place]:
         return [self / folder.base_name for folder in self._listed() if not folder.is_file]
 
+    def beside(self) -> list[Place]:
+        return []
+
     def sizes_bytes(self, names: Iterable[str]) -> dict[str, int]:
         wanted = set(names)
         sizes = {file.base_name: int(file.size) for file in self._listed() if file.is_file} if wanted else {}

@@ -1,18 +1,20 @@
 """A run's folder and its run.json: creating, opening and finding runs."""
 
+import contextlib
+import difflib
 import functools
 import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 
 from tracer.log import schema
 from tracer.log.place import Place
-from tracer.log.text import plain
+from tracer.log.text import plain, reason
 
 HOLDS_A_RUN = (
     "{path} already holds a run: give another path, or attach with resume=True to go on with it, or with "
@@ -32,6 +34,8 @@ _REQUIRED = {
 OWN_METRICS = {"scaler": ("amp_scale", "skipped"), "budget": ("tracer_cost",)}
 # Counts are below this, so that they fit into a column.
 BEYOND_COUNTS = 1 << 63
+# Where a run is missing, so many that are there are named.
+_NAMED = 5
 
 
 Given = ParamSpec("Given")
@@ -79,6 +83,12 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The hyper-parameters that the training was begun with; older logs have none."""
+        config = self.info.get("config")
+        return config if isinstance(config, dict) else {}
 
     @property
     def own_metrics(self) -> frozenset[str]:
@@ -149,7 +159,7 @@ def begin(path: Place, name: str, content: bytes) -> None:
     except FileExistsError:
         raise LogError(HOLDS_A_RUN.format(path=path)) from None
     except OSError as error:
-        raise LogError(f"{path} cannot be written: {_reason(error)}; give a path that can be written") from None
+        raise LogError(f"{path} cannot be written: {reason(error)}; give a path that can be written") from None
 
 
 def claim(path: Place, name: str, content: bytes) -> None:
@@ -172,10 +182,6 @@ def as_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or " ".join(str(error).split())
-
-
 def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
     """Make a run's folders where they are missing: one for each of these tables, and ``staging/``.
 
@@ -188,7 +194,7 @@ def prepare_folders(path: Place, tables: Iterable[str] = schema.ALWAYS) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise LogError(f"{path} cannot be a run's folder: {error.filename} is a file; give another path") from None
     except OSError as error:
-        raise LogError(f"{path} cannot be made: {_reason(error)}; give a path that can be written") from None
+        raise LogError(f"{path} cannot be made: {reason(error)}; give a path that can be written") from None
 
 
 def _see_that_it_is_utf8(path: Place) -> None:
@@ -225,9 +231,9 @@ def open_run(path: Place) -> Run:
         if version <= schema.FORMAT:
             _check(info)
     except (FileNotFoundError, NotADirectoryError):
-        raise NoRunError(f"{path} holds no run: it has no run.json; is the path right?") from None
+        raise _no_run(path) from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise LogError(f"{path / 'run.json'} cannot be read ({error}); is {path} a run's folder?") from None
+        raise LogError(f"{path / 'run.json'} cannot be read ({reason(error)}); is {path} a run's folder?") from None
     if version > schema.FORMAT:
         raise NewerFormatError(
             f"{path} has log format {version}, and this gradwatch reads formats up to {schema.FORMAT}: "
@@ -250,9 +256,44 @@ def _check(info: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} in its settings is no {kinds.__name__} that it could be")
 
 
+def runs_at(path: Place) -> list[Place]:
+    """The run in a folder, or those in its folders, in the order of their beginning.
+
+    Raises:
+        LogError: there is none.
+    """
+    found = [path] if holds_run(path) else runs_in(path)
+    if not found:
+        raise _no_run(path)
+    return found
+
+
+def _no_run(path: Place) -> NoRunError:
+    """What is wrong with a folder without a run, and which runs are in it or beside it."""
+    words = f"{path} holds no run: it has no run.json"
+    with contextlib.suppress(OSError):
+        if inside := runs_in(path):
+            return NoRunError(f"{words}; in it are the runs {_nearest(path.name, inside)}: name one of them")
+        if beside := _runs_among(path.beside()):
+            return NoRunError(f"{words}; beside it are the runs {_nearest(path.name, beside)}")
+    return NoRunError(f"{words}; is the path right?")
+
+
+def _nearest(name: str, runs: Sequence[Place]) -> str:
+    """The names of some of these runs, first those that are spelled as this one, then the newest."""
+    names = [run.name for run in reversed(runs)]
+    near = difflib.get_close_matches(name, names, n=_NAMED)
+    named = list(dict.fromkeys([*near, *names]))[:_NAMED]
+    return ", ".join(named) + (f" and {len(names) - len(named)} more" if len(names) > len(named) else "")
+
+
 def runs_in(folder: Place) -> list[Place]:
     """The runs in a folder, in the order of their beginning."""
-    return sorted((path for path in folder.folders() if holds_run(path)), key=lambda path: (began(path), path.name))
+    return _runs_among(folder.folders())
+
+
+def _runs_among(folders: Iterable[Place]) -> list[Place]:
+    return sorted((path for path in folders if holds_run(path)), key=lambda path: (began(path), path.name))
 
 
 def began(path: Place) -> float:

@@ -11,7 +11,8 @@ A run is a folder::
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
 **run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),
-``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings``, ``versions``.
+``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings``, ``versions``,
+and, but for older logs, ``config`` (the user's hyper-parameters, an object).
 ``settings`` says whether the trace writes metrics of its own: ``amp_scale`` and ``skipped`` where ``scaler`` is true,
 ``tracer_cost`` where ``budget`` is not null, or from an event on that says so. Otherwise a metric of such a name is the
 user's. In a log without ``scaler``, which is older, it is the trace's.
@@ -22,8 +23,10 @@ The **closed mark** holds ``closed`` (ISO 8601), ``rank``, ``last_step``, ``reas
 **Parts.** ``r<rank>-<first>-<last>-<crc32>.parquet`` holds the rows of the publish numbers ``first`` to ``last`` of
 one rank, counted from 0 in each table; the CRC-32 is that of the file's bytes. A fresh part covers one number. A merged
 part covers a range; it names the rows that each number contributed, in order, in the file metadata ``gradwatch.rows``
-(a JSON list), so that a reader that has seen some of these numbers can take the others. A part whose range lies inside
-another's of the same rank is ignored. A published byte never changes.
+(a JSON list), so that a reader that has seen some of these numbers can take the others. One of ``metrics`` may say in
+``gradwatch.metrics`` what is known of each metric without its rows: a JSON list of ``[name, attempt, last step for
+which it was logged, when, the number then, lowest finite number, highest]``; times in microseconds, numbers as text.
+A part whose range lies inside another's of the same rank is ignored. A published byte never changes.
 
 **Columns.** Every table begins with
 

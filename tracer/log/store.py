@@ -79,6 +79,9 @@ class Local(PosixPath):
             return [Local(entry.path) for entry in entries if entry.is_dir()]
         return []
 
+    def beside(self) -> list[Place]:
+        return self.parent.folders()
+
     def sizes_bytes(self, names: Iterable[str]) -> dict[str, int]:
         return {name: (self / name)._size_bytes() for name in names}
 
@@ -106,7 +109,7 @@ class Local(PosixPath):
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
-                raise OSError(f"{self} is no regular file of at most {LARGEST_BYTES >> 20} MiB")
+                raise OSError(f"it is no regular file of at most {LARGEST_BYTES >> 20} MiB")
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 return stream.read(LARGEST_BYTES)
         finally:

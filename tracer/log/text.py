@@ -3,13 +3,17 @@
 import codecs
 import contextlib
 import io
+import json
 import os
 import re
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+NAME_LENGTH = 28
+_NUMBERS = re.compile(r"\[errno \d+\] ?| ?\(os error \d+\)", re.IGNORECASE)
 _QUESTION_MARKS = "gradwatch.question_marks"
 
 
@@ -34,6 +38,46 @@ def say(line: str) -> None:
     # Either may be closed.
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stdout if in_notebook() else sys.stderr)
+
+
+def shortened(name: str, length: int = NAME_LENGTH) -> str:
+    """A name on one line, its middle left out where it is too long; a Chinese letter is as wide as two others."""
+    # Slow to import for a training, which says no names of runs.
+    from rich.cells import cell_len
+
+    line = plain(name)
+    if cell_len(line) <= length:
+        return line
+    half = length // 2
+    begin, end = line[: half - 1], line[-half:]
+    while cell_len(begin) > half - 1:
+        begin = begin[:-1]
+    while cell_len(end) > half:
+        end = end[1:]
+    return f"{begin}…{end}"
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, on one line: an error's words without the numbers that systems and libraries give it.
+
+    The name of a file is left out where the error has it as an attribute.
+    """
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        words = f"it is no JSON: {error.msg} in line {error.lineno}"
+    return plain(_NUMBERS.sub("", words)) or type(error).__name__
+
+
+def failure(error: BaseException) -> str:
+    """The ``reason`` of an error, after the name of the file that it is about, if it has one."""
+    name = error.filename if isinstance(error, OSError) else None
+    return reason(error) if name is None else f"{plain(os.fsdecode(name))}: {reason(error)}"
+
+
+def say_wrong_use(error: Any) -> None:
+    """Print what is wrong with a command line, in words that are ours where a library has put its own before them."""
+    error.message = error.message.replace("Value error, ", "")
+    error.show()
 
 
 def print_anything() -> None:

@@ -64,12 +64,14 @@ def diff(
             paths[0], "extremes", lambda _: difference(side(paths[0]), side(paths[1]), Tolerance(rtol, atol), without)
         )
     params = result.params
+    damaged = list(dict.fromkeys(str(warning.message) for warning in caught))
     if params.steps == 0 and (params.names or None in params.ends or not any(params.only)):
-        raise LogError(f"there is nothing to compare: {_ends(names, params)}, and no row is of the same steps")
+        why = f"; {damaged[0]}" if damaged else ""
+        raise LogError(f"there is nothing to compare: {_ends(names, params)}, and no row is of the same steps{why}")
     notes = _notes(names, result)
     settle(paths)
     notes += [f"{name} is still running" for name, path in zip(names, paths, strict=True) if state(path) == "running"]
-    notes += dict.fromkeys(str(warning.message) for warning in caught)
+    notes += damaged
     if as_json:
         tables = asdict(result, dict_factory=_plain_json)
         print(json.dumps({"a": names[0], "b": names[1], "alike": result.alike, **tables, "notes": notes}, indent=1))

@@ -19,11 +19,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from viewer.draw.axes import SharedX, style_x_axis, x_values
 from viewer.draw.curves import Curve
 from viewer.draw.marks import Mark, draw_flag, flags
-from viewer.draw.panels import Drawing, begin, style_axes
+from viewer.draw.panels import NO_STEP, Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
 from viewer.options import View, ViewOptions, XAxis
 from viewer.snapshot import Heatmap, Snapshot
-from viewer.words import noticed, shortened
+from viewer.words import missing, noticed, shortened
 
 # More rows would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300
@@ -48,8 +48,7 @@ class Layers(Drawing):
         self._flags: list[Text] = []
         begin(figure, options)
         self._axes = figure.subplots()
-        note = f"no step recorded yet{' with such a parameter' * bool(options.params)}"
-        self._note = style_axes(self._axes, options, "", note)
+        self._note = style_axes(self._axes, options, "", self._empty_note(()))
         self._note.set_zorder(5)
         self._axes.grid(visible=False)
         self._axes.tick_params(labelsize=7)
@@ -111,6 +110,9 @@ class Layers(Drawing):
         step = round(x) if self._options.x is XAxis.STEP else self._steps[column]
         return f"{shortened(self._name(row), 60)}  step {step:,}  {words}"
 
+    def _empty_note(self, snapshots: Sequence[Snapshot]) -> str:
+        return missing(snapshots, NO_STEP + " with such a parameter" * bool(self._options.params))
+
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
         self._entitle(snapshots, now)
@@ -121,6 +123,7 @@ class Layers(Drawing):
         layers = snapshots[0].layers
         self.curves.clear()
         self._note.set_visible(layers is None)
+        self._note.set_text(self._empty_note(snapshots))
         self._image.set_visible(layers is not None)
         self._alarm.set_visible(layers is not None and bool(layers.nonfinite.any()))
         while self._flags:

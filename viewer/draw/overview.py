@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
 
-import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,13 +25,13 @@ from viewer.draw.marks import (
     last,
     numbers_of,
 )
-from viewer.draw.panels import Cell, Drawing, Panel, begin, style_axes
-from viewer.draw.theme import Colour, style_of, theme
+from viewer.draw.panels import NO_STEP, Cell, Drawing, Panel, begin, style_axes
+from viewer.draw.theme import Colour, run_colour, style_of, theme
 from viewer.options import Scale, ViewOptions
 from viewer.reduce.depth import DEPTH
 from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, MetricPanel, panels
 from viewer.snapshot import Curve, Extremes, Snapshot
-from viewer.words import KINDS, shortened
+from viewer.words import KINDS, missing, shortened
 
 _NOTES = {
     LOSS: "no metric with a word for loss in its name yet: trace.log(loss=…), or --loss REGEX",
@@ -142,6 +141,7 @@ class Overview(Drawing):
                 panel.draw(partial(self._draw_metrics, snapshots, curves), empty=not any(curves))
             for kinds, panel in self._extremes.items():
                 empty = all(snapshot.extremes is None for snapshot in snapshots)
+                panel.note(missing(snapshots, NO_STEP))
                 panel.draw(partial(self._draw_extremes, kinds, snapshots), empty=empty)
             for index, panel in enumerate((*self._metrics, *self._extremes.values())):
                 panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=index == 0))
@@ -150,12 +150,7 @@ class Overview(Drawing):
     def _colour(self, run: int, runs: int, curve: int) -> Colour:
         """A colour for each curve of one run, or for each of several runs, however many these are."""
         palette = theme(self._options).palette
-        if runs == 1:
-            return palette[curve % len(palette)]
-        if runs <= len(palette):
-            return palette[run]
-        low, high = theme(self._options).rainbow
-        return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
+        return palette[curve % len(palette)] if runs == 1 else run_colour(self._options, run, runs)
 
     def _draw_metrics(
         self, snapshots: Sequence[Snapshot], curves: Sequence[Sequence[Curve]], axes: Axes

@@ -36,6 +36,8 @@ _FINDING_LINES, _FINDING_LENGTH = 4, 100
 _TITLE_LETTERS, _LEGEND_LETTERS, _SMALL_LETTERS = 11, 13, 18
 # A note's line has room for this many letters, beside a legend of long names.
 _NOTE_LETTERS = 60
+NO_STEP = "no step recorded yet"
+"""The note of a panel of what each step has."""
 # The name of the layers' only panel.
 ROWS = "rows"
 # Letters an inch in the title of a small panel, and the numbers in it.
@@ -305,7 +307,7 @@ class Panel:
         axes: Axes,
         options: ViewOptions,
         label: str,
-        note: str = "no step recorded yet",
+        note: str = NO_STEP,
         legend_above: bool = False,
         legend_inside: str = "",
     ) -> None:

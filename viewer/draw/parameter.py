@@ -15,10 +15,11 @@ from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
 from viewer.options import Histograms, Scale, ViewOptions
 from viewer.snapshot import Snapshot
-from viewer.words import KINDS, shortened
+from viewer.words import KINDS, missing, shortened
 
 # A ridge is as high as so many other panels.
 _RIDGE_HEIGHT = 2
+_NO_ROW = "no row of this parameter yet"
 
 
 class Parameter(Drawing):
@@ -47,8 +48,7 @@ class Parameter(Drawing):
                 axes = self.figure.add_subplot(stack[row, 0], sharex=None if name in ridges else first)
                 first = first or axes
                 label = name if name in left else shortened(name)
-                note = "no row of this parameter yet"
-                self._panels[name] = Panel(axes, self._options, label, note, legend_above=True)
+                self._panels[name] = Panel(axes, self._options, label, _NO_ROW, legend_above=True)
                 if name in ridges:
                     # Numbers are along x, and steps come towards the reader.
                     set_ticks(axes.yaxis, self._options)
@@ -76,6 +76,7 @@ class Parameter(Drawing):
         self.curves.clear()
         with self._x.updating():
             for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
+                self._panels[name].note(missing(snapshots, _NO_ROW))
                 self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
             for statistic in statistics:
                 names = [f"{kind}_{statistic}" for kind in KINDS if f"{kind}_{statistic}" in recorded]

@@ -93,6 +93,15 @@ def style_of(name: str, index: int) -> str:
     return "--" if is_validation(name) else STYLES[index % len(STYLES)]
 
 
+def run_colour(options: ViewOptions, run: int, runs: int) -> Colour:
+    """The colour of one of several runs, however many these are."""
+    palette = theme(options).palette
+    if runs <= len(palette):
+        return palette[run]
+    low, high = theme(options).rainbow
+    return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
+
+
 def colour_of(options: ViewOptions, finding: Finding) -> str:
     """A finding's colour."""
     colours = theme(options)

@@ -12,6 +12,7 @@ from tracer.log.parts import Part, known_problem, rows_by_number, with_listing
 from tracer.log.place import Place
 from tracer.log.ranks import State, published_counts
 from tracer.log.read import Attempts, all_dropped, dropped_as_told, scan_parts
+from tracer.log.text import reason
 
 # Called while a long run is read, with the bytes that were read and those there are.
 Progress = Callable[[int, int], None]
@@ -133,7 +134,7 @@ class Follower:
             self._seen = seen
         except _UNREADABLE as error:
             if len(parts) == 1:
-                self.problems[parts[0].path] = f"cannot be decoded: {error}"
+                self.problems[parts[0].path] = f"cannot be decoded: {reason(error)}"
                 return
             for part in parts:
                 self._take_in([part], take)

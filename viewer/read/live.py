@@ -8,6 +8,8 @@ from typing import Any
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import LogError, NoRunError, Run, holds_run
+from tracer.log.runs import flat
+from tracer.log.text import failure
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
@@ -89,7 +91,7 @@ class Live:
 
     def troubled(self, error: Exception) -> Snapshot | None:
         """Give the last snapshot of a run that cannot be read now, with the problem, once."""
-        problems = (" ".join(str(error).split()),)
+        problems = (failure(error),)
         if self._shown is not None and self._shown.problems == problems:
             return None
         self._followed.repeat()
@@ -120,6 +122,7 @@ class Live:
             params=shown,
             all_params=all_params,
             statistics=_statistics(news.run.info["settings"]),
+            config=flat(news.run.config),
         )
 
     def wait(self, seconds: float = RESCAN_SECONDS) -> None:

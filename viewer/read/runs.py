@@ -88,6 +88,9 @@ class Runs:
         self._unexamined: set[_Key] = set()
         # Since when runs have ended, as far as this machine can tell.
         self._ended: dict[_Key, float] = {}
+        # When the folders were last written of runs that are done: a folder may hold hundreds. A run that goes on again
+        # loses its closed mark.
+        self._quiet: dict[_Key, float] = {}
         self.places: dict[str, Place] = {}
         # Names of runs whose folders have the same name, as seen from where the process was at first.
         self._longer_names: dict[Place, str] = {}
@@ -159,9 +162,13 @@ class Runs:
             self._waker.forget(self._lives[key].folders)
         self._lives = {key: self._lives.get(key) or Live(key[1], self.options, key[0], self._waker) for key in keys}
         self._shown = {key: self._shown[key] for key in keys if key in self._shown}
+        self._quiet = {key: written for key, written in self._quiet.items() if key in self._lives}
 
     def _read(self, key: _Key, progress: Progress | None) -> bool:
         """Read what is new of a run; whether anything is."""
+        written = _written(key[1])
+        if written is not None and self._quiet.get(key) == written:
+            return False
         live, readable = self._lives[key], True
         try:
             snapshot = live.refresh(progress)
@@ -178,7 +185,17 @@ class Runs:
             self._ended.setdefault(key, self.clock())
         else:
             self._ended.pop(key, None)
+        self._quiet.pop(key, None)
+        if snapshot is None and written is not None and self._is_done(key):
+            self._quiet[key] = written
         return snapshot is not None
+
+    def _is_done(self, key: _Key) -> bool:
+        """Whether a run is closed and fully read, with its findings, and nothing is wrong with its files."""
+        shown = self._shown.get(key)
+        if shown is None or shown.problems or shown.gone or (self.options.findings and key in self._unexamined):
+            return False
+        return shown.state == "closed" and shown.complete
 
     def examine(self, progress: Progress | None = None) -> tuple[Snapshot, ...] | None:
         """Look for findings in the news of ``refresh``. It comes second, so that no figure waits for findings.
@@ -267,3 +284,11 @@ class Runs:
     def close(self) -> None:
         """Stop watching."""
         self._waker.close()
+
+
+def _written(path: Place) -> float | None:
+    """When a file in a run's folder was last made or removed; None where that cannot be known cheaply."""
+    try:
+        return path.modified() if path.on_disk else None
+    except OSError:
+        return None

@@ -81,7 +81,9 @@ _UPDATES = (
 )
 def no_step(evidence: Evidence, limits: Limits) -> list[Case]:
     """A run that ended without a step."""
-    return [Case(None, 0, evidence.last_step)] if evidence.tables is None and evidence.ended else []
+    # What cannot be read may hold steps.
+    known = evidence.ended and not evidence.problems
+    return [Case(None, 0, evidence.last_step)] if evidence.tables is None and known else []
 
 
 @rule(

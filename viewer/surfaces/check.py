@@ -1,4 +1,4 @@
-"""The command ``viewer check``: the findings of runs, as a table or as JSON, and as an exit code for scripts.
+"""The command ``viewer check``: the findings of runs, in paragraphs or as JSON, and as an exit code for scripts.
 
 Exit codes: 0 no errors, 1 warnings, with ``--strict``, 2 errors, 3 a run cannot be read, or the command
 line is wrong; 130 ended with Ctrl-C.
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tracer.log.text import say_wrong_use
 from viewer.options import MERGED, ViewOptions
 
 _WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
@@ -44,7 +45,7 @@ class _Command(TyperCommand):
             # Nobody reads what it prints, as in `| head -1`: typer and rich would end with the code of warnings.
             code = _UNCHECKED
         except typer.BadParameter.__base__ as error:  # type: ignore[misc]
-            error.show()
+            say_wrong_use(error)
             code = _UNCHECKED
         sys.exit(code)
 

@@ -10,6 +10,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from tracer.log.run import LogError
+from tracer.log.text import reason
 
 HOST, PORT = "127.0.0.1", 8088
 # Bytes that have arrived and are not yet read.
@@ -31,9 +32,8 @@ def listen(host: str, port: int | None) -> socket.socket:
     except OSError as error:
         if port is None:
             return listen(host, 0)
-        reason = error.strerror or str(error)
         raise LogError(
-            f"no page at {host}:{port} ({reason}): give another --port (0: any free one) or --host"
+            f"no page at {host}:{port} ({reason(error)}): give another --port (0: any free one) or --host"
         ) from error
     listening.setblocking(False)
     return listening

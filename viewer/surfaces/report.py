@@ -1,24 +1,25 @@
-"""The report of ``viewer check``: findings as lines while a run goes on, and at the end as a table or as JSON."""
+"""The report of ``viewer check``: findings as lines while a run goes on, and at the end as paragraphs or as JSON."""
 
 import contextlib
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from tracer.log.place import Place
 from tracer.log.ranks import STATE_WORDS, ranks_in, settle
 from tracer.log.run import LogError, holds_run, open_run, runs_in
 from tracer.log.store import at
-from tracer.log.text import plain
+from tracer.log.text import failure, plain
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
 from viewer.read.monitor import FindingsMonitor
@@ -28,6 +29,8 @@ from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity, Snapshot
 
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
+# Longer lines are hard to read.
+_WIDEST = 100
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -61,7 +64,7 @@ def check(
         errors = [{"run": _as_given(name, runs), "error": reason} for name, reason in failed.items()]
         print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
     else:
-        _print(tables(checked, "" if rank is None else f", rank {rank}"))
+        _print(paragraphs(checked, Console().width, "" if rank is None else f", rank {rank}"))
     severities = {finding.severity for snapshot in checked for finding in snapshot.findings if _counts(finding)}
     return severities, bool(failed)
 
@@ -81,11 +84,12 @@ def list_thresholds(as_json: bool) -> None:
         thresholds = [{"name": name} | dataclasses.asdict(threshold) for name, threshold in THRESHOLDS.items()]
         print(json.dumps(thresholds, indent=1))
         return
-    table = Table("--rule", "default", "a finding where …", caption=_MEASURED)
+    width = Console().width
     for name, threshold in THRESHOLDS.items():
-        meaning = Text(threshold.meaning).append(f"\nwhy: {threshold.source}", "dim")
-        table.add_row(name, f"{threshold.default:g}", meaning)
-    _print([table])
+        _print(_wrapped(Text(name, "bold").append(f"={threshold.default:g}", "not bold"), width))
+        _print(_wrapped(Text(threshold.meaning), width, indent=4))
+        _print(_wrapped(Text(f"why: {threshold.source}", "dim"), width, indent=4))
+    _print(_wrapped(Text(_MEASURED, "italic"), width))
 
 
 def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: dict[str, str]) -> list[Snapshot]:
@@ -111,6 +115,7 @@ def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: d
                 state=evidence.state,
                 last_step=last_step,
                 complete=evidence.complete,
+                problems=evidence.problems,
                 ranks=tuple(ranks_in(path)),
                 findings=monitor.findings,
             )
@@ -137,7 +142,7 @@ def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> N
     """Raise the error of the only run; note that of one among several, so that the others are still checked."""
     if alone:
         raise error
-    failed[name] = str(error)
+    failed[name] = failure(error)
 
 
 def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
@@ -231,29 +236,52 @@ def _number(number: object) -> object:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _print(shown: Iterable[RenderableType]) -> None:
+def _print(lines: Iterable[Text]) -> None:
     console = Console(highlight=False)
-    for table in shown:
-        console.print(table)
+    for line in lines:
+        # Wrapped already. What is longer is a name, which a terminal breaks at its edge, and a file does not.
+        console.print(line, soft_wrap=True)
 
 
-def tables(checked: Iterable[Snapshot], part: str = "") -> Iterator[RenderableType]:
-    """Make a table of each run's findings, or a line where there is none; ``part`` says of which rank they are."""
-    for snapshot in checked:
+def paragraphs(checked: Iterable[Snapshot], width: int, part: str = "") -> Iterator[Text]:
+    """Say what was found in each run, in lines of whole words.
+
+    Args:
+        checked: The runs, with their findings.
+        width: In characters.
+        part: Of which rank the findings are.
+    """
+    for place, snapshot in enumerate(checked):
         late = "" if snapshot.complete else "; its last rows are still to arrive"
         where = "without a step" if snapshot.last_step is None else f"at step {snapshot.last_step:,}"
+        if snapshot.last_step is None and snapshot.problems:
+            where = "with steps that cannot be read"
         how = f"{plain(snapshot.name)}{part}: {STATE_WORDS[snapshot.state]} {where}{late}"
-        if not snapshot.findings:
-            yield Text(f"{how}; nothing found")
-            continue
-        # In a narrow column a long name goes on in the next line.
-        what = Column("what", overflow="fold")
-        table = Table(
-            "#", "", "finding", "since step", "until", what, title=Text(how), title_justify="left", show_lines=True
-        )
+        if place:
+            yield Text()
+        yield from _wrapped(Text(f"{how}; {_counted(snapshot.findings)}", "bold"), width)
         for number, finding in enumerate(snapshot.findings, 1):
-            words = Text(plain(finding.sentence)).append(f"\n{finding.advice}" if finding.advice else "", "dim")
-            severity = Text(finding.severity, _STYLES[finding.severity])
-            steps = f"{finding.first_step:,}", f"{finding.last_step:,}"
-            table.add_row(str(number), severity, finding.kind, *steps, words)
-        yield table
+            steps = f"since step {finding.first_step:,} until {finding.last_step:,}"
+            heading = Text(f"[{number}] ").append(finding.severity, _STYLES[finding.severity])
+            yield Text()
+            yield from _wrapped(heading.append(f" {finding.kind}, {steps}"), width)
+            yield from _wrapped(Text(plain(finding.sentence)), width, indent=4)
+            yield from _wrapped(Text(finding.advice, "dim"), width, indent=4)
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    counts = [(kind, sum(finding.severity is kind for finding in findings)) for kind in Severity]
+    return ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts if count) or "nothing found"
+
+
+def _wrapped(text: Text, width: int, indent: int = 0) -> Iterator[Text]:
+    """Lines that no word is broken in, whatever its length."""
+    room = min(width, _WIDEST) - indent
+    begins = [0]
+    for word in re.finditer(r"\S+", text.plain):
+        if word.start() > begins[-1] and cell_len(text.plain[begins[-1] : word.end()]) > room:
+            begins.append(word.start())
+    for line in text.divide(begins[1:]):
+        line.rstrip()
+        if line:
+            yield Text(" " * indent).append_text(line)

@@ -116,7 +116,7 @@ class Screen:
         """Fill the figure again, as after a change of its size."""
         if self.snapshots:
             zoom = self._zoomed()
-            self.drawing.update(self.snapshots, time.time())
+            self.drawing.update(self._drawn(), time.time())
             if self.figure.axes != self._panels:
                 self._panels = self.figure.axes
                 self._restore(zoom)
@@ -144,6 +144,10 @@ class Screen:
         ends = self.drawing.places(snapshot.name, (step - beside, step + beside), self.options.x)
         others = [part for part in self.options.zoom if zoom_part(part)[0]]
         return None if ends is None else (f"{ends[0]:.15g},{ends[1]:.15g}", *others)
+
+    def _drawn(self) -> Sequence[Snapshot]:
+        """The runs that are drawn: a page has a table in which the user chooses them."""
+        return self.snapshots if self._titled else self.options.drawn(self.snapshots)
 
     def _click(self, event: Event) -> None:
         if not isinstance(event, MouseEvent) or event.button != 1 or self._zooming():

@@ -1,7 +1,7 @@
 """The terminal as a surface: a picture in characters, redrawn in place; in a pipe, a line for each news."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,6 +17,9 @@ from viewer.surfaces.text import ends, newest, picture
 from viewer.words import KINDS, noticed, notices, words
 
 _GATHER_SECONDS = 0.2
+# What redrawing may take of a core, beside this much at the beginning, where a run that has just begun has news each
+# second; and how long a redraw is put off at most.
+_SHARE, _FIRST_SECONDS, _LONGEST_REST_SECONDS = 0.02, 0.5, 60.0
 # A run may have thousands of metrics; a line has room for so many.
 _NAMED = 20
 
@@ -32,6 +35,29 @@ def show(runs: Runs) -> Sequence[Snapshot]:
     return _redraw(runs, console) if console.is_terminal and not console.is_dumb_terminal else _print_lines(runs)
 
 
+class Pace:
+    """Keeps what a terminal costs to a small share of a core, however much a redraw costs, and however often news come.
+
+    Args:
+        clock: Gives the time in seconds.
+        spent: Gives the seconds that this process has computed.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, spent: Callable[[], float] = time.process_time
+    ) -> None:
+        self._clock, self._spent = clock, spent
+        self._since: tuple[float, float] | None = None
+
+    def rest_seconds(self) -> float:
+        """How long to rest after a redraw; what opening a run has cost, before the first one, is not counted."""
+        now, spent = self._clock(), self._spent()
+        if self._since is None:
+            self._since = now, spent
+        owed = (spent - self._since[1] - _FIRST_SECONDS) / _SHARE - (now - self._since[0])
+        return min(max(_GATHER_SECONDS, owed), _LONGEST_REST_SECONDS)
+
+
 def _over(snapshots: Sequence[Snapshot]) -> bool:
     return all(snapshot.state == "closed" and snapshot.complete for snapshot in snapshots)
 
@@ -39,6 +65,7 @@ def _over(snapshots: Sequence[Snapshot]) -> bool:
 def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
     """Take the whole terminal as long as anything may change, and leave the last picture on it."""
     live = Live(console=console, screen=True, auto_refresh=False)
+    pace = Pace()
     shown: Sequence[Snapshot] = ()
     drawn: object = None
     try:
@@ -52,8 +79,9 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
             if live.is_started and (fresh or size != drawn):
                 live.update(picture(shown, runs.options, time.time(), *size), refresh=True)
             drawn = size
-            # Ranks that publish at the same time are drawn together.
-            time.sleep(0.0 if _over(shown) else _GATHER_SECONDS)
+            if not _over(shown):
+                # Ranks that publish at the same time are drawn together.
+                _rest(pace.rest_seconds(), console)
     finally:
         live.stop()
         if shown:
@@ -62,10 +90,18 @@ def _redraw(runs: Runs, console: Console) -> Sequence[Snapshot]:
     return shown
 
 
+def _rest(seconds: float, console: Console) -> None:
+    """Rest so long, or until the terminal has another size."""
+    size, until = console.size, time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and console.size == size:
+        time.sleep(min(left, _GATHER_SECONDS))
+
+
 def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     """Print a line for each run with news."""
     shown: Sequence[Snapshot] = ()
     said: set[object] = set()
+    pace, console = Pace(), Console()
     for snapshots, _ in changes(runs):
         known = set(map(id, shown))
         fresh = [snapshot for snapshot in snapshots if id(snapshot) not in known]
@@ -77,6 +113,8 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
         for line in lines:
             print(plain(line), flush=True)
         shown = snapshots
+        if not _over(shown):
+            _rest(pace.rest_seconds(), console)
     return shown
 
 

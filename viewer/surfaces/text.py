@@ -15,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from tracer.log.table import MEASURED, Column, table_of
 from tracer.log.text import plain
 from viewer.draw.axes import x_values
 from viewer.draw.layers import cells_of, column_edges, grouped, in_cells, row_of
@@ -24,8 +25,9 @@ from viewer.options import Scale, View, ViewOptions, XAxis
 from viewer.reduce.depth import DEPTH
 from viewer.reduce.metrics import ACCURACY, LOSS, MetricPanel, only_chosen, panels
 from viewer.snapshot import Curve, Heatmap, Snapshot
+from viewer.surfaces import table as runs_table
 from viewer.surfaces.chart import Line, chart, moment
-from viewer.words import KINDS, duration, finding_words, first_of, noticed, notices, shortened, title
+from viewer.words import KINDS, duration, finding_words, first_of, missing, noticed, notices, shortened, title
 
 # Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"
@@ -159,16 +161,18 @@ def _chart(
         header.append(f"  {mark} {shortened(label, 16)}", f"not bold {colour}")
     width, height = size
     header.truncate(width - 1, overflow="ellipsis")
+    snapshots = [snapshot for snapshot, _ in shown]
     hint = f": trace.log({name}=…)" if name in (LOSS, ACCURACY) else ""
-    flags = flags_of(options, [snapshot for snapshot, _ in shown])
-    below = chart(lines, options, auto, width - 1, height - 1, flags) if lines else _words(f"nothing yet{hint}", "dim")
+    nothing = missing(snapshots, f"nothing yet{hint}")
+    flags = flags_of(options, snapshots)
+    below = chart(lines, options, auto, width - 1, height - 1, flags) if lines else _words(nothing, "dim")
     return Group(header, below)
 
 
 def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
     half, several = width // 2, len(snapshots) > 1
     main, further = panels(snapshots, options)
-    rows = min(len(snapshots) + 1, height // 3) if several else 0
+    rows = min(len(snapshots) + 1, height // 2) if several else 0
     above = (height - rows) // 2
     below = height - rows - above
     metrics = _charts(snapshots, [*main, *further], options, width, above)
@@ -177,7 +181,7 @@ def _overview(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, h
             _chart(name, [(run, _magnitude(run, kind)) for run in snapshots], options, Scale.LOG, (half, below))
             for kind, name in (("grad", "largest gradient"), ("value", "largest value"))
         ]
-        return [*metrics, _beside(sizes), _table_of_runs(snapshots, main, options, width, rows)]
+        return [*metrics, _beside(sizes), _table_of_runs(snapshots, options, width, rows)]
     (snapshot,) = snapshots
     room = width * 2 // 3
     tables = _tables_of_curves([*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")], room, below)
@@ -275,35 +279,31 @@ def _tables_of_curves(curves: Sequence[Curve], width: int, height: int) -> list[
     return tables
 
 
-def _table_of_runs(
-    snapshots: Sequence[Snapshot], main: Sequence[MetricPanel], options: ViewOptions, width: int, height: int
-) -> Table:
-    """A row for each run, with the first loss and accuracy; the runs begun last, where there are too many."""
-    curves = [[*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")] for snapshot in snapshots]
-    bad = [sorted(step for curve in of_run for step in curve.nonfinite) for of_run in curves]
-    table = _table("run", "", "step", "loss", "accuracy", "gradient", "value", *(["NaN/inf at"] if any(bad) else []))
-    metrics = {panel.name: panel.curves for panel in main}
-    for run in range(len(snapshots))[-(height - 1) :]:
-        snapshot = snapshots[run]
-        first = [metrics[name][run][:1] if name in metrics else () for name in (LOSS, ACCURACY)]
-        numbers = [*first, _magnitude(snapshot, "grad"), _magnitude(snapshot, "value")]
-        colour, mark = _sign(options, run, 0)
-        table.add_row(
-            _words(f"{mark} {shortened(snapshot.name)}", colour),
-            snapshot.state,
-            "–" if snapshot.last_step is None else f"{snapshot.last_step:,}",
-            *(_number(shown[0]) if shown else Text("–") for shown in numbers),
-            *([_alarm(bad[run])] if any(bad) else []),
-        )
-    _fit(table, width)
-    return table
+def _table_of_runs(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> Table:
+    """A row for each run, as many columns as find room; the runs begun last, where there are too many."""
+    signs = [_sign(options, run, 0) for run in range(len(snapshots))][-(height - 1) :]
+    shown = snapshots[-(height - 1) :]
+    names, *others = runs_table.columns(shown)
+    bad = [first_nonfinite(snapshot) for snapshot in shown]
+    if any(step is not None for step in bad):
+        cells = ["" if step is None else f"step {step:,}" for step in bad]
+        others.insert(0, Column("NaN/inf at", cells, place=MEASURED, style=_ALARM))
+    marked = runs_table.marked(names, [mark for _, mark in signs])
+    return table_of([marked, *others], width, [colour for colour, _ in signs])[0]
+
+
+def first_nonfinite(snapshot: Snapshot) -> int | None:
+    """The first step with a NaN or an infinity in a metric or an extreme; None if there is none."""
+    curves = [*snapshot.curves, *ends(snapshot, "grad"), *ends(snapshot, "value")]
+    return min((step for curve in curves for step in curve.nonfinite), default=None)
 
 
 def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
     """A row for each parameter or module, of blocks that are as high and as bright as its magnitudes."""
     layers = snapshots[0].layers
     if layers is None:
-        return [_words("no step recorded yet" + " with such a parameter" * bool(options.params), "dim")]
+        note = "no step recorded yet" + " with such a parameter" * bool(options.params)
+        return [_words(missing(snapshots, note), "dim")]
     rows, sizes, alarms = grouped(layers, limit=height - 2)
     others = f" … +{len(rows[0]) - 1}" if len(rows[0]) > 1 else ""
     # Modules with which all names begin would take the room of what tells names apart.
@@ -401,7 +401,7 @@ def _parameter(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, 
     """Values and gradients over the run, and a table of the newest numbers of all statistics."""
     (snapshot,) = snapshots
     if snapshot.extremes is None:
-        return [_words("no row of this parameter yet", "dim")]
+        return [_words(missing(snapshots, "no row of this parameter yet"), "dim")]
     table = _table_of_statistics(snapshot)
     size = width // 2, max(5, height - len(table.rows) - 1)
     bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in KINDS.items()}

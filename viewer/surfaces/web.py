@@ -37,12 +37,13 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
-from tracer.log.text import plain
+from tracer.log.text import plain, reason
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
 from viewer.reduce.metrics import chosen
 from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.surfaces import table
 from viewer.surfaces.connections import HOST, Strangers, accept, listen
 from viewer.surfaces.cursor import Cursor, Reading
 from viewer.surfaces.screen import Screen
@@ -207,7 +208,8 @@ def _files() -> dict[str, tuple[str, bytes]]:
     return {
         "": ("text/html", (page / "page.html").read_bytes()),
         "page.css": ("text/css", (page / "page.css").read_bytes()),
-        **{name: ("text/javascript", (page / name).read_bytes()) for name in ("page.js", "cursor.js")},
+        "runs.css": ("text/css", (page / "runs.css").read_bytes()),
+        **{name: ("text/javascript", (page / name).read_bytes()) for name in ("page.js", "cursor.js", "runs.js")},
         "mpl.js": ("text/javascript", FigureManagerWebAgg.get_javascript().encode()),
         **{f"_images/{name}.png": ("image/png", (images / f"{name}.png").read_bytes()) for name in icons},
     }
@@ -344,7 +346,7 @@ class Session(_Guarded, WebSocketHandler):
                 self._read_again()
         except Exception as error:
             # The page shows the error and stays: other options may work.
-            failure = str(error) or type(error).__name__
+            failure = reason(error)
         if screen.options.view is View.PARAM and not screen.options.param and (params := self._params()):
             screen.look_at(dataclasses.replace(screen.options, param=params[0]))
             return
@@ -382,6 +384,7 @@ class Session(_Guarded, WebSocketHandler):
             "status": {"words": status, "failed": bool(failure)},
             "notices": notices,
             "findings": self._findings(),
+            "runs": table.for_page(screen.snapshots, options),
             "choices": {
                 "run": ["", *_unique([*screen.names, *filter(None, [options.run])])],
                 "rank": _unique(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from watchdog.observers import Observer
 
+from tests.disk import Disk
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
@@ -595,3 +596,27 @@ def test_all_views_follow_a_run_to_its_end(read: Reading, tmp_path: Path, look: 
     close_run(run)
     wait_until(lambda: reader.latest[0].state == "closed")
     assert reader.error is None
+
+
+def test_a_run_that_is_done_is_not_opened_again_until_it_goes_on(tmp_path: Path, disk: Disk) -> None:
+    """Of hundreds of closed runs no file is opened any more; one that is resumed is followed as before."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "extremes", extremes([0]))
+    close_run(run)
+    opened: list[object] = []
+
+    def noted(file: object, *arguments: int) -> int:
+        opened.append(file)
+        return os.open(os.fspath(file), *arguments)  # type: ignore[call-overload]
+
+    with contextlib.closing(Runs([tmp_path], poll_seconds=1)) as runs:
+        for _ in range(2):
+            runs.refresh()
+            runs.examine()
+        disk.open = noted
+        assert (runs.refresh(), runs.examine(), opened) == (None, None, [])
+        (run / "closed-r00000.json").unlink()
+        publish_next(run, "extremes", extremes([1]))
+        beat(run, 0)
+        (snapshot,) = all_shown(runs)
+        assert (snapshot.state, snapshot.last_step) == ("running", 1)

@@ -865,6 +865,11 @@ def test_a_run_without_a_step_is_a_warning(state: State, count: int) -> None:
     assert [each.severity for each in found] == [Severity.WARNING] * count
 
 
+def test_what_cannot_be_read_is_never_called_no_step() -> None:
+    """A part that cannot be read may hold steps."""
+    assert said(Evidence(state="closed", problems=("a part cannot be read",)), "no_step") == []
+
+
 def test_the_worst_comes_first_and_of_these_the_earliest() -> None:
     """Errors, warnings, notes; then the step."""
     rows = healthy(

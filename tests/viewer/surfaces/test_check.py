@@ -1,7 +1,6 @@
 """The command ``viewer check`` as users run it: its words, its JSON and its exit codes, in a process of its own."""
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -14,10 +13,10 @@ from functools import partial
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from tests.disk import Disk
 from tests.logs import age_heartbeat, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.terminals import bare, on_terminal
 from tests.viewing import view, viewing
 from tests.waiting import wait_until
 from tracer.log.parts import all_parts
@@ -115,7 +114,7 @@ def test_what_cannot_be_checked_has_a_code_of_its_own(tmp_path: Path, arguments:
 def test_every_threshold_is_listed(tmp_path: Path) -> None:
     """A table of what ``--rule`` takes, without a run; as JSON where asked."""
     code, said, _ = view(tmp_path, "check", "--rules")
-    assert (code, [name for name in THRESHOLDS if f"│ {name} " not in said]) == (0, [])
+    assert (code, [name for name in THRESHOLDS if f"\n{name}=" not in f"\n{said}"]) == (0, [])
     code, said, _ = view(tmp_path, "check", "--rules", "--json")
     assert (code, {each["name"]: each["default"] for each in json.loads(said)}) == (0, LIMITS)
 
@@ -434,14 +433,20 @@ def test_following_does_not_watch_what_has_ended(tmp_path: Path) -> None:
     assert 0 < watching[0] <= len(Live(live).folders)
 
 
-def test_a_narrow_table_shows_whole_names(tmp_path: Path) -> None:
-    """A log of CI is eighty columns wide, and its reader needs the name."""
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_report_is_made_of_paragraphs_of_whole_words(tmp_path: Path, columns: int) -> None:
+    """In a terminal of any width no line is longer than it but for a name, no word is broken, and no word is lost."""
     name = "transformer.encoder.layers.11.self_attention.out_projection.weight"
     publish_next(new_run(tmp_path / "run", [name]), "extremes", extremes([0], [name], {"grad_max": [math.nan]}))
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*report.tables(report.read([tmp_path / "run"], LIMITS, ViewOptions(), {})))
-    cells = [line.split("│")[-2].strip() for line in console.export_text().splitlines() if line.count("│") > 5]
-    assert name in "".join(cells)
+    with on_terminal(tmp_path, "check", "run", size=(columns, 24)) as terminal:
+        code, said = terminal.end(), bare(terminal.raw)
+    lines = said.splitlines()
+    (snapshot,) = report.read([tmp_path / "run"], LIMITS, ViewOptions(), {})
+    written = [word for finding in snapshot.findings for word in f"{finding.sentence} {finding.advice}".split()]
+    assert (code, name in said) == (2, True)
+    assert max(len(line) for line in lines if name not in line) <= columns
+    assert " ".join(written) in " ".join(said.split())
+    assert max(map(len, lines)) > min(columns, 100) - 15
 
 
 def test_what_is_followed_equals_what_is_read_at_once(tmp_path: Path) -> None:
