@@ -103,6 +103,19 @@ def test_nothing_is_said_where_all_is_well(model: Two, optimizer: torch.optim.Op
     assert kinds(tmp_path / "run") == {}
 
 
+def test_one_gradient_is_enough(tmp_path: Path) -> None:
+    """An expert that gets few examples trains, if seldom."""
+    model = Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with tracer.attach(model, tmp_path / "run"):
+        for step in range(STEPS + 5):
+            model._both = step == 3
+            model(torch.ones(3, 2)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert kinds(tmp_path / "run") == {}
+
+
 def test_nothing_is_said_of_fewer_steps(tmp_path: Path) -> None:
     """A generator may be updated more rarely."""
     model = Two()

@@ -89,6 +89,10 @@ def test_an_attempt_is_shown_as_it_was(restarted: Path) -> None:
         monitor.refresh()
         present = [finding for finding in monitor.findings if finding.kind == "nonfinite" and finding.restart is None]
         assert [finding.first_step for finding in present] == bad[:1]
+        # What happened to the run later is none of this attempt's.
+        assert [finding.kind for finding in monitor.findings if finding.kind == "restored"] == ["restored"] * (
+            attempt != "0"
+        )
 
 
 def test_the_command_shows_an_attempt(restarted: Path) -> None:
@@ -127,3 +131,23 @@ def test_live_it_is_kept_as_the_run_is_restarted(tmp_path: Path) -> None:
         found = {(each.first_step, each.restart) for each in monitor.findings if each.kind == "nonfinite"}
         # The newest goes on; the first ended in step 5, and each later one in step 7.
         assert found == {(7, None), (5, 2), *[(7, 2)] * (attempt - 1)}
+
+
+def test_live_an_attempt_stays_as_it_was(tmp_path: Path) -> None:
+    """Though it gave up another one, which had been read, and was given up itself."""
+    run = new_run(tmp_path / "run")
+    live, monitor = Live(run, ViewOptions(attempt="1")), FindingsMonitor(run)
+    for attempt, steps in enumerate((range(10), range(5, 8), range(3, 20))):
+        if attempt:
+            publish_next(run, "events", events([steps[0]], "resumed", attempt=attempt))
+        bad = [math.nan if attempt == 0 and step == 9 else 0.1 for step in steps]
+        publish_next(run, "extremes", extremes(steps, values={"grad_max": bad}, attempt=attempt))
+        snapshot = live.refresh()
+        monitor.refresh()
+    live.close()
+    assert snapshot is not None
+    assert snapshot.last_step == 7
+    # Each is said once, however often one looks.
+    publish_next(run, "extremes", extremes([20], attempt=2))
+    monitor.refresh()
+    assert [(each.first_step, each.restart) for each in monitor.findings if each.kind == "nonfinite"] == [(9, 5)]

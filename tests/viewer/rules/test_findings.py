@@ -253,6 +253,30 @@ def test_an_explosion_into_nan_needs_no_more_than_a_step() -> None:
     assert "since step 50, that of layer3 first, to 5e+03 times its median" in found.sentence
 
 
+def test_one_event_takes_in_what_led_to_it_and_nothing_else() -> None:
+    """Gradients that exploded long before it, or after it, are findings of their own; so is none in its very step."""
+
+    def size(step: int) -> float:
+        return 500.0 if step in (*range(20, 30), 150, *range(170, 180)) else 0.1
+
+    rows = healthy(
+        layer5=lambda step: row(step, size(step)), layer3=lambda step: row(step, NAN if step == 151 else 0.1)
+    )
+    found = findings(made(rows))
+    assert [(each.kind, each.first_step) for each in found if each.kind != "spike"] == [
+        ("exploding", 20),
+        ("nonfinite", 151),
+    ]
+    event = found[[each.kind for each in found].index("nonfinite")]
+    assert (event.param, event.params, event.numbers["first_nonfinite"]) == ("layer5", ("layer5", "layer3"), "layer3")
+    rows = healthy(
+        layer5=lambda step: row(step, 500.0 if step == 100 else 0.1),
+        layer3=lambda step: row(step, NAN if step == 100 else 0.1),
+    )
+    loss = [NAN if step == 100 else 1 - step / 300 for step in range(200)]
+    assert [each.kind for each in findings(made(rows, metrics={"loss": loss}))] == ["nonfinite"]
+
+
 def test_what_blew_up_before_is_said_though_nan_comes_later() -> None:
     """Gradients that exploded and came back, long before a batch that is bad, are a finding of their own."""
     rows = healthy(layer3=lambda step: row(step, NAN if step > 150 else 500.0 if 50 <= step < 60 else 0.1))
