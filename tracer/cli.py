@@ -7,12 +7,11 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 """
 
 import importlib
-import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain, print_anything, say_wrong_use
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _WrongUseError: Any = typer.BadParameter.__base__
 _WIDTH = 14
 
 RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI, or a folder of runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: the same, as JSON.")]
 
 
 class Data(StrEnum):
@@ -70,11 +71,15 @@ def demo(
 @app.command()
 def doctor(
     target: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="A model, or a callable that makes one.")],
+    as_json: AsJson = False,
 ) -> None:
     """Say for each parameter of a model whether it would be recorded, and why not."""
     from tracer.notebook import doctor as examine
 
     parameters = examine(_model_of(target))
+    if as_json:
+        print(to_json(parameters.to_dicts()))
+        return
     table = Table(box=None, pad_edge=False)
     for name in parameters.columns:
         table.add_column(name, no_wrap=name != "note")
@@ -112,7 +117,7 @@ def bench(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: cuda if it is there.")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each network is trained, about.")] = 10,
     network: Annotated[str, typer.Option(help="Only the networks whose names contain this.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: the same rows, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what tracing costs on this machine, and print a table to paste."""
     from tracer import bench as benches
@@ -120,7 +125,7 @@ def bench(
     where = benches.device_of(device)
     rows = benches.bench(benches.networks(where, network), where, seconds)
     if as_json:
-        print(json.dumps({"on": benches.described(where), "rows": list(rows)}, indent=1))
+        print(to_json({"on": benches.described(where), "rows": list(rows)}))
         return
     print(benches.described(where), end="\n\n")
     _say_row("network", "trained", "ms a step", "× plain", "quartiles")
@@ -148,13 +153,18 @@ def _say(words: str, file: TextIO | None = None) -> None:
 @app.command(name="runs")
 def runs_command(
     runs: Annotated[list[str] | None, typer.Argument(help="Folders of runs, or runs, or URIs. Default: runs.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List runs: state, beginning, steps, last and best metrics, and in what their configs differ."""
-    from tracer.log.runs import rows_of
+    from tracer.log.runs import frame, rows_of
     from tracer.log.store import at
     from tracer.log.table import columns_of, table_of
 
-    columns = columns_of(rows_of([at(run) for run in runs or ["runs"]]))
+    rows = rows_of([at(run) for run in runs or ["runs"]])
+    if as_json:
+        print(to_json(frame(rows).to_dicts()))
+        return
+    columns = columns_of(rows)
     table, left_out = table_of(columns, console.width)
     console.print(table, highlight=False, markup=False)
     if left_out:
@@ -162,7 +172,7 @@ def runs_command(
 
 
 @app.command()
-def info(run: RunArgument) -> None:
+def info(run: RunArgument, as_json: AsJson = False) -> None:
     """Say what a run holds: status, steps, parameters, rows, size, last metrics."""
     from tracer.log.ranks import settle
     from tracer.log.run import runs_at
@@ -171,15 +181,25 @@ def info(run: RunArgument) -> None:
     paths = runs_at(at(run))
     settle(paths)
 
+    told: list[dict[str, Any]] = []
+
     def say(path: "Place") -> bool:
+        facts = _facts(path)
+        if as_json:
+            told.append(facts)
+            return True
         if len(paths) > 1:
             _say(f"{path}")
-        _info(path)
+        _info(path, facts)
         if path is not paths[-1]:
             print()
         return True
 
-    _each(paths, say)
+    try:
+        _each(paths, say)
+    finally:
+        if as_json:
+            print(to_json(told))
 
 
 def _each(paths: "Sequence[Place]", do: "Callable[[Place], bool]") -> None:
@@ -198,95 +218,123 @@ def _each(paths: "Sequence[Place]", do: "Callable[[Place], bool]") -> None:
         raise typer.Exit(1)
 
 
-def _info(path: "Place") -> None:
+def _facts(path: "Place") -> dict[str, Any]:
+    """What a run holds, as ``info --json`` gives it."""
     import polars as pl
 
     from tracer.log import schema
     from tracer.log.parts import all_parts
-    from tracer.log.ranks import STATE_WORDS, overall, rank_states, stopped
+    from tracer.log.ranks import overall, rank_states, stopped
     from tracer.log.read import rows_dropped, scan
     from tracer.log.run import open_run
 
     opened = open_run(path)
     run = os.fspath(path)
-    extremes, metrics = scan(run), scan(run, "metrics")
-    table = Table(show_header=False, box=None, pad_edge=False)
-    span = extremes.select(
-        pl.col("step").min().alias("first"),
-        pl.col("step").max().alias("last"),
-        pl.col("step").n_unique().alias("count"),
-    ).collect()
-    first, last, count = span.row(0)
+    steps = pl.col("step")
+    span = scan(run).select(steps.min().alias("first"), steps.max().alias("last"), steps.n_unique().alias("count"))
+    first, last, count = span.collect().row(0)
     parts = {name: all_parts(path, name) for name in schema.TABLES}
     sizes = [(path / name).sizes_bytes(part.path.name for part in listed) for name, listed in parts.items()]
-    size_bytes = sum(sum(of_table.values()) for of_table in sizes)
-    rows = {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES}
     states = rank_states(path)
-    dead = stopped(states)
-    _, problems = _examined(path)
-    none = "none can be read" if problems else "none yet"
-    facts = {
-        "status": STATE_WORDS[overall(states)],
-        "model": opened.info["model"],
-        "started": f"{opened.info['started']} on {opened.info['host']}",
-        "ranks": str(len(states))
-        + (f"; stopped without closing: {', '.join(map(str, dead))}" if 0 < len(dead) < len(states) else ""),
-        "steps": f"{count:,} recorded, {first:,} to {last:,}" if count else none,
-        "params": f"{len(opened.info['params']):,}",
-        "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items() if count or name in schema.ALWAYS)
-        + f"; dropped {rows_dropped(path):,}",
-        "size": f"{size_bytes / 1e6:.2f} MB in {sum(map(len, parts.values()))} parts",
-    }
-    if attempts := _attempts(run):
-        facts["attempts"] = attempts
-    if problems:
-        facts["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
-    for name, fact in facts.items():
-        table.add_row(name, plain(fact))
+    attempts, again = _attempts(run)
     # Without the times: one that was forged is no time that Python knows.
-    latest = (
-        metrics.sort("step", "time").group_by("name").last().sort(pl.col("name").cast(pl.String)).drop("time").collect()
-    )
-    for row in latest.head(_METRICS).iter_rows(named=True):
+    latest = scan(run, "metrics").sort("step", "time").group_by("name").last().drop("time")
+    return {
+        "run": str(path),
+        "state": overall(states),
+        "model": opened.info["model"],
+        "started": opened.info["started"],
+        "host": opened.info["host"],
+        "ranks": len(states),
+        "ranks_stopped": stopped(states),
+        "steps": count,
+        "first_step": first,
+        "last_step": last,
+        "attempts": attempts,
+        "rows_made_again": again,
+        "params": len(opened.info["params"]),
+        "rows": {name: scan(run, name).select(pl.len()).collect().item() for name in schema.TABLES},
+        "rows_dropped": rows_dropped(path),
+        "bytes": sum(sum(of_table.values()) for of_table in sizes),
+        "parts": sum(map(len, parts.values())),
+        "problems": _examined(path)[1],
+        "metrics": [
+            {"name": str(row["name"]), "value": row["value"], "step": row["step"]}
+            for row in latest.sort(pl.col("name").cast(pl.String)).collect().iter_rows(named=True)
+        ],
+    }
+
+
+def _info(path: "Place", facts: Mapping[str, Any]) -> None:
+    from tracer.log import schema
+    from tracer.log.ranks import STATE_WORDS
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    dead, problems = facts["ranks_stopped"], facts["problems"]
+    some_dead = f"; stopped without closing: {', '.join(map(str, dead))}" if 0 < len(dead) < facts["ranks"] else ""
+    rows = [f"{name} {count:,}" for name, count in facts["rows"].items() if count or name in schema.ALWAYS]
+    none = "none can be read" if problems else "none yet"
+    span = f"{facts['steps']:,} recorded, {facts['first_step']:,} to {facts['last_step']:,}" if facts["steps"] else none
+    words = {
+        "status": STATE_WORDS[facts["state"]],
+        "model": facts["model"],
+        "started": f"{facts['started']} on {facts['host']}",
+        "ranks": f"{facts['ranks']}{some_dead}",
+        "steps": span,
+        "params": f"{facts['params']:,}",
+        "rows": f"{', '.join(rows)}; dropped {facts['rows_dropped']:,}",
+        "size": f"{facts['bytes'] / 1e6:.2f} MB in {facts['parts']} parts",
+    }
+    if facts["attempts"] > 1:
+        again = facts["rows_made_again"]
+        made = f"; {again:,} rows of extremes are of steps that a later one made again" if again else ""
+        words["attempts"] = f"{facts['attempts']}{made}"
+    if problems:
+        words["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
+    for name, fact in words.items():
+        table.add_row(name, plain(fact))
+    metrics = facts["metrics"]
+    for row in metrics[:_METRICS]:
         table.add_row(plain(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
-    if latest.height > _METRICS:
-        table.add_row("…", f"and {latest.height - _METRICS:,} more metrics")
+    if len(metrics) > _METRICS:
+        table.add_row("…", f"and {len(metrics) - _METRICS:,} more metrics")
     console.print(table, highlight=False, markup=False)
 
 
-def _attempts(run: str) -> str:
-    """The number of attempts of a run, and of the rows that a later one replaces; nothing if there is only one."""
+def _attempts(run: str) -> tuple[int, int]:
+    """The number of attempts of a run, and of the rows that a later one replaces."""
     import polars as pl
 
     from tracer.log.read import scan
 
     every, latest = scan(run, attempts="all"), scan(run)
     last, rows = every.select(pl.col("attempt").max(), pl.len()).collect().row(0)
-    kept = latest.select(pl.len()).collect().item()
-    again = f"; {rows - kept:,} rows of extremes are of steps that a later one made again" if rows > kept else ""
-    return f"{last + 1}{again}" if last else ""
+    return (last or 0) + 1, rows - int(latest.select(pl.len()).collect().item())
 
 
 @app.command()
-def verify(run: RunArgument) -> None:
+def verify(run: RunArgument, as_json: AsJson = False) -> None:
     """Check every byte of a run against the checksums in its parts' names."""
-    from tracer.log.run import runs_at
+    from tracer.log.run import open_run, runs_at
     from tracer.log.store import at
 
-    _each(runs_at(at(run)), _verify)
+    told: list[dict[str, Any]] = []
 
+    def check(path: "Place") -> bool:
+        open_run(path)
+        checked, problems = _examined(path)
+        told.append({"run": str(path), "parts": checked, "problems": problems})
+        for problem in () if as_json else problems:
+            _say(problem, file=sys.stderr)
+        if not problems and not as_json:
+            _say(f"{path}: {checked} parts, every byte as it was published")
+        return not problems
 
-def _verify(path: "Place") -> bool:
-    """Say what is wrong with a run's parts; whether nothing is."""
-    from tracer.log.run import open_run
-
-    open_run(path)
-    checked, problems = _examined(path)
-    for problem in problems:
-        _say(problem, file=sys.stderr)
-    if not problems:
-        _say(f"{path}: {checked} parts, every byte as it was published")
-    return not problems
+    try:
+        _each(runs_at(at(run)), check)
+    finally:
+        if as_json:
+            print(to_json(told))
 
 
 def _examined(path: "Place") -> tuple[int, list[str]]:

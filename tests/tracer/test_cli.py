@@ -1,5 +1,7 @@
 import errno
 import io
+import json
+import math
 import os
 import re
 import shutil
@@ -443,3 +445,27 @@ def test_doctor_fails_where_attach_would_refuse(tmp_path: Path) -> None:
     said = doctor_says(tmp_path, "", "torch.nn:ReLU")
     assert said.returncode == 1
     assert said.stderr == "tracer: there is no gradient to trace in this model, so attach would refuse it\n"
+
+
+def test_json_is_what_is_said(tmp_path: Path) -> None:
+    """Of each run its facts, also of one that is damaged; NaN, of which JSON has none, is null."""
+    run = new_run(tmp_path / "runs" / "a")
+    publish_next(run, "extremes", extremes(range(3)))
+    publish_next(run, "metrics", metrics([0, 1], [0.5, math.nan]))
+    close_run(run, 2)
+    flip_bit(publish_next(new_run(tmp_path / "runs" / "b"), "extremes", extremes(range(3))).path)
+    found = {command: tracer_says(command, tmp_path / "runs", "--json") for command in ("info", "verify", "runs")}
+    assert [found[command].returncode for command in found] == [0, 1, 0]
+    infos, verified, runs = (json.loads(found[command].stdout, parse_constant=pytest.fail) for command in found)
+    assert [Path(each["run"]).name for each in infos] == ["a", "b"]
+    assert (infos[0]["steps"], infos[0]["last_step"], infos[0]["rows"]["extremes"]) == (3, 2, 3)
+    assert infos[0]["metrics"] == [{"name": "loss", "value": None, "step": 1}]
+    assert [len(each["problems"]) for each in infos] == [len(each["problems"]) for each in verified] == [0, 1]
+    assert [each["name"] for each in runs] == ["a", "b"]
+
+
+def test_json_of_a_model_is_a_row_for_each_parameter() -> None:
+    """As the table has them."""
+    rows = json.loads(tracer_says("doctor", "torchvision.models:resnet18", "--json").stdout)
+    assert len(rows) == 62
+    assert {row["state"] for row in rows} == {"traced"}

@@ -4,10 +4,13 @@ import codecs
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import sys
 import unicodedata
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,21 @@ def plain(text: object) -> str:
     """
     line = _SURROGATE.sub("\ufffd", " ".join(str(text).split()))
     return "".join(letter for letter in line if letter.isprintable())
+
+
+def as_json(data: object) -> str:
+    """Data as JSON that every reader takes: times in ISO 8601, and null for NaN and infinity."""
+    return json.dumps(_for_json(data), indent=1)
+
+
+def _for_json(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _for_json(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_for_json(value) for value in data]
+    if isinstance(data, datetime):
+        return data.isoformat()
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def in_notebook() -> bool:

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from tracer.log.text import say_wrong_use
 from viewer.options import MERGED, ViewOptions
+from viewer.snapshot import Severity
 
 _WARNINGS, _ERRORS, _UNCHECKED = 1, 2, 3
 
@@ -32,6 +33,8 @@ What people need:
 - `viewer check --rules`: all thresholds
 
 - `viewer check runs/a --follow || scancel $ID`: until the first error
+
+- `viewer check runs/a --on-finding 'notify-send "$GRADWATCH_TEXT"'`: a command for each finding
 """
 
 
@@ -74,6 +77,15 @@ def check(
     follow: Annotated[
         bool, typer.Option("--follow", help="Stay with live runs: until the first error, or until all have ended.")
     ] = False,
+    on_finding: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND", help="Run this once for each new finding, which is in GRADWATCH_TEXT and others."
+        ),
+    ] = "",
+    on_severity: Annotated[
+        Severity, typer.Option(help="How bad a finding has to be for the command.")
+    ] = Severity.ERROR,
 ) -> None:
     """Say what went wrong in runs, where it began, and since when: NaN, exploding or vanishing gradients, and so on.
 
@@ -82,6 +94,7 @@ def check(
     # Slow to import: --help is answered at once.
     from viewer.rules.findings import with_limits
     from viewer.surfaces import report
+    from viewer.surfaces.actions import Actions
 
     if rules:
         report.list_thresholds(as_json)
@@ -91,7 +104,8 @@ def check(
         options = ViewOptions(rank=MERGED if rank is None else str(rank), loss=loss, accuracy=accuracy)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    severities, unread = report.check(runs or (), options, limits, follow, as_json)
+    actions = Actions(on_finding, on_severity) if on_finding else None
+    severities, unread = report.check(runs or (), options, limits, follow, as_json, actions)
     if "error" in severities:
         raise typer.Exit(_ERRORS)
     if unread:

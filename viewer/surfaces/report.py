@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import STATE_WORDS, ranks_in, settle
 from tracer.log.run import LogError, holds_run, open_run, runs_in
 from tracer.log.store import at
+from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
@@ -27,6 +26,7 @@ from viewer.read.runs import Runs, named
 from viewer.rules.findings import THRESHOLDS
 from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.surfaces.actions import Actions
 
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
 # Longer lines are hard to read.
@@ -35,7 +35,12 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def check(
-    runs: Sequence[str], options: ViewOptions, limits: Limits, follow: bool, as_json: bool
+    runs: Sequence[str],
+    options: ViewOptions,
+    limits: Limits,
+    follow: bool,
+    as_json: bool,
+    actions: Actions | None = None,
 ) -> tuple[set[Severity], bool]:
     """Print what is wrong with runs. Returns how bad it is, and whether one of several runs could not be read.
 
@@ -45,6 +50,7 @@ def check(
         limits: The thresholds.
         follow: Whether to watch runs until one has an error, or all are over.
         as_json: Whether to print JSON alone.
+        actions: Runs the user's command for each finding.
 
     Raises:
         LogError: the only run cannot be read.
@@ -54,15 +60,18 @@ def check(
     failed: dict[str, str] = {}
     if follow:
         with contextlib.closing(Runs(paths, options, limits=limits)) as watched:
-            checked = followed(watched, quiet=as_json)
+            checked = followed(watched, quiet=as_json, actions=actions)
     else:
         checked = read(paths, limits, options, failed)
+    if actions is not None:
+        actions.look(map(_counting, checked))
+        actions.wait()
     checked = [replace(snapshot, name=_as_given(snapshot.name, runs)) for snapshot in _with_rank(checked, rank, failed)]
     for reason in failed.values():
         print(f"viewer: {plain(reason)}", file=sys.stderr)
     if as_json:
         errors = [{"run": _as_given(name, runs), "error": reason} for name, reason in failed.items()]
-        print(json.dumps([*(_plain(snapshot, rank) for snapshot in checked), *errors], indent=1))
+        print(to_json([*(_plain(snapshot, rank) for snapshot in checked), *errors]))
     else:
         _print(paragraphs(checked, Console().width, "" if rank is None else f", rank {rank}"))
     severities = {finding.severity for snapshot in checked for finding in snapshot.findings if _counts(finding)}
@@ -82,7 +91,7 @@ def list_thresholds(as_json: bool) -> None:
     """Print every threshold, what it means, and where its number comes from."""
     if as_json:
         thresholds = [{"name": name} | dataclasses.asdict(threshold) for name, threshold in THRESHOLDS.items()]
-        print(json.dumps(thresholds, indent=1))
+        print(to_json(thresholds))
         return
     width = Console().width
     for name, threshold in THRESHOLDS.items():
@@ -145,7 +154,7 @@ def _fail(name: str, error: Exception, alone: bool, failed: dict[str, str]) -> N
     failed[name] = failure(error)
 
 
-def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
+def followed(runs: Runs, quiet: bool, actions: Actions | None = None) -> list[Snapshot]:
     """Watch runs until one has an error, or all are over; print findings as they appear unless ``quiet``.
 
     Raises:
@@ -175,6 +184,8 @@ def followed(runs: Runs, quiet: bool) -> list[Snapshot]:
             for finding in () if quiet else snapshot.findings:
                 _say(_line(snapshot.name, finding), (snapshot.name, *_news(finding)), said, sys.stdout)
         over_now = {paths.get(name, name) for name in runs.over}
+        if actions is not None:
+            actions.look(_counting(snapshot, sure=snapshot.name in over_now) for snapshot in checked.values())
         if any(_has_error(snapshot, sure=snapshot.name in over_now) for snapshot in checked.values()):
             break
         over |= over_now
@@ -201,6 +212,11 @@ def _has_error(snapshot: Snapshot, sure: bool) -> bool:
     return any(_counts(finding, sure) and finding.severity is Severity.ERROR for finding in snapshot.findings)
 
 
+def _counting(snapshot: Snapshot, sure: bool = True) -> Snapshot:
+    """A run with the findings that count."""
+    return replace(snapshot, findings=tuple(finding for finding in snapshot.findings if _counts(finding, sure)))
+
+
 def _counts(finding: Finding, sure: bool = True) -> bool:
     """Whether a finding decides on the exit code: silence does not while the training lives or may live."""
     return finding.restart is None and (finding.kind != "silent" or (sure and not finding.resolved))
@@ -218,22 +234,14 @@ def _line(name: str, finding: Finding) -> str:
 
 def _plain(snapshot: Snapshot, rank: int | None) -> dict[str, Any]:
     """A run's findings in types that JSON knows."""
-    findings = []
-    for finding in snapshot.findings:
-        numbers = {key: _number(number) for key, number in finding.numbers.items()}
-        findings.append(dataclasses.asdict(finding) | {"numbers": numbers})
     return {
         "run": snapshot.name,
         **({} if rank is None else {"rank": rank}),
         "state": snapshot.state,
         "last_step": snapshot.last_step or 0,
         "complete": snapshot.complete,
-        "findings": findings,
+        "findings": [dataclasses.asdict(finding) for finding in snapshot.findings],
     }
-
-
-def _number(number: object) -> object:
-    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def _print(lines: Iterable[Text]) -> None:
