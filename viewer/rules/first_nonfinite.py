@@ -127,8 +127,9 @@ class FirstNonFinite:
         """How values and gradients were, if nothing of them explains the event, as a clause."""
         if not self.has_past:
             return "no row of an earlier step says how values and gradients were"
-        largest = self.gradients_before.largest
-        gradients = f"gradients calm ({largest:.3g} at most)" if largest else "no gradient was known before"
+        known = self._tables.grads[self._tables.begins < self.step].any()
+        largest = f"gradients calm ({self.gradients_before.largest:.3g} at most)"
+        gradients = largest if known else "no gradient was known before"
         return f"all values were finite and {gradients}"
 
 
