@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", RECIPES, flags=re.DOTALL)
 def recipe_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run at the path that the README names: the second of three steps is NaN, one parameter is dead."""
     monkeypatch.chdir(tmp_path)
-    run = new_run(tmp_path / "runs" / "demo", ["conv1.weight", "fc.bias"])
+    run = new_run(tmp_path / "runs" / "demo", ["conv1.weight", "fc.bias"], config={"lr": 0.1})
     low, high = [-5.0, 0.0, -1.0, 0.0, float("nan"), 0.0], [1.0, 0.0, 3.0, 0.0, float("nan"), 0.0]
     publish_next(run, "extremes", extremes(range(3), ["conv1.weight", "fc.bias"], {"grad_min": low, "grad_max": high}))
     publish_next(run, "metrics", metrics(range(3), [2.0, 1.0, 0.5]))
@@ -38,7 +38,7 @@ def test_every_recipe_in_the_readme_runs_and_answers() -> None:
             answers.append(eval(ast.unparse(last), names))
         else:
             exec(ast.unparse(last), names)
-    largest, one, overall, nonfinite, dead, beside = answers
+    largest, one, overall, nonfinite, dead, beside, runs = answers
     assert all(isinstance(answer, pl.DataFrame) for answer in answers)
     assert largest.filter(pl.col("magnitude").is_finite()).row(0) == (0, "conv1.weight", 5.0)
     assert one["grad_min"].to_list()[:2] == [-5.0, -1.0]
@@ -46,15 +46,16 @@ def test_every_recipe_in_the_readme_runs_and_answers() -> None:
     assert nonfinite.select("step", "param").rows() == [(2, "conv1.weight")]
     assert dead.rows() == [("fc.bias", True, False)]
     assert beside.select("step", "loss").rows() == [(0, 2.0), (1, 1.0), (2, 0.5)]
+    assert runs.rows() == [("demo", 3, 0.5, 0.1)]
 
 
 def test_the_readme_names_every_public_function_and_command() -> None:
     """Nothing that users can call is left for them to discover."""
     text = README.read_text(encoding="utf-8")
-    for name in ("attach", "doctor", "scan", "model_extremes", "model_stats", "overall_extremes"):
+    for name in ("attach", "doctor", "scan", "model_extremes", "model_stats", "overall_extremes", "runs"):
         assert f"tracer.{name}" in text
         assert name in tracer.__all__
-    for command in ("demo", "doctor", "bench", "info", "verify", "merge"):
+    for command in ("demo", "doctor", "bench", "runs", "info", "verify", "merge"):
         assert f"tracer {command}" in text
     assert "viewer RUN" in text
 
