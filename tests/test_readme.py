@@ -38,7 +38,7 @@ def test_every_recipe_in_the_readme_runs_and_answers() -> None:
             answers.append(eval(ast.unparse(last), names))
         else:
             exec(ast.unparse(last), names)
-    largest, one, overall, nonfinite, dead, beside, runs = answers
+    largest, one, overall, nonfinite, dead, runs, beside = answers
     assert all(isinstance(answer, pl.DataFrame) for answer in answers)
     assert largest.filter(pl.col("magnitude").is_finite()).row(0) == (0, "conv1.weight", 5.0)
     assert one["grad_min"].to_list()[:2] == [-5.0, -1.0]
