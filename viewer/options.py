@@ -62,7 +62,8 @@ class ViewOptions:
         run: The name of the only run to be shown, of several that are watched; "" for all of them.
         params: A regular expression: only parameters whose name matches; "" for all.
         param: The parameter that ``View.PARAM`` shows.
-        statistic: The layers' statistic: the magnitude of ``<value|grad|applied>_absmax``, or of any recorded column.
+        statistic: The layers' statistic: the magnitude of ``<value|grad|applied|update>_absmax``, or of any recorded
+            column.
         rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart in the overview, or one rank's
             number.
         metrics: A regular expression: only metrics whose name matches; "" for all.
@@ -114,7 +115,7 @@ class ViewOptions:
             raise ValueError(f"there is no attempt {self.attempt!r}: give its number, 0 for the first")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
-        if not re.fullmatch(r"(value|grad|applied)_\w+", self.statistic):
+        if not re.fullmatch(r"(value|grad|applied|update)_\w+", self.statistic):
             raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
         for pattern in (self.params, self.metrics, self.hide, self.loss, self.accuracy):
             matching([], pattern)

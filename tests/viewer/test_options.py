@@ -40,7 +40,9 @@ def test_a_word_that_is_no_choice_is_named(enumeration: Any) -> None:
         enumeration("bogus")
 
 
-@pytest.mark.parametrize("statistic", ["grad_absmax", "value_absmax", "applied_absmax", "grad_norm", "value_nonfinite"])
+@pytest.mark.parametrize(
+    "statistic", ["grad_absmax", "value_absmax", "applied_absmax", "update_absmax", "update_std", "value_nonfinite"]
+)
 def test_every_column_of_a_parameter_is_a_statistic(statistic: str) -> None:
     """Whatever can be recorded may be asked for."""
     assert ViewOptions(statistic=statistic).statistic == statistic

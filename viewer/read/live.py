@@ -140,5 +140,5 @@ class Live:
 
 def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
-    kinds = ("grad", "value", "applied") if settings.get("applied") else ("grad", "value")
+    kinds = ("grad", "value", *(name for name in ("applied", "update") if settings.get(name)))
     return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))

@@ -74,10 +74,11 @@ def without_a_row(run: Path) -> Snapshot:
 
 def test_the_layers_are_offered_what_was_recorded(live: Live) -> None:
     """A snapshot names the statistics that attach was asked for, of applied gradients, too, where they are recorded."""
-    settings = {"stats": ["min", "max", "norm", "absmax"], "applied": True}
+    settings = {"stats": ["min", "max", "norm", "absmax"], "applied": True, "update": True}
     new_run(live.path, settings=settings)
     assert shown(live).statistics == (
-        "grad_absmax", "grad_norm", "value_absmax", "value_norm", "applied_absmax", "applied_norm"
+        "grad_absmax", "grad_norm", "value_absmax", "value_norm", "applied_absmax", "applied_norm",
+        "update_absmax", "update_norm",
     )  # fmt: skip
 
 
