@@ -619,7 +619,8 @@ def test_what_is_shown_can_be_downloaded_as_numbers(closed: Viewing, tmp_path: P
     loss = rows.filter(pl.col("curve") == "loss")
     assert loss.select("run", "step", "value").rows() == [("run", 3, 3.0), ("run", 4, 4.0)]
     assert loss["time"].to_list() == ["2026-01-01T00:00:03.000000Z", "2026-01-01T00:00:04.000000Z"]
-    assert set(rows["curve"]) == {"loss", "value max", "value min", "gradient max", "gradient min"}
+    extremes = {"value max", "value min", "gradient max", "gradient min"}
+    assert set(rows["curve"]) == {"loss", "rate", *extremes, "gradient, first layer", "gradient, last layer"}
 
 
 def test_a_run_of_a_newer_format_is_said_in_the_page(tmp_path: Path, browser: Chrome) -> None:
