@@ -103,7 +103,7 @@ class Overview(Drawing):
             self.figure.align_ylabels()
         else:
             cells = zip(further, self._grid.small, strict=False)
-            self._metrics += [Cell(axes, self._options, panel.name) for panel, axes in cells]
+            self._metrics += [Cell(axes, self._options, panel.name, panel.title) for panel, axes in cells]
             if left_out:
                 axes = self._grid.small[-1]
                 style_axes(axes, self._options, "").set(text=f"… and {left_out + 1:,}\nmore: --metric", fontsize=7)
@@ -126,8 +126,10 @@ class Overview(Drawing):
         main, further = panels(snapshots, self._options)
         if len(further) > _LARGE:
             main = [panel for panel in main if not panel.empty]
+        zoomed: Sequence[str] = ()
         if self._several != (len(snapshots) > 1) or self._shown != _titles(main, further):
             self._several = len(snapshots) > 1
+            zoomed = self.zoomed
             self._begin(main, further)
         self._entitle(snapshots, now)
         if self._grid is not None:
@@ -146,6 +148,8 @@ class Overview(Drawing):
             for index, panel in enumerate((*self._metrics, *self._extremes.values())):
                 panel.add(draw_findings(panel.axes, self._options, snapshots, numbered=index == 0))
         self._bottom.tick_params(labelbottom=any(snapshot.last_step is not None for snapshot in snapshots))
+        # What was zoomed stays so where other panels have come.
+        self.zoom(zoomed)
 
     def _colour(self, run: int, runs: int, curve: int) -> Colour:
         """A colour for each curve of one run, or for each of several runs, however many these are."""

@@ -238,6 +238,8 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9, "frameon": False}
     # An entry beside the panel takes a fifth of an inch. Entries above it leave the panel most of the room.
     room = min(_LEGEND_ENTRIES, int(inches / 0.18))
+    if len(lines) > room:
+        where["fontsize"], room = 7, min(_LEGEND_ENTRIES, int(inches / 0.14))
     if inside:
         frame = {"frameon": True, "framealpha": 0.7, "edgecolor": "none", "facecolor": theme(options).ground}
         where = {
@@ -267,7 +269,7 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
 
     entries = [(line, str(line.get_label())) for line in lines]
     if small:
-        letters = int(_LEGEND_LETTERS * width / where.get("ncols", 1))
+        letters = int(_LEGEND_LETTERS * width / (where["ncols"] if inside else 1))
         entries = [(line, textwrap.fill(label, letters)) for line, label in entries]
     elif not above and not inside:
         most = figure.get_figwidth() * _LEGEND_SHARE - _HANDLE_INCHES
@@ -343,11 +345,11 @@ class Panel:
 class Cell(Panel):
     """A small panel: its title has the newest numbers, and it has no legend and no steps."""
 
-    def __init__(self, axes: Axes, options: ViewOptions, title: str) -> None:
+    def __init__(self, axes: Axes, options: ViewOptions, title: str, name: str) -> None:
         group = axes.get_ylabel()
         super().__init__(axes, options, group)
         # Panels of a group have its name, and each a name of its own.
-        axes.set_label(title)
+        axes.set_label(name)
         axes.yaxis.label.set_fontsize(8)
         axes.tick_params(labelsize=6, pad=1, length=2)
         # The labels of all groups stand below one another.

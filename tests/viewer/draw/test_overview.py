@@ -167,6 +167,19 @@ def test_panels_come_as_metrics_do_and_go_with_what_is_switched_off() -> None:
     assert [axes.get_ylabel() for axes in filled(shown, snapshot(*few))] == ["a", "extremes"]
 
 
+def test_a_zoom_stays_where_a_new_metric_moves_the_panels() -> None:
+    """Of the x axis and of a panel's own, which still has its name; two groups may have panels of one name."""
+    shown = overview()
+    names = ["loss", "a/0", "a/1", "b/0", "b/1"]
+    panels = filled(shown, snapshot(*map(curve, names)))
+    assert [axes.get_label() for axes in panels] == ["loss", "extremes", *names[1:]]
+    panels[0].set_xlim(0.5, 1.5)
+    panels[4].set_ylim(-7, 7)
+    panels = filled(shown, snapshot(*map(curve, [*names, "c"])))
+    assert {axes.get_xlim() for axes in panels} == {(0.5, 1.5)}
+    assert [axes.get_label() for axes in panels if axes.get_ylim() == (-7, 7)] == ["b/0"]
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
