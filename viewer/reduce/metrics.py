@@ -27,6 +27,8 @@ _NO_ACCURACY = frozenset({"err", "error", "errors"})
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
 _PART = re.compile(r"(?<![A-Za-z])(?i:train|training|val|valid|validation|test|eval)(?![a-z])")
 _BETWEEN = " /_.:-"
+# The names under which a trace writes learning rates.
+_RATE = re.compile(r"lr(/\d+)?(/group\d+)?$")
 _PREFIX = re.compile("([^/]+)/|([^.0-9][^.]*)[.]")
 
 
@@ -117,7 +119,8 @@ def panels(snapshots: Sequence[Snapshot], options: ViewOptions) -> tuple[list[Me
             if curve.name in curves:
                 long = options.smoothing and len(curve.mean) > FEW_POINTS
                 smooth = smoothed(curve.mean, options.smoothing) if long else None
-                curves[curve.name][run].append(replace(curve, smooth=smooth))
+                shown = held(curve, snapshot) if _RATE.match(curve.name) else replace(curve, smooth=smooth)
+                curves[curve.name][run].append(shown)
 
     def panel(name: str, group: str, names: Sequence[str]) -> MetricPanel:
         of_runs = zip(*(curves[name] for name in names), strict=True) if names else ([] for _ in snapshots)
@@ -137,6 +140,22 @@ def panels(snapshots: Sequence[Snapshot], options: ViewOptions) -> tuple[list[Me
         if kept or not (options.metrics or options.hide):
             main.append(panel(kind, kind, kept))
     return main, [panel(*titled) for titled in _grouped(further)]
+
+
+def held(curve: Curve, snapshot: Snapshot) -> Curve:
+    """A learning rate, which the trace writes where it changes: it holds until the next change, at last until now."""
+    if not len(curve.step):
+        return curve
+    ends = [*(step - 1 for step in curve.step[1:]), max(curve.step[-1], snapshot.last_step or 0)]
+    times = [*curve.time, max(curve.time[-1], snapshot.last_time or 0.0)] if curve.time else [0.0] * (len(ends) + 1)
+    points = []
+    for at, end in enumerate(ends):
+        points.append((curve.step[at], curve.mean[at], curve.low[at], curve.high[at], times[at]))
+        if end > curve.step[at]:
+            newest = curve.last if at == len(ends) - 1 else curve.mean[at]
+            points.append((end, newest, newest, newest, times[at + 1]))
+    step, mean, low, high, time = zip(*points, strict=True)
+    return replace(curve, step=step, mean=mean, low=low, high=high, time=time if curve.time else ())
 
 
 def _handful(names: Sequence[str]) -> list[str]:

@@ -169,3 +169,21 @@ def test_a_validations_metric_says_so_in_its_name(name: str) -> None:
 def test_other_metrics_are_of_training(name: str) -> None:
     """Though their names hold the letters of such a word."""
     assert not is_validation(name)
+
+
+def test_a_learning_rate_holds_until_the_next_one() -> None:
+    """It is written where it changes: in between, and since, it is drawn as it is, and never smoothed."""
+    rate = Curve("lr", [0, 5, 6], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3], (), [10.0, 15.0, 16.0])
+    snapshot = Snapshot("run", "running", 9, (rate,), last_time=19.0)
+    _, (panel,) = panels([snapshot], ViewOptions())
+    (((shown,),),) = (panel.curves,)
+    assert list(zip(shown.step, shown.mean, shown.time, strict=True)) == [
+        *((0, 0.1, 10.0), (4, 0.1, 15.0)),
+        (5, 0.2, 15.0),
+        *((6, 0.3, 16.0), (9, 0.3, 19.0)),
+    ]
+    assert (shown.smooth, shown.last) == (None, 0.3)
+    for name in ("lr", "lr/group1", "lr/2", "lr/2/group0"):
+        alone = Snapshot("run", "closed", 7, (Curve(name, [0], [0.1], [0.1], [0.1], ()),))
+        (((held,),),) = (panels([alone], ViewOptions())[1][0].curves,)
+        assert (list(held.step), list(held.mean)) == ([0, 7], [0.1, 0.1])
