@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tracer.log.place import Place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-console = Console(emoji=False)
 
 # A run may have thousands.
 _METRICS = 100
@@ -40,6 +39,11 @@ _WIDTH = 14
 
 RunArgument = Annotated[str, typer.Argument(help="The run's folder, or its URI, or a folder of runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: the same, as JSON.")]
+
+
+def _console() -> Console:
+    """The terminal, as wide as it is now."""
+    return Console(emoji=False)
 
 
 class Data(StrEnum):
@@ -65,7 +69,7 @@ def demo(
     from tracer.demo import demo as run_demo
     from tracer.log.store import at
 
-    run_demo(Path(at(path or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")), data.value, epochs, console)
+    run_demo(Path(at(path or f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}")), data.value, epochs, _console())
 
 
 @app.command()
@@ -85,7 +89,7 @@ def doctor(
         table.add_column(name, no_wrap=name != "note")
     for row in parameters.iter_rows():
         table.add_row(*map(plain, row))
-    console.print(table, highlight=False, markup=False)
+    _console().print(table, highlight=False, markup=False)
     states = parameters.group_by("state", maintain_order=True).len()
     summary = ", ".join(f"{count} {state}" for state, count in states.iter_rows())
     print(f"{parameters.height} parameters: {summary or 'none'}")
@@ -165,8 +169,8 @@ def runs_command(
         print(to_json(frame(rows).to_dicts()))
         return
     columns = columns_of(rows)
-    table, left_out = table_of(columns, console.width)
-    console.print(table, highlight=False, markup=False)
+    table, left_out = table_of(columns, _console().width)
+    _console().print(table, highlight=False, markup=False)
     if left_out:
         _say(f"… and {left_out} more columns: a wider terminal has room for them, and tracer.runs() gives all")
 
@@ -298,7 +302,7 @@ def _info(path: "Place", facts: Mapping[str, Any]) -> None:
         table.add_row(plain(row["name"]), f"{row['value']:.6g} at step {row['step']:,}")
     if len(metrics) > _METRICS:
         table.add_row("…", f"and {len(metrics) - _METRICS:,} more metrics")
-    console.print(table, highlight=False, markup=False)
+    _console().print(table, highlight=False, markup=False)
 
 
 def _attempts(run: str) -> tuple[int, int]:

@@ -544,7 +544,7 @@ class Recorder:
 
     def _look_for_untrained(self) -> None:
         """Say once, after some steps, which parameters are meant to train and do not."""
-        self._untrained.note(self._step_record.buffer)
+        self._untrained.note(self._hooks, self._step_record.buffer)
         if self.measured < STEPS or self._clock.explicit:
             return
         found = list(self._untrained.found(self._hooks, self._known))

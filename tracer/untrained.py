@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch.optim.optimizer import Optimizer
 
-from tracer.hooks import Hooks
+from tracer.hooks import Hooks, ParamHook
 from tracer.items import EMPTY, GRADIENT
 from tracer.rows import RowBuffer
 from tracer.updates import is_zero
@@ -27,11 +27,14 @@ class Untrained:
         self._names: tuple[str, ...] = ()
         # A byte for each parameter, in one number: what of it has been recorded.
         self._recorded = 0
+        # How often each had been written to. What a loop updates by hand is trained, whatever else it looks like.
+        self._writes: list[int] = []
 
-    def note(self, buffer: RowBuffer) -> None:
+    def note(self, hooks: Hooks, buffer: RowBuffer) -> None:
         """A step has been recorded."""
         if buffer.layout.names is not self._names:
             self._names, self._recorded = buffer.layout.names, 0
+            self._writes = [_writes(hook) for hook in hooks.param_hooks]
         self._recorded |= int.from_bytes(buffer.present, "little")
 
     def found(self, hooks: Hooks, optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, list[str]]]:
@@ -50,16 +53,22 @@ class Untrained:
         held = {id(tensor) for group in groups for tensor in group["params"]}
         learning = {id(tensor) for group in groups for tensor in group["params"] if not is_zero(group.get("lr"))}
         kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        for hook, name, had in zip(hooks.param_hooks, self._names, recorded, strict=True):
+        for hook, name, had, writes in zip(hooks.param_hooks, self._names, recorded, self._writes, strict=True):
             if not hook.tensor.requires_grad or had & EMPTY:
                 continue
+            untouched = writes == _writes(hook)
             if id(hook.tensor) not in held:
-                kinds["unheld"] += [name] * bool(had & GRADIENT)
+                kinds["unheld"] += [name] * bool(had & GRADIENT and untouched)
             elif not had & GRADIENT:
-                kinds["ungraded"].append(name)
+                kinds["ungraded"] += [name] * untouched
             elif id(hook.tensor) not in learning:
                 kinds["rate_zero"].append(name)
         yield from ((kind, names) for kind, names in kinds.items() if names)
+
+
+def _writes(hook: ParamHook) -> int:
+    # A tensor that was made under inference mode does not count.
+    return -1 if hook.tensor.is_inference() else hook.tensor._version
 
 
 def in_words(found: Iterable[tuple[str, list[str]]]) -> str:

@@ -163,7 +163,7 @@ def assert_whole(found: Killed, seconds: float, figures: Callable[..., None]) ->
     run = found.run
     assert _examined(run)[1] == []
     extremes = tracer.scan(run).filter(pl.col("param") == "weight").collect()["step"].to_list()
-    metrics = tracer.scan(run, "metrics").collect()["value"].to_list()
+    metrics = tracer.scan(run, "metrics").filter(pl.col("name") != "lr").collect()["value"].to_list()
     assert extremes == list(range(len(extremes)))
     assert metrics == [float(step) for step in range(len(metrics))]
     lost = [step for step in found.moments if step >= min(len(extremes), len(metrics))]

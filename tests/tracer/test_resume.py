@@ -907,7 +907,7 @@ class Story:
             if live is self.lives[0]:
                 curves: dict[int, float] = {}
                 for curve in snapshot.curves:
-                    if curve.name != "discarded":
+                    if curve.name not in ("discarded", "lr"):
                         curves |= dict(zip(curve.step, curve.mean, strict=True))
                 by_metric: dict[int, list[float]] = {}
                 for _, step, number in metrics:

@@ -93,8 +93,8 @@ def test_run_json_describes_model_settings_and_libraries(tmp_path: Path) -> None
     assert info["format"] == 1
     assert info["model"] == "Sequential"
     assert info["settings"] == {
-        "every": 5, "budget": 0.5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "histogram_every": None,
-        "bins": None, "total_steps": 9, "scaler": False,
+        "every": 5, "budget": 0.5, "fold": 1, "stats": ["min", "max", "norm"], "applied": True, "update": False,
+        "update_every": None, "histogram_every": None, "bins": None, "total_steps": 9, "scaler": False,
     }  # fmt: skip
     assert info["versions"]["torch"] == torch.__version__
     described = {parameter["name"]: parameter for parameter in info["params"]}

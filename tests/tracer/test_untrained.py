@@ -152,3 +152,24 @@ def test_a_loop_that_updates_by_itself_is_not_judged(tmp_path: Path) -> None:
                     parameter.sub_(parameter.grad, alpha=0.01)
             trace.step()
     assert kinds(tmp_path / "run") == {}
+
+
+def test_what_is_updated_or_given_its_gradient_by_hand_trains(tmp_path: Path) -> None:
+    """Beside an optimizer for the rest: its values move, whatever else is not seen of it."""
+    model = Two()
+    optimizer = torch.optim.SGD(model.first.parameters(), lr=0.01)
+    with tracer.attach(model, tmp_path / "held"):
+        for _ in range(STEPS + 5):
+            loss = model(torch.ones(3, 2)).square().sum()
+            gradients = torch.autograd.grad(loss, list(model.first.parameters()), retain_graph=True)
+            model.second(model.first(torch.ones(3, 2)).detach()).square().sum().backward()
+            for parameter, gradient in zip(model.first.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            with torch.no_grad():
+                for parameter in model.second.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(parameter.grad, alpha=0.01)
+            optimizer.zero_grad()
+            model.zero_grad()
+    assert kinds(tmp_path / "held") == {}

@@ -178,7 +178,7 @@ def test_the_newest_run_is_the_default(tmp_path: Path) -> None:
             "has no 'grad_norm': recorded were grad_absmax",
         ),
         ("run newer --view layers --save figure.png", 2, "--view layers shows one run, and 2 are given"),
-        ("run --save /proc/figure.png", 1, "'/proc/figure.png'"),
+        ("run --save /proc/figure.png", 1, "/proc/figure.png: No such file or directory"),
         ("run --view param --save figure.png", 2, "--view param needs --param"),
         ("run --view sideways --save figure.png", 2, "sideways"),
         ("run --statistic norm --save figure.png", 2, "no statistic 'norm'"),

@@ -53,7 +53,7 @@ def scan(
         raise LogError(
             f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
         )
-    if isinstance(run, str | bytes | os.PathLike) and (holds_run(at(run)) or not runs_in(at(run))):
+    if isinstance(run, str | bytes | os.PathLike) and not _holds_others(at(run)):
         return with_rows(at(run), table, lambda rows: rows, attempts)
     given = [each for path in ([run] if isinstance(run, str | bytes | os.PathLike) else run) for each in _inside(path)]
     paths = [at(path) for path in given]
@@ -70,6 +70,14 @@ def scan(
         ],
         how="diagonal",
     )
+
+
+def _holds_others(path: Place) -> bool:
+    """Whether a folder is no run, and holds some; one that cannot be looked into is told of as a run."""
+    try:
+        return not holds_run(path) and bool(runs_in(path))
+    except OSError:
+        return False
 
 
 def _inside(path: Paths) -> list[Paths]:
