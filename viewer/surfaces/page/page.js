@@ -103,6 +103,8 @@ const show = {
     const selected = getSelection();
     awaited = !selected.isCollapsed && selected.containsNode(byId("findings"), true);
     byId("found").hidden = !listed.length;
+    /* Of several runs the table counts them; the list would take the room of the figure. It opens with a click. */
+    if (!byId("found").dataset.chosen) byId("found").open = !listed.some(({ run }) => run);
     byId("found-words").textContent = `Findings: ${words}`;
     entitle();
     if (awaited) return;
@@ -226,6 +228,7 @@ function lead(link, query) {
   else if (link.getAttribute("href") !== address) link.setAttribute("href", address);
 }
 
+byId("found-words").addEventListener("click", () => (byId("found").dataset.chosen = "yes"));
 byId("findings").addEventListener("click", (event) => {
   const link = event.target.closest("a[href]");
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
