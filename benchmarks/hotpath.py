@@ -136,12 +136,21 @@ def at_the_end(model: nn.Module, reduce: Reduce) -> Callable[[], None]:
     return lambda: None
 
 
+def hooks_alone(model: nn.Module) -> Callable[[], None]:
+    """Hooks that are a function of the interpreter itself, and read nothing: the least that hooks can cost."""
+    noted: list[torch.Tensor] = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(noted.append)
+    return noted.clear
+
+
 def contest(build: Build, rounds: int) -> dict[str, list[float]]:
     """All of them, the floor, and the tracer."""
     ways: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
         "plain": lambda model: lambda: None,
         "floor": lambda model: partial(read_once, model),
         "item loop": lambda model: partial(read_with_items, model),
+        "hooks alone": hooks_alone,
         "aminmax in hooks": partial(in_hooks, reduce=aminmax),
         "aminmax in a sweep": partial(in_a_sweep, reduce=aminmax),
         "aminmax at the end": partial(at_the_end, reduce=aminmax),
