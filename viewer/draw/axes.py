@@ -115,8 +115,8 @@ def set_scale(
         if scale is Scale.LOG:
             axis.set_major_locator(_Decades())
             axis.set_minor_locator(_Decades(subs=range(2, 10)))
-            # Of a decade or two, numbers between are named, too: one alone is no scale.
-            axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
+            # Of a decade and a bit, numbers between are named, too: one alone is no scale.
+            axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.3, 0.4)))
         return
     sizes = [abs(number) for number in finite if number]
     threshold = linear_threshold(sizes)

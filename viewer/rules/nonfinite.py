@@ -290,10 +290,11 @@ def _reach(event: FirstNonFinite) -> str:
 def validation_nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
     """A validation's loss that is not finite, though nothing of the training was until then."""
     event = first_nonfinite(evidence)
+    # A validation after a step's update sees what the next step begins with.
     return [
         Case(None, min(curve.nonfinite), max(curve.nonfinite), {"metric": curve.name})
         for curve in evidence.validation_losses
-        if curve.nonfinite and (event is None or min(curve.nonfinite) < event.step)
+        if curve.nonfinite and (event is None or min(curve.nonfinite) < event.step - 1)
     ]
 
 

@@ -690,8 +690,9 @@ def test_a_loss_that_is_not_finite() -> None:
         ("nonfinite", Severity.ERROR, 50),
         ("validation_nonfinite", Severity.WARNING, 5),
     ]
-    metrics["val_loss"] = [1.0] * 51 + [INF]
-    assert [each.kind for each in findings(made(healthy(), metrics=metrics))] == ["nonfinite"]
+    for first in (49, 51):
+        metrics["val_loss"] = [1.0] * first + [INF]
+        assert [each.kind for each in findings(made(healthy(), metrics=metrics))] == ["nonfinite"]
 
 
 @pytest.mark.parametrize(("last", "steps", "count"), [(1.97, 200, 1), (1.95, 200, 0), (1.97, 199, 0)])
