@@ -547,8 +547,8 @@ class Recorder:
         self._untrained.note(self._hooks, self._step_record.buffer)
         if self.measured < STEPS or self._clock.explicit:
             return
-        found = list(self._untrained.found(self._hooks, self._known))
-        for kind, names in found:
+        found = self._untrained.found(self._hooks, self._known)
+        for kind, names in found.items():
             self._outbox.put(event(self._clock.step, kind, json.dumps(names), names[0] if len(names) == 1 else None))
         if found:
             warn(in_words(found))

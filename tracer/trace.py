@@ -121,8 +121,7 @@ def attach(
             statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
             ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` or ``overwrite`` has no
             ``path``, or both are given, ``config`` is larger than 1 MiB, or a device has no float64, as Apple's have
-            not, and more than extremes is
-            asked for.
+            not, and more than extremes is asked for.
         TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
         RuntimeError: the model, or a part of it, is being traced into another path, or another model into this one.
         tracer.LogError: ``path`` holds a run already, which with ``overwrite`` another process writes; or it is a file,

@@ -1,6 +1,6 @@
 """Parameters that are meant to train and do not, said once, early in a training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Mapping
 
 from torch.optim.optimizer import Optimizer
 
@@ -37,17 +37,16 @@ class Untrained:
             self._writes = [_writes(hook) for hook in hooks.param_hooks]
         self._recorded |= int.from_bytes(buffer.present, "little")
 
-    def found(self, hooks: Hooks, optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, list[str]]]:
+    def found(self, hooks: Hooks, optimizers: Collection[Optimizer]) -> dict[str, list[str]]:
         """What keeps parameters from training, by now: the kinds of ``KINDS``, each with the parameters' names.
 
         Args:
             hooks: The hooks of all parameters.
             optimizers: Those that have updated: none, where the loop updates by itself.
         """
-        optimizers = list(optimizers)
         # An engine keeps its parameters elsewhere.
         if not optimizers or any(map(hooks.driven, optimizers)) or len(self._names) != len(hooks.param_hooks):
-            return
+            return {}
         recorded = self._recorded.to_bytes(len(self._names), "little")
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         held = {id(tensor) for group in groups for tensor in group["params"]}
@@ -63,7 +62,7 @@ class Untrained:
                 kinds["ungraded"] += [name] * untouched
             elif id(hook.tensor) not in learning:
                 kinds["rate_zero"].append(name)
-        yield from ((kind, names) for kind, names in kinds.items() if names)
+        return {kind: names for kind, names in kinds.items() if names}
 
 
 def _writes(hook: ParamHook) -> int:
@@ -71,11 +70,7 @@ def _writes(hook: ParamHook) -> int:
     return -1 if hook.tensor.is_inference() else hook.tensor._version
 
 
-def in_words(found: Iterable[tuple[str, list[str]]]) -> str:
+def in_words(found: Mapping[str, list[str]]) -> str:
     """One warning for all that was found."""
-    said = [f"{_several(names)} {KINDS[kind]}" for kind, names in found]
+    said = [f"{len(names)} (first {names[0]}) {KINDS[kind]}" for kind, names in found.items()]
     return f"after {STEPS} steps some parameters do not train: {'; '.join(said)}. {_ADVICE}"
-
-
-def _several(names: list[str]) -> str:
-    return f"{len(names)} (first {names[0]})"

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from tracer.log.ranks import STATE_WORDS
-from tracer.log.text import shortened as shortened
+from tracer.log.text import shortened
 from viewer.options import MERGED, SPREAD, View, ViewOptions
-from viewer.snapshot import Finding, Snapshot
+from viewer.snapshot import Finding, Severity, Snapshot
 
 # Kinds of statistics, as their columns begin, in words.
 KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
@@ -146,3 +146,9 @@ def duration(seconds: float) -> str:
             return f"{max(1.0, seconds / length):.2g} {unit}"
     days = seconds / 86_400
     return f"{days:.2g} days" if days < 99.5 else f"{days:,.0f} days"
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """How many findings there are of each severity, the worst first; nothing where there are none."""
+    counts = [(kind, sum(finding.severity is kind for finding in findings)) for kind in Severity]
+    return ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts if count)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tracer.log.ranks import State
+from tracer.log.text import shortened
 from viewer.snapshot import Snapshot
-from viewer.words import duration, notices, shortened, title, words
+from viewer.words import duration, notices, title, words
 
 NOW = 1_000_000.0
 

@@ -1,5 +1,6 @@
 """Reading a log: ``scan`` gives a polars LazyFrame over one run, or several."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -15,7 +16,7 @@ from tracer.log import schema
 from tracer.log.parts import Part, good_parts, rows_by_number, with_listing
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
-from tracer.log.run import LogError, holds_run, open_run, runs_in, without_inner_calls
+from tracer.log.run import LogError, open_run, runs_or_itself, without_inner_calls
 from tracer.log.store import at
 
 Paths = str | os.PathLike[str]
@@ -53,12 +54,12 @@ def scan(
         raise LogError(
             f"attempts={attempts!r} is neither 'latest' nor 'all': filter the column attempt for one of them"
         )
-    if isinstance(run, str | bytes | os.PathLike) and not _holds_others(at(run)):
-        return with_rows(at(run), table, lambda rows: rows, attempts)
     given = [each for path in ([run] if isinstance(run, str | bytes | os.PathLike) else run) for each in _inside(path)]
     paths = [at(path) for path in given]
     if not paths:
         raise LogError("no run was given to scan: give a run's folder, or several")
+    if given[0] is run:
+        return with_rows(paths[0], table, lambda rows: rows, attempts)
     names = [path.resolve().name for path in paths]
     # A URI may hold a password, which ``str`` leaves out.
     shown = [os.fspath(path) if place.on_disk else str(place) for path, place in zip(given, paths, strict=True)]
@@ -72,18 +73,13 @@ def scan(
     )
 
 
-def _holds_others(path: Place) -> bool:
-    """Whether a folder is no run, and holds some; one that cannot be looked into is told of as a run."""
-    try:
-        return not holds_run(path) and bool(runs_in(path))
-    except OSError:
-        return False
-
-
 def _inside(path: Paths) -> list[Paths]:
-    """The runs in a folder of runs; else the path itself."""
+    """The runs in a folder of runs; else the path itself, also if the folder cannot be looked into."""
     place = at(path)
-    return [path] if holds_run(place) else [*runs_in(place)] or [path]
+    with contextlib.suppress(OSError):
+        found = runs_or_itself(place)
+        return [path] if found == [place] else [*found]
+    return [path]
 
 
 class Attempts:

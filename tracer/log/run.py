@@ -262,10 +262,19 @@ def runs_at(path: Place) -> list[Place]:
     Raises:
         LogError: there is none.
     """
-    found = [path] if holds_run(path) else runs_in(path)
+    found = _runs_of(path)
     if not found:
         raise _no_run(path)
     return found
+
+
+def runs_or_itself(path: Place) -> list[Place]:
+    """The runs in a folder of runs; else the folder itself, which is a run, or may become one."""
+    return _runs_of(path) or [path]
+
+
+def _runs_of(path: Place) -> list[Place]:
+    return [path] if holds_run(path) else runs_in(path)
 
 
 def _no_run(path: Place) -> NoRunError:

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, style_x_axis, x_values
 from viewer.draw.curves import Curve
 from viewer.draw.marks import Mark, draw_flag, flags
@@ -23,7 +24,7 @@ from viewer.draw.panels import NO_STEP, Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
 from viewer.options import View, ViewOptions, XAxis
 from viewer.snapshot import Heatmap, Snapshot
-from viewer.words import missing, noticed, shortened
+from viewer.words import missing, noticed
 
 # More rows would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300

@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
 from viewer.draw.curves import Curve as Drawn
 from viewer.draw.grid import Grid, room
@@ -31,7 +32,7 @@ from viewer.options import Scale, ViewOptions
 from viewer.reduce.depth import DEPTH
 from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, MetricPanel, panels
 from viewer.snapshot import Curve, Extremes, Snapshot
-from viewer.words import KINDS, missing, shortened
+from viewer.words import KINDS, missing
 
 _NOTES = {
     LOSS: "no metric with a word for loss in its name yet: trace.log(loss=…), or --loss REGEX",

@@ -20,13 +20,14 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from rich.cells import cell_len
 
+from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, inches_of
 from viewer.draw.curves import Curve, csv
 from viewer.draw.marks import FLAG, RAW
 from viewer.draw.theme import narrow, theme
 from viewer.options import ViewOptions, XAxis, zoom_part
 from viewer.snapshot import Snapshot
-from viewer.words import finding_words, first_of, notices, shortened, title
+from viewer.words import finding_words, first_of, notices, title
 
 # More legend entries would squeeze the panel itself.
 _LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6

@@ -7,6 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, set_scale, set_ticks, style_x_axis, x_values
 from viewer.draw.curves import Curve
 from viewer.draw.histograms import ColourKey, draw_map, draw_ridge
@@ -15,7 +16,7 @@ from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
 from viewer.options import Histograms, Scale, ViewOptions
 from viewer.snapshot import Snapshot
-from viewer.words import KINDS, missing, shortened
+from viewer.words import KINDS, missing
 
 # A ridge is as high as so many other panels.
 _RIDGE_HEIGHT = 2

@@ -10,7 +10,7 @@ from dataclasses import replace
 import polars as pl
 
 from tracer.log.place import Place
-from tracer.log.run import LogError, NewerFormatError, began, holds_run, newest_run, runs_in
+from tracer.log.run import LogError, NewerFormatError, began, holds_run, newest_run, runs_or_itself
 from tracer.log.store import at, from_here
 from viewer.options import View, ViewOptions, matching
 from viewer.read.follow import Progress
@@ -133,7 +133,7 @@ class Runs:
         """The folders of runs, and those that may become one, by name, in the order of their beginning."""
         folders: dict[Place, None] = {}
         for path in self.paths:
-            folders |= dict.fromkeys(([] if holds_run(path) else runs_in(path)) or [path])
+            folders |= dict.fromkeys(runs_or_itself(path))
         names = {path: path.resolve().name for path in folders}
         chosen = set(matching(list(names.values()), self._only))
         names = {path: name for path, name in names.items() if name in chosen}

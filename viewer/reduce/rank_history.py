@@ -77,7 +77,7 @@ class RankHistory:
     def absorb_metrics(self, rows: pl.LazyFrame) -> None:
         """Take in rows of ``metrics``."""
         frame = rows.select("step", "rank", pl.col("name").cast(pl.String), number="value").collect()
-        for (name,), of_name in frame.group_by("name"):
+        for (name,), of_name in frame.group_by("name", maintain_order=True):
             if name in self._metrics or len(self._metrics) < _METRICS:
                 self._metrics.setdefault(str(name), _Means()).absorb(of_name)
 

@@ -88,14 +88,16 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
 
 def _verdict(event: FirstNonFinite, limits: Limits) -> _Verdict:
     """What the event came from: the first explanation that the evidence speaks for."""
-    explanations: tuple[_Verdict | None, ...] = (
-        *((_loaded(event), _initialised(event, limits), _overflowed(event, limits)) if event.has_past else ()),
-        *((_blown_up(event, limits), _by_an_update(event)) if event.has_past else ()),
-        _of_nothing(event),
-        _from_loss(event),
-        _from_backward(event),
+    of_the_past = (
+        _loaded(event)
+        or _initialised(event, limits)
+        or _overflowed(event, limits)
+        or _blown_up(event, limits)
+        or _by_an_update(event)
+        if event.has_past
+        else None
     )
-    return next(verdict for verdict in explanations if verdict is not None)
+    return of_the_past or _of_nothing(event) or _from_loss(event) or _from_backward(event)
 
 
 def _loaded(event: FirstNonFinite) -> _Verdict | None:

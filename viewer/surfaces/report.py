@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tracer.log.place import Place
 from tracer.log.ranks import STATE_WORDS, ranks_in, settle
-from tracer.log.run import LogError, holds_run, open_run, runs_in
+from tracer.log.run import LogError, holds_run, open_run, runs_or_itself
 from tracer.log.store import at
 from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain
@@ -27,6 +27,7 @@ from viewer.rules.findings import THRESHOLDS
 from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity, Snapshot
 from viewer.surfaces.actions import Actions
+from viewer.words import counted
 
 _MEASURED = "measured: between small trainings with and without the illness, far from both"
 # Longer lines are hard to read.
@@ -103,7 +104,7 @@ def list_thresholds(as_json: bool) -> None:
 
 def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: dict[str, str]) -> list[Snapshot]:
     """Runs with their findings; ``failed`` gets the reason why one of several cannot be read."""
-    paths = [path for folder in given for path in ([] if holds_run(folder) else runs_in(folder)) or [folder]]
+    paths = [path for folder in given for path in runs_or_itself(folder)]
     settle(paths)
     checked = []
     for path in dict.fromkeys(paths):
@@ -267,7 +268,7 @@ def paragraphs(checked: Iterable[Snapshot], width: int, part: str = "") -> Itera
         how = f"{plain(snapshot.name)}{part}: {STATE_WORDS[snapshot.state]} {where}{late}"
         if place:
             yield Text()
-        yield from _wrapped(Text(f"{how}; {_counted(snapshot.findings)}", "bold"), width)
+        yield from _wrapped(Text(f"{how}; {counted(snapshot.findings) or 'nothing found'}", "bold"), width)
         for number, finding in enumerate(snapshot.findings, 1):
             steps = f"since step {finding.first_step:,} until {finding.last_step:,}"
             heading = Text(f"[{number}] ").append(finding.severity, _STYLES[finding.severity])
@@ -275,11 +276,6 @@ def paragraphs(checked: Iterable[Snapshot], width: int, part: str = "") -> Itera
             yield from _wrapped(heading.append(f" {finding.kind}, {steps}"), width)
             yield from _wrapped(Text(plain(finding.sentence)), width, indent=4)
             yield from _wrapped(Text(finding.advice, "dim"), width, indent=4)
-
-
-def _counted(findings: Sequence[Finding]) -> str:
-    counts = [(kind, sum(finding.severity is kind for finding in findings)) for kind in Severity]
-    return ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts if count) or "nothing found"
 
 
 def _wrapped(text: Text, width: int, indent: int = 0) -> Iterator[Text]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,8 @@ from tracer.log.table import MEASURED, Column, columns_of
 from tracer.log.text import plain
 from viewer.draw.theme import run_colour
 from viewer.options import MOST_DRAWN, ViewOptions
-from viewer.snapshot import Severity, Snapshot
+from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.words import counted
 
 # More columns than anybody reads; a run may have thousands of metrics.
 _COLUMNS = 40
@@ -23,9 +23,10 @@ _COLUMNS = 40
 def columns(snapshots: Sequence[Snapshot]) -> list[Column]:
     """The columns of the table of runs, with the worst findings of each behind its steps."""
     found = columns_of([_row(snapshot) for snapshot in snapshots])
-    worst = [_severities(snapshot) for snapshot in snapshots]
-    findings = Column("findings", [_counted(counts) for counts in worst], [-_weight(c) for c in worst], MEASURED)
-    return [*found[:4], *([findings] if any(worst) else []), *found[4:]]
+    present = [[finding for finding in snapshot.findings if not finding.resolved] for snapshot in snapshots]
+    weights = [-_weight(findings) for findings in present]
+    findings = Column("findings", [counted(findings) or "–" for findings in present], weights, MEASURED)
+    return [*found[:4], *([findings] if any(present) else []), *found[4:]]
 
 
 def _row(snapshot: Snapshot) -> RunRow:
@@ -46,17 +47,10 @@ def _end(pick: Any, numbers: Sequence[float]) -> float:
     return float(pick((number for number in numbers if not math.isnan(number)), default=math.nan))
 
 
-def _severities(snapshot: Snapshot) -> Counter[Severity]:
-    return Counter(finding.severity for finding in snapshot.findings if not finding.resolved)
-
-
-def _counted(counts: Counter[Severity]) -> str:
-    return ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in Severity if counts[kind]) or "–"
-
-
-def _weight(counts: Counter[Severity]) -> int:
+def _weight(findings: Sequence[Finding]) -> int:
     """A number by which runs are sorted: one error is worse than any number of warnings."""
-    return sum(counts[kind] * 1000**place for place, kind in enumerate(reversed(Severity)))
+    weights = {kind: 1000**place for place, kind in enumerate(reversed(Severity))}
+    return sum(weights[finding.severity] for finding in findings)
 
 
 def for_page(snapshots: Sequence[Snapshot], options: ViewOptions) -> dict[str, object]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.log.table import MEASURED, Column, table_of
-from tracer.log.text import plain
+from tracer.log.text import plain, shortened
 from viewer.draw.axes import x_values
 from viewer.draw.layers import cells_of, column_edges, grouped, in_cells, row_of
 from viewer.draw.marks import flags_of, numbers_of
@@ -27,7 +27,7 @@ from viewer.reduce.metrics import ACCURACY, LOSS, MetricPanel, only_chosen, pane
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces import table as runs_table
 from viewer.surfaces.chart import Line, chart, moment
-from viewer.words import KINDS, duration, finding_words, first_of, missing, noticed, notices, shortened, title
+from viewer.words import KINDS, duration, finding_words, first_of, missing, noticed, notices, title
 
 # Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"

@@ -17,7 +17,6 @@ import secrets
 import socket
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,18 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
-from tracer.log.text import plain, reason
+from tracer.log.text import failure, plain, reason
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
 from viewer.reduce.metrics import chosen
-from viewer.snapshot import Finding, Severity, Snapshot
+from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces import table
 from viewer.surfaces.connections import HOST, Strangers, accept, listen
 from viewer.surfaces.cursor import Cursor, Reading
 from viewer.surfaces.screen import Screen
 from viewer.surfaces.token import kept_secret, token_of
-from viewer.words import noticed, span
+from viewer.words import counted, noticed, span
 
 # A browser with a wrong address gets an answer; the terminal stays quiet.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
@@ -104,9 +103,7 @@ def serve(
     try:
         secret = kept_secret(new_token)
     except (OSError, RuntimeError) as error:
-        words = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            words = f"{error.filename}: {error.strerror}"
+        words = failure(error)
         if new_token:
             raise LogError(f"no new token can be kept: {words}") from error
         say(f"the address holds until the page ends, since its token cannot be kept: {words}")
@@ -417,10 +414,9 @@ class Session(_Guarded, WebSocketHandler):
     def _findings(self) -> dict[str, object]:
         """The first findings in words and with links, the number of each severity, and how many are not listed."""
         findings = noticed(self.screen.snapshots, self.screen.options)
-        counts = Counter(finding.severity for _, _, finding in findings)
         more = f"… and {len(findings) - _FINDINGS} more: see `viewer check`" if len(findings) > _FINDINGS else ""
         return {
-            "words": ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] > 1)}" for kind in Severity if counts[kind]),
+            "words": counted([finding for _, _, finding in findings]),
             "listed": [self._listed(*each) for each in findings[:_FINDINGS]],
             "more": more,
         }

@@ -30,12 +30,13 @@ from tests.figures import (
 )
 from tests.halves import first_of
 from tracer.log.ranks import State
+from tracer.log.text import shortened
 from viewer.draw.overview import Overview
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import SPREAD, Scale, ViewOptions, XAxis
 from viewer.reduce.metrics import smoothed
 from viewer.snapshot import Curve, Extremes, Snapshot
-from viewer.words import shortened, title
+from viewer.words import title
 
 LOSS, ACCURACY, EXTREMES = range(3)
 NOW = 1e9
