@@ -30,7 +30,7 @@ from tracer.items import (
 )
 from tracer.kernel import Reducers
 from tracer.parameters import NamedParameter
-from tracer.statistics import EXTREMES, Measures
+from tracer.statistics import EXTREMES, WITHOUT_FLOAT64, Measures, spread_of
 
 # On these devices a copy to the host is made later than it is asked for, and operations of several streams overlap.
 STREAMED = frozenset({"cuda"})
@@ -40,16 +40,21 @@ _ALIGN_BYTES = 16
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter's numbers go: for each quantity views of one number each."""
+    """Where one parameter's numbers go: for each quantity views of one number each.
+
+    Two more, the spreads, are for a value before its update, and for what the update changed; none where these are not
+    measured.
+    """
 
     dtype: torch.dtype
     reduce: Callable[..., object]
     extremes: list[tuple[torch.Tensor, torch.Tensor]]
     further: list[tuple[torch.Tensor, ...]]
+    spreads: tuple[torch.Tensor, ...]
 
     def views(self) -> Iterator[torch.Tensor]:
         """All of them."""
-        return chain(*self.extremes, *self.further)
+        return chain(*self.extremes, *self.further, self.spreads)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class RowBuffer:
             tensors = [local(parameter.tensor) for parameter in parameters]
         extremes = [extremes_dtype(parameter.tensor) for parameter in parameters]
         streamed = any(tensor.device.type in STREAMED for tensor in tensors)
-        numbers, *spare = (_numbers(tensors, extremes, measures, len(quantities)) for _ in range(2 if streamed else 1))
+        numbers, *spare = (_numbers(tensors, extremes, measures, quantities) for _ in range(2 if streamed else 1))
         self._numbers, self._spare = numbers, spare[0] if spare else None
         # Whether this step's numbers may still be on their way to the host.
         self._sent = False
@@ -191,9 +196,20 @@ class RowBuffer:
         self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
 
-    def record_update(self, index: int, change: torch.Tensor) -> None:
-        """Record by how much an update has changed a parameter; under ``torch.no_grad``, without a host sync."""
+    def record_update(self, index: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Record by how much an update has changed a parameter; under ``torch.no_grad``, without a host sync.
+
+        Args:
+            index: The parameter's place.
+            before: A copy of what it was, which is overwritten.
+            after: What it is.
+        """
         slot, place = self.slots[index], self.layout.quantities.index("update")
+        if slot.spreads:
+            slot.spreads[0].copy_(spread_of(before))
+        change = torch.sub(after, before, out=before)
+        if slot.spreads:
+            slot.spreads[1].copy_(spread_of(change))
         reduce_into(change, slot.extremes[place])
         self._measures.measure(change, slot.further[place])
         self.present[index] |= UPDATED
@@ -224,7 +240,8 @@ class RowBuffer:
         index_of = [of_tensor.get(tensor, of_name.get(name)) for tensor, name in places]
         for before, index in enumerate(index_of):
             if index is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
-                for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=True):
+                # A device without float64 has no spreads, which come last.
+                for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=False):
                     to.copy_(source)
                 self.present[index] = old.present[before]
         for update in old._updates:
@@ -262,7 +279,7 @@ class RowBuffer:
 
 
 def _numbers(
-    tensors: Sequence[torch.Tensor], extremes: Sequence[torch.dtype], measures: Measures, quantities: int
+    tensors: Sequence[torch.Tensor], extremes: Sequence[torch.dtype], measures: Measures, quantities: tuple[str, ...]
 ) -> Numbers:
     """Room for the numbers of a step, on the devices of these tensors."""
     slots: dict[int, Slot] = {}
@@ -281,22 +298,28 @@ def _allocate(
     tensors: Sequence[torch.Tensor],
     extremes: Sequence[torch.dtype],
     measures: Measures,
-    quantities: int,
+    quantities: tuple[str, ...],
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
+    width = len(measures.measured)
+    firsts = range(0, len(quantities) * width, width)
+    beyond = len(quantities) * width
+    spreads = (beyond, beyond + 1) if "update" in quantities and device.type not in WITHOUT_FLOAT64 else ()
     kinds = [
-        (range(2), extremes),
-        (range(2, width := len(measures.measured)), [torch.float64] * len(tensors)),
+        (tuple(first + number for first in firsts for number in range(2)), extremes),
+        (
+            (*(first + number for first in firsts for number in range(2, width)), *spreads),
+            [torch.float64] * len(tensors),
+        ),
     ]
     groups: list[Group] = []
     end = 0
-    for numbers, dtypes in kinds:
+    for columns, dtypes in kinds:
         by_dtype: dict[torch.dtype, list[int]] = {}
         for index, tensor in enumerate(tensors):
-            if numbers and tensor.device == device:
+            if columns and tensor.device == device:
                 by_dtype.setdefault(dtypes[index], []).append(index)
-        columns = tuple(at * width + number for at in range(quantities) for number in numbers)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))
             end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
@@ -307,12 +330,15 @@ def _allocate(
         for index, row in zip(group.indices.tolist(), rows.view(-1, len(group.columns)), strict=True):
             views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
     for index, view in views.items():
-        firsts = range(0, quantities * width, width)
-        places = [(view[first], view[first + 1]) for first in firsts]
-        further = [tuple(view[first + number] for number in range(2, width)) for first in firsts]
         dtype = tensors[index].dtype
-        native = dtype in NATIVE and places[0][0].dtype is dtype
-        slots[index] = Slot(dtype, torch.aminmax if native else reduce_into, places, further)
+        native = dtype in NATIVE and view[0].dtype is dtype
+        slots[index] = Slot(
+            dtype,
+            torch.aminmax if native else reduce_into,
+            [(view[first], view[first + 1]) for first in firsts],
+            [tuple(view[first + number] for number in range(2, width)) for first in firsts],
+            tuple(view[place] for place in spreads),
+        )
     return block, tuple(groups)
 
 

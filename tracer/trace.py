@@ -99,7 +99,8 @@ def attach(
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
         update: Whether to record by how much updates change parameters, after minus before, in columns ``update_min``,
-            ``update_max`` and so on. It copies each parameter once, in the steps that ``update_every`` measures.
+            ``update_max`` and so on; and in ``update_ratio`` the standard deviation of that change over the value's. It
+            copies each parameter once, in the steps that ``update_every`` measures.
         update_every: Record updates, if ``update`` asks for them, in one of so many steps.
         scaler: The loop's ``GradScaler``. Gradients are recorded divided by its scale, and the metrics ``amp_scale``
             and ``skipped`` are written for each step. A scaler whose ``step`` calls the optimizer is found without
