@@ -144,7 +144,7 @@ class Encoder:
                 columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~told[keep])
         if "update" in layout.quantities:
             folded, told = _folded("ratio", *_ratios(present, measured, spreads), starts)
-            columns["update_ratio"] = pa.array(folded[keep], mask=~told[keep])
+            columns[schema.RATIO] = pa.array(folded[keep], mask=~told[keep])
         names = pa.DictionaryArray.from_arrays(
             pa.array(np.tile(np.arange(count, dtype=np.int32), len(starts))[keep.ravel()]),
             pa.array(layout.names, type=pa.string()),

@@ -51,6 +51,8 @@ class Extremes:
         time: Each bin's last time, in seconds since 1970.
         inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
         depth: The largest gradient magnitudes of the first and of the last layer, as ``depth.DEPTH`` names them.
+        ratio: Of one parameter the size of updates against that of the value, of the bins in which any was measured;
+            None where the run measures none.
     """
 
     step: Sequence[int]
@@ -59,6 +61,7 @@ class Extremes:
     time: Sequence[float] = ()
     inner: Mapping[str, Sequence[float | None]] | None = None
     depth: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    ratio: Curve | None = None
 
 
 @dataclass(frozen=True)

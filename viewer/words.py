@@ -9,6 +9,10 @@ from viewer.snapshot import Finding, Severity, Snapshot
 
 # Kinds of statistics, as their columns begin, in words.
 KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
+# cs231n (https://cs231n.github.io/neural-networks-3/#ratio): an update should be about so large, against the value.
+USUAL_RATIO, USUAL_WORDS = 1e-3, "rule of thumb"
+RATIO_WORDS = "update / value"
+NO_RATIO = "no update of it was measured, or its elements are all alike"
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _RANKS_NAMED = 8
 

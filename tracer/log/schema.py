@@ -108,6 +108,7 @@ BEYOND = {"step": 1 << 53, "time": 1 << 53, "rank": 1 << 31, "attempt": 1 << 30,
 # parameter's name.
 WRAPPERS = frozenset({"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
+RATIO = "update_ratio"
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _KEY = [
