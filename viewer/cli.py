@@ -62,7 +62,7 @@ def watch(
     param: Annotated[str, typer.Option(help="Show this parameter.")] = "",
     params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
     statistic: Annotated[
-        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as grad_norm.")
+        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as update_ratio.")
     ] = ViewOptions.statistic,
     metric: Annotated[str, typer.Option(metavar="REGEX", help="Only metrics whose name matches.")] = "",
     hide: Annotated[str, typer.Option(metavar="REGEX", help="No metric whose name matches.")] = "",

@@ -36,8 +36,11 @@ class Parameter(Drawing):
         begin(self.figure, self._options)
         of_histograms = tuple(f"{KINDS[kind]}\nhistogram" for kind in histograms)
         ridges = of_histograms if self._options.histograms is Histograms.RIDGE else ()
-        left = ("value", "gradient", *([RATIO_WORDS] if ratio else []), *of_histograms)
-        columns = [left + statistics] if one_column or not statistics else [left, statistics]
+        updates = (RATIO_WORDS,) if ratio else ()
+        left = ("value", "gradient", *of_histograms)
+        columns = [left, updates + statistics]
+        if one_column or not statistics:
+            columns = [("value", "gradient", *updates, *of_histograms, *statistics)]
         grid = self.figure.add_gridspec(1, len(columns))
         first: Axes | None = None
         self._panels: dict[str, Panel] = {}

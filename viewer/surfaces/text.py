@@ -431,10 +431,7 @@ def _ratio(ratio: Curve, snapshot: Snapshot, options: ViewOptions, size: tuple[i
     if not ratio.step:
         return Group(_words(RATIO_WORDS, "bold"), _words(NO_RATIO, "dim"))
     usual = [USUAL_RATIO] * len(ratio.step)
-    curves = [
-        replace(ratio, name=newest(ratio)),
-        Curve(USUAL_WORDS, ratio.step, usual, usual, usual, (), ratio.time),
-    ]
+    curves = [replace(ratio, name=""), Curve(USUAL_WORDS, ratio.step, usual, usual, usual, (), ratio.time)]
     return _chart(RATIO_WORDS, [(snapshot, curves)], options, Scale.LOG, size)
 
 
@@ -445,6 +442,9 @@ def _table_of_statistics(snapshot: Snapshot) -> Table:
     for statistic in dict.fromkeys(statistic for curves in kinds.values() for statistic in curves):
         cells = [_number(curves[statistic]) if statistic in curves else Text("–") for curves in kinds.values()]
         table.add_row(_words(statistic), *cells)
+    ratio = snapshot.extremes.ratio if snapshot.extremes is not None else None
+    if ratio is not None and ratio.step:
+        table.add_row(_words(RATIO_WORDS), _number(ratio))
     bad = [next(iter(curves.values())).nonfinite for curves in kinds.values()]
     if any(bad):
         table.add_row(Text("NaN/inf at", _ALARM), *map(_alarm, bad))
