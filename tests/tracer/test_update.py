@@ -83,9 +83,9 @@ class Gains(nn.Module):
 
     def __init__(self, gains: dict[str, list[float]], values: dict[str, list[float]]) -> None:
         super().__init__()
-        self.gains = {name: torch.tensor(each) for name, each in gains.items()}
+        self.gains = {name: torch.tensor(each, dtype=torch.float64) for name, each in gains.items()}
         for name, each in values.items():
-            self.register_parameter(name, nn.Parameter(torch.tensor(each)))
+            self.register_parameter(name, nn.Parameter(torch.tensor(each, dtype=torch.float64)))
 
     def forward(self) -> torch.Tensor:
         """The sum of all products."""

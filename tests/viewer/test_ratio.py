@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ STEPS = range(40)
 Ratios = Sequence[float | None]
 
 
-def logged(path: Path, ratios: Ratios, every: int = 10, **settings: object) -> Path:
+def logged(path: Path, ratios: Ratios, every: int = 10, **settings: Any) -> Path:
     """A run of 40 steps, in one of so many of which these ratios of one parameter were measured; none of the other."""
     path = new_run(path, ["a", "b"], settings={"every": 1, "update": True, "update_every": every, **settings})
     column = [ratios[step // every] if name == "a" and step % every == 0 else None for step in STEPS for name in "ab"]
@@ -187,7 +188,7 @@ def test_the_terminal_shows_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"budget": 0.01}], ids=str)
-def test_the_layers_show_it_without_empty_columns(settings: dict[str, object], tmp_path: Path) -> None:
+def test_the_layers_show_it_without_empty_columns(settings: dict[str, Any], tmp_path: Path) -> None:
     """A column is as wide as updates are apart, so that none of a run whose updates are measured looks unmeasured."""
     look = ViewOptions(View.LAYERS, statistic="update_ratio")
     run = snapshot(logged(tmp_path / "run", [1e-3, 0.0, math.nan, 4e-3], **settings), look)

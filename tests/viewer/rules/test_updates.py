@@ -25,14 +25,14 @@ Parameters = Iterable[nn.Parameter]
 
 
 def said(ratio: Ratio, steps: Sequence[int] = range(200), moves: float = 1e-4, ranks: int = 1) -> list[Finding]:
-    """What is said of a weight with these ratios, whose extremes move by a share of their size in each step."""
+    """What is said of a weight and a bias with these ratios, whose extremes move by a share of their size in a step."""
     history = ParamHistory(["a", "b"])
     rows = [(step, name) for step in steps for name in "ab"]
     size = [(1 + moves) ** step for step, _ in rows]
     columns: dict[str, list[float | None]] = {
         "value_min": [-each for each in size],
         "value_max": list(size),
-        "update_ratio": [ratio(step) if name == "a" else None for step, name in rows],
+        "update_ratio": [ratio(step) for step, _ in rows],
     }
     for rank in range(ranks):
         history.absorb(pl.DataFrame(pl.from_arrow(statistics(steps, ["a", "b"], columns, rank))).lazy())
@@ -62,7 +62,7 @@ def test_a_measured_ratio_decides(ratio: float, kinds: list[str], ranks: int) ->
     for moves in (0.0, 1e-9, 1e-4, 0.11):
         assert [finding.kind for finding in said(every(10, ratio), moves=moves, ranks=ranks)] == kinds
     for finding in said(every(10, ratio), ranks=ranks):
-        assert (finding.param, finding.first_step, finding.last_step) == ("a", 0, 190)
+        assert (finding.params, finding.first_step, finding.last_step) == (("a",), 0, 190)
         assert finding.numbers["rows"] == 20
         assert finding.numbers["largest"] == pytest.approx(ratio)
         assert "measured updates" in finding.sentence or "values move" in finding.sentence
