@@ -68,7 +68,8 @@ def wholes_of(run: Path) -> Rows:
 def train(run: Path, steps: int = 3, dtype: torch.dtype = torch.float32, **options: Any) -> Numbers:
     """Train some steps, and return what a hand-run loop says of the slices of ``w`` and ``b``."""
     torch.manual_seed(0)
-    model, expected = Experts(dtype), {}
+    model = Experts(dtype)
+    expected: Numbers = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with tracer.attach(model, run, **options):
         for step in range(steps):
@@ -191,6 +192,7 @@ def test_frozen_integers_and_complex_numbers_have_slices(tmp_path: Path) -> None
     optimizer = torch.optim.SGD([model.w, model.wave], lr=0.1)
     with tracer.attach(model, tmp_path / "run", slices="codes|wave"):
         (model(torch.randn(2, 4)).sum() + model.wave.abs().sum()).backward()
+        assert model.wave.grad is not None
         parts = torch.view_as_real(model.wave.detach()), torch.view_as_real(model.wave.grad)
         both = enumerate(zip(*map(of_array, parts), strict=True))
         expected: Numbers = {(0, f"wave[{index}]"): (*value, *grad) for index, (value, grad) in both}

@@ -52,7 +52,7 @@ class Live:
     def _history(self, run: Run) -> History:
         if run.info["run_id"] != self._shown_id:
             self._shown, self._shown_id = None, run.info["run_id"]
-        names = [param["name"] for param in run.info["params"]]
+        names = run.names
         self._params = tuple(names), tuple(matching(names, self._options.params))
         settings = run.info["settings"]
         stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))

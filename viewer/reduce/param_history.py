@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.schema import STATISTICS
+from tracer.log.schema import STATISTICS, slices_among
 from viewer.reduce.cells import Cells, Floats, Integers
 
 _CELLS, _COLUMNS = 600_000, 512
@@ -32,7 +32,7 @@ class ParamTables:
     since the row before, as a share of their size, for each step between.
 
     Attributes:
-        params: The parameters, in model order: the second axis of all tables.
+        params: The parameters, and slices of them, in model order: the second axis of all tables.
         begins: The first step of each bin that has rows: the first axis of all tables.
         ends: The last step with a row in each.
         first_bad_value: Of each parameter the first step whose value was not finite; -1 for none.
@@ -88,6 +88,25 @@ class ParamTables:
     turned: Sum
     update_logs: Sum
     update_logged: Sum
+
+    @cached_property
+    def wholes(self) -> Integers:
+        """The number of each slice's parameter; of a parameter its own."""
+        numbers = {name: number for number, name in enumerate(self.params)}
+        slices = slices_among(self.params)
+        return np.array([numbers[slices.get(name, name)] for name in self.params], np.int64)
+
+    @cached_property
+    def whole(self) -> npt.NDArray[np.bool_]:
+        """Mask of what is no slice."""
+        whole: npt.NDArray[np.bool_] = self.wholes == np.arange(len(self.params))
+        return whole
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> "ParamTables":
+        """The tables of those parameters alone that a mask selects."""
+        names = tuple(np.array(self.params, object)[mask].tolist())
+        columns = (*_MERGES, "first_bad_value", "first_bad_grad", "first_step", "first_low", "first_high")
+        return replace(self, params=names, **{name: getattr(self, name)[..., mask] for name in columns})
 
     @cached_property
     def size(self) -> Floats:
