@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 
 import tracer
 from tests.training import Rows, events, metric, recorded
+from tests.versions import needs_dtensor
 from tracer.log.run import open_run
 from tracer.log.store import at
 
@@ -371,6 +372,31 @@ def test_what_has_no_slices_is_left_out_with_one_warning(tmp_path: Path) -> None
         (model(torch.randn(2, 4)).sum() * model.scale + model.large.sum()).backward()
         optimizer.step()
     assert {name for _, name in slices_of(tmp_path / "run")} == {"w[0]", "w[1]", "w[2]"}
+
+
+@needs_dtensor
+def test_a_parameter_of_which_ranks_hold_parts_is_left_out(tmp_path: Path) -> None:
+    """Which of its slices a rank holds is not known here; its own rows are as ever."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        model = Experts()
+        model.shard = nn.Parameter(DTensor.from_local(torch.ones(2, 3), init_device_mesh("cpu", (2,)), [Shard(0)]))
+        words = "the slices of shard are not recorded (each rank holds a part of it)"
+        with pytest.warns(UserWarning, match=re.escape(words)):
+            trace = tracer.attach(model, tmp_path / "run", slices="shard|w")
+        with trace:
+            optimizer = torch.optim.SGD([model.w], lr=0.1)
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    rows = recorded(tmp_path / "run")
+    assert {name for _, name in rows} == {"gate", "w", "b", "shard", "w[0]", "w[1]", "w[2]"}
+    assert rows[0, "shard"]["value_max"] == 1.0
 
 
 def test_a_parameter_called_as_a_slice_keeps_its_rows_apart(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import LogError, NoRunError, Run, holds_run
 from tracer.log.runs import flat
+from tracer.log.schema import slices_among
 from tracer.log.text import failure
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
@@ -122,8 +123,14 @@ class Live:
             params=shown,
             all_params=all_params,
             statistics=_statistics(news.run.info["settings"]),
+            dtype=self._dtype(news.run),
             config=flat(news.run.config),
         )
+
+    def _dtype(self, run: Run) -> str:
+        """The dtype of the parameter that is shown, or whose slice is."""
+        of = slices_among(self._params[0]).get(self._options.param, self._options.param)
+        return next((str(param.get("dtype", "")) for param in run.info["params"] if param["name"] == of), "")
 
     def wait(self, seconds: float = RESCAN_SECONDS) -> None:
         """Wait until something is published, at most so long."""
@@ -140,5 +147,7 @@ class Live:
 
 def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
+    # The dynamic range is made of it.
+    recorded += ["bits"] * ("smallest" in recorded)
     kinds = ("grad", "value", *(name for name in ("applied", "update") if settings.get(name)))
     return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))

@@ -42,6 +42,7 @@ class ParamTables:
         first_high: Likewise, the largest.
         ranks: How many ranks have written rows.
         applied: The parameters of which an optimizer applied a gradient, as far as that was recorded.
+        smallest_grads: The smallest magnitude of each gradient that was not 0, where it was recorded.
         rows: How many rows each cell has: of several ranks, each has its own.
         grads: In how many of them there was a gradient.
         zeros: In how many of them it was zero throughout.
@@ -72,6 +73,7 @@ class ParamTables:
     first_high: Floats
     ranks: int
     applied: frozenset[str]
+    smallest_grads: Mapping[str, float]
     rows: Sum
     grads: Sum
     zeros: Sum
@@ -182,6 +184,7 @@ class ParamHistory:
         self._first_step = np.full(0, _NEVER)
         self._first = np.full((2, 0), np.nan)
         self._applied: frozenset[str] = frozenset()
+        self._smallest_grads: dict[str, float] = {}
         # Of each rank and parameter the newest row, and the change that led to it: NaN before the first.
         self._place_of_rank: dict[int, int] = {}
         self._newest_step = np.full((0, 0), -1)
@@ -194,6 +197,10 @@ class ParamHistory:
         if "applied_min" in rows.collect_schema():
             applied = rows.filter(pl.col("applied_min").is_not_null()).select(pl.col("param").unique().cast(pl.String))
             self._applied |= set(applied.collect()["param"])
+        if "grad_smallest" in rows.collect_schema():
+            smallest = rows.filter(pl.col("grad_smallest") > 0).group_by("param").agg(pl.col("grad_smallest").min())
+            for param, number in smallest.with_columns(pl.col("param").cast(pl.String)).collect().iter_rows():
+                self._smallest_grads[param] = min(number, self._smallest_grads.get(param, number))
         for offset in itertools.count(0, self.read_rows):
             frame = wanted.slice(offset, self.read_rows).collect()
             columns = self._columns(frame)
@@ -305,6 +312,7 @@ class ParamHistory:
             first_high=first_high,
             ranks=len(self._place_of_rank),
             applied=self._applied,
+            smallest_grads=dict(self._smallest_grads),
             **dict[str, Any](cells),
         )
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from viewer.dtypes import RANGES
 from viewer.rules.evidence import Evidence
 from viewer.rules.first_nonfinite import FirstNonFinite, first_nonfinite
 from viewer.rules.rule import Case, Limits, Threshold, rule
 from viewer.rules.values import layers_of, usual_size
 from viewer.snapshot import Number, Severity
 
-# Of dtypes with so small an end a training may well reach it.
-_SMALL_ENDS = {"float16": 65504.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+# A training may well reach an end below this.
+_SMALL_END = 1e5
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,11 @@ def _initialised(event: FirstNonFinite, limits: Limits) -> _Verdict | None:
 def _overflowed(event: FirstNonFinite, limits: Limits) -> _Verdict | None:
     """Of a dtype with a small end: where gradients came close to it, or nothing else explains the event."""
     params = [event.evidence.params[event.place]] if event.place is not None else event.evidence.params
-    dtype = next((param.dtype for param in params if param.trainable and param.dtype in _SMALL_ENDS), None)
+    ends = {dtype: held.largest for dtype, held in RANGES.items() if held.largest < _SMALL_END}
+    dtype = next((param.dtype for param in params if param.trainable and param.dtype in ends), None)
     if dtype is None or event.what == "value":
         return None
-    end, reached = _SMALL_ENDS[dtype], event.gradients_before.largest
+    end, reached = ends[dtype], event.gradients_before.largest
     if reached <= end / 2 ** limits["overflow.bits"] and _blown_up(event, limits) is not None:
         return None
     where = "forward" if event.metric is not None else "backward"
