@@ -71,7 +71,7 @@ def _down(case: Case, held: Range) -> str:
     if not smallest:
         return ""
     bits = np.log2(smallest) - np.log2(held.smallest)
-    return f"; those of {case.param} go down to {smallest:.2g}, {bits:.2g} bits above what becomes 0"
+    return f"; those of {case.param} go down to {smallest:.2g}, {bits:.2g} bits above the smallest number that it holds"
 
 
 @rule(
