@@ -31,7 +31,7 @@ CORE = [
             "torch", "clock", "hooks", "batch", "steps", "loops", "discarded", "every", "rows", "rearm", "trace", "amp",
             "adopted_scalers", "applied", "dtypes", "extremes", "statistics", "activations", "compiled", "notebook",
             "parameters", "unregistered", "engines", "graphs", "wrappers", "torchscript", "sharded_metrics", "gone",
-            "interrupts", "paths", "texts", "warn", "rates", "untrained", "update",
+            "interrupts", "paths", "texts", "warn", "rates", "untrained", "update", "slices",
         )
     ),
     *(f"distributed/test_{name}.py" for name in ("ddp", "fsdp", "tensor_parallel")),

@@ -123,12 +123,14 @@ def _describe(model: nn.Module, hooks: Hooks, settings: Settings, config: Config
 
     def describe(parameter: NamedParameter) -> dict[str, Any]:
         tensor = parameter.tensor
+        slices = {"slices": parameter.slices} if parameter.slices else {}
         return {
             "name": parameter.name,
             "aliases": list(parameter.aliases),
             "shape": None if parameter.lazy else list(parameter.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "trainable": tensor.requires_grad,
+            **slices,
         }
 
     return {

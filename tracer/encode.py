@@ -38,6 +38,8 @@ _NUMPY = {
 }
 # The measured numbers of a gradient that change with its scale; counts do not.
 _SCALED = {"min", "max", "sum", "norm", "spread", "smallest"}
+# The statistics of slices.
+_OF_SLICES = {"min", "max", "absmax"}
 
 
 def on_host(item: Any) -> Any:
@@ -108,7 +110,7 @@ class Encoder:
         return {table: getattr(self, table) for table in tables}
 
     def extremes(self, steps: Sequence[StepRows]) -> pa.Table:
-        """The rows of these steps: one a parameter and step, or a parameter and several folded steps."""
+        """The rows of these steps: one a parameter or slice and step, or several folded steps."""
         runs: list[list[StepRows]] = []
         # One a step: see how the recorder emits it.
         for rows in {(rows.attempt, rows.step): rows for rows in steps}.values():
@@ -122,32 +124,36 @@ class Encoder:
         count = len(layout.names)
         present = np.frombuffer(b"".join(rows.present for rows in steps), dtype=np.uint8).reshape(len(steps), count)
         starts = np.flatnonzero(np.diff([self._row(rows) for rows in steps], prepend=[(-1, -1)], axis=0).any(axis=1))
-        spans = np.add.reduceat((present != 0).astype(np.int32), starts, axis=0)
+        # Of a slice is known when its parameter was recorded.
+        rows = layout.params
+        spans = np.add.reduceat((present != 0).astype(np.int32), starts, axis=0)[:, rows]
         keep = spans != 0
         measured, spreads = _numbers(steps)
         columns = {}
         for at, quantity in enumerate(layout.quantities):
             recorded = present & QUANTITIES[quantity] != 0
             numbers = dict(zip(layout.measures.measured, np.moveaxis(measured[:, :, at], -1, 0), strict=True))
-            known = np.ones_like(recorded)
+            known = np.ones((len(steps), len(rows)), dtype=bool)
             if quantity in ("grad", "applied"):
-                divisor = _divisors(steps, quantity, recorded)
+                divisor = _divisors(steps, quantity, recorded)[:, rows]
                 known = ~np.isnan(divisor)
                 # A scaler that found an infinity in every step has halved its scale to 0.
                 with np.errstate(all="ignore"):
                     numbers |= {
                         name: numbers[name] / np.where(known, divisor, 1.0) for name in _SCALED.intersection(numbers)
                     }
-            for statistic, values in layout.measures.derive(numbers, layout.elements).items():
+            for statistic, values in layout.measures.derive(numbers, layout.elements[rows]).items():
                 # NaN and infinity are what they are at any scale.
-                folded, told = _folded(statistic, values, recorded & (known | ~np.isfinite(values)), starts)
+                folded, told = _folded(statistic, values, recorded[:, rows] & (known | ~np.isfinite(values)), starts)
+                if statistic not in _OF_SLICES:
+                    told[:, count:] = False
                 columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~told[keep])
         if "update" in layout.quantities:
-            folded, told = _folded("ratio", *_ratios(present, measured, spreads), starts)
+            folded, told = _folded("ratio", *_ratios(present[:, rows], measured, spreads), starts)
             columns[schema.RATIO] = pa.array(folded[keep], mask=~told[keep])
         names = pa.DictionaryArray.from_arrays(
-            pa.array(np.tile(np.arange(count, dtype=np.int32), len(starts))[keep.ravel()]),
-            pa.array(layout.names, type=pa.string()),
+            pa.array(np.tile(np.arange(len(rows), dtype=np.int32), len(starts))[keep.ravel()]),
+            pa.array(layout.rows, type=pa.string()),
         )
         ends = [steps[end - 1] for end in (*starts[1:], len(steps))]
         key = self._key(ends, keep.sum(axis=1))
@@ -211,7 +217,8 @@ def _finite(rows: StepRows) -> bool:
     """Whether all that is recorded is finite."""
     present = np.frombuffer(rows.present, dtype=np.uint8)
     recorded = np.stack([present & QUANTITIES[quantity] != 0 for quantity in rows.layout.quantities], axis=1)
-    return bool(np.isfinite(_numbers([rows])[0][0][recorded]).all())
+    # What is in a slice is in the extremes of its parameter.
+    return bool(np.isfinite(_numbers([rows])[0][0, : len(present)][recorded]).all())
 
 
 def _folded(
@@ -222,7 +229,7 @@ def _folded(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """A statistic of each row, and where it is known: the least minimum, the mean of means, else the largest.
 
-    ``values`` has shape (steps, parameters), ``recorded`` says where it holds one, and each of ``starts`` is the index
+    ``values`` has shape (steps, rows), ``recorded`` says where it holds one, and each of ``starts`` is the index
     of a row's first step.
     """
     if len(starts) == len(values):
@@ -281,9 +288,9 @@ def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, l
 
 
 def _numbers(steps: list[StepRows]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """All measured numbers, as float64 of shape (steps, parameters, quantities, measured); and (…, 2), the spreads."""
+    """All measured numbers, as float64 of shape (steps, rows, quantities, measured); and (…, 2), the spreads."""
     layout = steps[0].layout
-    shape = len(layout.names), len(layout.quantities), len(layout.measures.measured)
+    shape = len(layout.rows), len(layout.quantities), len(layout.measures.measured)
     beyond = shape[1] * shape[2]
     numbers = np.zeros((len(steps), shape[0], beyond + 2))
     for device, groups in enumerate(layout.groups):

@@ -117,6 +117,7 @@ class Hooks:
         model: The model.
         select: Which of its parameters, as in ``attach``.
         rename: Likewise, their names.
+        slices: Likewise, of which of these slices are recorded, too.
 
     Attributes:
         chosen: The traced parameters, in model order.
@@ -127,11 +128,14 @@ class Hooks:
         on_gone: Called once nobody else has the model any more, nor a module of it.
 
     Raises:
-        ValueError: the model has no trainable parameter, none is selected, or ``rename`` gives two of them one name.
+        ValueError: the model has no trainable parameter, ``select`` or ``slices`` selects none, or ``rename`` gives two
+            of them one name.
         TypeError: ``rename`` gives something else than a text.
     """
 
-    def __init__(self, model: nn.Module, select: Select | None, rename: Rename | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, select: Select | None, rename: Rename | None = None, slices: Select | None = None
+    ) -> None:
         # Weakly, so that a trace which nobody closes does not keep its model. What the model itself holds is kept.
         self._listener: Listener | None = None
         self._root = weakref.ref(model, self._outlive)
@@ -139,6 +143,7 @@ class Hooks:
         self._stand_in: nn.Module | None = None
         self.on_gone: Callable[[], None] = lambda: None
         self._wanted = LastingFilter(name_filter(select), "params")
+        self._sliced = LastingFilter(name_filter(slices or (lambda name: False), "slices"), "slices")
         self._renamed = Renaming(rename)
         self._wrap: Callable[[Hook], Hook] | None = None
         self.param_hooks: list[ParamHook] = []
@@ -149,7 +154,7 @@ class Hooks:
         self._lazy: list[nn.Parameter] = []
         reshard(model)
         self._survey(self._look())
-        self._wanted.inside_training = self._renamed.inside_training = True
+        self._wanted.inside_training = self._sliced.inside_training = self._renamed.inside_training = True
         everything = self._renamed(named_parameters(model))
         if not any(_gets_gradients(parameter.tensor) for parameter in everything):
             raise ValueError(
@@ -161,6 +166,11 @@ class Hooks:
             raise ValueError(
                 f"params={select!r} selects {'only frozen ones' if self.chosen else 'none'} of the model's "
                 f"{len(everything)} parameters; their names begin {names}"
+            )
+        if slices is not None and not any(parameter.sliced for parameter in self.chosen):
+            names = ", ".join(parameter.name for parameter in self.chosen[:5])
+            raise ValueError(
+                f"slices={slices!r} selects none of the {len(self.chosen)} traced parameters; their names begin {names}"
             )
 
     def arm(self, listener: Listener, wrap: Callable[[Hook], Hook] | None = None) -> None:
@@ -315,11 +325,16 @@ class Hooks:
         model = self._model()
         if model is None:
             return self.chosen
-        for parameter in self._renamed(named_parameters(model)):
+        parameters = self._renamed(named_parameters(model))
+        # A parameter may be called as a slice of another one would be.
+        taken = {parameter.name.rpartition("[")[0] for parameter in parameters}
+        for parameter in parameters:
             if self._wanted(parameter.name):
                 before = armed.get((id(parameter.owner), parameter.key))
                 gathered = before is not None and _gathered(parameter.tensor, before)
-                wanted.append(replace(parameter, tensor=before) if before is not None and gathered else parameter)
+                tensor = before if before is not None and gathered else parameter.tensor
+                sliced = parameter.name not in taken and self._sliced(parameter.name)
+                wanted.append(replace(parameter, tensor=tensor, sliced=sliced))
         return wanted
 
     def _survey(self, chosen: list[NamedParameter]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tracer.extremes import local, partial
+from tracer.log.run import slice_names
 from tracer.statistics import Measures
 
 VALUE, GRADIENT, EMPTY, APPLIED = 1, 2, 4, 8
@@ -198,19 +200,40 @@ class Layout:
 
     The columns of one quantity follow those of another: the extremes first, then the rest. Where updates are recorded,
     two more come last: the spread of each value before its update, and that of what the update changed.
+
+    Attributes:
+        names: The parameters.
+        slices: How many slices of each have rows of their own, which hold extremes alone.
+        elements: How many numbers each parameter has.
+        quantities: What is recorded of each.
+        measures: The measurements of each quantity.
+        groups: Where these lie. Rows are numbered: first those of parameters, then those of slices.
     """
 
     names: tuple[str, ...]
+    slices: tuple[int, ...]
     elements: npt.NDArray[np.float64]
     quantities: tuple[str, ...]
     measures: Measures
     groups: tuple[tuple[Group, ...], ...]
 
     @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """The name of each row."""
+        of_slices = map(slice_names, self.names, self.slices)
+        return (*self.names, *chain.from_iterable(of_slices))
+
+    @cached_property
+    def params(self) -> npt.NDArray[np.int64]:
+        """The number of the parameter of each row."""
+        numbers = np.arange(len(self.names))
+        return np.concatenate([numbers, np.repeat(numbers, self.slices)])
+
+    @cached_property
     def rows_and_bytes(self) -> tuple[int, int]:
         """How many rows a step has, and about how many bytes they take in memory until they are written."""
         size_bytes = sum(group.size_bytes for groups in self.groups for group in groups)
-        return len(self.names), 500 + len(self.names) + size_bytes
+        return len(self.rows), 500 + len(self.names) + size_bytes
 
 
 class Update(NamedTuple):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.engines import in_flat
-from tracer.log.schema import WRAPPERS
+from tracer.log.schema import MOST_SLICES, WRAPPERS
 from tracer.warn import encodable, in_short, warn
 
 Select = str | re.Pattern[str] | Callable[[str], bool]
@@ -26,13 +26,18 @@ _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
 @dataclass(frozen=True, eq=False)
 class NamedParameter:
-    """One parameter: its name in the log, its other names if it is tied, and where the model keeps it."""
+    """One parameter: its name in the log, its other names if it is tied, and where the model keeps it.
+
+    Attributes:
+        sliced: Whether the extremes of its slices are wanted.
+    """
 
     name: str
     aliases: tuple[str, ...]
     tensor: nn.Parameter
     owner: dict[str, nn.Parameter | None]
     key: str
+    sliced: bool = False
 
     @property
     def lazy(self) -> bool:
@@ -48,6 +53,22 @@ class NamedParameter:
     def shape(self) -> tuple[int, ...]:
         """Its shape as a whole: ZeRO-3 leaves an empty tensor in its place."""
         return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))
+
+    @property
+    def slices(self) -> int:
+        """The number of slices of its first dimension of which extremes are recorded; 0 until it has a shape."""
+        return self.shape[0] if self.sliced and not (self.lazy or self.unsliced) else 0
+
+    @property
+    def unsliced(self) -> str:
+        """The reason why nothing can be recorded of its slices; "" where it can."""
+        if self.lazy:
+            return ""
+        if self.sharded or in_flat(self.tensor):
+            return "each rank holds a part of it"
+        if self.tensor.dim() == 0 or self.tensor.numel() == 0:
+            return "it has none"
+        return f"{self.shape[0]:,} are more than {MOST_SLICES:,}" if self.shape[0] > MOST_SLICES else ""
 
 
 def named_parameters(model: nn.Module) -> list[NamedParameter]:

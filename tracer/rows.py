@@ -1,15 +1,15 @@
 """One step's numbers on their device: the buffer that hooks write into, and the histograms of a step."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
 
 from tracer.batch import Batch, Direct
-from tracer.extremes import NATIVE, dense_numel, extremes_dtype, flat, local, partial, reduce_into
+from tracer.extremes import NATIVE, dense_numel, extremes_dtype, flat, local, partial, reduce_into, reduce_slices
 from tracer.histogram import histogram
 from tracer.items import (
     APPLIED,
@@ -28,7 +28,7 @@ from tracer.items import (
     Update,
     host_blocks,
 )
-from tracer.kernel import Reducers
+from tracer.kernel import Places, Reducers
 from tracer.parameters import NamedParameter
 from tracer.statistics import EXTREMES, WITHOUT_FLOAT64, Measures, spread_of
 
@@ -42,19 +42,37 @@ _ALIGN_BYTES = 16
 class Slot:
     """Where one parameter's numbers go: for each quantity views of one number each.
 
-    Two more, the spreads, are for a value before its update, and for what the update changed; none where these are not
-    measured.
+    Attributes:
+        dtype: The parameter's.
+        native: Whether ``torch.aminmax`` is all that it needs.
+        extremes: For minimum and maximum.
+        further: For further measurements.
+        spreads: For the spread of a value before its update, and of what the update changed; none where these are not
+            measured.
+        slices: Views of the minima and maxima of all slices; none where they are not recorded.
     """
 
     dtype: torch.dtype
-    reduce: Callable[..., object]
-    extremes: list[tuple[torch.Tensor, torch.Tensor]]
+    native: bool
+    extremes: list[Places]
     further: list[tuple[torch.Tensor, ...]]
     spreads: tuple[torch.Tensor, ...]
+    slices: list[Places]
 
     def views(self) -> Iterator[torch.Tensor]:
         """All of them."""
-        return chain(*self.extremes, *self.further, self.spreads)
+        return chain(*self.extremes, *self.further, *self.slices, self.spreads)
+
+    def takes_over(self, other: "Slot") -> bool:
+        """Whether the slices of another slot are as many as these."""
+        return [view.shape for view in chain(*self.slices)] == [view.shape for view in chain(*other.slices)]
+
+    def reduce(self, tensor: torch.Tensor, quantity: int) -> None:
+        """Write the extremes of a tensor of any layout and dtype; under ``torch.no_grad``, without a host sync."""
+        if self.slices:
+            reduce_slices(tensor, self.extremes[quantity], self.slices[quantity])
+        else:
+            reduce_into(tensor, self.extremes[quantity])
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,10 @@ class RowBuffer:
             tensors = [local(parameter.tensor) for parameter in parameters]
         extremes = [extremes_dtype(parameter.tensor) for parameter in parameters]
         streamed = any(tensor.device.type in STREAMED for tensor in tensors)
-        numbers, *spare = (_numbers(tensors, extremes, measures, quantities) for _ in range(2 if streamed else 1))
+        slices = tuple(parameter.slices for parameter in parameters)
+        numbers, *spare = (
+            _numbers(tensors, extremes, slices, measures, quantities) for _ in range(2 if streamed else 1)
+        )
         self._numbers, self._spare = numbers, spare[0] if spare else None
         # Whether this step's numbers may still be on their way to the host.
         self._sent = False
@@ -105,13 +126,14 @@ class RowBuffer:
         self._tensors = [id(parameter.tensor) for parameter in parameters]
         names = tuple(parameter.name for parameter in parameters)
         self._elements = [dense_numel(tensor) for tensor in tensors]
-        self.layout = Layout(names, np.array(self._elements, dtype=np.float64), quantities, measures, numbers.groups)
+        elements = np.array(self._elements, dtype=np.float64)
+        self.layout = Layout(names, slices, elements, quantities, measures, numbers.groups)
         self._measures = measures
         self._nothing = bytes(0 if tensor.numel() else EMPTY for tensor in tensors)
         self._updates: list[Update] = []
         self.present = bytearray(self._nothing)
         self.batch = Batch(self.present)
-        self.kinds = {(slot.dtype, slot.extremes[0][0].device) for slot in self.slots if slot.reduce is torch.aminmax}
+        self.kinds = {(slot.dtype, slot.extremes[0][0].device) for slot in self.slots if slot.native}
 
     @property
     def on_host(self) -> bool:
@@ -121,7 +143,7 @@ class RowBuffer:
     def direct(self, index: int, tensor: torch.Tensor, reducers: Reducers) -> Direct | None:
         """Where a parameter's hook may write itself; None if this parameter needs more than two reductions."""
         slot = self.slots[index]
-        if slot.reduce is not torch.aminmax or self._measures.further or index in self._sharded or self._nothing[index]:
+        if not slot.native or self._measures.further or index in self._sharded or self._nothing[index]:
             return None
         reducer = reducers.of((slot.dtype, slot.extremes[0][0].device))
         if reducer is not None:
@@ -153,21 +175,23 @@ class RowBuffer:
         # The count of elements makes a mean of a sum.
         if value.dtype is not slot.dtype or (self._measures.further and dense_numel(value) != self._elements[index]):
             raise MisfitError
+        if slot.slices and value.shape[:1] != slot.slices[0][0].shape:
+            raise MisfitError
         extremes = slot.extremes
         first = not before & VALUE
         try:
             if first:
-                slot.reduce(flat(value), out=extremes[0])
+                _reduce(slot, value, 0)
             if gradient is not None:
-                slot.reduce(flat(gradient), out=extremes[1])
+                _reduce(slot, gradient, 1)
         except RuntimeError:
             if value.device != extremes[0][0].device or extremes_dtype(parameter) is not extremes[0][0].dtype:
                 raise MisfitError from None
             # The gradient is sparse, or has another dtype than its parameter.
             if first:
-                reduce_into(value, extremes[0])
+                slot.reduce(value, 0)
             if gradient is not None:
-                reduce_into(gradient, extremes[1])
+                slot.reduce(gradient, 1)
         if self._measures.further:
             if first:
                 self._measures.measure(value, slot.further[0])
@@ -192,7 +216,7 @@ class RowBuffer:
         if gradient is None or self.present[index] == EMPTY or partial(gradient):
             return
         slot, gradient = self.slots[index], local(gradient)
-        reduce_into(gradient, slot.extremes[2])
+        slot.reduce(gradient, 2)
         self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
 
@@ -210,7 +234,7 @@ class RowBuffer:
         change = torch.sub(after, before, out=before)
         if slot.spreads:
             slot.spreads[1].copy_(spread_of(change))
-        reduce_into(change, slot.extremes[place])
+        slot.reduce(change, place)
         self._measures.measure(change, slot.further[place])
         self.present[index] |= UPDATED
 
@@ -239,7 +263,12 @@ class RowBuffer:
         places = zip(old._tensors, old.layout.names, strict=True)
         index_of = [of_tensor.get(tensor, of_name.get(name)) for tensor, name in places]
         for before, index in enumerate(index_of):
-            if index is not None and old.present[before] not in (0, EMPTY) and self.present[index] != EMPTY:
+            if (
+                index is not None
+                and old.present[before] not in (0, EMPTY)
+                and self.present[index] != EMPTY
+                and self.slots[index].takes_over(old.slots[before])
+            ):
                 # A device without float64 has no spreads, which come last.
                 for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=False):
                     to.copy_(source)
@@ -278,8 +307,20 @@ class RowBuffer:
         self._views: list[memoryview | None] = [block.numpy().data if block.is_cpu else None for block in blocks]
 
 
+def _reduce(slot: Slot, tensor: torch.Tensor, quantity: int) -> None:
+    """Write a tensor's extremes in the shortest way."""
+    if slot.native:
+        torch.aminmax(flat(tensor), out=slot.extremes[quantity])
+    else:
+        slot.reduce(tensor, quantity)
+
+
 def _numbers(
-    tensors: Sequence[torch.Tensor], extremes: Sequence[torch.dtype], measures: Measures, quantities: tuple[str, ...]
+    tensors: Sequence[torch.Tensor],
+    extremes: Sequence[torch.dtype],
+    slices: Sequence[int],
+    measures: Measures,
+    quantities: tuple[str, ...],
 ) -> Numbers:
     """Room for the numbers of a step, on the devices of these tensors."""
     slots: dict[int, Slot] = {}
@@ -287,7 +328,7 @@ def _numbers(
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         # A tensor made under inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            block, device_groups = _allocate(device, tensors, extremes, measures, quantities, slots)
+            block, device_groups = _allocate(device, tensors, extremes, slices, measures, quantities, slots)
         blocks.append(block)
         groups.append(device_groups)
     return Numbers(blocks, [slots[index] for index in range(len(tensors))], tuple(groups))
@@ -297,11 +338,13 @@ def _allocate(
     device: torch.device,
     tensors: Sequence[torch.Tensor],
     extremes: Sequence[torch.dtype],
+    slices: Sequence[int],
     measures: Measures,
     quantities: tuple[str, ...],
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
+    here = [index for index, tensor in enumerate(tensors) if tensor.device == device]
     width = len(measures.measured)
     firsts = range(0, len(quantities) * width, width)
     beyond = len(quantities) * width
@@ -317,27 +360,38 @@ def _allocate(
     end = 0
     for columns, dtypes in kinds:
         by_dtype: dict[torch.dtype, list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            if columns and tensor.device == device:
-                by_dtype.setdefault(dtypes[index], []).append(index)
+        for index in here if columns else ():
+            by_dtype.setdefault(dtypes[index], []).append(index)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))
             end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+    # Of the parameters that have slices, a group each: one operation writes a whole column of it.
+    sliced = {index: len(groups) + at for at, index in enumerate(index for index in here if slices[index])}
+    columns = tuple(first + number for first in firsts for number in range(2))
+    first_rows = list(accumulate(slices, initial=len(tensors)))
+    for index in sliced:
+        groups.append(Group(extremes[index], end, np.arange(*first_rows[index : index + 2]), columns))
+        end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
     block = torch.zeros(end, dtype=torch.uint8, device=device)
+    tables = [
+        block[group.offset_bytes : group.offset_bytes + group.size_bytes].view(group.dtype).view(-1, len(group.columns))
+        for group in groups
+    ]
     views: dict[int, dict[int, torch.Tensor]] = {}
-    for group in groups:
-        rows = block[group.offset_bytes : group.offset_bytes + group.size_bytes].view(group.dtype)
-        for index, row in zip(group.indices.tolist(), rows.view(-1, len(group.columns)), strict=True):
+    for group, rows in zip(groups[: len(groups) - len(sliced)], tables, strict=False):
+        for index, row in zip(group.indices.tolist(), rows, strict=True):
             views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
     for index, view in views.items():
         dtype = tensors[index].dtype
-        native = dtype in NATIVE and view[0].dtype is dtype
+        of_slices = tables[sliced[index]].unbind(1) if index in sliced else ()
+        native = dtype in NATIVE and view[0].dtype is dtype and not of_slices
         slots[index] = Slot(
             dtype,
-            torch.aminmax if native else reduce_into,
+            native,
             [(view[first], view[first + 1]) for first in firsts],
             [tuple(view[first + number] for number in range(2, width)) for first in firsts],
             tuple(view[place] for place in spreads),
+            list(zip(of_slices[::2], of_slices[1::2], strict=True)),
         )
     return block, tuple(groups)
 

@@ -63,6 +63,7 @@ def attach(
     applied: bool = False,
     update: bool = False,
     update_every: int = 10,
+    slices: Select | None = None,
     scaler: GradScaler | None = None,
     activations: bool | Select | None = False,
     histogram_every: int = 100,
@@ -102,6 +103,10 @@ def attach(
             ``update_max`` and so on; and in ``update_ratio`` the standard deviation of that change over the value's. It
             copies each parameter once, in the steps that ``update_every`` measures.
         update_every: Record updates, if ``update`` asks for them, in one of so many steps.
+        slices: Of which of these parameters to record each slice of the first dimension, too, as of stacked experts: a
+            selection as in ``params``. The slice ``w[3]`` of ``w`` has rows of its own under that name, with extremes
+            and ``absmax`` of all that is recorded of ``w``. Left out, with a warning, are parameters with more than
+            1,024 slices, and those of which each rank holds a part.
         scaler: The loop's ``GradScaler``. Gradients are recorded divided by its scale, and the metrics ``amp_scale``
             and ``skipped`` are written for each step. A scaler whose ``step`` calls the optimizer is found without
             this: give it to a loop that divides gradients by its scale without that.
@@ -118,11 +123,11 @@ def attach(
             stay. Several ranks all give it: rank 0 replaces the run, and the others wait for that, at most a minute.
 
     Raises:
-        ValueError: the model has no trainable parameter, ``params`` or ``activations`` selects none, there is no such
-            statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is given with
-            ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` or ``overwrite`` has no
-            ``path``, or both are given, ``config`` is larger than 1 MiB, or a device has no float64, as Apple's have
-            not, and more than extremes is asked for.
+        ValueError: the model has no trainable parameter, ``params``, ``slices`` or ``activations`` selects none, there
+            is no such statistic, a number is not a positive integer, ``budget`` is not between 0 and 1, ``fold`` is
+            given with ``every`` or ``budget``, ``rename`` gives two parameters one name, ``resume`` or ``overwrite``
+            has no ``path``, or both are given, ``config`` is larger than 1 MiB, or a device has no float64, as Apple's
+            have not, and more than extremes is asked for.
         TypeError: an argument has the wrong type, or ``rename`` returns something else than a text.
         RuntimeError: the model, or a part of it, is being traced into another path, or another model into this one.
         tracer.LogError: ``path`` holds a run already, which with ``overwrite`` another process writes; or it is a file,
@@ -163,10 +168,14 @@ def attach(
         # mark for that.
         warn("a child process runs the script that started it once more: nothing is traced there")
         return Trace(place or store.at("runs"), settings, None)
-    hooks = Hooks(model, params, rename)
+    hooks = Hooks(model, params, rename, slices)
     older = _older_trace(model, place, resume, overwrite)
     if (reason := flattened(model)) is not None:
         warn(reason)
+    if unsliced := {each.name: each.unsliced for each in hooks.chosen if each.sliced and each.unsliced}:
+        name, why = next(iter(unsliced.items()))
+        others = f", nor are those of {len(unsliced) - 1} other parameters" if len(unsliced) > 1 else ""
+        warn(f"the slices of {name} are not recorded ({why}){others}")
     outputs = None if activations is False or activations is None else Activations(model, activations)
     if settings.measures.with_float64 or outputs is not None:
         _see_that_there_is_float64(hooks)
@@ -275,6 +284,8 @@ def _begin(
     _close_at_exit(trace)
     if rank == 0:
         does = f"goes on at step {first_step}" if resumed else f"traces {len(hooks.chosen)} parameters"
+        count = sum(each.slices for each in hooks.parameters)
+        does += f", and {count:,} slices" if count else ""
         does += "".join(f" ({said})" for said in sorted({remark(each.tensor) or "" for each in hooks.chosen} - {""}))
         say(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}")
     return trace

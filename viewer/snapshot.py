@@ -165,6 +165,7 @@ class Snapshot:
         params: The parameters in model order that are to be shown, of ``all_params``.
         statistics: What the layers can show.
         findings: What is wrong with the run, the worst first, as far as it is known yet.
+        dtype: Of the view of one parameter its dtype; "" where that is unknown.
         config: Its hyper-parameters, those of inner dicts with names as ``optimizer.lr``.
     """
 
@@ -189,6 +190,7 @@ class Snapshot:
     all_params: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    dtype: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,8 +1,9 @@
 """The state of runs in words, for every surface."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tracer.log.ranks import STATE_WORDS
+from tracer.log.schema import slices_among
 from tracer.log.text import shortened
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Severity, Snapshot
@@ -34,9 +35,16 @@ def _part(snapshots: Sequence[Snapshot], options: ViewOptions) -> str:
     elif options.rank not in (MERGED, SPREAD):
         part = f" · rank {options.rank}"
     if options.params and options.view is not View.PARAM:
-        shown = sum(len(snapshot.params) for snapshot in snapshots)
-        part += f" · {shown:,} of {sum(len(snapshot.all_params) for snapshot in snapshots):,} parameters"
+        shown = sum(parameters_in(snapshot.params, snapshot.all_params) for snapshot in snapshots)
+        everything = sum(parameters_in(snapshot.all_params, snapshot.all_params) for snapshot in snapshots)
+        part += f" · {shown:,} of {everything:,} parameters"
     return part
+
+
+def parameters_in(names: Collection[str], everything: Collection[str]) -> int:
+    """How many parameters these names are of, slices counted as theirs; ``everything`` holds all names."""
+    slices = slices_among(everything)
+    return len({slices.get(name, name) for name in names})
 
 
 def words(snapshot: Snapshot, now: float) -> str:

@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stats": {"stats": EVERYTHING, "histogram_every": 1, "bins": 7},
     "applied": {"applied": True},
     "update": {"update": True, "update_every": 1},
+    "slices": {"slices": "weight", "applied": True},
     "activations": {"activations": True},
     "total_steps": {"total_steps": 1000},
     "all": {

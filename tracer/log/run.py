@@ -91,10 +91,28 @@ class Run:
         return config if isinstance(config, dict) else {}
 
     @property
+    def names(self) -> list[str]:
+        """The names of all rows of extremes, in the model's order: each parameter's, and behind it those of its slices.
+
+        Parameters that have joined later are not among them.
+        """
+        names = []
+        for param in self.info["params"]:
+            count = param.get("slices")
+            known = isinstance(count, int) and 0 < count <= schema.MOST_SLICES
+            names += [param["name"], *slice_names(param["name"], count if known else 0)]
+        return names
+
+    @property
     def own_metrics(self) -> frozenset[str]:
         """Names of the metrics that the trace writes itself; all that it could, where the log does not say which."""
         settings = self.info["settings"]
         return own_metrics_of(given for given in OWN_METRICS if given not in settings or settings[given])
+
+
+def slice_names(param: str, count: int) -> list[str]:
+    """The names under which the slices of a parameter's first dimension have rows."""
+    return [f"{param}[{index}]" for index in range(count)]
 
 
 def own_metrics_of(given: Iterable[str]) -> frozenset[str]:

@@ -11,8 +11,9 @@ A run is a folder::
     closed-r00000.json            written last by rank 0: last step, rows written, rows dropped, publish numbers used
 
 **run.json** holds ``format`` (this version), ``run_id``, ``started`` (ISO 8601), ``host``, ``model`` (class),
-``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``), ``settings``, ``versions``,
-and, but for older logs, ``config`` (the user's hyper-parameters, an object).
+``params`` (a list of ``name``, ``aliases``, ``shape`` or null, ``dtype``, ``trainable``, and, where its slices are
+recorded, ``slices``, their number), ``settings``, ``versions``, and, but for older logs, ``config`` (the user's
+hyper-parameters, an object).
 ``settings`` says whether the trace writes metrics of its own: ``amp_scale`` and ``skipped`` where ``scaler`` is true,
 ``tracer_cost`` where ``budget`` is not null, or from an event on that says so. Otherwise a metric of such a name is the
 user's. In a log without ``scaler``, which is older, it is the trace's.
@@ -46,7 +47,8 @@ asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of th
 elements are alike, or all have moved alike.
 Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
 and infinity are recorded as they are. A value is that at the parameter's first gradient in the step, which is what the
-forward used; a gradient is what its last backward left in ``.grad``.
+forward used; a gradient is what its last backward left in ``.grad``. A slice of a parameter's first dimension has
+rows of its own, named ``<param>[<index>]``, with extremes and ``absmax`` alone.
 
 ``discarded`` has the columns of ``extremes``, for backwards whose gradients no update used: the loop skipped a bad
 batch, or another model's backward went through this one. Such a backward is no step. The metric ``discarded`` counts
@@ -92,7 +94,7 @@ leaves them out unless asked for all. A folded row that reaches beyond that step
 **Encoding.** zstd; BYTE_STREAM_SPLIT for floats, DELTA_BINARY_PACKED for integers and times, dictionaries for names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -109,6 +111,8 @@ BEYOND = {"step": 1 << 53, "time": 1 << 53, "rank": 1 << 31, "attempt": 1 << 30,
 WRAPPERS = frozenset({"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
 RATIO = "update_ratio"
+# A parameter with more slices than this has no rows of them.
+MOST_SLICES = 1024
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _KEY = [
@@ -167,6 +171,13 @@ def extremes_schema(columns: Iterable[str]) -> pa.Schema:
     """The schema of ``extremes`` with these statistics; those of every log come first."""
     further = [pa.field(name, pa.float64()) for name in columns if name not in STATISTICS]
     return pa.schema([*SCHEMAS["extremes"], *further])
+
+
+def slices_among(names: Collection[str]) -> dict[str, str]:
+    """Which of these names of rows are slices, each with its parameter: ``w[3]`` is one of ``w``, if that is there."""
+    known = set(names)
+    ended = {name: name.rpartition("[")[0] for name in names if name.endswith("]")}
+    return {name: of for name, of in ended.items() if of in known and name[len(of) + 1 : -1].isdecimal()}
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:

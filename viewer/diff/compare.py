@@ -15,7 +15,7 @@ import polars as pl
 from tracer.log.place import Place
 from tracer.log.read import scan
 from tracer.log.run import open_run, own_metrics_since
-from tracer.log.schema import WRAPPERS
+from tracer.log.schema import WRAPPERS, slices_among
 from viewer.options import matching
 
 # Sums in another order change a float32 by about 1e-6 of its size. A real difference soon grows beyond this.
@@ -78,7 +78,7 @@ class Compared:
     """One table of two runs, side by side.
 
     Attributes:
-        names: The number of parameters, or metrics, that both runs have.
+        names: The number of parameters, or metrics, that both runs have; slices count as their parameter.
         only: The names that only the first run has, and only the second.
         ends: The last step of each run that all of its ranks have reached; None without a row.
         steps: The number of steps that were compared; when everything has parted, no more are.
@@ -215,17 +215,23 @@ def _compared(
         for row in new.iter_rows(named=True):
             name, statistic = row[a.key], row["statistic"]
             partings[name] = Parting(name, row["step"], row["span"], statistic, row[statistic], row[f"{statistic}_b"])
-    only = sorted(set(a.names) - set(common)), sorted(set(b.names) - set(matched))
-    return Compared(len(common), only, (a.last, b.last), steps, alike_until, _in_order(partings.values(), order))
+    a_slices, b_slices = (slices_among(table.names) if table.key == "param" else {} for table in (a, b))
+    only = sorted({*a.names} - {*common, *a_slices}), sorted({*b.names} - {*matched, *b_slices})
+    # Of a parameter and its slices, the first that parts stands for all.
+    parted: dict[str, Parting] = {}
+    for parting in _in_order(partings.values(), order, a_slices):
+        parted.setdefault(a_slices.get(parting.name, parting.name), parting)
+    names = {a_slices.get(name, name) for name in common}
+    return Compared(len(names), only, (a.last, b.last), steps, alike_until, list(parted.values()))
 
 
-def _in_order(partings: Iterable[Parting], order: Sequence[str]) -> list[Parting]:
-    """By step, then values before gradients, then in the order of the backward."""
+def _in_order(partings: Iterable[Parting], order: Sequence[str], slices: Mapping[str, str]) -> list[Parting]:
+    """By step, then values before gradients, then in the order of the backward, a slice behind its parameter."""
     place = {name: index for index, name in enumerate(order)}
 
     def key(parting: Parting) -> tuple[int, int, int, str]:
         quantity = _QUANTITIES.index(parting.statistic.partition("_")[0])
-        return parting.step, quantity, place.get(parting.name, len(place)), parting.name
+        return parting.step, quantity, place.get(slices.get(parting.name, parting.name), len(place)), parting.name
 
     return sorted(partings, key=key)
 

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from tracer.log.schema import slices_among
 from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, style_x_axis, x_values
 from viewer.draw.curves import Curve
@@ -267,9 +268,11 @@ def row_of(rows: Sequence[Sequence[str]], param: str | None) -> int | None:
     """The row of ``grouped`` in which a parameter is."""
     if param is None:
         return None
-    for row, names in enumerate(rows):
-        if any(param == name or (name.endswith(".*") and param.startswith(name[:-1])) for name in names):
-            return row
+    # A slice may have a row, or share that of its parameter.
+    for wanted in (param, param.rpartition("[")[0]):
+        for row, names in enumerate(rows):
+            if any(wanted == name or (name.endswith(".*") and wanted.startswith(name[:-1])) for name in names):
+                return row
     return None
 
 
@@ -278,6 +281,10 @@ def row_of(rows: Sequence[Sequence[str]], param: str | None) -> int | None:
 def _groups(params: tuple[str, ...], limit: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """The parameters, or their modules where they are too many; and the place of each parameter among these."""
     names: Sequence[str] = params
+    if len(params) > limit:
+        # What is in a slice is in its parameter.
+        slices = slices_among(params)
+        names = params = tuple(slices.get(name, name) for name in params)
     depth = max(name.count(".") for name in names)
     while len(set(names)) > limit and depth > 0:
         names = [re.sub(rf"^((?:[^.]*\.){{{depth}}}).*", r"\1*", name, flags=re.DOTALL) for name in params]

@@ -1,5 +1,6 @@
 """One parameter: its values and gradients as bands, the size of its updates, further statistics, and histograms."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,11 +15,14 @@ from viewer.draw.histograms import ColourKey, draw_map, draw_ridge
 from viewer.draw.marks import NonFinite, draw_band, draw_findings, draw_line, draw_nonfinite, last, numbers_of
 from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
+from viewer.dtypes import RANGES
 from viewer.options import Histograms, Scale, ViewOptions
 from viewer.snapshot import Curve as Reduced
 from viewer.snapshot import Snapshot
 from viewer.words import KINDS, NO_RATIO, RATIO_WORDS, USUAL_RATIO, USUAL_WORDS, missing
 
+# The line of what a dtype holds is drawn where it is so near that curves still have room, in bits.
+_NEAR_BITS = 16
 # A ridge is as high as so many other panels.
 _RIDGE_HEIGHT = 2
 _NO_ROW = "no row of this parameter yet"
@@ -72,8 +76,10 @@ class Parameter(Drawing):
         """Draw the only snapshot; a zoomed axis keeps its limits."""
         (snapshot,) = snapshots
         extremes = snapshot.extremes
-        columns = extremes.statistics if extremes is not None else ()
-        recorded = [name.removesuffix("_high") for name in columns if name.endswith("_high")]
+        columns = extremes.statistics if extremes is not None else {}
+        # Slices have few of the statistics that their parameter has.
+        known = (name for name, numbers in columns.items() if any(number is not None for number in numbers))
+        recorded = [name.removesuffix("_high") for name in known if name.endswith("_high")]
         statistics = tuple(dict.fromkeys(name.partition("_")[2] for name in recorded))
         ratio = None if extremes is None else extremes.ratio
         histograms = tuple(kind for kind in KINDS if kind in snapshot.histograms)
@@ -158,7 +164,8 @@ class Parameter(Drawing):
         assert extremes is not None, "columns are those of extremes"
         ends = [f"{column}_{end}" for column in columns for end in ("low", "high")]
         numbers = [number for end in ends for number in extremes.statistics[end]]
-        set_scale(axes, self._options, numbers, Scale.LINEAR)
+        statistic = columns[0].partition("_")[2]
+        set_scale(axes, self._options, numbers, Scale.LOG if statistic == "smallest" else Scale.LINEAR)
         x = x_values(self._options, snapshot, extremes.step, extremes.time)
         artists: list[Artist] = []
         for column in columns:
@@ -171,4 +178,25 @@ class Parameter(Drawing):
             name = f"{KINDS[kind]} {column.partition('_')[2]}"
             self.curves.append(Curve(axes, snapshot.name, name, self._colour(kind), style, *points, low=low))
             artists += draw_band(axes, x, low, high, self._colour(kind))
+        known = [number for number in numbers if number is not None]
+        return artists + self._draw_limits(snapshot.dtype, statistic, known, x, axes) if known else artists
+
+    def _draw_limits(
+        self, dtype: str, statistic: str, numbers: Sequence[float], x: Sequence[float], axes: Axes
+    ) -> list[Artist]:
+        """Lines of what a parameter's dtype holds, named in the legend also where they are far away."""
+        held = RANGES.get(dtype)
+        if held is None or statistic not in ("smallest", "bits"):
+            return []
+        artists = []
+        limits = [("", held.bits, "--")]
+        if statistic == "smallest":
+            limits = [(" full precision", held.normal, "--"), (" smallest", held.smallest, ":")]
+        for words, limit, style in limits:
+            ends = [limit, min(numbers), max(numbers)]
+            in_bits, low, high = map(math.log2, ends) if statistic == "smallest" else ends
+            near = low - _NEAR_BITS < in_bits < high + _NEAR_BITS
+            heights = [limit if near else math.nan] * len(x)
+            label = f"{dtype}{words}  {limit:.4g}"
+            artists.append(draw_line(axes, x, heights, label, theme(self._options).faint, style))
         return artists

@@ -9,7 +9,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import LogError, NoRunError, Run, holds_run
 from tracer.log.runs import flat
-from tracer.log.schema import RATIO
+from tracer.log.schema import RATIO, slices_among
 from tracer.log.text import failure
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
@@ -53,7 +53,7 @@ class Live:
     def _history(self, run: Run) -> History:
         if run.info["run_id"] != self._shown_id:
             self._shown, self._shown_id = None, run.info["run_id"]
-        names = [param["name"] for param in run.info["params"]]
+        names = run.names
         self._params = tuple(names), tuple(matching(names, self._options.params))
         settings = run.info["settings"]
         stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
@@ -129,8 +129,14 @@ class Live:
             params=shown,
             all_params=all_params,
             statistics=_statistics(news.run.info["settings"]),
+            dtype=self._dtype(news.run),
             config=flat(news.run.config),
         )
+
+    def _dtype(self, run: Run) -> str:
+        """The dtype of the parameter that is shown, or whose slice is."""
+        of = slices_among(self._params[0]).get(self._options.param, self._options.param)
+        return next((str(param.get("dtype", "")) for param in run.info["params"] if param["name"] == of), "")
 
     def wait(self, seconds: float = RESCAN_SECONDS) -> None:
         """Wait until something is published, at most so long."""
@@ -147,6 +153,8 @@ class Live:
 
 def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     recorded = [name for name in settings.get("stats") or () if name not in ("min", "max", "absmax")]
+    # The dynamic range is made of it.
+    recorded += ["bits"] * ("smallest" in recorded)
     kinds = ("grad", "value", *(name for name in ("applied", "update") if settings.get(name)))
     columns = [f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded)]
     return *columns, *([RATIO] if settings.get("update") else [])

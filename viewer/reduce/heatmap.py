@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from tracer.log.schema import slices_among
 from viewer.reduce.cells import Cells, Floats, Integers
 from viewer.snapshot import Heatmap
 
@@ -77,4 +78,16 @@ class Magnitudes:
             empty = places[newest] < bins
             magnitudes[empty], nonfinite[empty] = np.nan, False
         seconds = self.ends()[1][newest].tolist()
-        return Heatmap(list(self._cells.params), int(begins[0]), self._cells.width, magnitudes.T, nonfinite.T, seconds)
+        # Slices have few statistics. Where they have none, they would be rows of nothing.
+        params = np.array(self._cells.params, object)
+        of_slices = np.isin(params, list(slices_among(self._cells.params)))
+        nothing = ~((columns["magnitude"] >= 0) | (columns["nonfinite"] > 0)).any(axis=0)
+        shown = ~(of_slices & nothing)
+        return Heatmap(
+            params[shown].tolist(),
+            int(begins[0]),
+            self._cells.width,
+            magnitudes.T[shown],
+            nonfinite.T[shown],
+            seconds,
+        )

@@ -22,12 +22,33 @@ from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
 _CELLS, _COLUMNS = 1_000_000, 512
 _HISTOGRAM_COLUMNS = 256
 _SPEED_SECONDS = 60.0
+# The name of a statistic that is made of recorded ones.
+BITS = "bits"
 
 
 def _needed(statistic: str) -> list[str]:
     """Give the columns that hold a statistic: every log's extremes give the largest magnitude."""
     of, _, name = statistic.partition("_")
+    if name == BITS:
+        return [f"{of}_min", f"{of}_max", f"{of}_smallest"]
     return [f"{of}_min", f"{of}_max"] if name == "absmax" else [statistic]
+
+
+def _with_bits(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Add dynamic ranges, the powers of two from the smallest magnitude that is not 0 to the largest, where recorded.
+
+    A smallest magnitude of 0 says that there is none: it becomes null.
+    """
+    columns = []
+    for name in rows.collect_schema().names():
+        of, _, statistic = name.partition("_")
+        if statistic == "smallest":
+            largest = pl.max_horizontal(pl.col(f"{of}_min", f"{of}_max").abs())
+            smallest = pl.when(pl.col(name) > 0).then(pl.col(name))
+            # Their quotient may overflow. What is not finite stays what it is.
+            bits = pl.when(largest.is_finite()).then(largest.log(2) - smallest.log(2)).otherwise(largest)
+            columns += [smallest, bits.alias(f"{of}_{BITS}")]
+    return rows.with_columns(columns)
 
 
 class History:
@@ -63,8 +84,9 @@ class History:
         columns = max(16, min(_COLUMNS, _CELLS // max(1, len(self._params))))
         self._bins: dict[str, Bins | Magnitudes]
         if self._options.view is View.LAYERS:
-            shown = _needed(self._options.statistic)
-            width = max(stride or 1, update_every if self._options.statistic.startswith("update") else 1)
+            statistic = self._options.statistic
+            shown = [statistic] if statistic.endswith(f"_{BITS}") else _needed(statistic)
+            width = max(stride or 1, update_every if statistic.startswith("update") else 1)
             self._bins = {"extremes": Magnitudes(shown, self._params, columns, width, stride is None)}
         elif self._options.view is View.PARAM:
             self._bins = {
@@ -111,6 +133,8 @@ class History:
 
     def _with_statistics(self, rows: pl.LazyFrame) -> pl.LazyFrame:
         """Add the columns that are needed and missing: parts of one table may differ in their statistics."""
+        if self._options.view is View.PARAM:
+            rows = _with_bits(rows)
         columns = rows.collect_schema().names()
         needed = self._statistics
         if self._options.view is View.LAYERS:
@@ -122,7 +146,9 @@ class History:
             if further and isinstance(bins, Bins):
                 self._statistics = needed = needed + further
                 bins.reduction = of_extremes(sorted(needed))
-        return rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed if name not in columns)
+        rows = rows.with_columns(pl.lit(None, pl.Float64).alias(name) for name in needed if name not in columns)
+        of_bits = self._options.view is View.LAYERS and self._options.statistic.endswith(f"_{BITS}")
+        return _with_bits(rows) if of_bits else rows
 
     @property
     def last_step(self) -> int | None:

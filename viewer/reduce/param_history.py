@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.schema import RATIO, STATISTICS
+from tracer.log.schema import RATIO, STATISTICS, slices_among
 from viewer.reduce.cells import Cells, Floats, Integers
 
 _CELLS, _COLUMNS = 600_000, 512
@@ -32,7 +32,7 @@ class ParamTables:
     since the row before, as a share of their size, for each step between.
 
     Attributes:
-        params: The parameters, in model order: the second axis of all tables.
+        params: The parameters, and slices of them, in model order: the second axis of all tables.
         begins: The first step of each bin that has rows: the first axis of all tables.
         ends: The last step with a row in each.
         first_bad_value: Of each parameter the first step whose value was not finite; -1 for none.
@@ -42,6 +42,7 @@ class ParamTables:
         first_high: Likewise, the largest.
         ranks: How many ranks have written rows.
         applied: The parameters of which an optimizer applied a gradient, as far as that was recorded.
+        smallest_grads: The smallest magnitude of each gradient that was not 0, where it was recorded.
         rows: How many rows each cell has: of several ranks, each has its own.
         grads: In how many of them there was a gradient.
         zeros: In how many of them it was zero throughout.
@@ -74,6 +75,7 @@ class ParamTables:
     first_high: Floats
     ranks: int
     applied: frozenset[str]
+    smallest_grads: Mapping[str, float]
     rows: Sum
     grads: Sum
     zeros: Sum
@@ -92,6 +94,25 @@ class ParamTables:
     update_logged: Sum
     ratio_logs: Sum
     ratio_logged: Sum
+
+    @cached_property
+    def wholes(self) -> Integers:
+        """The number of each slice's parameter; of a parameter its own."""
+        numbers = {name: number for number, name in enumerate(self.params)}
+        slices = slices_among(self.params)
+        return np.array([numbers[slices.get(name, name)] for name in self.params], np.int64)
+
+    @cached_property
+    def whole(self) -> npt.NDArray[np.bool_]:
+        """Mask of what is no slice."""
+        whole: npt.NDArray[np.bool_] = self.wholes == np.arange(len(self.params))
+        return whole
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> "ParamTables":
+        """The tables of those parameters alone that a mask selects."""
+        names = tuple(np.array(self.params, object)[mask].tolist())
+        columns = (*_MERGES, "first_bad_value", "first_bad_grad", "first_step", "first_low", "first_high")
+        return replace(self, params=names, **{name: getattr(self, name)[..., mask] for name in columns})
 
     @cached_property
     def size(self) -> Floats:
@@ -174,6 +195,7 @@ class ParamHistory:
         self._first_step = np.full(0, _NEVER)
         self._first = np.full((2, 0), np.nan)
         self._applied: frozenset[str] = frozenset()
+        self._smallest_grads: dict[str, float] = {}
         # Of each rank and parameter the newest row, and the change that led to it: NaN before the first.
         self._place_of_rank: dict[int, int] = {}
         self._newest_step = np.full((0, 0), -1)
@@ -188,6 +210,10 @@ class ParamHistory:
         if "applied_min" in names:
             applied = rows.filter(pl.col("applied_min").is_not_null()).select(pl.col("param").unique().cast(pl.String))
             self._applied |= set(applied.collect()["param"])
+        if "grad_smallest" in rows.collect_schema():
+            smallest = rows.filter(pl.col("grad_smallest") > 0).group_by("param").agg(pl.col("grad_smallest").min())
+            for param, number in smallest.with_columns(pl.col("param").cast(pl.String)).collect().iter_rows():
+                self._smallest_grads[param] = min(number, self._smallest_grads.get(param, number))
         for offset in itertools.count(0, self.read_rows):
             frame = wanted.slice(offset, self.read_rows).collect()
             columns = self._columns(frame)
@@ -299,6 +325,7 @@ class ParamHistory:
             first_high=first_high,
             ranks=len(self._place_of_rank),
             applied=self._applied,
+            smallest_grads=dict(self._smallest_grads),
             **dict[str, Any](cells),
         )
 

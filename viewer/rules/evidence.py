@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import polars as pl
 
 from tracer.log.ranks import State
 from tracer.log.run import OWN_METRICS, Run, own_metrics_since
+from tracer.log.schema import slices_among
 from viewer.reduce.cells import Integers
 from viewer.reduce.depth import listed
 from viewer.reduce.history import History
@@ -115,6 +116,12 @@ class Evidence:
         return self.complete if self.state == "closed" else self.state == "stopped" and bool(self.silent)
 
     @cached_property
+    def whole(self) -> "Evidence":
+        """The same without slices of parameters, which most rules do not ask for."""
+        tables = self.tables
+        return self if tables is None or tables.whole.all() else replace(self, tables=tables.only(tables.whole))
+
+    @cached_property
     def params(self) -> list[Param]:
         """The parameters in the order of the tables."""
         names = () if self.tables is None else self.tables.params
@@ -181,7 +188,7 @@ class Record:
         self._described = {param["name"]: _described(param) for param in run.info["params"]}
         self._own_metrics = set(run.own_metrics)
         stride = max(run.info["settings"].get(name) or 1 for name in ("every", "fold"))
-        self._params = ParamHistory(list(self._described), width=stride)
+        self._params = ParamHistory(run.names, width=stride)
         self._metrics = History()
         self._ranks = RankHistory()
         self._events: list[Event] = []
@@ -217,7 +224,10 @@ class Record:
         if frame.is_empty():
             return
         before = self._discarded or Discarded(frame["step"][0], 0, 0, ())
-        params = frame.filter("bad")["param"].unique(maintain_order=True)
+        names = frame.filter("bad")["param"].unique(maintain_order=True).to_list()
+        # What is bad in a slice is bad in its parameter.
+        slices = slices_among(names)
+        params = [name for name in names if name not in slices]
         self._discarded = Discarded(
             min(before.first_step, int(frame["step"].min())),  # type: ignore[arg-type]
             max(before.last_step, int(frame["step"].max())),  # type: ignore[arg-type]

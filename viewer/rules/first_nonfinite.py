@@ -191,6 +191,7 @@ def first_nonfinite(evidence: Evidence) -> FirstNonFinite | None:
 
     Where a scaler skips steps, gradients may overflow: only values and losses count.
     """
+    evidence = evidence.whole
     tables = evidence.tables
     values = gradients = np.zeros(0, np.int64)
     if tables is not None:

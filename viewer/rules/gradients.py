@@ -9,12 +9,16 @@ from viewer.reduce.depth import listed
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
 from viewer.rules.evidence import Evidence
-from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule, wholes_and_slices
 from viewer.snapshot import Severity
 
 # Gradients that explode are still rising at so many times their median since. Those of targets that have risen, even
 # steadily, stay within a few times of it.
 _STILL_RISING = 10
+_DEAD_SLICE = (
+    "A slice of stacked experts is an expert that the router never chooses: balance the load with a loss for it, with "
+    "noise on the router, or with a bias. A row of an embedding is a token that never occurs."
+)
 
 
 @param_rule(
@@ -149,9 +153,10 @@ def _typical(means: Floats) -> Floats:
     title="Dead: {first}{others}",
     severity=Severity.WARNING,
     sentence="Dead ({params}): the gradient has been exactly 0 for {rows:,.0f} measured steps, and {until}: nothing is "
-    "learnt there.",
+    "learnt there{others_learn}.",
     advice="Look for ReLUs that are never active (a large negative bias, a learning rate too large: try LeakyReLU or "
     "GELU), for weights that are all zero behind it, for a detach(), for a loss that it has no part in.",
+    slices=True,
     rows=Threshold(
         100,
         "the gradient is exactly 0 for so many measured steps, others are not",
@@ -159,21 +164,24 @@ def _typical(means: Floats) -> Floats:
     ),
 )
 def dead(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Gradients that are exactly zero for long, while those of other parameters are not."""
+    """Gradients that are exactly zero for long, while those of other parameters, or other slices, are not."""
     # Where all are zero, the loss is flat: nothing can be said of one.
-    alive = (tables.grad_high > 0).any(axis=1, keepdims=True)
+    some = tables.grad_high > 0
+    alive = np.where(tables.whole, some.any(axis=1, keepdims=True), some[:, tables.wholes])
     stretch = longest(tables, (tables.zeros == tables.grads) & (tables.grads > 0) & alive, tables.grads)
-    numbers = np.flatnonzero(stretch.rows >= limits["rows"])
+    numbers, slices = wholes_and_slices(tables, np.flatnonzero(stretch.rows >= limits["rows"]))
     most = 2 * evidence.weights[numbers].sum() >= max(1, evidence.weights.sum())
-    last = stretch.steps[1][numbers].max(initial=0)
-    return cases_of(
-        tables,
-        numbers,
-        stretch.steps,
-        Severity.ERROR if most else None,
-        {"until": "still is" if last == tables.ends[-1] else f"was until step {last:,}"},
-        rows=stretch.rows,
+    kinds = (
+        (numbers, Severity.ERROR if most else None, "", ""),
+        (slices, None, ", while other slices of the same parameter learn", _DEAD_SLICE),
     )
+    cases: list[Case] = []
+    for dead, severity, others, advice in kinds:
+        last = stretch.steps[1][dead].max(initial=0)
+        until = "still is" if last == tables.ends[-1] else f"was until step {last:,}"
+        words = {"until": until, "others_learn": others}
+        cases += cases_of(tables, dead, stretch.steps, severity, words, advice, rows=stretch.rows)
+    return cases
 
 
 @rule(

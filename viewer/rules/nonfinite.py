@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from viewer.dtypes import RANGES
 from viewer.rules.evidence import Evidence
 from viewer.rules.first_nonfinite import FirstNonFinite, first_nonfinite
 from viewer.rules.rule import Case, Limits, Threshold, rule
 from viewer.rules.values import layers_of, usual_size
 from viewer.snapshot import Number, Severity
 
-# Of dtypes with so small an end a training may well reach it.
-_SMALL_ENDS = {"float16": 65504.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+# A training may well reach an end below this.
+_SMALL_END = 1e5
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Verdict:
     "nonfinite",
     title="{title}",
     severity=Severity.ERROR,
-    sentence="{sentence}{ranks}{reach}.",
+    sentence="{sentence}{slices}{ranks}{reach}.",
     grown=Threshold(
         100, "before it a gradient's largest element rose to so many times its own median", "as for exploding.factor"
     ),
@@ -65,21 +66,29 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
     verdict = _verdict(event, limits)
     numbers: dict[str, Number] = {"cause": verdict.cause, "what": event.what}
     if event.place is not None:
-        numbers["first_nonfinite"] = evidence.params[event.place].name
+        numbers["first_nonfinite"] = event.name
     if verdict.since is not None:
         numbers["since"] = verdict.since
     if event.metric is not None:
         numbers["metric"] = event.metric.name
     if event.known_loss or event.metric is not None:
         numbers["loss_finite"] = event.metric is None
-    names = [param.name for param in evidence.params]
+    names = [param.name for param in event.evidence.params]
     front = event.place if verdict.number is None else verdict.number
     params = [names[number] for number in event.reached]
     if event.place is not None:
         numbers |= {"at_once": event.at_once, "reached": len(params), "parameters": len(names)}
     if front is not None:
         params = [names[front], *(name for name in params if name != names[front])]
-    words = {"title": verdict.title, "sentence": verdict.sentence, "ranks": _ranks(event), "reach": _reach(event)}
+    slices, among = _slices(evidence, event)
+    params[1:1] = slices
+    words = {
+        "title": verdict.title,
+        "sentence": verdict.sentence,
+        "slices": among,
+        "ranks": _ranks(event),
+        "reach": _reach(event),
+    }
     if event.ranks:
         numbers["rank"] = event.ranks[0]
     first, last = next(iter(params), None), event.last_step
@@ -136,10 +145,11 @@ def _initialised(event: FirstNonFinite, limits: Limits) -> _Verdict | None:
 def _overflowed(event: FirstNonFinite, limits: Limits) -> _Verdict | None:
     """Of a dtype with a small end: where gradients came close to it, or nothing else explains the event."""
     params = [event.evidence.params[event.place]] if event.place is not None else event.evidence.params
-    dtype = next((param.dtype for param in params if param.trainable and param.dtype in _SMALL_ENDS), None)
+    ends = {dtype: held.largest for dtype, held in RANGES.items() if held.largest < _SMALL_END}
+    dtype = next((param.dtype for param in params if param.trainable and param.dtype in ends), None)
     if dtype is None or event.what == "value":
         return None
-    end, reached = _SMALL_ENDS[dtype], event.gradients_before.largest
+    end, reached = ends[dtype], event.gradients_before.largest
     if reached <= end / 2 ** limits["overflow.bits"] and _blown_up(event, limits) is not None:
         return None
     where = "forward" if event.metric is not None else "backward"
@@ -259,6 +269,20 @@ def _from_backward(event: FirstNonFinite) -> _Verdict:
 def _capital(text: str) -> str:
     """A sentence begins so; the name of a metric or parameter stays as it is."""
     return text[0].upper() + text[1:] if text.startswith("the ") else text
+
+
+def _slices(evidence: Evidence, event: FirstNonFinite) -> tuple[list[str], str]:
+    """The slices of the parameter that is named in which it was, where it was not in all of them; and words for it."""
+    tables = evidence.tables
+    if tables is None or event.place is None:
+        return [], ""
+    bad = tables.first_bad_value if event.what == "value" else tables.first_bad_grad
+    of_it = ~tables.whole & (tables.wholes == tables.params.index(event.name))
+    names = [tables.params[number] for number in np.flatnonzero(of_it & (bad == event.step))]
+    if not 0 < len(names) < of_it.sum():
+        return [], ""
+    which = names[0] if len(names) == 1 else f"{len(names)} of them, first {names[0]}"
+    return names, f"; of its {of_it.sum()} slices, in {which}"
 
 
 def _ranks(event: FirstNonFinite) -> str:

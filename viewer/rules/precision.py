@@ -1,20 +1,17 @@
 """Rules on what a dtype can hold: numbers near its ends, and a scaler that finds no scale for it."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from viewer.reduce.cells import Floats
+from viewer.dtypes import RANGES, Range
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule
 from viewer.snapshot import Severity
 
-# Of the dtypes whose ends a training may reach: the largest number, and the smallest of full precision.
-_ENDS = {
-    "float16": (65504.0, 2.0**-14),
-    "bfloat16": (3.3895313892515355e38, 2.0**-126),
-    "float8_e4m3fn": (448.0, 2.0**-6),
-    "float8_e5m2": (57344.0, 2.0**-14),
-}
+# What is not trained comes near no end, nor does what is of these dtypes: that of an unknown one is taken for float32.
+_NO_ENDS, _FAR_ENDS = Range(np.inf, 0.0, 0.0), ("float32", "float64")
 
 
 @param_rule(
@@ -31,7 +28,7 @@ _ENDS = {
 )
 def overflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
     """Extremes within a few bits of the largest number that their dtype can hold."""
-    largest = _ends(evidence)[0] / 2 ** limits["bits"]
+    largest = np.array([held.largest for held in _held(evidence)]) / 2 ** limits["bits"]
     # Gradients are recorded without the scale with which they were computed.
     high = tables.size if _scaled(evidence) else np.fmax(tables.size, tables.grad_high)
     stretch = longest(tables, high > largest, tables.rows)
@@ -43,7 +40,7 @@ def overflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Ca
     title="Close to underflow: {first}{others}",
     severity=Severity.NOTE,
     sentence="Close to underflow ({params}): even the largest elements of the gradient are among the smallest numbers "
-    "that its dtype resolves, for {rows:,.0f} measured steps.",
+    "that its dtype resolves, for {rows:,.0f} measured steps{down}.",
     advice="Use a GradScaler, or keep these parameters in float32 or bfloat16.",
     bits=Threshold(
         3,
@@ -53,12 +50,28 @@ def overflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Ca
     rows=Threshold(20, "for so many measured steps", "a few steps prove nothing"),
 )
 def underflow(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Gradients within a few bits of the smallest number that their dtype resolves."""
+    """Gradients within a few bits of the smallest number that their dtype resolves.
+
+    Where the smallest magnitude that is not 0 was recorded, and has full precision, nothing is lost.
+    """
     if _scaled(evidence):
         return []
-    smallest = _ends(evidence)[1] * 2 ** limits["bits"]
-    stretch = longest(tables, tables.grad_mean < smallest, tables.grads)
-    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    held = _held(evidence)
+    normal = np.array([each.normal for each in held])
+    stretch = longest(tables, tables.grad_mean < normal * 2 ** limits["bits"], tables.grads)
+    smallest = np.array([tables.smallest_grads.get(name, 0.0) for name in tables.params])
+    numbers = np.flatnonzero((stretch.rows >= limits["rows"]) & (smallest < normal))
+    cases = cases_of(tables, numbers, stretch.steps, rows=stretch.rows, smallest=smallest)
+    return [replace(case, words={"down": _down(case, held[tables.params.index(case.params[0])])}) for case in cases]
+
+
+def _down(case: Case, held: Range) -> str:
+    """Words for the smallest element of the parameter in front, where that is known."""
+    smallest = float(case.numbers["smallest"])
+    if not smallest:
+        return ""
+    bits = np.log2(smallest) - np.log2(held.smallest)
+    return f"; those of {case.param} go down to {smallest:.2g}, {bits:.2g} bits above the smallest number that it holds"
 
 
 @rule(
@@ -90,11 +103,12 @@ def skipping(evidence: Evidence, limits: Limits) -> list[Case]:
     return [Case(None, int(curve.step[begun]), last, {"metric": curve.name, "skipped": skipped})]
 
 
-def _ends(evidence: Evidence) -> Floats:
-    """The largest and the smallest number of each parameter's dtype; what is not trained comes near neither."""
-    no_ends = (np.inf, 0.0)
-    ends = [_ENDS.get(param.dtype, no_ends) if param.trainable else no_ends for param in evidence.params]
-    return np.array(ends).reshape(-1, 2).T
+def _held(evidence: Evidence) -> list[Range]:
+    """What each parameter's dtype holds."""
+    return [
+        RANGES.get(param.dtype, _NO_ENDS) if param.trainable and param.dtype not in _FAR_ENDS else _NO_ENDS
+        for param in evidence.params
+    ]
 
 
 def _scaled(evidence: Evidence) -> bool:

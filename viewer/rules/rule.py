@@ -2,7 +2,8 @@
 
 A rule is a function below its declaration, ``@rule(…)``. From ``(evidence, limits)`` it decides on cases, which become
 findings in the declared words. It reads nothing else, changes nothing, and costs the same however long the run is.
-A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``, and is asked once there are rows.
+A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``, and is asked once there are rows. It sees
+slices of parameters only if it asks for them.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Case:
         words: What else the title and the sentence say.
         steps: Each step where it happened, of what happens at single steps.
         advice: What to do about it, where that is not as declared.
+        noun: What ``params`` are: parameters, or slices of some.
     """
 
     param: str | None
@@ -61,6 +63,7 @@ class Case:
     words: Mapping[str, object] = field(default_factory=dict)
     steps: tuple[int, ...] = ()
     advice: str = ""
+    noun: str = "parameter"
 
 
 Decide = Callable[[Evidence, Limits], list[Case]]
@@ -104,12 +107,12 @@ class Rule:
         several = len(case.params) > 1
         words = {
             **case.numbers,
-            **case.words,
             "first": case.param,
             "others": " and others" if several else "",
-            "params": f"{len(case.params)} parameters, first {case.param}" if several else case.param,
+            "params": f"{len(case.params)} {case.noun}s, first {case.param}" if several else case.param,
             "first_step": case.first_step,
             "limits": limits,
+            **case.words,
         }
         return Finding(
             kind=self.kind,
@@ -134,13 +137,21 @@ def rule(
 
 
 def param_rule(
-    kind: str, *, title: str, severity: Severity, sentence: str, advice: str, **thresholds: Threshold
+    kind: str,
+    *,
+    title: str,
+    severity: Severity,
+    sentence: str,
+    advice: str,
+    slices: bool = False,
+    **thresholds: Threshold,
 ) -> Callable[[DecideOnParams], Rule]:
-    """Declare a rule on parameters, likewise."""
+    """Declare a rule on parameters, likewise; whether it is one on slices of parameters, too."""
 
     def declared(decide: DecideOnParams) -> Rule:
         @wraps(decide)
         def with_tables(evidence: Evidence, limits: Limits) -> list[Case]:
+            evidence = evidence if slices else evidence.whole
             return [] if evidence.tables is None else decide(evidence, evidence.tables, limits)
 
         return Rule(kind, title, severity, sentence, advice, thresholds, with_tables, on_params=True)
@@ -181,22 +192,30 @@ def longest(tables: ParamTables, holds: npt.NDArray[np.bool_], rows: Floats) -> 
     return Stretch((tables.begins[best_first], tables.ends[best_last]), best / tables.ranks)
 
 
+def wholes_and_slices(tables: ParamTables, numbers: Integers) -> tuple[Integers, Integers]:
+    """Part the numbers of parameters from those of slices; a slice is left out where its parameter is among them."""
+    of_slices = numbers[~np.isin(tables.wholes[numbers], numbers)]
+    return numbers[tables.whole[numbers]], of_slices
+
+
 def cases_of(
     tables: ParamTables,
     numbers: Integers,
     steps: tuple[npt.ArrayLike, npt.ArrayLike],
     severity: Severity | None = None,
     words: Mapping[str, object] | None = None,
+    advice: str = "",
     **decided: npt.ArrayLike,
 ) -> list[Case]:
     """One case of all parameters that have an illness, the one that had it first in front; none without any.
 
     Args:
         tables: The parameters' tables.
-        numbers: The parameters that have it.
+        numbers: The parameters that have it, or the slices.
         steps: The first and the last step, of each parameter or of all.
         severity: How bad it is, where that is not as declared.
         words: What else the title and the sentence say.
+        advice: What to do about it, where that is not as declared.
         **decided: The numbers that decided, of each parameter or of all; those of the parameter in front are said.
     """
     if not len(numbers):
@@ -206,5 +225,7 @@ def cases_of(
     numbers = numbers[np.argsort(begins, kind="stable")]
     names = tuple(tables.params[number] for number in numbers)
     front: dict[str, Number] = {name: np.broadcast_to(of, shape)[numbers[0]].item() for name, of in decided.items()}
-    said = {**front, "parameters": len(names)}
-    return [Case(names[0], int(begins.min()), int(ends.max()), said, names, severity, words or {})]
+    said = {**front, "parameters": len(np.unique(tables.wholes[numbers]))}
+    noun = "parameter" if tables.whole[numbers[0]] else "slice"
+    begin, end = int(begins.min()), int(ends.max())
+    return [Case(names[0], begin, end, said, names, severity, words or {}, advice=advice, noun=noun)]

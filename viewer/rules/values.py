@@ -9,7 +9,7 @@ import numpy.typing as npt
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence, Param
-from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule
+from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, wholes_and_slices
 from viewer.snapshot import Severity
 
 _EMBEDDING = re.compile("emb|wte|wpe|token|lookup|codebook", re.IGNORECASE)
@@ -78,6 +78,7 @@ def drifting(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Ca
     "gradients.",
     advice="See whether the optimizer was given these parameters, whether its learning rate is 0, and whether updates "
     "are lost to rounding in half precision. Where values are clipped on purpose, as in a WGAN, nothing is wrong.",
+    slices=True,
     rows=Threshold(100, "extremes stay as they are for so many measured steps with a gradient", "as for dead.rows"),
 )
 def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
@@ -87,12 +88,12 @@ def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     """
     pulled = (tables.grad_high > 0) & (tables.grads > 0)
     stretch = longest(tables, (tables.moved == 0) & (tables.followed > 0) & pulled, tables.followed)
-    numbers = np.flatnonzero(stretch.rows >= limits["rows"])
+    numbers, slices = wholes_and_slices(tables, np.flatnonzero(stretch.rows >= limits["rows"]))
     low, high = _extremes_at(tables, stretch.steps[1])
     clipped = np.isin(numbers, _clipped(evidence, tables, numbers, low, high))
     bounded, numbers = numbers[clipped], numbers[~clipped]
     stuck = set(numbers[~tables.moved[:, numbers].any(axis=0)].tolist())
-    trained = set(np.flatnonzero(pulled.any(axis=0)).tolist())
+    trained = set(np.flatnonzero(pulled.any(axis=0) & tables.whole).tolist())
     modules: dict[str, set[int]] = {}
     for number in trained:
         modules.setdefault(tables.params[number].rpartition(".")[0], set()).add(number)
@@ -100,6 +101,7 @@ def unchanged(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     severity = Severity.ERROR if trained <= stuck else Severity.WARNING if in_whole_modules else None
     words = {"what": "Values do not move", "where": "as they are"}
     still = cases_of(tables, numbers, stretch.steps, severity, words, rows=stretch.rows)
+    still += cases_of(tables, slices, stretch.steps, None, words, rows=stretch.rows)
     words = {"what": "Values at their bounds", "where": "where clipping seems to hold them"}
     return still + cases_of(tables, bounded, stretch.steps, None, words, rows=stretch.rows, low=low, high=high)
 

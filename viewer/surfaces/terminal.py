@@ -14,7 +14,7 @@ from viewer.read.runs import Runs
 from viewer.reduce.metrics import only_chosen
 from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces.text import ends, newest, picture
-from viewer.words import KINDS, RATIO_WORDS, noticed, notices, words
+from viewer.words import KINDS, RATIO_WORDS, noticed, notices, parameters_in, words
 
 _GATHER_SECONDS = 0.2
 # What redrawing may take of a core, beside this much at the beginning, where a run that has just begun has news each
@@ -157,6 +157,7 @@ def _news(snapshot: Snapshot) -> str:
     if layers is not None and np.isfinite(layers.magnitudes).any():
         row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
         news.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
-        rows = np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()
-        news += [f"NaN or inf in {len(rows)} parameters, {layers.params[rows[0]]} the first"] if rows else []
+        spoilt = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
+        count = parameters_in(spoilt, layers.params)
+        news += [f"NaN or inf in {count} parameters, {spoilt[0]} the first"] if spoilt else []
     return " · ".join(news)

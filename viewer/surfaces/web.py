@@ -47,7 +47,7 @@ from viewer.surfaces.connections import HOST, Strangers, accept, listen
 from viewer.surfaces.cursor import Cursor, Reading
 from viewer.surfaces.screen import Screen
 from viewer.surfaces.token import kept_secret, token_of
-from viewer.words import counted, noticed, span
+from viewer.words import counted, noticed, parameters_in, span
 
 # A browser with a wrong address gets an answer; the terminal stays quiet.
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
@@ -392,7 +392,12 @@ class Session(_Guarded, WebSocketHandler):
                 "metrics": [(name, f"^{re.escape(name)}$") for name in metrics],
             },
             "off": [name for name in metrics if name not in drawn],
-            "params": {"names": params[:_LISTED], "matching": len(params), "there": len(all_params)},
+            "params": {
+                "names": params[:_LISTED],
+                "all": len(params),
+                "matching": parameters_in(params, all_params),
+                "there": parameters_in(all_params, all_params),
+            },
             "values": words | {name: self._asked[name] for name in _PATTERNS & self._refused.keys()},
             "refused": refused,
             "query": self._query(options),

@@ -140,8 +140,8 @@ const show = {
   off(names) {
     for (const label of byId("curves").querySelectorAll("label")) label.firstChild.checked = !names.includes(label.textContent);
   },
-  params({ names, matching, there }) {
-    const more = matching > names.length ? `; the first ${names.length} are` : "";
+  params({ names, all, matching, there }) {
+    const more = all > names.length ? `; the first ${names.length} are` : "";
     byId("matching").textContent = controls.params.value || more ? `${matching} of ${there} parameters match${more}:` : "";
     byId("names").replaceChildren(...names.map((value) => element("option", "", { value })));
     byId("params").replaceChildren(...names.map((name) => {
