@@ -65,6 +65,7 @@ bench: $(PEERS)
 
 gallery: $(INSTALLED)
 	$(BIN)/python -m tests.gallery docs/gallery
+	$(BIN)/python -m tests.pages docs/gallery
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """The life of one attachment: ``attach`` wires hooks, recorder, daemon and log; ``Trace`` is the user's handle."""
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -553,6 +554,18 @@ def _close_all() -> None:
     for trace in _open_traces():
         trace._end(_reason(error))
     end_all()
+    if type(error) is KeyboardInterrupt:
+        _end_by_ctrl_c()
+
+
+def _end_by_ctrl_c() -> None:
+    """Let Python remember an uncaught KeyboardInterrupt, of which its process then ends as of the signal.
+
+    It forgets that wherever a text is executed, as modules do that are imported to write the last rows. The exit code
+    would be 1, and a shell's loop would go on with its next training.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102
 
 
 def _abandon_all() -> None:
