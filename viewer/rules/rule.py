@@ -5,7 +5,8 @@ findings in the declared words. It reads nothing else, changes nothing, and cost
 A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``, and is asked once there are rows.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 
@@ -14,8 +15,11 @@ import numpy.typing as npt
 
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
-from viewer.rules.evidence import Evidence
-from viewer.snapshot import Finding, Number, Severity
+from viewer.rules.evidence import Evidence, Moment
+from viewer.snapshot import Batch, Finding, Number, Severity
+
+# So many batches are said.
+_BATCHES = 4
 
 # The thresholds by name; a rule finds its own by their short names, too.
 Limits = Mapping[str, float]
@@ -50,6 +54,7 @@ class Case:
         words: What else the title and the sentence say.
         steps: Each step where it happened, of what happens at single steps.
         advice: What to do about it, where that is not as declared.
+        moment: The step of which the batch is said.
     """
 
     param: str | None
@@ -61,6 +66,7 @@ class Case:
     words: Mapping[str, object] = field(default_factory=dict)
     steps: tuple[int, ...] = ()
     advice: str = ""
+    moment: Moment | None = None
 
 
 Decide = Callable[[Evidence, Limits], list[Case]]
@@ -98,9 +104,12 @@ class Rule:
     def findings(self, evidence: Evidence, limits: Limits) -> list[Finding]:
         """The findings of a run, with every rule's thresholds given."""
         limits = {**limits, **{name: limits[f"{self.kind}.{name}"] for name in self.thresholds}}
-        return [self._finding(case, limits) for case in self.decide(evidence, limits)]
+        return [
+            self._finding(case, limits, () if case.moment is None else evidence.batches(case.moment))
+            for case in self.decide(evidence, limits)
+        ]
 
-    def _finding(self, case: Case, limits: Limits) -> Finding:
+    def _finding(self, case: Case, limits: Limits, batches: Sequence[Batch]) -> Finding:
         several = len(case.params) > 1
         words = {
             **case.numbers,
@@ -118,12 +127,40 @@ class Rule:
             param=case.param,
             first_step=case.first_step,
             last_step=case.last_step,
-            sentence=self.sentence.format_map(words),
+            sentence=_with_batches(self.sentence.format_map(words), batches),
             advice=case.advice or self.advice,
             numbers=case.numbers,
             params=case.params,
             steps=case.steps,
+            batches=tuple(batches),
         )
+
+
+def _with_batches(sentence: str, batches: Sequence[Batch]) -> str:
+    """A sentence that says which batches its step was: behind the step, or at the end where it does not name it."""
+    if not batches:
+        return sentence
+    step, words = batches[0].step, _in_words(batches)
+    named = re.search(rf"\bstep {step:,}(?!,?\d)", sentence)
+    if named is None:
+        return f"{sentence} Step {step:,} was {words}."
+    return f"{sentence[: named.end()]} ({words}){sentence[named.end() :]}"
+
+
+def _in_words(batches: Sequence[Batch]) -> str:
+    """The numbers of each name, with their ranks where these differ."""
+    parts = []
+    for name in dict.fromkeys(batch.name for batch in batches):
+        own: dict[int, list[int]] = {}
+        for batch in batches:
+            if batch.name == name:
+                own.setdefault(batch.rank, []).append(batch.value)
+        alike = all(values == next(iter(own.values())) for values in own.values())
+        said = own if not alike else dict([next(iter(own.items()))])
+        numbers = [f"{value:,}{'' if alike else f' of rank {rank}'}" for rank in said for value in said[rank]]
+        more = f" and {len(numbers) - _BATCHES:,} more" if len(numbers) > _BATCHES else ""
+        parts.append(f"{name} {', '.join(numbers[:_BATCHES])}{more}")
+    return "; ".join(parts)
 
 
 def rule(
