@@ -147,7 +147,7 @@ class Follower:
         """
 
         def among(listed: list[Part]) -> pl.DataFrame:
-            own = [part for part in listed if self._rank in (None, part.rank) and part.path not in self.problems]
+            own = [part for part in listed if self._rank in (None, part.rank)]
             with self._run.brief_copies():
                 (self._run / self._table).fetch(part.path.name for part in own)
                 return use(scan_parts([part for part in own if known_problem(part) is None], self._table))

@@ -65,7 +65,7 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     spoilt = tables.bad_grads[end + 1 :].any() or tables.bad_values.any()
     rising = high[end, numbers] > _STILL_RISING * np.nanmedian(high[first[leading] : end + 1, numbers], axis=0)
     alarming = rising.any() or not evidence.losses or value_rules.exploding_weight.findings(evidence, limits)
-    moment = _moment(tables, first[leading], leading, beyond[leading])
+    moment = _moment(tables, int(first[leading]), int(leading), beyond[leading])
     cases = cases_of(
         tables,
         numbers,
@@ -78,7 +78,7 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     return [replace(case, moment=moment) for case in cases]
 
 
-def _moment(tables: ParamTables, place: Integers, number: Integers, beyond: float) -> Moment:
+def _moment(tables: ParamTables, place: int, number: int, beyond: float) -> Moment:
     """The first step of a bin in which a parameter's gradient was beyond a magnitude."""
     return Moment(int(tables.begins[place]), int(tables.ends[place]), param=tables.params[number], beyond=float(beyond))
 
@@ -303,7 +303,7 @@ def spike(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]
             {"times": len(bins), "factor": float(factor[at, number]), "step": end, "parameters": len(params)},
             params,
             words={"where": f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"},
-            moment=_moment(tables, at + 1, number, limits["factor"] * around[at, number]),
+            moment=_moment(tables, int(at) + 1, int(number), limits["factor"] * around[at, number]),
         )
     ]
 

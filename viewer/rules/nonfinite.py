@@ -83,7 +83,7 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
     if event.ranks:
         numbers["rank"] = event.ranks[0]
     first, last = next(iter(params), None), event.last_step
-    moment = Moment(event.step, event.step, event.metric and event.metric.name, event.name or None)
+    moment = Moment(event.step, event.step, None if event.metric is None else event.metric.name, event.name)
     case = Case(first, event.step, last, numbers, tuple(params), words=words, advice=verdict.advice, moment=moment)
     return [case]
 

@@ -5,7 +5,6 @@ findings in the declared words. It reads nothing else, changes nothing, and cost
 A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``, and is asked once there are rows.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -140,11 +139,9 @@ def _with_batches(sentence: str, batches: Sequence[Batch]) -> str:
     """A sentence that says which batches its step was: behind the step, or at the end where it does not name it."""
     if not batches:
         return sentence
-    step, words = batches[0].step, _in_words(batches)
-    named = re.search(rf"\bstep {step:,}(?!,?\d)", sentence)
-    if named is None:
-        return f"{sentence} Step {step:,} was {words}."
-    return f"{sentence[: named.end()]} ({words}){sentence[named.end() :]}"
+    step, words = f"step {batches[0].step:,}", _in_words(batches)
+    before, named, after = sentence.partition(step)
+    return f"{before}{step} ({words}){after}" if named else f"{sentence} {step.capitalize()} was {words}."
 
 
 def _in_words(batches: Sequence[Batch]) -> str:

@@ -152,10 +152,12 @@ def test_a_step_that_was_repeated_has_its_latest_batch(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     sizes = [NAN if step >= 20 else 0.1 for step in range(30)]
     publish_steps(run, range(30), sizes, falling(range(30)), range(30))
+    monitor = FindingsMonitor(run)
+    monitor.refresh()
+    assert "(batch 20)" in monitor.findings[0].sentence
     publish_next(run, "events", events([10], "restored", attempt=1))
     steps = range(10, 30)
     publish_steps(run, steps, sizes[10:], falling(steps), [100 + step for step in steps], attempt=1)
-    monitor = FindingsMonitor(run)
     monitor.refresh()
     now, before = (finding for finding in monitor.findings if finding.kind == "nonfinite")
     assert ("(batch 120)" in now.sentence, "(batch 20)" in before.sentence) == (True, True)
