@@ -105,6 +105,23 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Which batch a step was, as the user logged it.
+
+    Attributes:
+        name: The metric's name, as ``batch``.
+        step: The step.
+        rank: The rank that logged it.
+        value: The number.
+    """
+
+    name: str
+    step: int
+    rank: int
+    value: int
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something wrong that the viewer noticed.
 
@@ -122,6 +139,7 @@ class Finding:
         resolved: Whether it held once, and no longer does.
         steps: Each step where it happened, of what happens at single steps; none of what lasts.
         restart: Where it was seen in an attempt that was given up: the step at which the run went on.
+        batches: Which batches its step was, of the ranks on which it was; none where nobody logged them.
     """
 
     kind: str
@@ -137,6 +155,7 @@ class Finding:
     resolved: bool = False
     steps: tuple[int, ...] = ()
     restart: int | None = None
+    batches: tuple[Batch, ...] = ()
 
     @property
     def order(self) -> tuple[bool, int, int]:

@@ -91,7 +91,7 @@ def test_the_pointer_gives_its_number(tmp_path: Path) -> None:
     drawing = figure(snapshot(logged(tmp_path / "run", [1e-2, 2e-2, 3e-2, 4e-2])))
     axes = panel(drawing)
     across, up = drawing.figure.transFigure.inverted().transform(axes.transData.transform((18.0, 3e-3)))
-    reading = Cursor().point(drawing, across, 1 - up)
+    reading = Cursor().point(drawing.drawn(), across, 1 - up)
     assert reading is not None
     assert reading["title"].startswith("step 20")  # type: ignore[attr-defined]
     (own,) = reading["rows"][: reading["own"]]  # type: ignore[index]
