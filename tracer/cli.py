@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -398,11 +398,19 @@ def _warning_line(
     return f"tracer: {plain(message)}\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def commands() -> Iterator[tuple[str, str]]:
+    """Each command, and what it does in a line."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__, str(command.callback.__doc__).partition("\n")[0]
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "tracer") -> None:
     """Run the command; every error becomes one line and an exit code.
 
     Args:
         arguments: The words after the command's name; by default those of this process.
+        name: What the user called.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -410,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _warning_line
     print_anything()
     try:
-        sys.exit(app(arguments, prog_name="tracer", standalone_mode=False))
+        sys.exit(app(arguments, prog_name=name, standalone_mode=False))
     except _WrongUseError as error:
         say_wrong_use(error)
         sys.exit(2)
