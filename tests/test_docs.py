@@ -78,7 +78,7 @@ def test_the_readme_names_every_public_function_and_command() -> None:
     for name in ("attach", "doctor", "scan", "model_extremes", "model_stats", "overall_extremes", "runs"):
         assert f"tracer.{name}" in text
         assert name in tracer.__all__
-    for command in ("demo", "doctor", "bench", "runs", "info", "verify", "merge"):
+    for command in ("demo", "doctor", "bench", "runs", "info", "verify", "merge", "export"):
         assert f"tracer {command}" in text
     assert "viewer RUN" in text
 

@@ -6,6 +6,7 @@ wrong, 130 ended with Ctrl-C.
 Slow modules are imported where they are used, so that ``--help`` and a wrong option are answered at once.
 """
 
+import errno
 import importlib
 import os
 import shlex
@@ -359,6 +360,39 @@ def _examined(path: "Place") -> tuple[int, list[str]]:
         for rank, first, last in missing_numbers(parts, published_counts(path, table)):
             problems.append(f"{path / table}: the parts {first} to {last} of rank {rank} are missing")
     return checked, problems
+
+
+class Form(StrEnum):
+    """What a run can be exported to."""
+
+    CSV = "csv"
+    TENSORBOARD = "tensorboard"
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Form, typer.Option(help="A row for each step, or event files.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where RUN.csv, or the folder RUN, is put.")] = Path(
+        "exported"
+    ),
+) -> None:
+    """Write metrics and extremes for other tools: as CSV, or for TensorBoard, with histograms and findings."""
+    from tracer.export import to_csv, to_tensorboard
+    from tracer.log.run import open_run, runs_at
+    from tracer.log.store import at
+
+    def write(path: "Place") -> bool:
+        open_run(path)
+        target = out / f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}"
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        out.mkdir(parents=True, exist_ok=True)
+        (to_csv if to is Form.CSV else to_tensorboard)(os.fspath(path), target)
+        _say(f"{path} is in {target}")
+        return True
+
+    _each(runs_at(at(run)), write)
 
 
 @app.command(name="merge")
