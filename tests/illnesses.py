@@ -1,6 +1,6 @@
 """Real trainings of seconds that are ill, each traced; run as a script it prints what the viewer says of each.
 
-``python -m tests.illnesses`` prints the README's table, and what is said of healthy trainings.
+``python -m tests.illnesses`` prints the table of docs/findings.md, and what is said of healthy trainings.
 """
 
 import itertools
@@ -174,7 +174,7 @@ def midway(path: Path, moments: int) -> Iterator[list[Finding]]:
 
 
 def main() -> None:
-    """Print the README's table, then what is said of healthy trainings."""
+    """Print the documentation's table, then what is said of healthy trainings."""
     with tempfile.TemporaryDirectory() as folder:
         print("| illness | what the viewer said | at step |\n| --- | --- | --- |")
         for illness in ILL:
