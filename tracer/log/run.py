@@ -268,7 +268,8 @@ def _check(info: Mapping[str, Any]) -> None:
     datetime.fromisoformat(info["started"]).timestamp()
     if not all(isinstance(param, dict) and isinstance(param.get("name"), str) for param in info["params"]):
         raise ValueError("one of its params has no name")
-    for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int), ("budget", float)):
+    counts = dict.fromkeys(("total_steps", "every", "fold", "update_every"), int)
+    for name, kinds in {"stats": list, "budget": float, **counts}.items():
         value = info["settings"].get(name)
         if not isinstance(value, kinds | None) or (isinstance(value, int) and not 0 < value < BEYOND_COUNTS):
             raise ValueError(f"{name} in its settings is no {kinds.__name__} that it could be")
