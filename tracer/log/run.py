@@ -321,13 +321,19 @@ def runs_in(folder: Place) -> list[Place]:
 
 
 def _runs_among(folders: Iterable[Place]) -> list[Place]:
-    return sorted((path for path in folders if holds_run(path)), key=lambda path: (began(path), path.name))
+    described = [(path, path / "run.json") for path in folders]
+    begun = [(_written(file), path.name, path) for path, file in described if file.file_exists()]
+    return [path for _, _, path in sorted(begun, key=lambda each: each[:2])]
 
 
 def began(path: Place) -> float:
     """When a run began, in seconds since 1970; 0 where there is none."""
+    return _written(path / "run.json")
+
+
+def _written(file: Place) -> float:
     try:
-        return (path / "run.json").modified()
+        return file.modified()
     except FileNotFoundError:
         return 0.0
 
