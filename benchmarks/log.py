@@ -3,7 +3,7 @@
 - *Bytes* are those of a real training: a ResNet-18 that learns handwritten digits, as in ``tracer demo``.
 - *The daemon* is fed with steps as the recorder makes them. They have 62 parameters in float32 that wander, and
   gradients of noise. No number is repeated within a page of the log.
-- *The runs to merge* are those of ``benchmarks.viewer``. A fresh process merges each, from ``tracer merge`` to its end,
+- *The runs to merge* are of ``benchmarks.watched``. A fresh process merges each, from ``tracer merge`` to its end,
   with its files in the page cache.
 - *A peak* is the memory of the process itself (``VmHWM``, so on Linux). ``wait4`` could give the peak of the process
   that started it.
