@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # for a process that ends, so that two cores have work for three.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all integrations torture check matrix durations bench gallery clean
+.PHONY: demo test test-all integrations torture check dist matrix durations bench docs gallery clean
 
 demo: $(INSTALLED)
 	$(BIN)/tracer demo
@@ -30,10 +30,17 @@ integrations: $(FRAMEWORKS)/.installed
 	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations
 
 # The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
+# What `make dist` built is installed and tested, and not the checkout.
 # A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all.
-matrix: $(INSTALLED)
+matrix: dist
 	$(BIN)/python -m pip install --quiet --editable '.[matrix]'
 	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS))
+
+# Wheel and sdist, as a release has them.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # How long each file of tests takes, into tests/durations.md.
 durations: $(INSTALLED)
@@ -63,8 +70,14 @@ bench: $(PEERS)
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.gpu
 
+# The site, into docs/_site. A link that leads nowhere is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_site
+
 gallery: $(INSTALLED)
 	$(BIN)/python -m tests.gallery docs/gallery
+	$(BIN)/python -m tests.pages docs/gallery
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -87,4 +100,4 @@ $(PEERS): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) runs dist docs/_made docs/_site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,8 @@
 """The matrix: the tests on each PyTorch, each Python and the oldest libraries that are supported; ``make matrix``.
 
-Each session makes an environment, runs its part of the tests, and deletes the environment, since one with PyTorch takes
-gigabytes. What it saw stays in ``.nox/seen/``, from which the session ``table`` writes docs/matrix.md.
+Each session makes an environment, installs what ``make dist`` built, runs its part of the tests, and deletes the
+environment, since one with PyTorch takes gigabytes. What it saw stays in ``.nox/seen/``, from which the session
+``table`` writes docs/matrix.md.
 """
 
 import re
@@ -22,6 +23,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Compiled steps of torch 2.4 need setuptools, which it does not ask for.
 TOOLS = ("pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.100", "setuptools>=70")
 SEEN = Path(".nox/seen")
+# With PyTorch from the one, without from the other, so that both are tested.
+SDIST, WHEEL = (str(next(iter(Path("dist").glob(kind)), kind)) for kind in ("*.tar.gz", "*.whl"))
 
 # fmt: off
 CORE = [
@@ -40,7 +43,7 @@ CORE = [
 
 LOG_AND_VIEWER = [
     *(f"tracer/log/test_{name}.py" for name in ("schema", "parts", "read", "run")),
-    *(f"viewer/test_{name}.py" for name in ("options", "words", "cli")),
+    *(f"viewer/test_{name}.py" for name in ("options", "words", "cli", "ratio")),
     "viewer/read", "viewer/reduce", "viewer/rules/test_findings.py", "viewer/draw", "viewer/diff/test_diff.py",
     *(f"viewer/surfaces/test_{name}.py" for name in ("check", "noticed", "screen", "files", "terminal")),
 ]
@@ -52,33 +55,40 @@ QUICK = ("-m", "not slow or smoke")
 
 
 def _run(session: nox.Session, name: str, tests: list[str], *more: str) -> None:
-    """Run tests, keep what they saw, and delete the environment."""
+    """Run tests where only the installed packages can be imported, keep what they saw, and delete the environment."""
+    place = Path(session.virtualenv.location, "tree")
+    for needed in ("tests", "docs"):
+        shutil.copytree(needed, place / needed)
+    for needed in ("pyproject.toml", "README.md"):
+        shutil.copy(needed, place)
     files = [f"tests/{path}" for path in tests]
     options = ("-q", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", *more)
+    seen = SEEN.absolute() / f"{name}.xml"
     try:
-        session.run("python", "-m", "pytest", *files, *options, f"--junitxml={SEEN.absolute() / name}.xml")
+        with session.chdir(place):
+            session.run("python", "-m", "pytest", *files, *options, f"--junitxml={seen}")
     finally:
         shutil.rmtree(session.virtualenv.location)
 
 
-def _dependencies() -> list[str]:
-    """What the package needs beside PyTorch, with the lowest version that is supported."""
-    needed = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    return [each for each in needed if not each.startswith("torch>")]
+def _dependencies(extra: str = "") -> list[str]:
+    """What the package needs, with the lowest versions that are supported, and what an extra adds."""
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *(project["optional-dependencies"][extra] if extra else [])]
 
 
 @nox.session(python="3.11")
 @nox.parametrize("torch", [nox.param(release, id=release) for release in TORCHES])
 def torch(session: nox.Session, torch: str) -> None:
     """The core on a release of PyTorch."""
-    session.install(f"torch=={torch}.*", "--editable", ".", *TOOLS)
+    session.install(f"torch=={torch}.*", SDIST, *TOOLS)
     _run(session, f"PyTorch {torch}", CORE)
 
 
 @nox.session(python=PYTHONS)
 def python(session: nox.Session) -> None:
     """The core, the log and the viewer, as far as ``make test`` runs them, on a release of Python."""
-    session.install("--editable", ".", *TOOLS)
+    session.install("torch", SDIST, *TOOLS)
     _run(session, f"Python {session.python}", [*CORE, *LOG_AND_VIEWER], *QUICK)
 
 
@@ -86,14 +96,15 @@ def python(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """The log and the viewer, as far as ``make test`` runs them, with the oldest libraries and without PyTorch."""
     session.install("--resolution", "lowest-direct", *_dependencies(), *TOOLS)
-    session.install("--no-deps", "--editable", ".")
+    session.install("--no-deps", WHEEL)
     _run(session, "Oldest libraries", LOG_AND_VIEWER, *QUICK)
 
 
 @nox.session(python="3.11", name="floors-torch")
 def floors_torch(session: nox.Session) -> None:
     """Everything of the matrix with the oldest of every library, PyTorch too."""
-    session.install("--resolution", "lowest-direct", "--editable", ".", *TOOLS)
+    session.install("--resolution", "lowest-direct", *_dependencies("torch"), *TOOLS)
+    session.install("--no-deps", WHEEL)
     _run(session, "Oldest libraries and PyTorch", [*CORE, *LOG_AND_VIEWER])
 
 

@@ -1,11 +1,11 @@
-"""The time that commands take to start, and the share of a core that a viewer takes while there is nothing to show.
+"""The share of a core that a viewer takes while there is little to show, or nothing.
 
-- *Starting*: fresh processes in turns, each beside an empty Python of the same round.
-- *Idle*: all viewers at once, each on a run that publishes nothing. After they have started and drawn, their time of a
-  core is taken between two moments. A live run has its heartbeat renewed, as by a training, and the age of its last row
-  grows. A closed run ends all surfaces but the page. The aim is less than 1 % for one run.
+All viewers run at once, each on its run. After they have started and drawn, their time of a core is taken between two
+moments. A run that is live has its heartbeat renewed, as by a training, and the age of its last row grows; one of them
+grows, too, by a part of five steps a second. A closed run ends all surfaces but the page. The aims are less than 1 %
+for one run that does not grow, and at most 3 % for ``viewer.show``, which runs in the kernel that trains.
 
-Run: ``python -m benchmarks.idle``.
+Run: ``python -m benchmarks.idle``. ``--settle 10 --seconds 10 --rows 10000`` makes a short try.
 """
 
 import argparse
@@ -27,35 +27,53 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.viewer import MANY_PARTS, build, connected, received, served, spread
-from tracer.log.ranks import beat, close_rank
+from benchmarks.watched import (
+    MANY_PARTS,
+    PARAMS,
+    STEPS_A_SECOND,
+    build,
+    closed_runs,
+    connected,
+    next_number,
+    publish_steps,
+    received,
+)
+from tracer.log.ranks import beat
 from tracer.log.store import Local as Path
 
-NOTHING = "python -c pass"
-STARTS = {
-    NOTHING: ("-c", "pass"),
-    "import tracer": ("-c", "import tracer"),
-    "import viewer": ("-c", "import viewer"),
-    "tracer --help": ("-m", "tracer", "--help"),
-    "viewer --help": ("-m", "viewer", "--help"),
-}
+# What it takes of the kernel's process, in which nothing else happens here.
+_SHOW = """
+import sys, threading
+from types import SimpleNamespace
+from tracer.log.store import Local as Path
+from viewer.read.runs import Runs
+from viewer.surfaces.notebook import Showing
+handle, events = SimpleNamespace(update=lambda *_, **__: None), SimpleNamespace(register=lambda *_: None)
+Showing(Runs([Path(sys.argv[1])]), handle, events)
+threading.Event().wait()
+"""
+PAGE = "--web, a page open"
+# What stands before the run, and after it.
 SURFACES = {
-    "--save --follow": ("--save", "idle.png", "--follow"),
-    "--text": ("--text",),
-    "--web": ("--web", "--port", "0"),
-    "--web, a page open": ("--web", "--port", "0"),
+    "--save --follow": (("-m", "viewer"), ("--save", "idle.png", "--follow")),
+    "--text": (("-m", "viewer"), ("--text",)),
+    "--web": (("-m", "viewer"), ("--web", "--port", "0")),
+    PAGE: (("-m", "viewer"), ("--web", "--port", "0")),
+    "viewer.show": (("-c", _SHOW), ()),
 }
+PAGES = ("--web", PAGE)
 CLOSED_RUNS = 100
-BEAT_SECONDS = 0.5
+BEAT_SECONDS, PART_SECONDS = 0.5, 1.0
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A run, or a folder of runs, and the folders of the runs that should seem alive."""
+    """A run, or a folder of runs, and what happens to it."""
 
     name: str
     path: Path
-    live: tuple[Path, ...] = ()
+    live: bool = False
+    grows: bool = False
     surfaces: tuple[str, ...] = tuple(SURFACES)
 
 
@@ -68,42 +86,19 @@ class Idle:
     process: "subprocess.Popen[str]"
 
 
-def started(repeats: int) -> dict[str, list[float]]:
-    """Seconds from start to end of each process, round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
-    # The first round writes what Python compiles.
-    for number in range(repeats + 1):
-        for name, arguments in STARTS.items():
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
-
-
-def starting(seconds: dict[str, list[float]]) -> Table:
-    """The time of each start, and its difference to an empty Python of the same round."""
-    table = Table("started", "from start to end", "from, to", "beyond Python", "from, to", title="Starting")
-    for name, found in seconds.items():
-        beyond = [a - b for a, b in zip(found, seconds[NOTHING], strict=True)]
-        table.add_row(name, *spread(found, "ms", 1e3), *(spread(beyond, "ms", 1e3) if name != NOTHING else ("", "")))
-    return table
-
-
-def runs(folder: Path) -> Iterator[Watched]:
+def runs(folder: Path, rows: int) -> Iterator[Watched]:
     """The runs to watch: small, large and several, live, closed and yet to come."""
-    # So that the age of the last row changes as it does.
-    many = build(folder / "many", 310 * MANY_PARTS, MANY_PARTS, began=time.time() - 0.25 * MANY_PARTS)
-    live = build(folder / "live", 6_200, 1, began=time.time())
-    yield Watched("live", live, (live,))
-    yield Watched(f"live, {MANY_PARTS:,} parts", many, (many,))
-    closed = folder / "closed"
-    for number in range(CLOSED_RUNS):
-        run = build(closed / f"{number:03}", 6_200, 1)
-        close_rank(run, 0, {"last_step": 99, "rows_dropped": {}, "published": {"extremes": 1}})
-    pages = tuple(name for name in SURFACES if name.startswith("--web"))
-    yield Watched("closed", closed / "000", surfaces=pages)
-    yield Watched(f"{CLOSED_RUNS} closed runs", closed, surfaces=pages)
+
+    def live(name: str, count: int, parts: int) -> Path:
+        # So that the age of the last row changes as it does.
+        return build(folder / name, count, parts, began=time.time() - count / PARAMS / STEPS_A_SECOND)
+
+    yield Watched("live", live("live", 6_200, 1), live=True)
+    yield Watched(f"live, {MANY_PARTS:,} parts", live("many", 310 * MANY_PARTS, MANY_PARTS), live=True)
+    yield Watched(f"live, a part a second after {rows / 1e6:g} M rows", live("grows", rows, 1), live=True, grows=True)
+    closed = closed_runs(folder / "closed", CLOSED_RUNS)
+    yield Watched("closed", closed / "run-000", surfaces=PAGES)
+    yield Watched(f"{CLOSED_RUNS} closed runs", closed, surfaces=PAGES)
     yield Watched("not there yet", folder / "missing")
 
 
@@ -117,8 +112,9 @@ def watching(run: Watched, surface: str, folder: Path) -> Iterator[Idle]:
     if surface == "--text":
         # What nobody reads would stop the viewer.
         loop.add_reader(ours, os.read, ours, 1 << 16)
+    program, options = SURFACES[surface]
     process = subprocess.Popen(
-        [sys.executable, "-m", "viewer", str(run.path), *SURFACES[surface]],
+        [sys.executable, *program, str(run.path), *options],
         cwd=folder,
         stdin=theirs,
         stdout=theirs if surface == "--text" else subprocess.PIPE,
@@ -144,37 +140,46 @@ def core_seconds(process: "subprocess.Popen[str]") -> float:
 
 async def look(process: "subprocess.Popen[str]") -> None:
     """Open a viewer's page, and take its pictures."""
-    page = await connected(await asyncio.to_thread(served, process))
+    page = await connected(process)
     while True:
         await received(page)
 
 
-async def live(folders: tuple[Path, ...]) -> None:
-    """Renew the heartbeats of runs, as their trainings do."""
+async def live(run: Watched) -> None:
+    """Renew the heartbeat of a run, as its training does."""
     while True:
-        for folder in folders:
-            beat(folder, 0)
+        beat(run.path, 0)
         await asyncio.sleep(BEAT_SECONDS)
+
+
+async def grow(run: Watched) -> None:
+    """Publish more and more of a run."""
+    number = next_number(run.path)
+    while True:
+        await asyncio.to_thread(publish_steps, run.path, number)
+        number += 1
+        await asyncio.sleep(PART_SECONDS)
 
 
 async def shares(watched: list[Watched], folder: Path, settle: float, seconds: float) -> dict[tuple[str, str], float]:
     """The share of a core that each viewer takes, by run and surface."""
     with ExitStack() as stack:
-        tasks = [asyncio.create_task(live(tuple(path for run in watched for path in run.live)))]
+        tasks = [asyncio.create_task(live(run)) for run in watched if run.live]
+        tasks += [asyncio.create_task(grow(run)) for run in watched if run.grows]
         viewers: list[Idle] = []
         for run in watched:
             for surface in run.surfaces:
                 own = folder / f"viewer-{len(viewers)}"
                 own.mkdir()
                 viewers.append(stack.enter_context(watching(run, surface, own)))
-                if surface == "--web, a page open":
+                if surface == PAGE:
                     tasks.append(asyncio.create_task(look(viewers[-1].process)))
         await asyncio.sleep(settle)
         before = [core_seconds(viewer.process) for viewer in viewers]
         begun = time.monotonic()
         await asyncio.sleep(seconds)
         wall = time.monotonic() - begun
-        assert not any(task.done() for task in tasks), "a page or a heartbeat has ended"
+        assert not any(task.done() for task in tasks), "a page, a heartbeat or a run has ended"
         assert all(viewer.process.poll() is None for viewer in viewers), "a viewer has ended"
         found = {
             (viewer.run.name, viewer.surface): (core_seconds(viewer.process) - earlier) / wall
@@ -185,27 +190,22 @@ async def shares(watched: list[Watched], folder: Path, settle: float, seconds: f
         return found
 
 
-def idling(watched: list[Watched], found: dict[tuple[str, str], float]) -> Table:
-    """The shares, with a row for each run and a column for each surface."""
-    table = Table("run", *SURFACES, title="Idle: share of a core")
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the run that grows, at first")
+    parser.add_argument("--settle", type=float, default=60.0, help="seconds in which all viewers start and draw")
+    parser.add_argument("--seconds", type=float, default=120.0, help="in which their time is taken")
+    given = parser.parse_args()
+    console = Console(width=120)
+    console.print(f"Python {sys.version.partition(' ')[0]}, {os.cpu_count()} cores")
+    table = Table("run", *SURFACES, title="Share of a core")
+    with tempfile.TemporaryDirectory() as folder:
+        watched = list(runs(Path(folder), given.rows))
+        found = asyncio.run(shares(watched, Path(folder), given.settle, given.seconds))
     for run in watched:
         table.add_row(run.name, *(f"{found[run.name, s]:.2%}" if s in run.surfaces else "ends" for s in SURFACES))
-    return table
-
-
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="of each start")
-    parser.add_argument("--settle", type=float, default=45.0, help="seconds in which all viewers start and draw")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in which they are idle")
-    given = parser.parse_args()
-    console = Console(width=110)
-    console.print(f"Python {sys.version.partition(' ')[0]}, {os.cpu_count()} cores")
-    console.print(starting(started(given.repeats)))
-    with tempfile.TemporaryDirectory() as folder:
-        watched = list(runs(Path(folder)))
-        console.print(idling(watched, asyncio.run(shares(watched, Path(folder), given.settle, given.seconds))))
+    console.print(table)
 
 
 if __name__ == "__main__":

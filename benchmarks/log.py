@@ -34,7 +34,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import tracer
-from benchmarks.viewer import PARAMS, build, spread
+from benchmarks.watched import PARAMS, build, spread
 from tracer import demo
 from tracer.daemon import SETTINGS, Daemon
 from tracer.encode import Encoder, on_host

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import gradwatch
 from tests.warned import make_errors
 from tracer import cli as tracer_cli
 from viewer import cli as viewer_cli
@@ -68,3 +69,8 @@ def tracer_says(*arguments: object, folder: Path | None = None, columns: int = 2
 def viewer_says(folder: Path, *arguments: object, encoding: str = "utf-8") -> Said:
     """The command ``viewer`` in a folder; whatever its libraries warn of would be seen by the user, and is an error."""
     return _run(viewer_cli.main, arguments, folder, make_errors, encoding=encoding)
+
+
+def gradwatch_says(folder: Path, *arguments: object) -> Said:
+    """The command ``gradwatch`` in a folder."""
+    return _run(gradwatch.main, arguments, folder, make_errors)

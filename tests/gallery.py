@@ -114,11 +114,16 @@ def draw_all(folder: Path, runs: Path) -> None:
     for name, asked in pictures.items():
         with io.BytesIO() as drawn:
             viewer.figure(**asked).savefig(drawn)
-            picture: Image.Image = Image.open(drawn)
-            # A repository keeps every version for ever. A palette takes a third of the space; colour scales need more.
-            if asked.get("view") != "layers":
-                picture = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
-            picture.save(folder / f"{name}.png", optimize=True)
+            # Colour scales need more than a palette.
+            save(drawn, folder / f"{name}.png", palette=asked.get("view") != "layers")
+
+
+def save(drawn: io.BytesIO, path: Path, palette: bool = True) -> None:
+    """Keep a picture in little space, for a repository keeps every version for ever: a palette takes a third of it."""
+    picture: Image.Image = Image.open(drawn)
+    if palette:
+        picture = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
+    picture.save(path, optimize=True)
 
 
 if __name__ == "__main__":

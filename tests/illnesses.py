@@ -1,23 +1,28 @@
 """Real trainings of seconds that are ill, each traced; run as a script it prints what the viewer says of each.
 
-``python -m tests.illnesses`` prints the README's table, and what is said of healthy trainings.
+``python -m tests.illnesses`` prints the table of docs/findings.md, and what is said of healthy trainings.
 """
 
+import itertools
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import polars as pl
 import torch
 from torch import nn
 
 import tracer
 from tests.digits import batches, classify, digits, mlp
 from tests.healthy import HEALTHY
+from tests.zoo import ZOO
+from tracer.log.read import scan
+from tracer.log.run import open_run
 from tracer.log.store import Local as Path
 from viewer.read.monitor import FindingsMonitor
-from viewer.rules.evidence import Evidence
+from viewer.rules.evidence import Evidence, Record
 from viewer.rules.findings import findings
 from viewer.snapshot import Finding, Severity
 
@@ -156,8 +161,20 @@ def judged(train: Callable[[Path], None], path: Path, seed: int = 0) -> tuple[Ev
     return evidence, findings(evidence)
 
 
+def midway(path: Path, moments: int) -> Iterator[list[Finding]]:
+    """The findings at so many moments of a run that has ended, as they were once its rows had arrived until then."""
+    record = Record(open_run(path))
+    rows = {table: scan(path, table) for table in Record.tables}
+    last = rows["extremes"].select(pl.col("step").max()).collect().item()
+    ends = (last * moment // (moments + 1) for moment in range(1, moments + 1))
+    for after, until in itertools.pairwise([-1, *ends]):
+        for table, frame in rows.items():
+            record.absorb(table, frame.filter(pl.col("step").is_between(after, until, "right")))
+        yield findings(record.evidence())
+
+
 def main() -> None:
-    """Print the README's table, then what is said of healthy trainings."""
+    """Print the documentation's table, then what is said of healthy trainings."""
     with tempfile.TemporaryDirectory() as folder:
         print("| illness | what the viewer said | at step |\n| --- | --- | --- |")
         for illness in ILL:
@@ -167,7 +184,7 @@ def main() -> None:
                 said = f"{finding.severity}: {mark}{finding.kind}{mark}: {finding.sentence}"
                 print(f"| {illness.words} | {said} | {finding.first_step:,} of {evidence.last_step:,} |")
         seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-        for train in HEALTHY:
+        for train in (*HEALTHY, *ZOO):
             for seed in range(seeds):
                 _, found = judged(train, Path(folder, f"{train.__name__}{seed}"), seed)
                 counts = {each.value: sum(finding.severity is each for finding in found) for each in Severity}

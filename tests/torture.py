@@ -8,7 +8,7 @@ from pathlib import Path
 # Set by `make torture`; 0 in `make test-all`.
 FACTOR = int(os.environ.get("GRADWATCH_TORTURE", "0"))
 
-# What the README promises in "Nothing is lost", by the tests that try to break it.
+# What the documentation promises in "Nothing is lost", by the tests that try to break it.
 PROMISES = {
     "faults/test_untouched.py": "Training is untouched",
     "faults/test_failing_calls.py": "Nothing raises into training",

@@ -51,7 +51,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tracer' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        needs = f"tracer.{name} needs PyTorch, which is not installed here: pip install torch"
+        raise ModuleNotFoundError(needs, name="torch") from None
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

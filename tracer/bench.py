@@ -58,7 +58,7 @@ def described(device: torch.device) -> str:
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     dtype = str(_autocast(device) or torch.float32).removeprefix("torch.")
     on = f"{device}: {gpu}{_cpu_name()}, {torch.get_num_threads()} threads, {dtype}"
-    return f"gradwatch {version('gradwatch')}, torch {torch.__version__}, {on}"
+    return f"gradwatch {version('torch-gradwatch')}, torch {torch.__version__}, {on}"
 
 
 def _autocast(device: torch.device) -> torch.dtype | None:

@@ -6,12 +6,13 @@ wrong, 130 ended with Ctrl-C.
 Slow modules are imported where they are used, so that ``--help`` and a wrong option are answered at once.
 """
 
+import errno
 import importlib
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -361,6 +362,39 @@ def _examined(path: "Place") -> tuple[int, list[str]]:
     return checked, problems
 
 
+class Form(StrEnum):
+    """What a run can be exported to."""
+
+    CSV = "csv"
+    TENSORBOARD = "tensorboard"
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Form, typer.Option(help="A row for each step, or event files.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where RUN.csv, or the folder RUN, is put.")] = Path(
+        "exported"
+    ),
+) -> None:
+    """Write metrics and extremes for other tools: as CSV, or for TensorBoard, with histograms and findings."""
+    from tracer.export import to_csv, to_tensorboard
+    from tracer.log.run import open_run, runs_at
+    from tracer.log.store import at
+
+    def write(path: "Place") -> bool:
+        open_run(path)
+        target = out / f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}"
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        out.mkdir(parents=True, exist_ok=True)
+        (to_csv if to is Form.CSV else to_tensorboard)(os.fspath(path), target)
+        _say(f"{path} is in {target}")
+        return True
+
+    _each(runs_at(at(run)), write)
+
+
 @app.command(name="merge")
 def merge_command(run: RunArgument) -> None:
     """Merge the parts of a run, one that is being written too, and delete what a process that died left half written.
@@ -398,11 +432,19 @@ def _warning_line(
     return f"tracer: {plain(message)}\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def commands() -> Iterator[tuple[str, str]]:
+    """Each command, and what it does in a line."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__, str(command.callback.__doc__).partition("\n")[0]
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "tracer") -> None:
     """Run the command; every error becomes one line and an exit code.
 
     Args:
         arguments: The words after the command's name; by default those of this process.
+        name: What the user called.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -410,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _warning_line
     print_anything()
     try:
-        sys.exit(app(arguments, prog_name="tracer", standalone_mode=False))
+        sys.exit(app(arguments, prog_name=name, standalone_mode=False))
     except _WrongUseError as error:
         say_wrong_use(error)
         sys.exit(2)

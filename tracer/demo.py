@@ -65,7 +65,7 @@ def load(name: str, folder: Path) -> Images:
             raw = raw.unsqueeze(1) if raw.ndim == 3 else raw.permute(0, 3, 1, 2)
             labels, white = torch.as_tensor(data.targets)[:_LARGEST], 255.0
     except ImportError as error:
-        raise tracer.LogError(f"the demo needs {error.name}: pip install 'gradwatch[demo]'") from error
+        raise tracer.LogError(f"the demo needs {error.name}: pip install 'torch-gradwatch[demo]'") from error
     except (OSError, RuntimeError) as error:
         raise tracer.LogError(f"{name} cannot be had ({error}): try --data digits, which needs no network") from error
     images = nn.functional.interpolate(raw.float(), size=(_SIZE_PIXELS, _SIZE_PIXELS), mode="bilinear")
@@ -170,7 +170,7 @@ def demo(path: Path, data: str, epochs: int, console: Console) -> None:
     try:
         from torchvision.models import resnet18
     except ImportError as error:
-        raise tracer.LogError(f"the demo needs {error.name}: pip install 'gradwatch[demo]'") from error
+        raise tracer.LogError(f"the demo needs {error.name}: pip install 'torch-gradwatch[demo]'") from error
     images = load(data, path.parent / "data")
     torch.manual_seed(_SEED)
     model = resnet18(weights=None, num_classes=10)

@@ -14,6 +14,7 @@ import torch
 
 from tracer.items import (
     QUANTITIES,
+    UPDATED,
     ActivationRows,
     DiscardedRows,
     Event,
@@ -127,7 +128,7 @@ class Encoder:
         rows = layout.params
         spans = np.add.reduceat((present != 0).astype(np.int32), starts, axis=0)[:, rows]
         keep = spans != 0
-        measured = _numbers(steps)
+        measured, spreads = _numbers(steps)
         columns = {}
         for at, quantity in enumerate(layout.quantities):
             recorded = present & QUANTITIES[quantity] != 0
@@ -147,6 +148,9 @@ class Encoder:
                 if statistic not in _OF_SLICES:
                     told[:, count:] = False
                 columns[f"{quantity}_{statistic}"] = pa.array(folded[keep], mask=~told[keep])
+        if "update" in layout.quantities:
+            folded, told = _folded("ratio", *_ratios(present[:, rows], measured, spreads), starts)
+            columns[schema.RATIO] = pa.array(folded[keep], mask=~told[keep])
         names = pa.DictionaryArray.from_arrays(
             pa.array(np.tile(np.arange(len(rows), dtype=np.int32), len(starts))[keep.ravel()]),
             pa.array(layout.rows, type=pa.string()),
@@ -214,7 +218,7 @@ def _finite(rows: StepRows) -> bool:
     present = np.frombuffer(rows.present, dtype=np.uint8)
     recorded = np.stack([present & QUANTITIES[quantity] != 0 for quantity in rows.layout.quantities], axis=1)
     # What is in a slice is in the extremes of its parameter.
-    return bool(np.isfinite(_numbers([rows])[0, : len(present)][recorded]).all())
+    return bool(np.isfinite(_numbers([rows])[0][0, : len(present)][recorded]).all())
 
 
 def _folded(
@@ -239,6 +243,23 @@ def _folded(
         if statistic in ("min", "smallest"):
             return np.minimum.reduceat(np.where(recorded, values, np.inf), starts, axis=0), known
         return np.maximum.reduceat(np.where(recorded, values, -np.inf), starts, axis=0), known
+
+
+def _ratios(
+    present: npt.NDArray[np.uint8], measured: npt.NDArray[np.float64], spreads: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The standard deviation of each update over that of the value before, and where there is one.
+
+    There is none where all elements of a value are alike, or all have moved alike: deviations say nothing then.
+    """
+    # The two spreads are those of as many elements. Of elements that are alike, rounding may leave a spread.
+    value, change = np.moveaxis(spreads, -1, 0)
+    extremes = measured[:, :, [0, -1], :2]
+    alike, moved_alike = np.moveaxis(extremes[..., 0] == extremes[..., 1], -1, 0)
+    unmoved = moved_alike & (extremes[:, :, 1, 0] == 0)
+    known = (present & UPDATED != 0) & (value != 0) & ~alike & (unmoved | ~moved_alike)
+    with np.errstate(all="ignore"):
+        return np.where(unmoved, 0.0, change / np.where(known, value, 1.0)), known
 
 
 def _divisors(steps: list[StepRows], quantity: str, recorded: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -266,11 +287,12 @@ def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, l
     return extremes[0], extremes[1], None if np.isnan(counts[0]) else [int(count) for count in counts]
 
 
-def _numbers(steps: list[StepRows]) -> npt.NDArray[np.float64]:
-    """All measured numbers, as float64 of shape (steps, rows, quantities, measured)."""
+def _numbers(steps: list[StepRows]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """All measured numbers, as float64 of shape (steps, rows, quantities, measured); and (…, 2), the spreads."""
     layout = steps[0].layout
     shape = len(layout.rows), len(layout.quantities), len(layout.measures.measured)
-    numbers = np.zeros((len(steps), shape[0], shape[1] * shape[2]))
+    beyond = shape[1] * shape[2]
+    numbers = np.zeros((len(steps), shape[0], beyond + 2))
     for device, groups in enumerate(layout.groups):
         joined = b"".join(_bytes(rows.copies[device]) for rows in steps)
         blocks = np.frombuffer(joined, dtype=np.uint8).reshape(len(steps), -1)
@@ -282,4 +304,4 @@ def _numbers(steps: list[StepRows]) -> npt.NDArray[np.float64]:
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             values = values.reshape(len(steps), len(group.indices), len(group.columns))
             numbers[:, group.indices[:, None], group.columns] = values
-    return numbers.reshape(len(steps), *shape)
+    return numbers[..., :beyond].reshape(len(steps), *shape), numbers[..., beyond:]

@@ -198,7 +198,8 @@ class Group:
 class Layout:
     """Where each parameter's numbers lie: for each device, the groups in its buffer.
 
-    The columns of one quantity follow those of another: the extremes first, then the rest.
+    The columns of one quantity follow those of another: the extremes first, then the rest. Where updates are recorded,
+    two more come last: the spread of each value before its update, and that of what the update changed.
 
     Attributes:
         names: The parameters.
@@ -231,8 +232,8 @@ class Layout:
     @cached_property
     def rows_and_bytes(self) -> tuple[int, int]:
         """How many rows a step has, and about how many bytes they take in memory until they are written."""
-        count = len(self.rows)
-        return count, 500 + (1 + 4 * len(self.quantities) * len(self.measures.measured)) * count
+        size_bytes = sum(group.size_bytes for groups in self.groups for group in groups)
+        return len(self.rows), 500 + len(self.names) + size_bytes
 
 
 class Update(NamedTuple):

@@ -186,9 +186,7 @@ class StepRecord:
         before, self._before = self._before, {}
 
         def record(hook: ParamHook) -> None:
-            change = before[hook]
-            torch.sub(local(hook.tensor).detach(), change, out=change)
-            self.buffer.record_update(hook.index, change)
+            self.buffer.record_update(hook.index, before[hook], local(hook.tensor).detach())
 
         self._attempt((hook for hook in before if hook.index >= 0 and not hook.failed), record)
 

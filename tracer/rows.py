@@ -30,7 +30,7 @@ from tracer.items import (
 )
 from tracer.kernel import Places, Reducers
 from tracer.parameters import NamedParameter
-from tracer.statistics import EXTREMES, Measures
+from tracer.statistics import EXTREMES, WITHOUT_FLOAT64, Measures, spread_of
 
 # On these devices a copy to the host is made later than it is asked for, and operations of several streams overlap.
 STREAMED = frozenset({"cuda"})
@@ -47,6 +47,8 @@ class Slot:
         native: Whether ``torch.aminmax`` is all that it needs.
         extremes: For minimum and maximum.
         further: For further measurements.
+        spreads: For the spread of a value before its update, and of what the update changed; none where these are not
+            measured.
         slices: Views of the minima and maxima of all slices; none where they are not recorded.
     """
 
@@ -54,15 +56,16 @@ class Slot:
     native: bool
     extremes: list[Places]
     further: list[tuple[torch.Tensor, ...]]
+    spreads: tuple[torch.Tensor, ...]
     slices: list[Places]
 
     def views(self) -> Iterator[torch.Tensor]:
         """All of them."""
-        return chain(*self.extremes, *self.further, *self.slices)
+        return chain(*self.extremes, *self.further, *self.slices, self.spreads)
 
     def takes_over(self, other: "Slot") -> bool:
-        """Whether the views of another slot have the shapes of these."""
-        return [view.shape for view in self.views()] == [view.shape for view in other.views()]
+        """Whether the slices of another slot are as many as these."""
+        return [view.shape for view in chain(*self.slices)] == [view.shape for view in chain(*other.slices)]
 
     def reduce(self, tensor: torch.Tensor, quantity: int) -> None:
         """Write the extremes of a tensor of any layout and dtype; under ``torch.no_grad``, without a host sync."""
@@ -110,7 +113,7 @@ class RowBuffer:
         streamed = any(tensor.device.type in STREAMED for tensor in tensors)
         slices = tuple(parameter.slices for parameter in parameters)
         numbers, *spare = (
-            _numbers(tensors, extremes, slices, measures, len(quantities)) for _ in range(2 if streamed else 1)
+            _numbers(tensors, extremes, slices, measures, quantities) for _ in range(2 if streamed else 1)
         )
         self._numbers, self._spare = numbers, spare[0] if spare else None
         # Whether this step's numbers may still be on their way to the host.
@@ -217,9 +220,20 @@ class RowBuffer:
         self._measures.measure(gradient, slot.further[2])
         self.present[index] |= APPLIED
 
-    def record_update(self, index: int, change: torch.Tensor) -> None:
-        """Record by how much an update has changed a parameter; under ``torch.no_grad``, without a host sync."""
+    def record_update(self, index: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Record by how much an update has changed a parameter; under ``torch.no_grad``, without a host sync.
+
+        Args:
+            index: The parameter's place.
+            before: A copy of what it was, which is overwritten.
+            after: What it is.
+        """
         slot, place = self.slots[index], self.layout.quantities.index("update")
+        if slot.spreads:
+            slot.spreads[0].copy_(spread_of(before))
+        change = torch.sub(after, before, out=before)
+        if slot.spreads:
+            slot.spreads[1].copy_(spread_of(change))
         slot.reduce(change, place)
         self._measures.measure(change, slot.further[place])
         self.present[index] |= UPDATED
@@ -255,7 +269,8 @@ class RowBuffer:
                 and self.present[index] != EMPTY
                 and self.slots[index].takes_over(old.slots[before])
             ):
-                for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=True):
+                # A device without float64 has no spreads, which come last.
+                for to, source in zip(self.slots[index].views(), old.slots[before].views(), strict=False):
                     to.copy_(source)
                 self.present[index] = old.present[before]
         for update in old._updates:
@@ -305,7 +320,7 @@ def _numbers(
     extremes: Sequence[torch.dtype],
     slices: Sequence[int],
     measures: Measures,
-    quantities: int,
+    quantities: tuple[str, ...],
 ) -> Numbers:
     """Room for the numbers of a step, on the devices of these tensors."""
     slots: dict[int, Slot] = {}
@@ -325,28 +340,34 @@ def _allocate(
     extremes: Sequence[torch.dtype],
     slices: Sequence[int],
     measures: Measures,
-    quantities: int,
+    quantities: tuple[str, ...],
     slots: dict[int, Slot],
 ) -> tuple[torch.Tensor, tuple[Group, ...]]:
     """One device's block and its groups; fills in the slots of the tensors on it."""
     here = [index for index, tensor in enumerate(tensors) if tensor.device == device]
+    width = len(measures.measured)
+    firsts = range(0, len(quantities) * width, width)
+    beyond = len(quantities) * width
+    spreads = (beyond, beyond + 1) if "update" in quantities and device.type not in WITHOUT_FLOAT64 else ()
     kinds = [
-        (range(2), extremes),
-        (range(2, width := len(measures.measured)), [torch.float64] * len(tensors)),
+        (tuple(first + number for first in firsts for number in range(2)), extremes),
+        (
+            (*(first + number for first in firsts for number in range(2, width)), *spreads),
+            [torch.float64] * len(tensors),
+        ),
     ]
     groups: list[Group] = []
     end = 0
-    for numbers, dtypes in kinds:
+    for columns, dtypes in kinds:
         by_dtype: dict[torch.dtype, list[int]] = {}
-        for index in here if numbers else ():
+        for index in here if columns else ():
             by_dtype.setdefault(dtypes[index], []).append(index)
-        columns = tuple(at * width + number for at in range(quantities) for number in numbers)
         for dtype, indices in by_dtype.items():
             groups.append(Group(dtype, end, np.array(indices), columns))
             end += -(-groups[-1].size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
     # Of the parameters that have slices, a group each: one operation writes a whole column of it.
     sliced = {index: len(groups) + at for at, index in enumerate(index for index in here if slices[index])}
-    columns = tuple(at * width + number for at in range(quantities) for number in range(2))
+    columns = tuple(first + number for first in firsts for number in range(2))
     first_rows = list(accumulate(slices, initial=len(tensors)))
     for index in sliced:
         groups.append(Group(extremes[index], end, np.arange(*first_rows[index : index + 2]), columns))
@@ -361,13 +382,17 @@ def _allocate(
         for index, row in zip(group.indices.tolist(), rows, strict=True):
             views.setdefault(index, {}).update(zip(group.columns, row.unbind(), strict=True))
     for index, view in views.items():
-        firsts = range(0, quantities * width, width)
-        places = [(view[first], view[first + 1]) for first in firsts]
-        further = [tuple(view[first + number] for number in range(2, width)) for first in firsts]
         dtype = tensors[index].dtype
         of_slices = tables[sliced[index]].unbind(1) if index in sliced else ()
-        native = dtype in NATIVE and places[0][0].dtype is dtype and not of_slices
-        slots[index] = Slot(dtype, native, places, further, list(zip(of_slices[::2], of_slices[1::2], strict=True)))
+        native = dtype in NATIVE and view[0].dtype is dtype and not of_slices
+        slots[index] = Slot(
+            dtype,
+            native,
+            [(view[first], view[first + 1]) for first in firsts],
+            [tuple(view[first + number] for number in range(2, width)) for first in firsts],
+            tuple(view[place] for place in spreads),
+            list(zip(of_slices[::2], of_slices[1::2], strict=True)),
+        )
     return block, tuple(groups)
 
 

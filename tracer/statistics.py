@@ -160,6 +160,16 @@ def _norm(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
 
 
+def spread_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The L2 norm of the distances from the mean: 0-dim float64, without a host sync; under ``torch.no_grad``.
+
+    Args:
+        tensor: As in ``Measures.measure``.
+    """
+    _, spread = _measure(dense(tensor), ("sum", "spread"))
+    return spread
+
+
 def moments_of(tensor: torch.Tensor) -> torch.Tensor:
     """Minimum, maximum, mean, and L2 norm of the distances from the mean: float64 of shape (4,), without a host sync.
 

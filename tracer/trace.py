@@ -1,6 +1,7 @@
 """The life of one attachment: ``attach`` wires hooks, recorder, daemon and log; ``Trace`` is the user's handle."""
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
@@ -100,7 +101,8 @@ def attach(
         applied: Whether to record the gradients that optimizers apply, too: after unscaling, clipping, and reduction
             over ranks, in columns ``applied_min``, ``applied_max`` and so on.
         update: Whether to record by how much updates change parameters, after minus before, in columns ``update_min``,
-            ``update_max`` and so on. It copies each parameter once, in the steps that ``update_every`` measures.
+            ``update_max`` and so on; and in ``update_ratio`` the standard deviation of that change over the value's. It
+            copies each parameter once, in the steps that ``update_every`` measures.
         update_every: Record updates, if ``update`` asks for them, in one of so many steps.
         slices: Of which of these parameters to record each slice of the first dimension, too, as of stacked experts: a
             selection as in ``params``. The slice ``w[3]`` of ``w`` has rows of its own under that name, with extremes
@@ -552,6 +554,18 @@ def _close_all() -> None:
     for trace in _open_traces():
         trace._end(_reason(error))
     end_all()
+    if type(error) is KeyboardInterrupt:
+        _end_by_ctrl_c()
+
+
+def _end_by_ctrl_c() -> None:
+    """Let Python remember an uncaught KeyboardInterrupt, of which its process then ends as of the signal.
+
+    It forgets that wherever a text is executed, as modules do that are imported to write the last rows. The exit code
+    would be 1, and a shell's loop would go on with its next training.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102
 
 
 def _abandon_all() -> None:

@@ -24,7 +24,19 @@ __all__ = ["check", "figure", "show"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'viewer' has no attribute {name!r}")
+    _refuse_a_stranger()
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _refuse_a_stranger() -> None:
+    """Say which file is imported as ``tracer`` in place of ours, as a ``tracer.py`` in the current folder is.
+
+    Raises:
+        ImportError: there is one.
+    """
+    tracer = importlib.import_module("tracer")
+    if not hasattr(tracer, "__path__"):
+        raise ImportError(f"{tracer.__file__} is imported in place of gradwatch's tracer: give it another name")
 
 
 def __dir__() -> list[str]:

@@ -62,7 +62,7 @@ def watch(
     param: Annotated[str, typer.Option(help="Show this parameter.")] = "",
     params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
     statistic: Annotated[
-        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as grad_norm.")
+        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as update_ratio.")
     ] = ViewOptions.statistic,
     metric: Annotated[str, typer.Option(metavar="REGEX", help="Only metrics whose name matches.")] = "",
     hide: Annotated[str, typer.Option(metavar="REGEX", help="No metric whose name matches.")] = "",
@@ -295,11 +295,12 @@ _COMMANDS = {"check": "viewer.surfaces.check", "diff": "viewer.diff.report"}
 _WrongUseError: Any = typer.BadParameter.__base__
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "viewer") -> None:
     """Run the command; every error becomes one line and an exit code.
 
     Args:
         arguments: The words after the command's name; by default those that this process was started with.
+        name: What the user called.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -311,9 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_anything()
     try:
         if command is None:
-            sys.exit(app(words, prog_name="viewer", standalone_mode=False))
+            sys.exit(app(words, prog_name=name, standalone_mode=False))
         called = importlib.import_module(_COMMANDS[command]).app
-        sys.exit(called(words[1:], prog_name=f"viewer {command}", standalone_mode=False))
+        sys.exit(called(words[1:], prog_name=f"{name} {command}", standalone_mode=False))
     except _WrongUseError as error:
         say_wrong_use(error)
         sys.exit(2)

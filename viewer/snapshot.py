@@ -51,6 +51,8 @@ class Extremes:
         time: Each bin's last time, in seconds since 1970.
         inner: Where the spread over ranks is asked for: the least extreme rank's numbers, as ``statistics``.
         depth: The largest gradient magnitudes of the first and of the last layer, as ``depth.DEPTH`` names them.
+        ratio: Of one parameter the size of updates against that of the value, of the bins in which any was measured;
+            None where the run measures none.
     """
 
     step: Sequence[int]
@@ -59,6 +61,7 @@ class Extremes:
     time: Sequence[float] = ()
     inner: Mapping[str, Sequence[float | None]] | None = None
     depth: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    ratio: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,23 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Which batch a step was, as the user logged it.
+
+    Attributes:
+        name: The metric's name, as ``batch``.
+        step: The step.
+        rank: The rank that logged it.
+        value: The number.
+    """
+
+    name: str
+    step: int
+    rank: int
+    value: int
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something wrong that the viewer noticed.
 
@@ -119,6 +139,7 @@ class Finding:
         resolved: Whether it held once, and no longer does.
         steps: Each step where it happened, of what happens at single steps; none of what lasts.
         restart: Where it was seen in an attempt that was given up: the step at which the run went on.
+        batches: Which batches its step was, of the ranks on which it was; none where nobody logged them.
     """
 
     kind: str
@@ -134,6 +155,7 @@ class Finding:
     resolved: bool = False
     steps: tuple[int, ...] = ()
     restart: int | None = None
+    batches: tuple[Batch, ...] = ()
 
     @property
     def order(self) -> tuple[bool, int, int]:

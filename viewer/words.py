@@ -10,6 +10,10 @@ from viewer.snapshot import Finding, Severity, Snapshot
 
 # Kinds of statistics, as their columns begin, in words.
 KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
+# cs231n (https://cs231n.github.io/neural-networks-3/#ratio): an update should be about so large, against the value.
+USUAL_RATIO, USUAL_WORDS = 1e-3, "rule of thumb"
+RATIO_WORDS = "update / value"
+NO_RATIO = "no update of it was measured, or its elements are all alike"
 _MARKS = {"running": "●", "closed": "■", "stopped": "▲"}
 _RANKS_NAMED = 8
 
@@ -72,17 +76,24 @@ def notices(snapshots: Sequence[Snapshot]) -> list[str]:
     """A line for everything that is damaged, lost, or still to arrive."""
     lines = []
     for snapshot in snapshots:
-        run = "" if len(snapshots) == 1 else f"{shortened(snapshot.name)}: "
-        if snapshot.gone:
-            lines.append(f"{run}the run's folder is gone: waiting for it")
-        if not snapshot.complete:
-            lines.append(f"{run}the last rows are still to arrive")
-        if snapshot.stopped_ranks and snapshot.state == "running":
-            lines.append(f"{run}{ranks_in_words(snapshot.stopped_ranks)} stopped without closing, others go on")
-        if snapshot.dropped:
-            lines.append(f"{run}{snapshot.dropped:,} rows dropped, which could not be written")
-        lines += [f"{run}left out: {problem}" for problem in snapshot.problems]
+        of_run = _notices(snapshot)
+        # Of hundreds of runs most have none, and a name takes a while to be fitted.
+        run = f"{shortened(snapshot.name)}: " if of_run and len(snapshots) > 1 else ""
+        lines += [run + line for line in of_run]
     return lines
+
+
+def _notices(snapshot: Snapshot) -> list[str]:
+    lines = []
+    if snapshot.gone:
+        lines.append("the run's folder is gone: waiting for it")
+    if not snapshot.complete:
+        lines.append("the last rows are still to arrive")
+    if snapshot.stopped_ranks and snapshot.state == "running":
+        lines.append(f"{ranks_in_words(snapshot.stopped_ranks)} stopped without closing, others go on")
+    if snapshot.dropped:
+        lines.append(f"{snapshot.dropped:,} rows dropped, which could not be written")
+    return lines + [f"left out: {problem}" for problem in snapshot.problems]
 
 
 def first_of(lines: Sequence[str], limit: int, command: str) -> list[str]:

@@ -1,32 +1,20 @@
 """A real browser, and what holds after every page that it showed."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 
-_PROGRAMS = ("chromium", "chromedriver")
+from tests.browser import chromium as real
 
 
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Chrome]:
     """The browser, without a screen."""
-    missing = [program for program in _PROGRAMS if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)}")
-    binary, driver = (str(shutil.which(program)) for program in _PROGRAMS)
-    options = ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,960"):
-        options.add_argument(argument)
-    browser = Chrome(options, Service(executable_path=driver))
-    try:
+    if missing := real.missing():
+        pytest.skip(f"needs {missing}")
+    with real.chromium() as browser:
         yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture

@@ -37,6 +37,17 @@ BRIEF = (
         "runpy.run_module('viewer', run_name='__main__', alter_sys=True)"
     ),
 )
+# A viewer that is not done with a drawing while there is a file of this name.
+HELD = (
+    "-c",
+    (
+        "import os, runpy, time; from matplotlib.figure import Figure; draw = Figure.draw\n"
+        "def held(*given):\n"
+        "    while os.path.exists('hold'): time.sleep(0.01)\n"
+        "    draw(*given)\n"
+        "Figure.draw = held; runpy.run_module('viewer', run_name='__main__', alter_sys=True)"
+    ),
+)
 SIZES = ((1440, 900), (1280, 720))
 
 
@@ -302,6 +313,23 @@ def test_arrow_keys_move_a_cursor_that_is_read_aloud(ill: Viewing, browser: Chro
     wait_until(lambda: "a.bias" in page.text_of("#said"), 20)
     page.find("#figure [role=application]").send_keys(Keys.ESCAPE)
     wait_until(lambda: not page.find("#tip").is_displayed(), 20)
+
+
+def test_the_pointer_is_answered_while_the_figure_is_drawn(tmp_path: Path, browser: Chrome) -> None:
+    """From the numbers that were drawn last: a drawing may take long."""
+    run = some_run(tmp_path / "run")
+    with viewing(tmp_path, run, "--web", "--port", 0, program=HELD) as viewer:
+        page = Page(browser, address_of(viewer))
+        before = page.picture()
+        (tmp_path / "hold").touch()
+        publish_next(run, "extremes", extremes([10], PARAMS))
+        wait_until(lambda: bool(browser.execute_script("return figure.waiting")), 20)
+        for across, step in ((0.2, r"step [0-4] "), (0.6, r"step ([5-9]|10) ")):
+            page.mouse(across, 0.15).perform()
+            wait_until(lambda step=step: re.search(step, page.text("#tip")) is not None, 20)  # type: ignore[misc]
+        assert browser.execute_script("return figure.waiting")
+        (tmp_path / "hold").unlink()
+        page.wait_for_another_picture(before)
 
 
 def test_a_click_names_a_curve(ill: Viewing, browser: Chrome) -> None:

@@ -105,6 +105,41 @@ def test_the_table_is_sorted_and_filtered(browser: Chrome, forty: Viewing) -> No
     assert len(table.rows()) == RUNS
 
 
+def test_the_address_keeps_the_order_and_the_filter(browser: Chrome, forty: Viewing) -> None:
+    """A reload, another page of the same address, and the way back from another view show the same rows."""
+    page = Page(browser, address_of(forty), until="")
+    table = Table(page)
+    table.sort("best loss")
+    page.wait_for_address(sort="best loss", descending="true")
+    table.sort("best loss")
+    page.wait_for_address(sort="best loss")
+    page.find("#runs input[type=search]").send_keys("adam run-1")
+    page.wait_for_address(sort="best loss", filter="adam run-1")
+    expected = [f"run-{place}" for place in (11, 13, 15, 17, 19)]
+    assert table.column("run") == expected
+
+    def same() -> bool:
+        filtered = page.find("#runs input[type=search]").get_attribute("value") == "adam run-1"
+        return filtered and len(table.rows()) == len(expected) and table.column("run") == expected
+
+    page.choose("x", "wall")
+    page.wait_for_address(x="wall", sort="best loss", filter="adam run-1")
+    shared = browser.current_url
+    browser.refresh()
+    wait_until(same)
+    browser.switch_to.new_window("tab")
+    browser.get(shared)
+    wait_until(same)
+    assert page.find("#runs th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    page.open_view("layers")
+    page.wait_for_address(x="wall", view="layers", sort="best loss", filter="adam run-1")
+    browser.back()
+    page.wait_for_address(x="wall", sort="best loss", filter="adam run-1")
+    wait_until(same)
+    links = "return [...document.querySelectorAll('#findings a[href]')].map(link => link.search)"
+    assert all("sort=best+loss&filter=adam+run-1" in link for link in browser.execute_script(links))
+
+
 def test_boxes_choose_which_runs_are_drawn(browser: Chrome, forty: Viewing) -> None:
     """The figure draws the chosen runs, at first those begun last, in the table's colours; the address keeps them."""
     page = Page(browser, address_of(forty), until="")

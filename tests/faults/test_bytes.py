@@ -184,7 +184,12 @@ def look_everywhere(run: Path) -> None:
         rows_dropped(run)
     _examined(run)
     ranks.state(run)
-    for look in (ViewOptions(), ViewOptions(view=View.LAYERS), ViewOptions(view=View.PARAM, param="weight")):
+    for look in (
+        ViewOptions(),
+        ViewOptions(view=View.LAYERS),
+        ViewOptions(view=View.LAYERS, statistic="update_ratio"),
+        ViewOptions(view=View.PARAM, param="weight"),
+    ):
         live = Live(run, look)
         try:
             snapshot = live.refresh()

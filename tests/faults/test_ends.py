@@ -136,6 +136,23 @@ def test_a_normal_end_loses_nothing(end: str, python: str, round_: int, tmp_path
     assert "TracerWarning" not in err
 
 
+def test_a_shell_sees_that_ctrl_c_ended_a_training(tmp_path: Path) -> None:
+    """It ends of the signal, though Python forgets that at each text that is executed while the rows are written."""
+    script = """
+def fsync(descriptor):
+    exec("print('writes', flush=True)"); os.fsync(descriptor)
+disk.fsync = fsync
+train(*traces)
+print("pressed", flush=True)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+"""
+    process = start(script, tmp_path / "run")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out.split()[-1]) == (-signal.SIGINT, "writes"), err
+    assert state(tmp_path / "run") == "closed"
+
+
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_disk_that_hangs_delays_no_end_by_more_than_five_seconds(runs: int, tmp_path: Path, figures: Figures) -> None:
     """However many traces are open; the training has gone on meanwhile, and the user is told."""

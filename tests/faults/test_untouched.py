@@ -16,7 +16,7 @@ from tests.training import steps
 
 STEPS = often(6, 100)
 Figures = Callable[..., None]
-EVERYTHING = ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "histogram")
+EVERYTHING = ("mean", "std", "norm", "absmax", "zeros", "nonfinite", "smallest", "histogram")
 Optimize = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 OPTIMIZERS: dict[str, Optimize] = {

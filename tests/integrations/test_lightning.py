@@ -271,11 +271,11 @@ def test_a_wrong_argument_is_said_at_once() -> None:
 
 def script(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process that finds this house installed, with its entry points."""
-    installed = folder / "site" / "gradwatch-0.dist-info"
+    installed = folder / "site" / "torch_gradwatch-0.dist-info"
     installed.mkdir(parents=True, exist_ok=True)
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     lines = [line for group, points in groups.items() for line in (f"[{group}]", *map(" = ".join, points.items()))]
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: gradwatch\nVersion: 0\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-gradwatch\nVersion: 0\n")
     (installed / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return in_a_process(folder, code, folder / "site", **environment)
 

@@ -127,6 +127,15 @@ def test_a_run_that_is_alive_is_refused_until_its_process_is_dead(tmp_path: Path
     assert_only_the_new_one(run)
 
 
+def test_a_run_of_which_one_rank_is_alive_is_refused(tmp_path: Path) -> None:
+    """Whichever rank it is, and though rank 0 is dead."""
+    run = older_run(tmp_path / "run", closed=False)
+    (run / "heartbeat-r00001").write_text(f"{os.uname().nodename} {os.getppid()}\n")
+    with pytest.raises(tracer.LogError, match=rf"is being written by '\S+ {os.getppid()}' .*: end that first"):
+        tracer.attach(mlp(), run, overwrite=True)
+    assert steps(run) == [100, 101, 102]
+
+
 CALLS = ("unlink", "replace", "link", "write", "makedirs")
 
 

@@ -9,6 +9,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import traceback
 import warnings
 import weakref
@@ -22,6 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import tracer
+from tests.disk import Disk
 from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, set_daemons, steps
@@ -300,18 +303,26 @@ def test_attaching_twice_is_refused_until_the_first_is_closed(tmp_path: Path) ->
 
 
 def test_a_model_that_is_attached_again_closes_its_older_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a path, or into its own, the older trace ends with one note; a wrapper of the model is the model."""
+    """Without a path, or into its own, the older trace has ended then, with one note; a wrapper is its model."""
+
+    def slow_for_daemons(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        os.fsync(descriptor)
+
     monkeypatch.chdir(tmp_path)
     model = mlp()
     first = tracer.attach(model, params="0", every=2)
     first.log(loss=1.0)
     wrapper = nn.Module()
     wrapper.module = model
+    disk.fsync = slow_for_daemons
     second = tracer.attach(wrapper)
-    assert metric(Path(first.path), "loss") == [(0, 1.0)]
     assert state(first.path) == "closed"
+    assert metric(Path(first.path), "loss") == [(0, 1.0)]
+    disk.fsync = os.fsync
     closed = f"gradwatch closed the trace into {first.path}: its model is attached again\n"
     assert capsys.readouterr().err.count(closed) == 1
     loss_of(model).backward()
@@ -322,6 +333,9 @@ def test_a_model_that_is_attached_again_closes_its_older_trace(
         third = tracer.attach(model, second.path, **how)
         with pytest.raises(tracer.LogError, match="already holds a run: give another path"):
             tracer.attach(model, second.path)
+        with pytest.raises(ValueError, match="selects none"):
+            tracer.attach(model, second.path, params="none", **how)
+        assert state(second.path) == "running", "what was refused has ended nothing"
         fourth = tracer.attach(model, second.path, **how)
         third.log(loss=2.0)
         fourth.log(loss=3.0)

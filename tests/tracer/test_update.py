@@ -1,5 +1,6 @@
 """What an update changed: after minus before, for any optimizer, against copies made by hand."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,103 @@ def test_every_statistic_is_that_of_the_change(tmp_path: Path) -> None:
     assert row["update_absmax"] == change.abs().max().item()
     assert row["update_zeros"] == (change == 0).double().mean().item()
     assert row["update_nonfinite"] == 0
+
+
+class Gains(nn.Module):
+    """Parameters that move by hand: each loses its gradient, which is what it is multiplied by."""
+
+    def __init__(self, gains: dict[str, list[float]], values: dict[str, list[float]]) -> None:
+        super().__init__()
+        self.gains = {name: torch.tensor(each, dtype=torch.float64) for name, each in gains.items()}
+        for name, each in values.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(each, dtype=torch.float64)))
+
+    def forward(self) -> torch.Tensor:
+        """The sum of all products."""
+        products = [(self.get_parameter(name) * gains).sum() for name, gains in self.gains.items()]
+        return torch.stack(products).sum()
+
+
+def ratios(run: Path) -> dict[tuple[int, str], float | None]:
+    """The column by step and parameter."""
+    return {key: row["update_ratio"] for key, row in recorded(run).items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_the_ratio_is_that_of_deviations_without_asking_for_any(dtype: torch.dtype, tmp_path: Path) -> None:
+    """NumPy's, of change over value before, in float64; other columns are no more than before."""
+    model = nn.ParameterDict({name: torch.randn(5, 400, dtype=dtype) for name in ("a", "b")})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    expected = {}
+    with tracer.attach(model, tmp_path / "run", update=True, update_every=2):
+        for step in range(4):
+            optimizer.zero_grad()
+            (model["a"] * torch.randn(5, 400, dtype=dtype)).abs().float().sum().backward()
+            model["b"].abs().float().square().sum().backward()
+            before = copies(model)
+            optimizer.step()
+            for name, parameter in model.items():
+                numbers = [
+                    each if each.is_floating_point() else torch.view_as_real(each)
+                    for each in (before[name], parameter.detach() - before[name])
+                ]
+                value, change = (each.double().numpy().std() for each in numbers)
+                expected[step, name] = change / value if step % 2 == 0 else None
+    approximately = {key: ratio and pytest.approx(ratio, rel=1e-12) for key, ratio in expected.items()}
+    assert ratios(tmp_path / "run") == approximately
+    names = tracer.scan(tmp_path / "run").collect_schema()
+    assert [name for name in names if name.startswith("value")] == ["value_min", "value_max"]
+    assert [name for name in names if name.startswith("update")] == ["update_min", "update_max", "update_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("values", "gradient", "ratio"),
+    [
+        ([3.0], [1.0], None),
+        ([0.1] * 7, [1.0, 2.0] + [0.0] * 5, None),
+        ([1.0, 2.0], [0.5, 0.5], None),
+        ([1.0, 2.0], [0.0, 0.0], 0.0),
+        ([1.0, 3.0], [1.0, -1.0], 0.5),
+        ([1.0, 3.0], [math.nan, 1.0], math.nan),
+        ([1.0, math.nan], [1.0, 0.0], math.nan),
+        ([1.0, 3.0], [math.inf, 1.0], math.nan),
+    ],
+)  # fmt: skip
+def test_a_ratio_that_says_nothing_is_null(
+    values: list[float], gradient: list[float], ratio: float | None, tmp_path: Path
+) -> None:
+    """Of one element, of elements that are alike or move alike there is none; no change is 0; NaN is the news."""
+    model = Gains({"p": gradient}, {"p": values})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with tracer.attach(model, tmp_path / "run", update=True):
+        model().backward()
+        optimizer.step()
+    assert ratios(tmp_path / "run") == {(0, "p"): pytest.approx(ratio, nan_ok=True)}
+
+
+def test_who_holds_a_frozen_parameter_changes_nothing_of_it(tmp_path: Path) -> None:
+    """Its ratio is 0 where an optimizer holds it, and null where none does."""
+    held, free = nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3).requires_grad_(False)
+    model = nn.Sequential(held, free, nn.Linear(3, 1))
+    optimizer = torch.optim.Adam([*held.parameters(), *model[2].parameters()])
+    with tracer.attach(model, tmp_path / "run", update=True):
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    found = ratios(tmp_path / "run")
+    assert (found[0, "0.weight"], found[0, "1.weight"]) == (0.0, None)
+
+
+def test_a_device_without_float64_has_no_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extremes of the change are recorded there all the same."""
+    monkeypatch.setattr("tracer.rows.WITHOUT_FLOAT64", {"cpu"})
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", update=True):
+        loss_of(model).backward()
+        before = copies(model)
+        optimizer.step()
+    assert columns(tmp_path / "run", 0) == changes(model, before)
+    assert set(ratios(tmp_path / "run").values()) == {None}
 
 
 def test_of_a_closure_the_whole_update_counts(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def _check(info: Mapping[str, Any]) -> None:
     datetime.fromisoformat(info["started"]).timestamp()
     if not all(isinstance(param, dict) and isinstance(param.get("name"), str) for param in info["params"]):
         raise ValueError("one of its params has no name")
-    for name, kinds in (("stats", list), ("total_steps", int), ("every", int), ("fold", int), ("budget", float)):
+    counts = dict.fromkeys(("total_steps", "every", "fold", "update_every"), int)
+    for name, kinds in {"stats": list, "budget": float, **counts}.items():
         value = info["settings"].get(name)
         if not isinstance(value, kinds | None) or (isinstance(value, int) and not 0 < value < BEYOND_COUNTS):
             raise ValueError(f"{name} in its settings is no {kinds.__name__} that it could be")
@@ -320,13 +321,19 @@ def runs_in(folder: Place) -> list[Place]:
 
 
 def _runs_among(folders: Iterable[Place]) -> list[Place]:
-    return sorted((path for path in folders if holds_run(path)), key=lambda path: (began(path), path.name))
+    described = [(path, path / "run.json") for path in folders]
+    begun = [(_written(file), path.name, path) for path, file in described if file.file_exists()]
+    return [path for _, _, path in sorted(begun, key=lambda each: each[:2])]
 
 
 def began(path: Place) -> float:
     """When a run began, in seconds since 1970; 0 where there is none."""
+    return _written(path / "run.json")
+
+
+def _written(file: Place) -> float:
     try:
-        return (path / "run.json").modified()
+        return file.modified()
     except FileNotFoundError:
         return 0.0
 

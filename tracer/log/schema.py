@@ -42,7 +42,9 @@ A part whose range lies inside another's of the same rank is ignored. A publishe
 and the statistics, float64 and nullable: ``value_min``, ``value_max``, ``grad_min``, ``grad_max``, and, where they were
 asked for, ``applied_min``, ``applied_max``, and any of ``mean``, ``std`` (of the population), ``norm`` (L2),
 ``absmax``, ``zeros`` (fraction exactly zero), ``nonfinite`` (count) and ``smallest`` (magnitude that is not 0), each as
-``<value|grad|applied|update>_<statistic>``; ``update_*`` is what an update changed, after minus before.
+``<value|grad|applied|update>_<statistic>``; ``update_*`` is what an update changed, after minus before. With them comes
+``update_ratio``: the standard deviation of what the update changed over that of the value before; null where all
+elements are alike, or all have moved alike.
 Null means that there was nothing to measure: a parameter without a gradient in this step, or without an element. NaN
 and infinity are recorded as they are. A value is that at the parameter's first gradient in the step, which is what the
 forward used; a gradient is what its last backward left in ``.grad``. A slice of a parameter's first dimension has
@@ -108,6 +110,7 @@ BEYOND = {"step": 1 << 53, "time": 1 << 53, "rank": 1 << 31, "attempt": 1 << 30,
 # parameter's name.
 WRAPPERS = frozenset({"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 STATISTICS = ("value_min", "value_max", "grad_min", "grad_max")
+RATIO = "update_ratio"
 # A parameter with more slices than this has no rows of them.
 MOST_SLICES = 1024
 

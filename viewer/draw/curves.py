@@ -1,12 +1,13 @@
 """The curves of a figure as numbers: what stands at a place, which curve is near, and all of them as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.transforms import Transform
 
 from viewer.draw.theme import Colour
 
@@ -58,12 +59,12 @@ class Curve:
         """The point that is nearest to a place on the x axis."""
         return int(np.abs(self.places - x).argmin())
 
-    def distance(self, x: float, y: float) -> float:
+    def distance(self, x: float, y: float, to_pixels: Transform) -> float:
         """How many pixels away from a point on the screen the line is, a few points before and after it."""
-        place = self.axes.transData.inverted().transform((x, y))[0]
+        place = to_pixels.inverted().transform((x, y))[0]
         near = slice(max(0, self.nearest(place) - 6), self.nearest(place) + 7)
         drawn = self.value if self.smooth is None else self.smooth
-        line = self.axes.transData.transform(np.column_stack([self.places[near], np.asarray(drawn, float)[near]]))
+        line = to_pixels.transform(np.column_stack([self.places[near], np.asarray(drawn, float)[near]]))
         # Each point is a line to itself, so that one between two gaps counts.
         begin, end = np.concatenate([line, line[:-1]]), np.concatenate([line, line[1:]])
         there = np.isfinite(begin).all(axis=1) & np.isfinite(end).all(axis=1)
@@ -72,9 +73,74 @@ class Curve:
         return float(np.hypot(*(begin + along.clip(0, 1)[:, None] * way - (x, y)).T).min(initial=np.inf))
 
 
-def at(curves: Sequence[Curve], axes: Axes, x: float, y: float, within: float) -> Curve | None:
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a panel was drawn.
+
+    Attributes:
+        axes: The panel, only to tell which curves are in it.
+        box: Its left, lower, right and upper end, in pixels of the figure.
+        ends: The lower and the upper end of its x axis.
+        to_pixels: The way from its axes to pixels, which changes no more.
+    """
+
+    axes: Axes
+    box: tuple[float, float, float, float]
+    ends: tuple[float, float]
+    to_pixels: Transform
+
+    @classmethod
+    def of(cls, axes: Axes) -> "Place":
+        """Where a panel is now."""
+        low, high = sorted(axes.get_xlim())
+        left, lower, right, upper = map(float, axes.bbox.extents)
+        to_pixels = axes.transData.frozen()
+        assert isinstance(to_pixels, Transform), "a frozen transform is one"
+        return cls(axes, (left, lower, right, upper), (low, high), to_pixels)
+
+    def contains(self, x: float, y: float) -> bool:
+        """Whether a point on the screen is in it."""
+        left, lower, right, upper = self.box
+        return left <= x <= right and lower <= y <= upper
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place on its axes of a point on the screen."""
+        across, up = self.to_pixels.inverted().transform((x, y)).tolist()
+        return across, up
+
+    def own(self, curves: Sequence[Curve]) -> list[Curve]:
+        """Those of these curves that are in it, and have points."""
+        return [curve for curve in curves if curve.axes is self.axes and len(curve.places)]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure as it was drawn: it changes no more, so that another thread than the one that draws may look at it.
+
+    Attributes:
+        size: Its width and height in pixels.
+        pixel_ratio: How many pixels are one of the page's.
+        panels: Where the panels are, by their names.
+        curves: The curves, from the top.
+        by_row: Whether the curves are the rows of a heat map.
+    """
+
+    size: tuple[float, float]
+    pixel_ratio: float
+    panels: Mapping[str, Place]
+    curves: Sequence[Curve]
+    by_row: bool
+
+    def curves_at(self, place: Place, y: float) -> Sequence[Curve]:
+        """The curves that the pointer shows at a height of a panel's axes: those in the panel first."""
+        if self.by_row:
+            return self.curves[round(y) : round(y) + 1] if round(y) >= 0 else []
+        return sorted(self.curves, key=lambda curve: curve.axes is not place.axes)
+
+
+def at(curves: Sequence[Curve], place: Place, x: float, y: float, within: float) -> Curve | None:
     """The curve in a panel that is nearest to a point on the screen, if it is within so many pixels."""
-    near = [(curve.distance(x, y), curve) for curve in curves if curve.axes is axes and len(curve.places)]
+    near = [(curve.distance(x, y, place.to_pixels), curve) for curve in place.own(curves)]
     distance, curve = min(near, key=lambda pair: pair[0], default=(np.inf, None))
     return curve if distance <= within else None
 

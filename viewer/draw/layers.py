@@ -40,6 +40,8 @@ _SMALLEST, _LARGEST = 1e-200, 1e200
 class Layers(Drawing):
     """The largest magnitude of a statistic of each parameter over the run."""
 
+    _by_row = True
+
     def __init__(self, figure: Figure, options: ViewOptions, titled: bool = True) -> None:
         super().__init__(figure, options, titled)
         # The parameters in each row, or "module.*" for all of a module.
@@ -171,10 +173,6 @@ class Layers(Drawing):
             bad_steps = ends[alarms].tolist()
             curve = Curve(self._axes, snapshot.name, self._name(row), colour, "-", *points, nonfinite=bad_steps)
             self.curves.append(curve)
-
-    def curves_at(self, axes: Axes, y: float) -> list[Curve]:
-        """The curve of the row under the pointer."""
-        return self.curves[round(y) : round(y) + 1] if axes is self._axes and round(y) >= 0 else []
 
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
         """Mark each finding at its first step, in the row of its first parameter."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, set_scale, style_x_axis, x_values
-from viewer.draw.curves import Curve as Drawn
+from viewer.draw.curves import Curve as DrawnCurve
 from viewer.draw.grid import Grid, room
 from viewer.draw.marks import (
     RAW,
@@ -179,7 +179,9 @@ class Overview(Drawing):
         artists.append(draw_line(axes, x, heights, label + last([curve.last]), colour, style))
         artists += draw_band(axes, x, curve.low, curve.high, colour)
         numbers = curve.mean, curve.smooth, curve.low, curve.high, curve.nonfinite
-        self.curves.append(Drawn(axes, snapshot.name, curve.name, colour, style, x, curve.step, curve.time, *numbers))
+        self.curves.append(
+            DrawnCurve(axes, snapshot.name, curve.name, colour, style, x, curve.step, curve.time, *numbers)
+        )
         bad = NonFinite(curve.nonfinite, curve.step, x, label, colour)
         return artists + draw_nonfinite(axes, self._options, bad)
 
@@ -205,7 +207,9 @@ class Overview(Drawing):
                     points = x, extremes.step, extremes.time, heights
                     bad_steps = extremes.nonfinite[kind]
                     name = f"{KINDS[kind]} {end}"
-                    self.curves.append(Drawn(axes, snapshot.name, name, colour, style, *points, nonfinite=bad_steps))
+                    self.curves.append(
+                        DrawnCurve(axes, snapshot.name, name, colour, style, *points, nonfinite=bad_steps)
+                    )
                     if extremes.inner is not None:
                         artists += draw_band(axes, x, heights, numbers_of(extremes.inner[f"{kind}_{end}"]), colour)
                 bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, label, colour)
@@ -222,7 +226,7 @@ class Overview(Drawing):
             if any(map(math.isfinite, heights)):
                 artists.append(draw_line(axes, x, heights, f"gradient, {layer}{last(heights)}", colour, ":"))
                 points = x, extremes.step, extremes.time, heights
-                self.curves.append(Drawn(axes, run, f"gradient, {layer}", colour, ":", *points))
+                self.curves.append(DrawnCurve(axes, run, f"gradient, {layer}", colour, ":", *points))
         return artists
 
 

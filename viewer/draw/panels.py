@@ -22,7 +22,7 @@ from rich.cells import cell_len
 
 from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, inches_of
-from viewer.draw.curves import Curve, csv
+from viewer.draw.curves import Curve, Drawn, Place, csv
 from viewer.draw.marks import FLAG, RAW
 from viewer.draw.theme import narrow, theme
 from viewer.options import ViewOptions, XAxis, zoom_part
@@ -123,6 +123,7 @@ class Drawing:
     """
 
     _x: SharedX
+    _by_row = False
 
     def __init__(self, figure: Figure, options: ViewOptions | None = None, titled: bool = True) -> None:
         self.figure = figure
@@ -134,9 +135,11 @@ class Drawing:
         if self._titled:
             set_title(self.figure, self._options, lead + heading(self._options, snapshots, now))
 
-    def curves_at(self, axes: Axes, y: float) -> list[Curve]:
-        """The curves that the pointer shows at a height of these axes: those in the same panel first."""
-        return sorted(self.curves, key=lambda curve: curve.axes is not axes)
+    def drawn(self) -> Drawn:
+        """The figure as it was drawn last."""
+        width, height = map(float, self.figure.bbox.size)
+        places = {name: Place.of(axes) for name, axes in self.panels.items()}
+        return Drawn((width, height), self.figure.canvas.device_pixel_ratio, places, list(self.curves), self._by_row)
 
     def csv(self) -> str:
         """What is shown, in numbers: the points of all curves in the part of the x axis that the user has zoomed to."""

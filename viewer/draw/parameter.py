@@ -1,4 +1,4 @@
-"""One parameter: its values and gradients as bands over the run, its further statistics, and its histograms."""
+"""One parameter: its values and gradients as bands, the size of its updates, further statistics, and histograms."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ from viewer.draw.panels import Drawing, Panel, begin
 from viewer.draw.theme import narrow, theme
 from viewer.dtypes import RANGES
 from viewer.options import Histograms, Scale, ViewOptions
+from viewer.snapshot import Curve as Reduced
 from viewer.snapshot import Snapshot
-from viewer.words import KINDS, missing
+from viewer.words import KINDS, NO_RATIO, RATIO_WORDS, USUAL_RATIO, USUAL_WORDS, missing
 
 # The line of what a dtype holds is drawn where it is so near that curves still have room, in bits.
 _NEAR_BITS = 16
@@ -28,19 +29,22 @@ _NO_ROW = "no row of this parameter yet"
 
 
 class Parameter(Drawing):
-    """One parameter: a panel for its values, its gradients, and each further statistic."""
+    """One parameter: a panel for its values, its gradients, its updates where measured, and each further statistic."""
 
     def __init__(self, figure: Figure, options: ViewOptions, titled: bool = True) -> None:
         super().__init__(figure, options, titled)
-        self._begin((), (), narrow(figure))
+        self._begin((), (), False, narrow(figure))
 
-    def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...], one_column: bool) -> None:
-        self._has = statistics, histograms, one_column
+    def _begin(self, statistics: tuple[str, ...], histograms: tuple[str, ...], ratio: bool, one_column: bool) -> None:
+        self._has = statistics, histograms, ratio, one_column
         begin(self.figure, self._options)
         of_histograms = tuple(f"{KINDS[kind]}\nhistogram" for kind in histograms)
         ridges = of_histograms if self._options.histograms is Histograms.RIDGE else ()
+        updates = (RATIO_WORDS,) if ratio else ()
         left = ("value", "gradient", *of_histograms)
-        columns = [left + statistics] if one_column or not statistics else [left, statistics]
+        columns = [left, updates + statistics]
+        if one_column or not statistics:
+            columns = [("value", "gradient", *updates, *of_histograms, *statistics)]
         grid = self.figure.add_gridspec(1, len(columns))
         first: Axes | None = None
         self._panels: dict[str, Panel] = {}
@@ -53,7 +57,8 @@ class Parameter(Drawing):
                 axes = self.figure.add_subplot(stack[row, 0], sharex=None if name in ridges else first)
                 first = first or axes
                 label = name if name in left else shortened(name)
-                self._panels[name] = Panel(axes, self._options, label, _NO_ROW, legend_above=True)
+                note = NO_RATIO if name == RATIO_WORDS else _NO_ROW
+                self._panels[name] = Panel(axes, self._options, label, note, legend_above=True)
                 if name in ridges:
                     # Numbers are along x, and steps come towards the reader.
                     set_ticks(axes.yaxis, self._options)
@@ -76,7 +81,9 @@ class Parameter(Drawing):
         known = (name for name, numbers in columns.items() if any(number is not None for number in numbers))
         recorded = [name.removesuffix("_high") for name in known if name.endswith("_high")]
         statistics = tuple(dict.fromkeys(name.partition("_")[2] for name in recorded))
-        has = statistics, tuple(kind for kind in KINDS if kind in snapshot.histograms), narrow(self.figure)
+        ratio = None if extremes is None else extremes.ratio
+        histograms = tuple(kind for kind in KINDS if kind in snapshot.histograms)
+        has = statistics, histograms, ratio is not None, narrow(self.figure)
         if has != self._has:
             self._begin(*has)
         self._entitle(snapshots, now, f"{shortened(self._options.param, 60)}  in  ")
@@ -85,15 +92,17 @@ class Parameter(Drawing):
             for name, kinds in (("value", ("value",)), ("gradient", ("grad", "applied"))):
                 self._panels[name].note(missing(snapshots, _NO_ROW))
                 self._panels[name].draw(partial(self._draw_bands, kinds, snapshot), empty=extremes is None)
+            if ratio is not None:
+                self._panels[RATIO_WORDS].draw(partial(self._draw_ratio, ratio, snapshot), empty=not ratio.step)
             for statistic in statistics:
                 names = [f"{kind}_{statistic}" for kind in KINDS if f"{kind}_{statistic}" in recorded]
                 self._panels[statistic].draw(partial(self._draw_statistic, names, snapshot), empty=False)
-            for kind, histograms in snapshot.histograms.items():
+            for kind, of_kind in snapshot.histograms.items():
                 name = f"{KINDS[kind]}\nhistogram"
                 if name in self._keys:
-                    make = partial(draw_map, self._options, snapshot, histograms, self._keys[name])
+                    make = partial(draw_map, self._options, snapshot, of_kind, self._keys[name])
                 else:
-                    make = partial(draw_ridge, self._options, snapshot, histograms)
+                    make = partial(draw_ridge, self._options, snapshot, of_kind)
                 self._panels[name].draw(make, empty=False)
             for name, panel in self._panels.items():
                 if self._options.histograms is Histograms.MAP or not name.endswith("\nhistogram"):
@@ -123,6 +132,28 @@ class Parameter(Drawing):
             artists += draw_band(axes, x, low, high, colour)
             bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, KINDS[kind], colour)
             artists += draw_nonfinite(axes, self._options, bad)
+        return artists
+
+    def _draw_ratio(self, ratio: Reduced, snapshot: Snapshot, axes: Axes) -> list[Artist]:
+        if not ratio.step:
+            return []
+        colours = theme(self._options)
+        colour = colours.palette[len(KINDS)]
+        set_scale(axes, self._options, [*ratio.low, *ratio.high, USUAL_RATIO], Scale.LOG)
+        x = x_values(self._options, snapshot, ratio.step, ratio.time)
+        artists = [draw_line(axes, x, ratio.high, f"{RATIO_WORDS}{last(ratio.high)}", colour)]
+        artists += draw_band(axes, x, ratio.low, ratio.high, colour)
+        usual = f"{USUAL_WORDS}: {USUAL_RATIO:g}"
+        artists.append(axes.axhline(USUAL_RATIO, color=colours.ink, linestyle="--", linewidth=1, label=usual))
+        still = [place for place, low in enumerate(ratio.low) if low == 0]
+        if still:
+            label = f"no change at step {ratio.step[still[0]]:,}{' and later' if len(still) > 1 else ''}"
+            places = [x[place] for place in still]
+            artists += axes.plot(places, [0.0] * len(still), "v", color=colours.caution, markersize=5, label=label)
+        artists += draw_nonfinite(axes, self._options, NonFinite(ratio.nonfinite, ratio.step, x, RATIO_WORDS, colour))
+        points = x, ratio.step, ratio.time, ratio.high
+        curve = Curve(axes, snapshot.name, RATIO_WORDS, colour, "-", *points, low=ratio.low, nonfinite=ratio.nonfinite)
+        self.curves.append(curve)
         return artists
 
     def _colour(self, kind: str) -> str:

@@ -139,6 +139,21 @@ class Follower:
             for part in parts:
                 self._take_in([part], take)
 
+    def look(self, use: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
+        """Give all rows that can be read now to ``use``, those that were given out before, too, and return its result.
+
+        Raises:
+            FileNotFoundError: a part was merged away, as a network disk's listing can hide.
+        """
+
+        def among(listed: list[Part]) -> pl.DataFrame:
+            own = [part for part in listed if self._rank in (None, part.rank)]
+            with self._run.brief_copies():
+                (self._run / self._table).fetch(part.path.name for part in own)
+                return use(scan_parts([part for part in own if known_problem(part) is None], self._table))
+
+        return with_listing(self._run, self._table, among)
+
     def complete(self, published: Mapping[int, int]) -> bool:
         """Whether everything up to these publish numbers of each rank was given out, or is damaged."""
         damaged = [part for path in self.problems if (part := Part.parse(path)) is not None]
@@ -249,6 +264,15 @@ class Rows(Generic[Kept]):
         # Last, as where one of these fails all of them get the same rows again.
         if table == "events":
             self._told.update(dropped_as_told(rows))
+
+    def look(self, table: str, where: pl.Expr) -> pl.DataFrame:
+        """The rows of one of the tables that count, and of which this holds: also those that were given before.
+
+        Raises:
+            FileNotFoundError: as ``read``.
+        """
+        found = self._followers[table].look(lambda rows: rows.filter(where).collect())
+        return Attempts(self._attempts.begins, self._attempts.last).latest(found.lazy()).collect()
 
     def dropped(self, summaries: Iterable[Mapping[str, Any]]) -> int:
         """How many rows of the run could not be written, as far as is known.

@@ -9,7 +9,7 @@ from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import LogError, NoRunError, Run, holds_run
 from tracer.log.runs import flat
-from tracer.log.schema import slices_among
+from tracer.log.schema import RATIO, slices_among
 from tracer.log.text import failure
 from viewer.options import ViewOptions, matching
 from viewer.read.follow import Progress
@@ -57,7 +57,13 @@ class Live:
         self._params = tuple(names), tuple(matching(names, self._options.params))
         settings = run.info["settings"]
         stride = None if settings.get("budget") else max(settings.get(name) or 1 for name in ("every", "fold"))
-        return History(self._options, names, stride=stride, weights=trained_weights(run.info["params"]))
+        return History(
+            self._options,
+            names,
+            stride=stride,
+            update_every=settings.get("update_every") or 1,
+            weights=trained_weights(run.info["params"]),
+        )
 
     @property
     def run_id(self) -> str | None:
@@ -150,4 +156,5 @@ def _statistics(settings: Mapping[str, Any]) -> tuple[str, ...]:
     # The dynamic range is made of it.
     recorded += ["bits"] * ("smallest" in recorded)
     kinds = ("grad", "value", *(name for name in ("applied", "update") if settings.get(name)))
-    return tuple(f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded))
+    columns = [f"{kind}_{name}" for kind in kinds for name in ("absmax", *recorded)]
+    return *columns, *([RATIO] if settings.get("update") else [])

@@ -14,6 +14,7 @@ import polars as pl
 from tracer.log.place import Place
 from tracer.log.ranks import closed_summaries
 from tracer.log.run import Run, holds_run
+from viewer.read.batches import Batches
 from viewer.read.follow import Progress, Rows
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker
@@ -70,13 +71,14 @@ class FindingsMonitor:
         self._named = named
         self._followed = FollowedRun(path, self._record, Record.tables, rank, waker, attempt)
         self._begins: pl.DataFrame | None = None
+        self._batches = Batches()
         # What was wrong before each restart, by its attempt.
         self._given_up: dict[int, tuple[Finding, ...]] = {}
 
     def _record(self, run: Run) -> Record:
         if run.info["run_id"] != self.run_id:
             self.run_id, self.findings, self._begins = run.info["run_id"], (), None
-            self._given_up = {}
+            self._given_up, self._batches = {}, Batches()
         return Record(run)
 
     def refresh(self, progress: Progress | None = None) -> Evidence | None:
@@ -109,6 +111,7 @@ class FindingsMonitor:
             problems=news.problems,
             complete=news.complete,
         )
+        evidence = dataclasses.replace(evidence, batches=partial(self._batches.at, news.rows, evidence))
         self._look_back(news)
         self._find(evidence, self._past(news.rows.begins))
         if evidence.ended:
@@ -134,7 +137,9 @@ class FindingsMonitor:
                 rows.read()
             except FileNotFoundError as error:
                 raise PartGoneError from error
-            before = findings(rows.kept.evidence(), self._limits)
+            evidence = rows.kept.evidence()
+            evidence = dataclasses.replace(evidence, batches=partial(Batches().at, rows, evidence))
+            before = findings(evidence, self._limits)
             self._given_up[attempt] = tuple(
                 dataclasses.replace(
                     finding,

@@ -131,10 +131,12 @@ class Runs:
 
     def listed(self) -> dict[str, Place]:
         """The folders of runs, and those that may become one, by name, in the order of their beginning."""
+        # The objects of before: they are found faster by themselves than by all that is like them.
+        known = {path: path for path in self.places.values()}
         folders: dict[Place, None] = {}
         for path in self.paths:
-            folders |= dict.fromkeys(runs_or_itself(path))
-        names = {path: path.resolve().name for path in folders}
+            folders |= {known.get(run, run): None for run in runs_or_itself(path)}
+        names = {path: _name(path) for path in folders}
         chosen = set(matching(list(names.values()), self._only))
         names = {path: name for path, name in names.items() if name in chosen}
         counts = Counter(names.values())
@@ -284,6 +286,12 @@ class Runs:
     def close(self) -> None:
         """Stop watching."""
         self._waker.close()
+
+
+def _name(path: Place) -> str:
+    """The name of a folder itself, where the path is a link to it."""
+    plain = path.on_disk is not None and path.name not in ("", "..") and not path.on_disk.is_symlink()
+    return path.name if plain else path.resolve().name
 
 
 def _written(path: Place) -> float | None:

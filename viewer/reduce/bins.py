@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from tracer.log.schema import RATIO
+
 # About two bins for each pixel of a wide figure.
 CAPACITY = 2048
 # The bins of all keys together are at most so many, of about 100 bytes each, as long as each key has the fewest.
@@ -48,17 +50,21 @@ _LAST = (pl.col("step").max(), pl.col("time").max())
 
 
 def of_extremes(statistics: Iterable[str], keys: tuple[str, ...] = ()) -> Reduction:
-    """Reduce ``*_min`` by min and ``*_max`` by max; other statistics get both, as ``_low`` and ``_high``."""
+    """Reduce ``*_min`` by min and ``*_max`` by max; other statistics get both, as ``_low`` and ``_high``.
+
+    Steps that are not finite are noted of extremes, and of the ratio of updates, which has none beside it.
+    """
     ends = [name for name in statistics if name.endswith(("_min", "_max"))]
     others = [name for name in statistics if name not in ends]
-    kinds = sorted({name.partition("_")[0] for name in ends})
+    noted = [name for name in statistics if name in ends or name == RATIO]
+    kinds = sorted({name.partition("_")[0] for name in noted})
     return Reduction(
         keys,
         prepare=(
             *map(pl.col, ("step", "time", *keys)),
             *(_finite(name).alias(name) for name in ends),
             *(_finite(name).alias(f"{name}_{end}") for name in others for end in ("low", "high")),
-            *(_first_nonfinite(*(n for n in ends if n.startswith(of))).alias(f"{of}_nonfinite") for of in kinds),
+            *(_first_nonfinite(*(n for n in noted if n.startswith(of))).alias(f"{of}_nonfinite") for of in kinds),
         ),
         reduce=(
             *_LAST,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.schema import STATISTICS
+from tracer.log.schema import RATIO, STATISTICS
 from viewer.options import SPREAD, View, ViewOptions, matching
 from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, mean, of_extremes, seconds_of
 from viewer.reduce.depth import DEPTH, Depth
@@ -59,6 +59,7 @@ class History:
         params: The parameters in model order.
         capacity: How many bins each curve has.
         stride: How many steps lie between rows; None where that changes.
+        update_every: One of so many steps has what its update changed.
         weights: The trained weights in model order.
 
     Attributes:
@@ -71,6 +72,7 @@ class History:
         params: Sequence[str] = (),
         capacity: int = CAPACITY,
         stride: int | None = 1,
+        update_every: int = 1,
         weights: Sequence[str] = (),
     ) -> None:
         self._options = options or ViewOptions()
@@ -84,7 +86,8 @@ class History:
         if self._options.view is View.LAYERS:
             statistic = self._options.statistic
             shown = [statistic] if statistic.endswith(f"_{BITS}") else _needed(statistic)
-            self._bins = {"extremes": Magnitudes(shown, self._params, columns, stride or 1, stride is None)}
+            width = max(stride or 1, update_every if statistic.startswith("update") else 1)
+            self._bins = {"extremes": Magnitudes(shown, self._params, columns, width, stride is None)}
         elif self._options.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(of_extremes(self._statistics), capacity),
@@ -137,7 +140,7 @@ class History:
         if self._options.view is View.LAYERS:
             needed = _needed(self._options.statistic)
         elif self._options.view is View.PARAM:
-            recorded = (name for name in columns if name.startswith(("value_", "grad_", "applied_")))
+            recorded = (name for name in columns if name.startswith(("value_", "grad_", "applied_")) or name == RATIO)
             further = [name for name in recorded if name not in needed]
             bins = self._bins["extremes"]
             if further and isinstance(bins, Bins):
@@ -197,7 +200,11 @@ class History:
             by_bin = frame.group_by("bin").agg(*least).sort("bin")
             inner = {name: by_bin[name].to_list() for name in STATISTICS}
             frame = frame.group_by("bin").agg(*of_extremes([*STATISTICS, *DEPTH]).reduce).sort("bin")
-        numbers = [name for name in frame.columns if frame.schema[name] == pl.Float64 and name not in DEPTH]
+        numbers = [
+            name
+            for name in frame.columns
+            if frame.schema[name] == pl.Float64 and name not in DEPTH and not name.startswith(RATIO)
+        ]
         return Extremes(
             frame["step"].to_list(),
             {name: frame[name].to_list() for name in numbers},
@@ -209,6 +216,7 @@ class History:
             seconds_of(frame),
             inner,
             {name: frame[name].to_list() for name in DEPTH if name in frame.columns},
+            _ratio(frame) if f"{RATIO}_high" in frame.columns else None,
         )
 
     def histograms(self) -> dict[str, list[Histogram]]:
@@ -229,6 +237,15 @@ class History:
         """Give every parameter's magnitudes; None before the first row, and in other views."""
         bins = self._bins["extremes"]
         return bins.heatmap() if isinstance(bins, Magnitudes) else None
+
+
+def _ratio(bins: pl.DataFrame) -> Curve:
+    """The curve of bins in which a ratio was measured: those between have none, and nothing is wrong with them."""
+    bad = pl.col("update_nonfinite")
+    bins = bins.filter(pl.col(f"{RATIO}_high").is_not_null() | bad.is_not_null())
+    low, high = (bins[f"{RATIO}_{end}"].fill_null(math.nan).to_list() for end in ("low", "high"))
+    bad_steps = bins["update_nonfinite"].drop_nulls().to_list()
+    return Curve(RATIO, bins["step"].to_list(), high, low, high, bad_steps, seconds_of(bins))
 
 
 def _curves(bins: pl.DataFrame, newest: Mapping[str, float]) -> list[Curve]:

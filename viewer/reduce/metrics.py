@@ -27,6 +27,8 @@ _NO_ACCURACY = frozenset({"err", "error", "errors"})
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?i:val|valid|validation|test|eval)(?![a-z])")
 _PART = re.compile(r"(?<![A-Za-z])(?i:train|training|val|valid|validation|test|eval)(?![a-z])")
 _BETWEEN = " /_.:-"
+# The last part of a name that tells which batch it was, in words: "batch", "sample_ids".
+_INDEX = re.compile("(?:batch|sample)(?: (?:index|idx|indices|ids?|number|hash))?")
 # The names under which a trace writes learning rates.
 _RATE = re.compile(r"lr(/\d+)?(/group\d+)?$")
 _PREFIX = re.compile("([^/]+)/|([^.0-9][^.]*)[.]")
@@ -60,6 +62,18 @@ class MetricPanel:
 def is_validation(name: str) -> bool:
     """Whether a metric's name says that it is of validation."""
     return _VALIDATION.search(name) is not None
+
+
+def is_batch(name: str) -> bool:
+    """Whether a metric tells which batch a step of the training was, and is no measure of it.
+
+    The last part of its name is ``batch`` or ``sample``, or one of these with ``index``, ``idx``, ``indices``, ``id``,
+    ``ids``, ``number`` or ``hash``, as in ``train/batch`` and ``sampleIdx``.
+    """
+    if is_validation(name) or panel_of(name) is not None:
+        return False
+    last = re.split("[/.]", _stem(name))[-1]
+    return _INDEX.fullmatch(" ".join(_WORD.findall(last)).lower()) is not None
 
 
 def is_share(curve: Curve) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracer.log.schema import STATISTICS, slices_among
+from tracer.log.schema import RATIO, STATISTICS, slices_among
 from viewer.reduce.cells import Cells, Floats, Integers
 
 _CELLS, _COLUMNS = 600_000, 512
@@ -59,6 +59,8 @@ class ParamTables:
         turned: In how many of these both extremes went back, against the row before.
         update_logs: The sum of the logarithms of the updates of rows that moved.
         update_logged: How many these were.
+        ratio_logs: The sum of the logarithms of the measured ratios of updates to values that are finite and not 0.
+        ratio_logged: How many these were.
 
     The tables are float64, NaN where there is nothing to say.
     """
@@ -90,6 +92,8 @@ class ParamTables:
     turned: Sum
     update_logs: Sum
     update_logged: Sum
+    ratio_logs: Sum
+    ratio_logged: Sum
 
     @cached_property
     def wholes(self) -> Integers:
@@ -126,6 +130,11 @@ class ParamTables:
         """The geometric mean of the updates of rows that moved."""
         return _geometric_mean(self.update_logs, self.update_logged)
 
+    @cached_property
+    def ratio(self) -> Floats:
+        """The geometric mean of the measured ratios of updates that changed something."""
+        return _geometric_mean(self.ratio_logs, self.ratio_logged)
+
 
 _MERGES: Mapping[str, np.ufunc] = {
     name: hint.__metadata__[0]
@@ -145,6 +154,7 @@ class _Rows:
         has_grad: Whether there is a gradient.
         magnitude: Of the gradient: NaN where it is not finite, or there is none.
         bad_grad: Whether the gradient is not finite.
+        ratio: Of the update to the value: NaN where none was measured; None where the log has none.
         groups: Where the rows of each parameter and rank begin.
     """
 
@@ -156,6 +166,7 @@ class _Rows:
     has_grad: npt.NDArray[np.bool_]
     magnitude: Floats
     bad_grad: npt.NDArray[np.bool_]
+    ratio: Floats | None
     groups: Integers
 
 
@@ -193,8 +204,10 @@ class ParamHistory:
 
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows."""
-        wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS)
-        if "applied_min" in rows.collect_schema():
+        names = rows.collect_schema().names()
+        ratio = [RATIO] if RATIO in names else []
+        wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS, *ratio)
+        if "applied_min" in names:
             applied = rows.filter(pl.col("applied_min").is_not_null()).select(pl.col("param").unique().cast(pl.String))
             self._applied |= set(applied.collect()["param"])
         if "grad_smallest" in rows.collect_schema():
@@ -211,18 +224,18 @@ class ParamHistory:
                 break
 
     def _columns(self, frame: pl.DataFrame) -> list[npt.NDArray[Any]]:
-        """Give rows as columns: the parameter's number, rank, step, has a value, has a gradient, the extremes."""
+        """Give rows as columns: the parameter's number, rank, step, has a value, has a gradient, the statistics."""
         numbers = self._cells.numbers_of(frame["param"])
         has = [_present(frame[name]) for name in ("value_min", "grad_min")]
-        extremes = [_numbers(frame[name]) for name in STATISTICS]
-        return [numbers, frame["rank"].to_numpy(), frame["step"].to_numpy(), *has, *extremes]
+        statistics = [_numbers(column) for column in frame.get_columns()[3:]]
+        return [numbers, frame["rank"].to_numpy(), frame["step"].to_numpy(), *has, *statistics]
 
     def _absorb(self, columns: Sequence[npt.NDArray[Any]]) -> None:
         rows = _sorted(*columns)
         for rank in np.unique(rows.rank).tolist():
             self._place_of_rank.setdefault(rank, len(self._place_of_rank))
         self._make_room(len(self._place_of_rank), len(self._cells.params))
-        self._cells.absorb(rows.step, rows.param, self._counted(rows) | self._compared(rows))
+        self._cells.absorb(rows.step, rows.param, self._counted(rows) | self._compared(rows) | _measured(rows))
         self._note_firsts(rows)
 
     def _make_room(self, ranks: int, params: int) -> None:
@@ -317,6 +330,14 @@ class ParamHistory:
         )
 
 
+def _measured(rows: _Rows) -> dict[str, npt.NDArray[Any]]:
+    """Give the columns of measured ratios, if there are any."""
+    if rows.ratio is None:
+        return {}
+    some = (rows.ratio > 0) & np.isfinite(rows.ratio)
+    return {"ratio_logs": np.log(rows.ratio, where=some, out=np.zeros(len(some))), "ratio_logged": some}
+
+
 def _known(steps: Integers) -> Integers:
     return np.where(steps == _NEVER, -1, steps)
 
@@ -333,7 +354,7 @@ def _sorted(
     step: Integers,
     has_value: npt.NDArray[np.bool_],
     has_grad: npt.NDArray[np.bool_],
-    *extremes: Floats,
+    *statistics: Floats,
 ) -> _Rows:
     ranks = np.unique(rank)
     key = params if len(ranks) == 1 else params * len(ranks) + np.searchsorted(ranks, rank)
@@ -345,7 +366,7 @@ def _sorted(
     if back.any():
         order = np.lexsort((step, key))
     has_value, has_grad = has_value[order], has_grad[order]
-    low, high, grad_low, grad_high = (numbers[order] for numbers in extremes)
+    low, high, grad_low, grad_high, *ratio = (numbers[order] for numbers in statistics)
     value = np.stack([low, high])
     no_value = ~np.isfinite(low + high)
     # The sum of two large finite numbers may overflow: look at these again.
@@ -362,6 +383,7 @@ def _sorted(
         has_grad,
         magnitude,
         has_grad & np.isnan(magnitude),
+        ratio[0] if ratio else None,
         groups,
     )
 

@@ -1,7 +1,7 @@
 """Evidence: all that the rules know of a run, reduced, bounded in memory, and kept up to date."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from viewer.reduce.history import History
 from viewer.reduce.metrics import ACCURACY, LOSS, is_share, is_validation, panel_of
 from viewer.reduce.param_history import ParamHistory, ParamTables
 from viewer.reduce.rank_history import RankHistory, RankTables
-from viewer.snapshot import Curve
+from viewer.snapshot import Batch, Curve
 
 # Of each kind of event of a rank so many are kept.
 _EVENTS = 1000
@@ -65,6 +65,29 @@ class Discarded:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Something that happened in one step, which is among some steps: the first in which the log has it.
+
+    Attributes:
+        first: The first of these steps.
+        last: The last of them.
+        metric: The metric that was not finite, if it is about one.
+        param: Else the parameter whose gradient or value it is about.
+        beyond: What the gradient's magnitude was larger than; None where a number was not finite.
+    """
+
+    first: int
+    last: int
+    metric: str | None = None
+    param: str | None = None
+    beyond: float | None = None
+
+
+def _unknown(moment: Moment) -> tuple[Batch, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
 class Evidence:
     """A run at one moment, for the rules. Immutable.
 
@@ -84,6 +107,7 @@ class Evidence:
         own_metrics: The names of the metrics that the trace writes itself; others are the user's.
         loss: A regular expression: the metrics that are losses; "" for those with a word for it in their name.
         accuracy: Likewise, accuracies.
+        batches: Looks up in the log which batches a moment was.
     """
 
     state: State = "running"
@@ -101,6 +125,7 @@ class Evidence:
     own_metrics: frozenset[str] = frozenset(name for names in OWN_METRICS.values() for name in names)
     loss: str = ""
     accuracy: str = ""
+    batches: Callable[[Moment], tuple[Batch, ...]] = _unknown
 
     @property
     def last_step(self) -> int:

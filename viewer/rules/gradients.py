@@ -1,5 +1,6 @@
 """Rules on gradients: exploding, vanishing, dead, unused, spikes."""
 
+from dataclasses import replace
 from itertools import accumulate, takewhile
 
 import numpy as np
@@ -8,7 +9,7 @@ from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.depth import listed
 from viewer.reduce.param_history import ParamTables
 from viewer.rules import values as value_rules
-from viewer.rules.evidence import Evidence
+from viewer.rules.evidence import Evidence, Moment
 from viewer.rules.rule import Case, Limits, Threshold, cases_of, longest, param_rule, rule, wholes_and_slices
 from viewer.snapshot import Severity
 
@@ -50,6 +51,7 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     high = tables.grad_high
     huge = high > limits["largest"]
     first, last, factor = huge.argmax(axis=0), len(high) - 1 - huge[::-1].argmax(axis=0), np.zeros(high.shape[1])
+    beyond = np.full(high.shape[1], limits["largest"])
     # What is below the gradients that the model began with harms nobody.
     least = 10 * _begun(tables)
     lowest = np.fmin.accumulate(tables.grad_mean, axis=0)
@@ -57,7 +59,7 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     for number in np.flatnonzero(risen.any(axis=0)).tolist():
         rise = _rise(tables, number, limits, least)
         if rise is not None:
-            first[number], last[number], factor[number] = rise
+            first[number], last[number], factor[number], beyond[number] = rise
     numbers = np.flatnonzero(huge.any(axis=0) | (factor > 0))
     if not len(numbers):
         return []
@@ -67,7 +69,8 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
     spoilt = tables.bad_grads[end + 1 :].any() or tables.bad_values.any()
     rising = high[end, numbers] > _STILL_RISING * np.nanmedian(high[first[leading] : end + 1, numbers], axis=0)
     alarming = rising.any() or not evidence.losses or value_rules.exploding_weight.findings(evidence, limits)
-    return cases_of(
+    moment = _moment(tables, int(first[leading]), int(leading), beyond[leading])
+    cases = cases_of(
         tables,
         numbers,
         (tables.begins[first], tables.ends[last]),
@@ -76,23 +79,30 @@ def exploding(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[C
         largest=np.nanmax(high, axis=0, initial=0.0),
         factor=factor,
     )
+    return [replace(case, moment=moment) for case in cases]
 
 
-def _rise(tables: ParamTables, number: int, limits: Limits, least: float) -> tuple[int, int, float] | None:
-    """The first and last bin in which a gradient stayed above its median before, and how far."""
+def _moment(tables: ParamTables, place: int, number: int, beyond: float) -> Moment:
+    """The first step of a bin in which a parameter's gradient was beyond a magnitude."""
+    return Moment(int(tables.begins[place]), int(tables.ends[place]), param=tables.params[number], beyond=float(beyond))
+
+
+def _rise(tables: ParamTables, number: int, limits: Limits, least: float) -> tuple[int, int, float, float] | None:
+    """The first and last bin in which a gradient stayed above its median before, how far, and beyond what it was."""
     high, mean = tables.grad_high[:, number], tables.grad_mean[:, number]
     bins = np.flatnonzero(mean > 0)
     # A median is no less than the least of its numbers, which is known sooner.
     lowest = np.minimum.accumulate(mean[bins])[1:-1]
     for at in np.flatnonzero(high[bins[2:]] > np.maximum(limits["factor"] * lowest, least)) + 2:
         place, before = bins[at], float(np.median(mean[bins[:at]]))
+        beyond = max(limits["factor"] * before, least)
         down = bins[at:][mean[bins[at:]] <= limits["factor"] / 10 * before]
-        if not high[place] > max(limits["factor"] * before, least) or place in down[:1]:
+        if not high[place] > beyond or place in down[:1]:
             continue
         last = int(bins[np.searchsorted(bins, down[0]) - 1] if len(down) else bins[-1])
         spoilt = tables.bad_grads[place:, number].any() or tables.bad_values[place:, number].any()
         if spoilt or tables.grads[place : last + 1, number].sum() >= limits["rows"] * tables.ranks:
-            return int(place), last, float(np.nanmax(high[place : last + 1]) / before)
+            return int(place), last, float(np.nanmax(high[place : last + 1]) / before), beyond
     return None
 
 
@@ -283,7 +293,8 @@ def spike(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]
     """Isolated steps whose gradient is far outside of what it is around them."""
     if len(tables.ends) < 3:
         return []
-    factor = tables.grad_high[1:-1] / np.maximum(tables.grad_mean[:-2], tables.grad_mean[2:])
+    around = np.maximum(tables.grad_mean[:-2], tables.grad_mean[2:])
+    factor = tables.grad_high[1:-1] / around
     # What is below the gradients that the model began with is no news: a converged run's band is narrow.
     far = (factor > limits["factor"]) & (tables.grad_high[1:-1] > _begun(tables))
     if not far.any():
@@ -300,6 +311,7 @@ def spike(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]
             {"times": len(bins), "factor": float(factor[at, number]), "step": end, "parameters": len(params)},
             params,
             words={"where": f"at step {begin:,}" if begin == end else f"between steps {begin:,} and {end:,}"},
+            moment=_moment(tables, int(at) + 1, int(number), limits["factor"] * around[at, number]),
         )
     ]
 

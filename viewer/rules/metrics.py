@@ -25,12 +25,15 @@ from viewer.snapshot import Curve, Number, Severity
     ),
     share=Threshold(
         0.98,
-        "and still is above this share of what it began with, up to loss_diverging.factor times it",
+        "and still is above this share of what it began with, and was up to loss_diverging.factor times it meanwhile",
         "two per cent may be noise",
     ),
 )
 def loss_flat(evidence: Evidence, limits: Limits) -> list[Case]:
-    """A loss that is no lower after many steps than at the beginning."""
+    """A loss that is no lower after many steps than at the beginning, and has not been far above it for long.
+
+    One that came down again does fall: that of a value begins near 0, and rises with the first rewards.
+    """
     curve = _main(evidence.losses)
     if curve is None or _span(curve) < limits["steps"]:
         return []
@@ -38,7 +41,8 @@ def loss_flat(evidence: Evidence, limits: Limits) -> list[Case]:
     if len(means) < 8 or not means.any():
         return []
     begun, now = float(np.median(means[: max(1, len(means) // 10)])), float(np.median(means[-(len(means) // 4) :]))
-    if not (now > limits["share"] * begun > 0 and now <= limits["loss_diverging.factor"] * begun):
+    highest = max(np.median(part) for part in np.array_split(means, 8))
+    if not (now > limits["share"] * begun > 0 and highest <= limits["loss_diverging.factor"] * begun):
         return []
     return [_case(curve, int(curve.step[0]), begun=begun, now=now)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from viewer.dtypes import RANGES
-from viewer.rules.evidence import Evidence
+from viewer.rules.evidence import Evidence, Moment
 from viewer.rules.first_nonfinite import FirstNonFinite, first_nonfinite
 from viewer.rules.rule import Case, Limits, Threshold, rule
 from viewer.rules.values import layers_of, usual_size
@@ -92,7 +92,9 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
     if event.ranks:
         numbers["rank"] = event.ranks[0]
     first, last = next(iter(params), None), event.last_step
-    return [Case(first, event.step, last, numbers, tuple(params), words=words, advice=verdict.advice)]
+    moment = Moment(event.step, event.step, None if event.metric is None else event.metric.name, event.name)
+    case = Case(first, event.step, last, numbers, tuple(params), words=words, advice=verdict.advice, moment=moment)
+    return [case]
 
 
 def _verdict(event: FirstNonFinite, limits: Limits) -> _Verdict:

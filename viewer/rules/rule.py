@@ -6,7 +6,7 @@ A rule on parameters, ``@param_rule(…)``, gets ``(evidence, tables, limits)``,
 slices of parameters only if it asks for them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 
@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 from viewer.reduce.cells import Floats, Integers
 from viewer.reduce.param_history import ParamTables
-from viewer.rules.evidence import Evidence
-from viewer.snapshot import Finding, Number, Severity
+from viewer.rules.evidence import Evidence, Moment
+from viewer.snapshot import Batch, Finding, Number, Severity
+
+# So many batches are said.
+_BATCHES = 4
 
 # The thresholds by name; a rule finds its own by their short names, too.
 Limits = Mapping[str, float]
@@ -52,6 +55,7 @@ class Case:
         steps: Each step where it happened, of what happens at single steps.
         advice: What to do about it, where that is not as declared.
         noun: What ``params`` are: parameters, or slices of some.
+        moment: The step of which the batch is said.
     """
 
     param: str | None
@@ -64,6 +68,7 @@ class Case:
     steps: tuple[int, ...] = ()
     advice: str = ""
     noun: str = "parameter"
+    moment: Moment | None = None
 
 
 Decide = Callable[[Evidence, Limits], list[Case]]
@@ -101,9 +106,12 @@ class Rule:
     def findings(self, evidence: Evidence, limits: Limits) -> list[Finding]:
         """The findings of a run, with every rule's thresholds given."""
         limits = {**limits, **{name: limits[f"{self.kind}.{name}"] for name in self.thresholds}}
-        return [self._finding(case, limits) for case in self.decide(evidence, limits)]
+        return [
+            self._finding(case, limits, () if case.moment is None else evidence.batches(case.moment))
+            for case in self.decide(evidence, limits)
+        ]
 
-    def _finding(self, case: Case, limits: Limits) -> Finding:
+    def _finding(self, case: Case, limits: Limits, batches: Sequence[Batch]) -> Finding:
         several = len(case.params) > 1
         words = {
             **case.numbers,
@@ -121,12 +129,38 @@ class Rule:
             param=case.param,
             first_step=case.first_step,
             last_step=case.last_step,
-            sentence=self.sentence.format_map(words),
+            sentence=_with_batches(self.sentence.format_map(words), batches),
             advice=case.advice or self.advice,
             numbers=case.numbers,
             params=case.params,
             steps=case.steps,
+            batches=tuple(batches),
         )
+
+
+def _with_batches(sentence: str, batches: Sequence[Batch]) -> str:
+    """A sentence that says which batches its step was: behind the step, or at the end where it does not name it."""
+    if not batches:
+        return sentence
+    step, words = f"step {batches[0].step:,}", _in_words(batches)
+    before, named, after = sentence.partition(step)
+    return f"{before}{step} ({words}){after}" if named else f"{sentence} {step.capitalize()} was {words}."
+
+
+def _in_words(batches: Sequence[Batch]) -> str:
+    """The numbers of each name, with their ranks where these differ."""
+    parts = []
+    for name in dict.fromkeys(batch.name for batch in batches):
+        own: dict[int, list[int]] = {}
+        for batch in batches:
+            if batch.name == name:
+                own.setdefault(batch.rank, []).append(batch.value)
+        alike = all(values == next(iter(own.values())) for values in own.values())
+        said = own if not alike else dict([next(iter(own.items()))])
+        numbers = [f"{value:,}{'' if alike else f' of rank {rank}'}" for rank in said for value in said[rank]]
+        more = f" and {len(numbers) - _BATCHES:,} more" if len(numbers) > _BATCHES else ""
+        parts.append(f"{name} {', '.join(numbers[:_BATCHES])}{more}")
+    return "; ".join(parts)
 
 
 def rule(

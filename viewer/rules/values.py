@@ -282,43 +282,75 @@ def oscillating(evidence: Evidence, tables: ParamTables, limits: Limits) -> list
     return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
 
 
+_RATIO = "cs231n's rule of thumb is about 1e-3 for the size of an update against that of the weights"
+
+
 @param_rule(
     "update_large",
     title="Updates too large: {first}{others}",
     severity=Severity.WARNING,
-    sentence="Updates too large ({params}): the extremes move by more than {limits[share]:.0%} of their size in a "
-    "step, where about 0.1 % is usual; for {rows:,.0f} measured steps.",
+    sentence="Updates too large ({params}): {what} by more than {share:.0%} of their size in a step, where about 0.1 % "
+    "is usual; for {rows:,.0f} measured {counted}.",
     advice="Lower the learning rate, or warm it up.",
-    share=Threshold(
-        1e-1,
-        "the extremes of a weight move in a step by more than this share of their size",
-        "cs231n's rule of thumb is about 1e-3 for the size of an update against that of the weights",
+    ratio=Threshold(
+        0.2,
+        "weights move in measured updates by more than this share of their size",
+        f"{_RATIO}; a critic of a WGAN that learns fast, its weights clipped, had 0.1",
     ),
-    rows=Threshold(50, "for so many measured steps", "a few steps prove nothing"),
+    share=Threshold(1e-1, "where none is measured, their extremes move in a step by more than this share", _RATIO),
+    rows=Threshold(50, "for so many measured steps, or so many steps of measured updates", "a few steps prove nothing"),
+    updates=Threshold(
+        10, "and where updates are measured, by so many of them", "weights that begin as 0 double with the first few"
+    ),
 )
 def update_large(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Weights whose extremes move by far more in a step than the rule of thumb wants."""
-    stretch = longest(tables, (tables.update > limits["share"]) & evidence.weights, tables.moved)
-    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    """Weights that move by far more in a step than the rule of thumb wants."""
+    measured = tables.ratio_logged.any(axis=0)
+    by_ratio = evidence.weights & (tables.ratio > limits["ratio"])
+    by_extremes = evidence.weights & ~measured & (tables.update > limits["share"])
+    return [*_updates(tables, by_ratio, limits, measured=True), *_updates(tables, by_extremes, limits, measured=False)]
 
 
 @param_rule(
     "update_small",
     title="Updates tiny: {first}{others}",
     severity=Severity.NOTE,
-    sentence="Updates tiny ({params}): the extremes never moved by more than {limits[share]:.0e} of their size in a "
-    "step, where about 1e-03 is usual.",
+    sentence="Updates tiny ({params}): {what}, but never by more than {share:.0e} of their size in a step, where about "
+    "1e-03 is usual.",
     advice="Raise the learning rate; see whether gradients vanish before they arrive here.",
-    share=Threshold(
-        1e-7, "the extremes of a weight move, and never by more than this share", "as for update_large.share"
-    ),
-    rows=Threshold(50, "in so many measured steps", "a few steps prove nothing"),
+    ratio=Threshold(1e-5, "weights move in measured updates, and never by more than this share of their size", _RATIO),
+    share=Threshold(1e-7, "where none is measured, their extremes do, likewise", "less than float32 resolves"),
+    rows=Threshold(50, "in so many measured steps, or so many steps of measured updates", "a few steps prove nothing"),
+    updates=Threshold(10, "and where updates are measured, in so many of them", "as for update_large.updates"),
 )
 def update_small(evidence: Evidence, tables: ParamTables, limits: Limits) -> list[Case]:
-    """Weights whose extremes never move by more than a far smaller share. Small at the end is a schedule's aim."""
-    never_more = evidence.weights & ~(tables.update > limits["share"]).any(axis=0)
-    stretch = longest(tables, never_more & (tables.moved > 0), tables.moved)
-    return cases_of(tables, np.flatnonzero(stretch.rows >= limits["rows"]), stretch.steps, rows=stretch.rows)
+    """Weights that never move by more than a far smaller share. Small at the end is a schedule's aim."""
+    measured = tables.ratio_logged.any(axis=0)
+    by_ratio = evidence.weights & ~(tables.ratio > limits["ratio"]).any(axis=0) & (tables.ratio_logged > 0)
+    small = ~measured & ~(tables.update > limits["share"]).any(axis=0)
+    by_extremes = evidence.weights & small & (tables.moved > 0)
+    return [*_updates(tables, by_ratio, limits, measured=True), *_updates(tables, by_extremes, limits, measured=False)]
+
+
+def _updates(tables: ParamTables, holds: npt.NDArray[np.bool_], limits: Limits, measured: bool) -> list[Case]:
+    """The weights of which something holds for long enough.
+
+    Args:
+        tables: The parameters.
+        holds: The cells in which it holds.
+        limits: How long is enough.
+        measured: Whether it is said of measured updates, or of how extremes move.
+    """
+    sizes, counts = (tables.ratio, tables.ratio_logged) if measured else (tables.update, tables.moved)
+    stretch = longest(tables, holds, counts)
+    enough = stretch.rows >= limits["rows"]
+    words = {"what": "the extremes move", "counted": "steps", "share": limits["share"]}
+    if measured:
+        steps = stretch.steps[1] - stretch.steps[0] + 1
+        enough = (stretch.rows >= limits["updates"]) & (steps >= limits["rows"])
+        words = {"what": "values move", "counted": "updates", "share": limits["ratio"]}
+    largest = np.nanmax(np.where(holds, sizes, np.nan), axis=0, initial=0.0)
+    return cases_of(tables, np.flatnonzero(enough), stretch.steps, None, words, rows=stretch.rows, largest=largest)
 
 
 def _around(counts: Floats) -> Floats:

@@ -44,6 +44,7 @@ class Actions:
             "SEVERITY": finding.severity,
             "PARAM": finding.param or "",
             "TEXT": finding.sentence,
+            "BATCH": " ".join(str(each.value) for each in finding.batches if each.name == finding.batches[0].name),
         }
         words = {f"GRADWATCH_{name}": plain(text).encode(errors="replace").decode() for name, text in said.items()}
         # Standard output is for what `check` itself says, which may be JSON.

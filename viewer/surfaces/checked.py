@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from html import escape
 
 import polars as pl
@@ -29,6 +29,7 @@ _SCHEMA: dict[str, pl.DataType | pl.datatypes.DataTypeClass] = {
     "sentence": pl.String,
     "advice": pl.String,
     "params": pl.List(pl.String),
+    "batches": pl.List(pl.Struct({"name": pl.String, "step": pl.Int64, "rank": pl.Int64, "value": pl.Int64})),
 }
 
 
@@ -71,7 +72,7 @@ class Checked:
         """The findings of all runs, a row each."""
         names = [name for name in _SCHEMA if name != "run"]
         rows = [
-            {"run": run.name, **{name: getattr(finding, name) for name in names}}
+            {"run": run.name, **{name: value for name, value in asdict(finding).items() if name in names}}
             for run in self.runs
             for finding in run.findings
         ]

@@ -1,17 +1,13 @@
 """The cursor in a figure: the pointer, or a place that keys move, and the numbers of every curve there."""
 
 import math
-from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from tracer.log.text import plain
-from viewer.draw.curves import Curve, at
-from viewer.draw.layers import Layers
-from viewer.draw.panels import Drawing
+from viewer.draw.curves import Curve, Drawn, Place, at
 
 # A click so many pixels beside a curve means it.
 _NEAR_PIXELS = 10
@@ -33,11 +29,11 @@ class Cursor:
         # The run and the name of the curve that was clicked on.
         self._named: tuple[str, str] | None = None
 
-    def point(self, drawing: Drawing, x: float, y: float, click: bool = False) -> Reading | None:
+    def point(self, drawn: Drawn, x: float, y: float, click: bool = False) -> Reading | None:
         """Go to the pointer.
 
         Args:
-            drawing: What is drawn.
+            drawn: What is drawn.
             x: The share of the figure's width, from the left.
             y: The share of its height, from the top.
             click: Whether to name the curve that is there.
@@ -46,72 +42,72 @@ class Cursor:
             What stands there; None outside of all panels.
         """
         self._pointer, self._place = (x, y), None
-        box = drawing.figure.bbox
-        pixel = x * box.width, (1 - y) * box.height
-        for panel, axes in drawing.panels.items():
-            if axes.bbox.contains(*pixel):
-                place = axes.transData.inverted().transform(pixel)
-                self._place = panel, float(place[0]), float(place[1])
+        width, height = drawn.size
+        pixel = x * width, (1 - y) * height
+        for panel, place in drawn.panels.items():
+            if place.contains(*pixel):
+                self._place = panel, *place.at(*pixel)
                 if click:
-                    curve = at(drawing.curves, axes, *pixel, _NEAR_PIXELS * drawing.figure.canvas.device_pixel_ratio)
+                    curve = at(drawn.curves, place, *pixel, _NEAR_PIXELS * drawn.pixel_ratio)
                     self._named = None if curve is None else (curve.run, curve.name)
-        return self._reading(drawing)
+        return self._reading(drawn)
 
-    def move(self, drawing: Drawing, points: int, panels: int) -> Reading | None:
+    def move(self, drawn: Drawn, points: int, panels: int) -> Reading | None:
         """Go so many points to the right, and so many panels, or rows of the layers, down; from the last point on."""
-        with_curves = {name: axes for name, axes in drawing.panels.items() if _own(drawing.curves, axes)}
+        with_curves = {name: place for name, place in drawn.panels.items() if place.own(drawn.curves)}
         if not with_curves:
             return None
         names = list(with_curves)
         panel, x, y = self._place or (names[0], math.inf, 0.0)
         if panel not in with_curves:
             panel = names[0]
-        if isinstance(drawing, Layers):
-            y = min(max(round(y) + panels, 0), len(drawing.curves) - 1)
+        if drawn.by_row:
+            y = min(max(round(y) + panels, 0), len(drawn.curves) - 1)
         else:
             panel = names[min(max(names.index(panel) + panels, 0), len(names) - 1)]
-        axes = with_curves[panel]
-        low, high = sorted(axes.get_xlim())
-        places = np.unique(np.concatenate([curve.places for curve in _own(drawing.curves_at(axes, y), axes)]))
+        place = with_curves[panel]
+        low, high = place.ends
+        places = np.unique(np.concatenate([curve.places for curve in place.own(drawn.curves_at(place, y))]))
         places = places[(places >= low) & (places <= high)]
         if len(places):
             nearest = int(np.abs(places - min(x, high)).argmin())
             x = float(places[min(max(nearest + points, 0), len(places) - 1)])
         self._pointer, self._place = None, (panel, min(x, high), y)
-        return self._reading(drawing)
+        return self._reading(drawn)
 
     @property
     def shown(self) -> bool:
-        """Whether it is at a place."""
-        return self._place is not None
+        """Whether it is at a place, or the pointer is where another figure may have one."""
+        return self._place is not None or (self._pointer is not None and min(self._pointer) >= 0)
 
-    def again(self, drawing: Drawing) -> Reading | None:
+    def again(self, drawn: Drawn) -> Reading | None:
         """What stands at the cursor now, after the figure was drawn anew."""
-        return self._reading(drawing) if self._pointer is None else self.point(drawing, *self._pointer)
+        return self._reading(drawn) if self._pointer is None else self.point(drawn, *self._pointer)
 
-    def _reading(self, drawing: Drawing) -> Reading | None:
-        if self._place is None or self._place[0] not in drawing.panels:
+    def _reading(self, drawn: Drawn) -> Reading | None:
+        if self._place is None or self._place[0] not in drawn.panels:
             return None
         panel, x, y = self._place
-        axes = drawing.panels[panel]
-        curves = [curve for curve in drawing.curves_at(axes, y) if len(curve.places)]
-        own = _own(curves, axes)
+        place = drawn.panels[panel]
+        curves = [curve for curve in drawn.curves_at(place, y) if len(curve.places)]
+        own = place.own(curves)
         if not own:
             return None
         nearest = min(own, key=lambda curve: abs(curve.places[curve.nearest(x)] - x))
         point = nearest.nearest(x)
-        place, step = nearest.places[point], nearest.step[point]
+        there, step = nearest.places[point], nearest.step[point]
         several = len({curve.run for curve in curves}) > 1
-        rows = [self._row(curve, curve.nearest(place), step, several) for curve in curves]
+        rows = [self._row(curve, curve.nearest(there), step, several) for curve in curves]
         title = f"step {step:,}{_time(nearest, point)}{f' ({nearest.run})' if several else ''}"
         said = "; ".join(f"{row['name']} {row['words']}" for row in rows[: len(own)])
         elsewhere = len(rows) - len(own)
+        with_curves = [place for place in drawn.panels.values() if place.own(drawn.curves)]
         return {
             "title": plain(title),
             "rows": rows[: len(own) + _ELSEWHERE],
             "own": len(own),
             "more": f"… and {elsewhere - _ELSEWHERE} more in other panels" if elsewhere > _ELSEWHERE else "",
-            "lines": [line for axes in {curve.axes for curve in drawing.curves} if (line := _line(axes, place))],
+            "lines": [line for place in with_curves if (line := _line(drawn, place, there))],
             "said": plain(f"{panel}, {title}: {said}"),
             "keys": self._pointer is None,
         }
@@ -131,10 +127,6 @@ class Cursor:
         }
 
 
-def _own(curves: Sequence[Curve], axes: Axes) -> list[Curve]:
-    return [curve for curve in curves if curve.axes is axes and len(curve.places)]
-
-
 def _number(curve: Curve, point: int) -> str:
     value = curve.value[point]
     if point in curve.bad:
@@ -151,11 +143,12 @@ def _time(curve: Curve, point: int) -> str:
     return "" if math.isnan(seconds) else f" · {datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def _line(axes: Axes, x: float) -> list[float] | None:
+def _line(drawn: Drawn, place: Place, x: float) -> list[float] | None:
     """A line across a panel, in shares of the figure: its place from the left, its top, and its height."""
-    low, high = sorted(axes.get_xlim())
+    low, high = place.ends
     if not low <= x <= high:
         return None
-    figure, panel = axes.get_figure(root=True).bbox, axes.bbox  # type: ignore[union-attr]
-    left = float(axes.transData.transform((x, 1.0))[0])
-    return [left / figure.width, 1 - panel.y1 / figure.height, panel.height / figure.height]
+    width, height = drawn.size
+    _, lower, _, upper = place.box
+    left = float(place.to_pixels.transform((x, 1.0))[0])
+    return [left / width, 1 - upper / height, (upper - lower) / height]

@@ -90,6 +90,11 @@ class Screen:
         done, total = self._reader.read
         return f"reading: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else "no run yet: waiting for it"
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is news of the runs for a tick to take in; any thread may ask."""
+        return not self.snapshots or self._reader.latest is not self.snapshots or self._reader.error is not None
+
     def tick(self) -> bool:
         """Take in the news; whether the figure has to be drawn.
 

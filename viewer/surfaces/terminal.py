@@ -14,7 +14,7 @@ from viewer.read.runs import Runs
 from viewer.reduce.metrics import only_chosen
 from viewer.snapshot import Finding, Snapshot
 from viewer.surfaces.text import ends, newest, picture
-from viewer.words import KINDS, noticed, notices, parameters_in, words
+from viewer.words import KINDS, RATIO_WORDS, noticed, notices, parameters_in, words
 
 _GATHER_SECONDS = 0.2
 # What redrawing may take of a core, beside this much at the beginning, where a run that has just begun has news each
@@ -149,6 +149,9 @@ def _news(snapshot: Snapshot) -> str:
         both = ends(snapshot, kind)
         news += [f"{curve.name} {newest(curve)}" for curve in both]
         bad += [(word, min(curve.nonfinite)) for curve in both[:1] if curve.nonfinite]
+    ratio = snapshot.extremes.ratio if snapshot.extremes is not None else None
+    if ratio is not None and ratio.step:
+        news.append(f"{RATIO_WORDS} {newest(ratio)}")
     news += [f"{name} NaN or inf from step {step:,}" for name, step in bad]
     layers = snapshot.layers
     if layers is not None and np.isfinite(layers.magnitudes).any():

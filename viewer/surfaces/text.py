@@ -27,7 +27,20 @@ from viewer.reduce.metrics import ACCURACY, LOSS, MetricPanel, only_chosen, pane
 from viewer.snapshot import Curve, Heatmap, Snapshot
 from viewer.surfaces import table as runs_table
 from viewer.surfaces.chart import Line, chart, moment
-from viewer.words import KINDS, duration, finding_words, first_of, missing, noticed, notices, title
+from viewer.words import (
+    KINDS,
+    NO_RATIO,
+    RATIO_WORDS,
+    USUAL_RATIO,
+    USUAL_WORDS,
+    duration,
+    finding_words,
+    first_of,
+    missing,
+    noticed,
+    notices,
+    title,
+)
 
 # Marks for the curves of one run. Several runs have a letter each, small for the first of a chart's curves.
 _MARKS = "ox+*#%@"
@@ -398,18 +411,28 @@ def _blocks(
 
 
 def _parameter(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, height: int) -> list[RenderableType]:
-    """Values and gradients over the run, and a table of the newest numbers of all statistics."""
+    """Values, gradients and the size of updates over the run, and a table of the newest numbers of all statistics."""
     (snapshot,) = snapshots
     if snapshot.extremes is None:
         return [_words(missing(snapshots, "no row of this parameter yet"), "dim")]
     table = _table_of_statistics(snapshot)
-    size = width // 2, max(5, height - len(table.rows) - 1)
+    ratio = snapshot.extremes.ratio
+    size = width // (2 if ratio is None else 3), max(5, height - len(table.rows) - 1)
     bands = {kind: [replace(curve, name=word) for curve in ends(snapshot, kind)] for kind, word in KINDS.items()}
     charts = [
         _chart(name, [(snapshot, curves)], options, Scale.SYMLOG, size)
         for name, curves in (("value", bands["value"]), ("gradient", bands["grad"] + bands["applied"]))
     ]
-    return [_beside(charts), table]
+    return [_beside(charts if ratio is None else [*charts, _ratio(ratio, snapshot, options, size)]), table]
+
+
+def _ratio(ratio: Curve, snapshot: Snapshot, options: ViewOptions, size: tuple[int, int]) -> RenderableType:
+    """The size of updates against the value, beside what is usual."""
+    if not ratio.step:
+        return Group(_words(RATIO_WORDS, "bold"), _words(NO_RATIO, "dim"))
+    usual = [USUAL_RATIO] * len(ratio.step)
+    curves = [replace(ratio, name=""), Curve(USUAL_WORDS, ratio.step, usual, usual, usual, (), ratio.time)]
+    return _chart(RATIO_WORDS, [(snapshot, curves)], options, Scale.LOG, size)
 
 
 def _table_of_statistics(snapshot: Snapshot) -> Table:
@@ -419,6 +442,9 @@ def _table_of_statistics(snapshot: Snapshot) -> Table:
     for statistic in dict.fromkeys(statistic for curves in kinds.values() for statistic in curves):
         cells = [_number(curves[statistic]) if statistic in curves else Text("–") for curves in kinds.values()]
         table.add_row(_words(statistic), *cells)
+    ratio = snapshot.extremes.ratio if snapshot.extremes is not None else None
+    if ratio is not None and ratio.step:
+        table.add_row(_words(RATIO_WORDS), _number(ratio))
     bad = [next(iter(curves.values())).nonfinite for curves in kinds.values()]
     if any(bad):
         table.add_row(Text("NaN/inf at", _ALARM), *map(_alarm, bad))

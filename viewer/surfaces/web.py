@@ -1,6 +1,7 @@
 """The browser as a surface: a page with a live figure and a control for every option.
 
-Each session has a figure of its own. The one thread of the serving loop calls matplotlib; other threads read runs.
+Each session has a figure of its own. One thread calls matplotlib for all of them, and others read runs. The thread of
+the serving loop answers the pointer meanwhile, from what was drawn last.
 """
 
 import asyncio
@@ -15,9 +16,11 @@ import logging
 import re
 import secrets
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -37,6 +40,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from tracer.log.run import LogError
 from tracer.log.text import failure, plain, reason
+from viewer.draw.curves import Drawn
 from viewer.draw.theme import SIZE_INCHES
 from viewer.options import View, ViewOptions, options_of, words_of
 from viewer.read.runs import Runs
@@ -53,6 +57,8 @@ from viewer.words import counted, noticed, parameters_in, span
 logging.getLogger("tornado.general").addHandler(logging.NullHandler())
 
 _TICK_MILLISECONDS = 200
+# Where nothing has happened, the page is told this often how old the last row is.
+_AGE_SECONDS = 1.0
 # Runs that are read within this time replace the previous picture without an empty one between.
 _PATIENCE_SECONDS = 1.0
 _PING_SECONDS = 30
@@ -65,6 +71,8 @@ _LARGEST_HEADER = 1 << 15
 _IDLE_SECONDS = 30
 # Sizes that a page can have. Others, which no page of ours sends, must cost no memory.
 _BOUNDS = {"width": (160, 4000), "height": (160, 4000), "device_pixel_ratio": (0.5, 3)}
+# What a message raises that no page of ours sends.
+_WRONG = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 _DOWNLOADS = {"png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "csv": "text/csv; charset=utf-8"}
 # matplotlib's script sets style attributes.
 _POLICY = (
@@ -145,6 +153,7 @@ async def _serve(site: "Site", listening: socket.socket) -> None:
         for session in list(site.sessions.values()):
             session.on_close()
         await server.close_all_connections()
+        site.drawing.shutdown()
 
 
 class Site:
@@ -158,6 +167,7 @@ class Site:
         made: Another text for other files: a page that was open while the viewer was upgraded loads itself again.
         sessions: The open sessions, by the names that their pages know.
         strangers: The connections that have not shown the token.
+        drawing: The one thread that calls matplotlib.
     """
 
     def __init__(
@@ -176,6 +186,7 @@ class Site:
         self.made = hashlib.sha256(repr(self.files).encode()).hexdigest()
         self.sessions: dict[str, Session] = {}
         self.strangers = Strangers()
+        self.drawing = ThreadPoolExecutor(1, "viewer-drawing")
         self._hosts = hosts
 
     def refusal(self, host: str, token: str) -> str | None:
@@ -253,20 +264,16 @@ class File(_Guarded):
 class Download(_Guarded):
     """A session's figure as a file, zoomed as on the page."""
 
-    def get(self, _: str, kind: str) -> None:
+    async def get(self, _: str, kind: str) -> None:
         """Write the figure of the session that is named in the query."""
         session = self.site.sessions.get(self.get_query_argument("session", ""))
         if session is None or kind not in _DOWNLOADS:
             self.refuse(404, "There is no such figure: reload the page, and save it as png, svg, pdf or csv.")
             return
-        content = io.BytesIO()
-        if kind == "csv":
-            content.write(session.screen.drawing.csv().encode())
-        else:
-            session.screen.figure.savefig(content, format=kind)
+        content = await asyncio.get_running_loop().run_in_executor(self.site.drawing, session.saved, kind)
         self.set_header("Content-Type", _DOWNLOADS[kind])
         self.set_header("Content-Disposition", "attachment")
-        self.write(content.getvalue())
+        self.write(content)
 
 
 class Session(_Guarded, WebSocketHandler):
@@ -274,7 +281,30 @@ class Session(_Guarded, WebSocketHandler):
 
     def open(self, _: str) -> None:
         """Show what the page's address asks for."""
+        self._loop = asyncio.get_running_loop()
+        self._cursor = Cursor()
+        self._shown: Drawn | None = None
+        # Whether anything may have happened to the figure since the last tick, and when that was.
+        self._touched, self._ticked = True, 0.0
+        self._name = secrets.token_urlsafe()
+        self.site.sessions[self._name] = self
         words = parse_qs(self.request.query, keep_blank_values=True)
+        self._do(self._begin, words).add_done_callback(self._done)
+        self._ticks = PeriodicCallback(self._look, _TICK_MILLISECONDS)
+        self._ticks.start()
+
+    def _do(self, act: Callable[..., None], *given: object) -> "asyncio.Future[None]":
+        """Let the thread that draws do this, after all that it was given before."""
+        return self._loop.run_in_executor(self.site.drawing, act, *given)
+
+    def _done(self, done: "asyncio.Future[None]") -> None:
+        if done.cancelled() or (error := done.exception()) is None:
+            return
+        self.close()
+        if not isinstance(error, _WRONG):
+            raise error
+
+    def _begin(self, words: dict[str, list[str]]) -> None:
         self._base = dataclasses.replace(
             self.site.options, dark=self.site.options.dark or words.get("prefers") == ["dark"]
         )
@@ -286,22 +316,28 @@ class Session(_Guarded, WebSocketHandler):
         self._manager = FigureManagerWebAgg(FigureCanvasWebAggCore(figure), 1)
         self._toolbar = self._manager.toolbar = NavigationToolbar2WebAgg(figure.canvas)
         self.screen = Screen(figure, self.site.open_runs, options, titled=False)
-        self._cursor = Cursor()
         self._followed: object = None
         self._drawn = False
-        self._name = secrets.token_urlsafe()
-        self.site.sessions[self._name] = self
+        self._show()
         self._manager.add_web_socket(self)
-        self._ticks = PeriodicCallback(self._tick, _TICK_MILLISECONDS)
-        self._ticks.start()
 
     def on_message(self, message: str | bytes) -> None:
         """Take a message of the page's controls, or of matplotlib's script."""
         try:
-            self._take(json.loads(message))
-        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            # No page of ours sends such a message.
+            content = json.loads(message)
+            if content["type"] in ("point", "move"):
+                self._read(None if self._shown is None else self._go(self._shown, content))
+            else:
+                self._do(self._take, content).add_done_callback(self._done)
+                self._touched = True
+        except _WRONG:
             self.close()
+
+    def _go(self, shown: Drawn, content: dict[str, Any]) -> Reading | None:
+        """Move the cursor; what stands there."""
+        if content["type"] == "move":
+            return self._cursor.move(shown, int(content["points"]), int(content["panels"]))
+        return self._cursor.point(shown, content["x"], content["y"], content["click"] is True)
 
     def _take(self, content: dict[str, Any]) -> None:
         if content["type"] in ("look", "address"):
@@ -312,11 +348,6 @@ class Session(_Guarded, WebSocketHandler):
             if options != self.screen.options:
                 self.screen.look_at(options)
             self._tick()
-        elif content["type"] == "point":
-            click = content["click"] is True
-            self._read(self._cursor.point(self.screen.drawing, content["x"], content["y"], click))
-        elif content["type"] == "move":
-            self._read(self._cursor.move(self.screen.drawing, int(content["points"]), int(content["panels"])))
         elif content["type"] != "supports_binary":
             for name in _BOUNDS.keys() & content.keys():
                 low, high = _BOUNDS[name]
@@ -324,7 +355,13 @@ class Session(_Guarded, WebSocketHandler):
             self._manager.handle_json(content)
             if content["type"] == "resize":
                 self.screen.redraw()
-                self._read_again()
+            elif content["type"] == "draw":
+                self._show()
+
+    def _show(self) -> None:
+        """Let the pointer be answered from the figure as it is now."""
+        self._shown = self.screen.drawing.drawn()
+        self._loop.call_soon_threadsafe(self._read_again)
 
     def _read(self, reading: Reading | None) -> None:
         """Answer with what stands at the cursor."""
@@ -332,15 +369,22 @@ class Session(_Guarded, WebSocketHandler):
 
     def _read_again(self) -> None:
         """Tell the page what stands at the cursor in the figure as it is now."""
-        if self._cursor.shown:
-            self._read(self._cursor.again(self.screen.drawing))
+        if self._shown is not None and self._cursor.shown:
+            self._read(self._cursor.again(self._shown))
+
+    async def _look(self) -> None:
+        """Tick where there may be something to tell, and else seldom."""
+        now = time.monotonic()
+        if self._touched or self.screen.fresh or now >= self._ticked + _AGE_SECONDS:
+            self._touched, self._ticked = False, now
+            await self._do(self._tick)
 
     def _tick(self) -> None:
         screen, failure = self.screen, ""
         try:
             if screen.tick():
                 self._drawn = False
-                self._read_again()
+                self._show()
         except Exception as error:
             # The page shows the error and stays: other options may work.
             failure = reason(error)
@@ -444,6 +488,14 @@ class Session(_Guarded, WebSocketHandler):
             "params": [[plain(name), self._query(dataclasses.replace(of_param, param=name))] for name in params],
         }
 
+    def saved(self, kind: str) -> bytes:
+        """The figure as a file; only the thread that draws may call this."""
+        if kind == "csv":
+            return self.screen.drawing.csv().encode()
+        content = io.BytesIO()
+        self.screen.figure.savefig(content, format=kind)
+        return content.getvalue()
+
     def send_json(self, content: dict[str, Any]) -> None:
         """Called by matplotlib, too."""
         self._send(json.dumps(content))
@@ -453,16 +505,23 @@ class Session(_Guarded, WebSocketHandler):
         self._send(blob, binary=True)
 
     def _send(self, message: str | bytes, binary: bool = False) -> None:
+        self._loop.call_soon_threadsafe(self._write, message, binary)
+
+    def _write(self, message: str | bytes, binary: bool) -> None:
         # A page may be closed at any time.
         with contextlib.suppress(WebSocketClosedError):
             self.write_message(message, binary).add_done_callback(lambda sent: sent.cancelled() or sent.exception())
 
     def on_close(self) -> None:
-        """Stop everything for this page; other pages do not wait until its reader has ended."""
+        """Stop everything for this page."""
         if self.site.sessions.pop(self._name, None) is not None:
             self._ticks.stop()
-            self._manager.remove_web_socket(self)
-            asyncio.get_running_loop().run_in_executor(None, self.screen.close)
+            self._do(self._end)
+
+    def _end(self) -> None:
+        self._manager.remove_web_socket(self)
+        # A reader takes a while to end: other pages do not wait for it.
+        threading.Thread(target=self.screen.close).start()
 
 
 def _unique(names: Iterable[str]) -> list[str]:

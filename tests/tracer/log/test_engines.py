@@ -137,7 +137,7 @@ def group_lives(group: int) -> bool:
 
 @dataclass(frozen=True)
 class Spark:
-    """What Spark answered by run and question, and what it printed for the README's lines."""
+    """What Spark answered by run and question, and what it printed for the documentation's lines."""
 
     answers: dict[str, dict[str, pl.DataFrame]]
     printed: str
@@ -188,8 +188,10 @@ def spark(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Sp
 
 
 def recipe(word: str) -> str:
-    """The README's lines for an engine."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    """The documentation's lines for an engine."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "queries.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     (block,) = (block for block in blocks if word in block)
     return str(block)
 
@@ -244,7 +246,7 @@ def test_spark_reads_replaced_rows_twice(spark: Spark, truth: dict[str, pl.DataF
 def test_the_readmes_lines_for_duckdb_run(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What the README shows for DuckDB gives each step's extremes."""
+    """What the documentation shows for DuckDB gives each step's extremes."""
     pytest.importorskip("duckdb", reason="needs DuckDB")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(runs["parts"])
@@ -254,5 +256,5 @@ def test_the_readmes_lines_for_duckdb_run(
 
 
 def test_the_readmes_lines_for_spark_run(spark: Spark) -> None:
-    """What the README shows for Spark gives each step's extremes, too."""
+    """What the documentation shows for Spark gives each step's extremes, too."""
     assert "-143.0" in spark.printed

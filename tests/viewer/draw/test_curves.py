@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.figures import canvas
-from viewer.draw.curves import Curve, at, table
+from viewer.draw.curves import Curve, Place, at, table
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_curve_is_found_where_it_was_drawn(curves: list[Curve], x: float, y: f
     """Between its points too, to the pixel."""
     upper = curves[0].axes
     across, up = upper.transData.transform((x, y))
-    found = at(curves, upper, across, up, within=5)
+    found = at(curves, Place.of(upper), across, up, within=5)
     assert (found and found.name) == name
 
 
@@ -43,14 +43,31 @@ def test_the_distance_is_that_of_the_line(curves: list[Curve]) -> None:
     way = (end - begin) / np.linalg.norm(end - begin)
     expected = abs(way[0] * (point - begin)[1] - way[1] * (point - begin)[0])
     # Only some points around the place are looked at, the nearest of which is among them here.
-    assert curves[0].distance(*point) == pytest.approx(expected)
+    assert curves[0].distance(point[0], point[1], curves[0].axes.transData) == pytest.approx(expected)
 
 
 def test_a_curve_with_a_gap_is_not_near_in_it(curves: list[Curve]) -> None:
     """Where there is no number, no line is drawn from one side to the other."""
     upper = curves[0].axes
     across, up = upper.transData.transform((4.5, 2.0))
-    assert at(curves, upper, across, up, within=5) is None
+    assert at(curves, Place.of(upper), across, up, within=5) is None
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+def test_the_place_of_a_panel_is_as_it_was_drawn(curves: list[Curve], scale: str) -> None:
+    """Another thread may change and draw the panel meanwhile: pixels are those of the picture before."""
+    upper = curves[0].axes
+    upper.set(yscale=scale, ylim=(1, 1000))
+    points = [(2.5, 1.0), (7.0, 40.0), (0.0, 1000.0)]
+    pixels, box = upper.transData.transform(points), upper.bbox.extents
+    place = Place.of(upper)
+    upper.set(xlim=(-50, 400), yscale="linear", ylim=(-3, 2), position=(0.4, 0.4, 0.1, 0.2))
+    assert not np.allclose(upper.transData.transform(points), pixels)
+    assert place.to_pixels.transform(points) == pytest.approx(pixels)
+    assert [place.at(*pixel) for pixel in pixels] == [pytest.approx(point) for point in points]
+    assert (place.box, place.ends) == (tuple(box), (0, 10))
+    assert place.contains(*pixels[1])
+    assert not place.contains(box[0] - 1, pixels[1][1])
 
 
 def test_a_table_has_what_is_recorded_of_each_point(curves: list[Curve]) -> None:

@@ -35,14 +35,16 @@ LOOKS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = {
     "layers": (["broken"], {"view": "layers"}),
     "param": (["first"], {"param": "fc.weight"}),
     "param-nan": (["broken"], {"param": "conv.bias"}),
+    "param-updates": (["measured"], {"param": "fc.weight"}),
     "param-ridge": (["first"], {"param": "fc.weight", "histograms": "ridge"}),
 }
 
 
-def write_run(path: Path, pace: float, breaks: int | None = None) -> None:
+def write_run(path: Path, pace: float, breaks: int | None = None, updates: bool = False) -> None:
     """A closed run whose loss falls at a pace; from the step on at which it breaks, numbers are not finite.
 
     Each parameter has gradients twice as large as the one before. In some steps the first has none, the second zeros.
+    Updates, if they are measured, begin as nothing, and are broken in the middle.
     """
 
     def or_nan(step: int, number: float) -> float:
@@ -64,6 +66,9 @@ def write_run(path: Path, pace: float, breaks: int | None = None) -> None:
         "grad_norm": [or_nan(row[0], 3 * size[row]) for row in rows],
         "applied_norm": [or_nan(row[0], min(3 * size[row], 3.0)) for row in rows],
     }
+    if updates:
+        ratios = [0.0, 0.0, 1e-5, 1e-4, math.nan, 3e-4, 2e-3, 1e-3, 4e-4, 1e-4]
+        columns["update_ratio"] = [ratios[row[0] // 8] if row[0] % 8 == 0 else None for row in rows]
     publish_next(run, "extremes", statistics(STEPS, PARAMS, columns))
     loss = [or_nan(step, math.exp(-pace * step) + 0.1 * math.sin(step)) for step in STEPS]
     publish_next(run, "metrics", metrics(STEPS, loss))
@@ -98,6 +103,8 @@ def draw(folder: Path, runs: Path, names: Sequence[str]) -> None:
     if "metrics" in names:
         write_run(runs / "many", pace=0.03)
         write_metrics(runs / "many")
+    if "param-updates" in names:
+        write_run(runs / "measured", pace=0.03, updates=True)
     for name in names:
         watched, look = LOOKS[name]
         viewer.figure([runs / run for run in watched], **look).savefig(folder / f"{name}.png", dpi=70)

@@ -78,7 +78,7 @@ def test_the_layers_are_offered_what_was_recorded(live: Live) -> None:
     new_run(live.path, settings=settings)
     assert shown(live).statistics == (
         "grad_absmax", "grad_norm", "value_absmax", "value_norm", "applied_absmax", "applied_norm",
-        "update_absmax", "update_norm",
+        "update_absmax", "update_norm", "update_ratio",
     )  # fmt: skip
 
 

@@ -165,6 +165,19 @@ def test_runs_of_the_same_name_are_told_apart_by_their_paths(opened: Opening, tm
     assert steps(all_shown(runs)) == {str(tmp_path / "x" / "run"): 0, str(tmp_path / "y" / "run"): 1, "other": 2}
 
 
+def test_a_link_to_a_run_has_the_name_of_the_run(opened: Opening, tmp_path: Path) -> None:
+    """Also after it was made to lead to another one."""
+    a, b = in_step_order(tmp_path / "runs", "a", "b")
+    link = tmp_path / "latest"
+    link.symlink_to(a)
+    runs = opened(link)
+    assert steps(all_shown(runs)) == {"a": 0}
+    link.unlink()
+    link.symlink_to(b)
+    assert steps(all_shown(runs)) == {"b": 1}
+    assert steps(all_shown(opened(b / ".." / "a"))) == {"a": 0}
+
+
 def test_runs_of_the_same_name_below_the_current_folder_have_short_names(
     opened: Opening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -599,7 +612,7 @@ def test_all_views_follow_a_run_to_its_end(read: Reading, tmp_path: Path, look: 
 
 
 def test_a_run_that_is_done_is_not_opened_again_until_it_goes_on(tmp_path: Path, disk: Disk) -> None:
-    """Of hundreds of closed runs no file is opened any more; one that is resumed is followed as before."""
+    """Of hundreds of closed runs no file is opened, and no folder listed; one that is resumed is followed as before."""
     run = new_run(tmp_path / "run")
     publish_next(run, "extremes", extremes([0]))
     close_run(run)
@@ -609,12 +622,16 @@ def test_a_run_that_is_done_is_not_opened_again_until_it_goes_on(tmp_path: Path,
         opened.append(file)
         return os.open(os.fspath(file), *arguments)  # type: ignore[call-overload]
 
+    def noted_listing(folder: Path) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        opened.append(folder)
+        return os.scandir(folder)
+
     with contextlib.closing(Runs([tmp_path], poll_seconds=1)) as runs:
         for _ in range(2):
             runs.refresh()
             runs.examine()
-        disk.open = noted
-        assert (runs.refresh(), runs.examine(), opened) == (None, None, [])
+        disk.open, disk.scandir = noted, noted_listing
+        assert (runs.refresh(), runs.examine(), opened) == (None, None, [tmp_path])
         (run / "closed-r00000.json").unlink()
         publish_next(run, "extremes", extremes([1]))
         beat(run, 0)

@@ -10,6 +10,7 @@ from viewer.reduce.metrics import (
     FEW_POINTS,
     MetricPanel,
     chosen,
+    is_batch,
     is_validation,
     only_chosen,
     panel_of,
@@ -187,3 +188,30 @@ def test_a_learning_rate_holds_until_the_next_one() -> None:
         alone = Snapshot("run", "closed", 7, (Curve(name, [0], [0.1], [0.1], [0.1], ()),))
         (((held,),),) = (panels([alone], ViewOptions())[1][0].curves,)
         assert (list(held.step), list(held.mean)) == ([0, 7], [0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    "name", ["batch", "train/batch", "train_batch", "batch_idx", "epoch.batch", "sampleId", "sample_hash"]
+)
+def test_an_index_is_known_by_its_last_words(name: str) -> None:
+    """It tells which batch a step was."""
+    assert is_batch(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch_size",
+        "batch_loss",
+        "loss/batch",
+        "val/batch",
+        "batches",
+        "samples_per_second",
+        "batch/time",
+        "batch_acc",
+        "x",
+    ],
+)
+def test_a_measure_of_a_batch_is_no_index(name: str) -> None:
+    """Neither is a validation's, nor a count."""
+    assert not is_batch(name)

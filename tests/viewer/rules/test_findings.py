@@ -702,6 +702,13 @@ def test_a_loss_that_does_not_fall(last: float, steps: int, count: int) -> None:
     assert len(said(made(healthy(), metrics={"loss": loss}), "loss_flat")) == count
 
 
+@pytest.mark.parametrize(("steps", "height", "count"), [(80, 4.1, 0), (80, 3.9, 1), (20, 40.0, 1)])
+def test_a_loss_that_has_come_down_again_does_fall(steps: int, height: float, count: int) -> None:
+    """One that rose with its targets for long is not called flat; one that jumped for a moment is."""
+    loss = [2.0] * 100 + [height] * steps + [1.99] * (400 - 100 - steps)
+    assert len(said(made(healthy(), metrics={"loss": loss}), "loss_flat")) == count
+
+
 def test_what_only_sounds_like_a_loss_or_an_accuracy_is_judged_as_neither() -> None:
     """The scale or weight of a loss, and counts of what was accumulated or accepted."""
     rows, shapes = healthy(**{"head.bias": row}), {"head.bias": (10,)}

@@ -1,9 +1,13 @@
 """The viewer inside Python: figures for papers, and what ``show`` says outside of a notebook."""
 
 import contextlib
+import html
 import math
 import subprocess
 import sys
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -19,11 +23,13 @@ from PIL import Image
 
 import viewer
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tests.waiting import wait_until
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from tracer.log.store import at
 from viewer.draw.theme import DARK, own_settings
 from viewer.read.runs import Runs
+from viewer.surfaces import notebook
 
 
 @pytest.fixture
@@ -180,6 +186,7 @@ def test_findings_are_a_frame_and_a_text(run: Path, tmp_path: Path, capsys: pyte
     assert lines[-1].startswith(f"{tmp_path / 'torn' / 'run.json'} cannot be read")
     assert "&lt;ill&gt;: closed at step 2" in checked._repr_html_()
     assert "<ill>" not in checked._repr_html_()
+    assert html.escape(finding.advice) in checked._repr_html_()
     assert viewer.check(run).frame.columns == checked.frame.columns
     assert capsys.readouterr() == ("", "")
     with pytest.raises(LogError, match="holds no run"):
@@ -213,6 +220,96 @@ def test_showing_outside_of_a_notebook_says_what_to_do_instead(run: Path) -> Non
     """In a script, ``show`` names the function and the command that can be used there."""
     with pytest.raises(RuntimeError, match=r"viewer\.figure, or the command `viewer`"):
         viewer.show(run)
+
+
+class Shown:
+    """A picture that follows a run, in a notebook that keeps what it is told.
+
+    Attributes:
+        pictures: All that were shown.
+        at_end_of_cell: What the notebook calls then.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.pictures: list[bytes] = []
+        self.at_end_of_cell: list[Any] = []
+        handle: Any = SimpleNamespace(update=lambda image, **_: self.pictures.append(image.data))
+        events: Any = SimpleNamespace(
+            register=lambda _, call: self.at_end_of_cell.append(call),
+            unregister=lambda _, call: self.at_end_of_cell.remove(call),
+        )
+        self.showing = notebook.Showing(Runs([run]), handle, events)
+
+
+def live_run(folder: Path) -> Path:
+    """A run of three steps that goes on."""
+    live = new_run(folder / "live")
+    publish_next(live, "metrics", metrics(range(3), range(3)))
+    return live
+
+
+def end(run: Path) -> None:
+    """Let it end three steps later."""
+    publish_next(run, "metrics", metrics(range(3, 6), range(3, 6)))
+    close_run(run, 5)
+
+
+def truth(run: Path) -> bytes:
+    """The picture of a run as it is now."""
+    picture: bytes = viewer.figure(run)._repr_png_()  # type: ignore[attr-defined]
+    return picture
+
+
+def test_a_cell_ends_with_the_last_picture_of_a_run_that_has_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it would have rested, a saved notebook shows a run that closed; one that goes on keeps no cell."""
+    monkeypatch.setattr(notebook, "_LEAST_SECONDS", 600.0)
+    shown = Shown(live := live_run(tmp_path))
+    wait_until(lambda: bool(shown.pictures))
+    (at_end,) = shown.at_end_of_cell
+    at_end(None)
+    assert (len(shown.pictures), shown.at_end_of_cell) == (1, [at_end])
+    end(live)
+    at_end(None)
+    assert shown.pictures[1:] == [truth(live)]
+    assert shown.at_end_of_cell == []
+
+
+def test_stop_shows_the_rows_of_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that came while the picture rested are in the last one."""
+    monkeypatch.setattr(notebook, "_LEAST_SECONDS", 600.0)
+    shown = Shown(live := live_run(tmp_path))
+    wait_until(lambda: bool(shown.pictures))
+    end(live)
+    shown.showing.stop()
+    assert shown.pictures[1:] == [truth(live)]
+
+
+def test_a_picture_takes_three_hundredths_of_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each but the first, its thread rests for 97/3 of the time that it computed, and not for much longer."""
+    live = live_run(tmp_path)
+    rests: list[tuple[float, float]] = []
+
+    class Rest(threading.Event):
+        """No rest at all: more rows come at once."""
+
+        woke = 0.0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            rests.append((time.thread_time() - self.woke, timeout))
+            publish_next(live, "metrics", metrics([2 + len(rests)], [1.0]))
+            self.woke = time.thread_time()
+            return False
+
+    monkeypatch.setattr(notebook, "threading", SimpleNamespace(Event=Rest, Thread=threading.Thread))
+    shown = Shown(live)
+    wait_until(lambda: len(rests) > 3)
+    shown.showing.stop()
+    assert len(shown.pictures) >= 4
+    for computed, rested in rests[1:]:
+        assert computed * 97 / 3 <= rested <= max(computed * 50, 1.0)
 
 
 def test_the_package_is_light_until_a_name_is_used() -> None:

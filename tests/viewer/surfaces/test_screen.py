@@ -93,11 +93,14 @@ def test_a_tick_says_when_there_is_something_new(path: Path, watch: Open) -> Non
     wait_until(shown.tick)
     assert quiet()
     a_run(path)
+    assert shown.fresh
     settle(shown)
     # Its parts and what is found in them come one after the other, as fast as the machine reads.
     wait_until(quiet)
+    assert not shown.fresh
     before = pixels(shown.figure)
     publish_next(path, "metrics", metrics([2], [9.0]))
+    wait_until(lambda: shown.fresh)
     wait_until(lambda: shown.tick() and shown.snapshots[0].last_step == 2)
     assert (pixels(shown.figure) != before).any()
     wait_until(quiet)

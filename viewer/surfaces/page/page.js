@@ -13,6 +13,17 @@ function element(tag, text, properties = {}) {
   return Object.assign(document.createElement(tag), { textContent: text }, properties);
 }
 
+/* What this page alone decides: it stands in the address behind what the server says of it. */
+const own = {};
+const addressOf = (query) => {
+  const words = [query, `${new URLSearchParams(Object.entries(own).filter(([, value]) => value))}`].filter(Boolean);
+  return words.length ? `?${words.join("&")}` : location.pathname;
+};
+function readdress() {
+  history.replaceState(null, "", addressOf(known.query));
+  show.findings(known.findings);
+}
+
 /* Where the server says why it refuses a value. */
 const names = [...new Set([...controls].map((control) => control.name).filter(Boolean))];
 for (const name of names) {
@@ -171,7 +182,7 @@ const show = {
   },
   query(query) {
     const place = (words) => ["view", "param", "run", "params"].map((name) => new URLSearchParams(words).get(name)).join();
-    const [address, elsewhere] = [query ? `?${query}` : location.pathname, leapt || place(query) !== place(location.search)];
+    const [address, elsewhere] = [addressOf(query), leapt || place(query) !== place(location.search)];
     /* Another place is one to come back from with the browser's own button; the first is where one comes from. */
     if (address !== (location.search || location.pathname)) {
       history[elsewhere && arrived ? "pushState" : "replaceState"](null, "", address);
@@ -223,7 +234,7 @@ function fill(item, { number, severity, run, span, title, sentence, advice, step
 }
 
 function lead(link, query) {
-  const address = query === null ? null : `?${query}`;
+  const address = query === null ? null : addressOf(query);
   if (address === null) link.removeAttribute("href");
   else if (link.getAttribute("href") !== address) link.setAttribute("href", address);
 }

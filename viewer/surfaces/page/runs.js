@@ -1,4 +1,5 @@
-/* The table of runs: sorted and filtered here; which runs are drawn is asked of the server, as every other option. */
+/* The table of runs: sorted and filtered here, as the address says; which runs are drawn is asked of the server, as every
+   other option. */
 "use strict";
 
 {
@@ -16,7 +17,23 @@
   place.append(filter, around);
   let runs = { columns: [], names: [], colours: [], most: 0 };
   /* The name of the column by which rows are sorted, and whether its largest come first. */
-  let sorted = { name: "", down: false };
+  let sorted;
+  let typing;
+
+  function recall() {
+    const words = new URLSearchParams(location.search);
+    sorted = { name: words.get("sort") ?? "", down: words.get("descending") === "true" };
+    filter.value = words.get("filter") ?? "";
+    keep();
+  }
+
+  const keep = () => Object.assign(own, { sort: sorted.name, descending: sorted.name && sorted.down, filter: filter.value.trim() });
+
+  recall();
+  addEventListener("popstate", () => {
+    recall();
+    draw();
+  });
 
   const words = () => filter.value.toLowerCase().split(/\s+/).filter(Boolean);
   const row = (run) => runs.columns.map(({ cells }) => cells[run]).join(" ").toLowerCase();
@@ -92,13 +109,21 @@
     hold(chosen);
     draw();
   };
-  filter.addEventListener("input", draw);
+  filter.addEventListener("input", () => {
+    keep();
+    draw();
+    /* Browsers allow a page few new addresses in a time. */
+    clearTimeout(typing);
+    typing = setTimeout(readdress, 300);
+  });
   place.addEventListener("click", ({ target }) => {
     const name = target.dataset.sort;
     if (name === undefined) return;
     const right = runs.columns.find((column) => column.name === name).right;
     /* Numbers: the largest first; a second click turns the order around. */
     sorted = { name, down: sorted.name === name ? !sorted.down : right };
+    keep();
+    readdress();
     draw();
   });
   place.addEventListener("change", ({ target }) => {
