@@ -38,7 +38,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 }
 OF_EXPERTS: dict[str, dict[str, Any]] = {
     "extremes": {},
-    "slices": {"slices": "w"},
+    "slices": {"slices": r"w\d"},
     "smallest": {"stats": "smallest"},
 }
 

@@ -133,13 +133,29 @@ def test_values_of_a_slice_that_do_not_move_are_named() -> None:
 
 def test_rules_that_do_not_ask_for_slices_see_none() -> None:
     """An expert that is chosen seldom has gradients that rise and spike, and nothing is wrong with it."""
-    seldom = lambda step: row(step, grad=0.1 if step % 50 == 49 else 1e-6)  # noqa: E731
-    assert findings(made({"w": row, "w[0]": seldom, "w[1]": row, "v": row})) == []
+    often, seldom = (
+        lambda step, usual=usual: row(step, grad=0.5 if step % 50 == 49 else usual) for usual in (0.1, 1e-6)
+    )
+    assert findings(made({"w": often, "w[0]": seldom, "w[1]": row, "v": row})) == []
 
 
 def test_a_name_in_brackets_without_its_parameter_is_a_parameter() -> None:
     """As a container may give it."""
     assert only(made({"w[0]": zero_from(0), "v": row}), "dead").params == ("w[0]",)
+
+
+def test_batches_that_were_thrown_away_name_no_slices(tmp_path: Path) -> None:
+    """What was bad in one was bad in its parameter."""
+    model = nn.ParameterDict({"w": torch.ones(2, 3), "v": torch.ones(2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracer.attach(model, tmp_path / "run", slices="w"):
+        for step in range(4):
+            optimizer.zero_grad()
+            (model["w"].sum() * (NAN if step == 2 else 1.0) + model["v"].sum()).backward()
+            if step != 2:
+                optimizer.step()
+    (found,) = (each for each in checked(tmp_path / "run") if each.kind == "discarded")
+    assert found.params == ("w",)
 
 
 def test_diff_takes_slices_for_their_parameter(folder: Path) -> None:
