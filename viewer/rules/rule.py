@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.reduce.cells import Floats, Integers
+from viewer.reduce.modules import ModuleTables
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.snapshot import Finding, Number, Severity
@@ -150,7 +151,7 @@ def param_rule(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Longest stretch of bins in which something held, of each parameter.
+    """Longest stretch of bins in which something held, of each parameter or module.
 
     Attributes:
         steps: Its first step and its last one.
@@ -161,12 +162,12 @@ class Stretch:
     rows: Floats
 
 
-def longest(tables: ParamTables, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
+def longest(tables: ParamTables | ModuleTables, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
     """The longest stretch in which something held, bins without a row passed over.
 
     Args:
         tables: The tables whose bins they are.
-        holds: Of shape (bins, parameters).
+        holds: Of shape (bins, parameters), or (bins, modules).
         rows: How many rows count in each cell.
     """
     count = rows.shape[1]
