@@ -32,9 +32,9 @@ CORE = [
         f"tracer/test_{name}.py"
         for name in (
             "torch", "clock", "hooks", "batch", "steps", "loops", "discarded", "every", "rows", "rearm", "trace", "amp",
-            "adopted_scalers", "applied", "dtypes", "extremes", "statistics", "activations", "compiled", "notebook",
-            "parameters", "unregistered", "engines", "graphs", "wrappers", "torchscript", "sharded_metrics", "gone",
-            "interrupts", "paths", "texts", "warn", "rates", "untrained", "update", "slices",
+            "adopted_scalers", "applied", "dtypes", "extremes", "statistics", "activations", "units", "compiled",
+            "notebook", "parameters", "unregistered", "engines", "graphs", "wrappers", "torchscript", "sharded_metrics",
+            "gone", "interrupts", "paths", "texts", "warn", "rates", "untrained", "update", "slices",
         )
     ),
     *(f"distributed/test_{name}.py" for name in ("ddp", "fsdp", "tensor_parallel")),

@@ -29,10 +29,11 @@ def learn(
     loss_of: Loss = nn.functional.cross_entropy,
     rate: float = 0.05,
     skip: bool = False,
+    activations: bool = False,
 ) -> None:
     """Train with SGD, and log the loss; a loop may skip what is not finite."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    with tracer.attach(model, path) as trace:
+    with tracer.attach(model, path, activations=activations) as trace:
         for inputs, labels in data:
             optimizer.zero_grad()
             loss = loss_of(model(inputs), labels)
@@ -48,14 +49,14 @@ def changed(change: Callable[[torch.Tensor, torch.Tensor], Batch], count: int = 
         yield change(inputs.clone(), labels) if step == STEP else (inputs, labels)
 
 
-def nan_pixel(path: Path) -> None:
+def nan_pixel(path: Path, activations: bool = False) -> None:
     """A picture has a pixel that is NaN."""
 
     def change(inputs: torch.Tensor, labels: torch.Tensor) -> Batch:
         inputs[3, 7] = math.nan
         return inputs, labels
 
-    learn(path, mlp(64, 32, 32, 10), changed(change))
+    learn(path, mlp(64, 32, 32, 10), changed(change), activations=activations)
 
 
 def squared(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,7 @@ def squared(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (outputs.squeeze(1) - labels / 10).square().mean()
 
 
-def inf_label(path: Path) -> None:
+def inf_label(path: Path, activations: bool = False) -> None:
     """A target is infinite."""
 
     def change(inputs: torch.Tensor, labels: torch.Tensor) -> Batch:
@@ -71,16 +72,17 @@ def inf_label(path: Path) -> None:
         labels[0] = math.inf
         return inputs, labels
 
-    learn(path, mlp(64, 32, 1), changed(change), squared)
+    learn(path, mlp(64, 32, 1), changed(change), squared, activations=activations)
 
 
-def log_of_zero(path: Path) -> None:
+def log_of_zero(path: Path, activations: bool = False) -> None:
     """A loss takes the logarithm of a probability that is exactly 0 where an input is large."""
 
     def loss_of(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -outputs.softmax(1)[torch.arange(len(labels)), labels].log().mean()
 
-    learn(path, mlp(64, 32, 10), changed(lambda inputs, labels: (inputs * 1e4, labels)), loss_of)
+    data = changed(lambda inputs, labels: (inputs * 1e4, labels))
+    learn(path, mlp(64, 32, 10), data, loss_of, activations=activations)
 
 
 class Root(nn.Module):
@@ -101,7 +103,22 @@ def root_of_zero(path: Path) -> None:
     learn(path, model, changed(lambda inputs, labels: (inputs - 1e3 * hidden.weight.detach().sum(0).sign(), labels)))
 
 
-def empty_mask(path: Path) -> None:
+class Exponential(nn.Module):
+    """The exponential, which overflows float32 from 89 on."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Take the exponential."""
+        return inputs.exp()
+
+
+def exponential(path: Path, activations: bool = False) -> None:
+    """A layer in the middle takes the exponential, which overflows where an input is large."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8), Exponential(), nn.Linear(8, 10))
+    data = changed(lambda inputs, labels: (inputs * 1e4, labels))
+    learn(path, model, data, rate=0.01, activations=activations)
+
+
+def empty_mask(path: Path, activations: bool = False) -> None:
     """A mean over a mask that selects nothing is 0 / 0."""
 
     def loss_of(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -109,7 +126,8 @@ def empty_mask(path: Path) -> None:
         each = nn.functional.cross_entropy(outputs, labels.clamp(0), reduction="none")
         return (each * mask).sum() / mask.sum()
 
-    learn(path, mlp(64, 32, 10), changed(lambda inputs, labels: (inputs, torch.full_like(labels, -1))), loss_of)
+    data = changed(lambda inputs, labels: (inputs, torch.full_like(labels, -1)))
+    learn(path, mlp(64, 32, 10), data, loss_of, activations=activations)
 
 
 def empty_batch(path: Path) -> None:
@@ -117,11 +135,12 @@ def empty_batch(path: Path) -> None:
     learn(path, mlp(64, 32, 10), changed(lambda inputs, labels: (inputs[:0], labels[:0])))
 
 
-def half_forward(path: Path) -> None:
+def half_forward(path: Path, activations: bool = False) -> None:
     """In float16 an input that is large, and finite, overflows in the forward."""
     model = mlp(64, 32, 10).half()
     data = changed(lambda inputs, labels: (inputs * 30_000, labels))
-    learn(path, model, ((inputs.half(), labels) for inputs, labels in data), rate=0.01)
+    halves = ((inputs.half(), labels) for inputs, labels in data)
+    learn(path, model, halves, rate=0.01, activations=activations)
 
 
 def half_backward(path: Path) -> None:
@@ -218,18 +237,32 @@ class Cause:
         step: The step in which it is to be found; None where training decides.
         kind: The finding's kind.
         says: What it says, too.
+        activations: Whether the outputs of modules are recorded.
     """
 
-    train: Callable[[Path], None]
+    train: Callable[..., None]
     cause: str
     step: int | None = STEP
     kind: str = "nonfinite"
     says: str = ""
+    activations: bool = False
+
+    @property
+    def name(self) -> str:
+        """What was done, in one word."""
+        return self.train.__name__ + "_with_activations" * self.activations
 
     @property
     def words(self) -> str:
         """What was done."""
-        return (self.train.__doc__ or "").rstrip(".")
+        return (self.train.__doc__ or "").rstrip(".") + "; with `activations=True`" * self.activations
+
+    def run(self, path: Path) -> None:
+        """Do it."""
+        if self.activations:
+            self.train(path, activations=True)
+        else:
+            self.train(path)
 
 
 CAUSES = [
@@ -237,9 +270,16 @@ CAUSES = [
     Cause(inf_label, "data"),
     Cause(log_of_zero, "data"),
     Cause(empty_mask, "data"),
+    Cause(exponential, "data"),
+    Cause(nan_pixel, "input", says="the output of 0, the first module", activations=True),
+    Cause(inf_label, "loss", says="look at the loss function and its labels", activations=True),
+    Cause(log_of_zero, "loss", activations=True),
+    Cause(empty_mask, "loss", activations=True),
+    Cause(exponential, "forward", says="the output of 3, while those", activations=True),
     Cause(empty_batch, "empty"),
     Cause(root_of_zero, "backward"),
     Cause(half_forward, "overflow", says="in the forward"),
+    Cause(half_forward, "overflow", says="in the loss, since the outputs of all 4", activations=True),
     Cause(half_backward, "overflow", says="in the backward"),
     Cause(learning_rate, "learning rate", None),
     Cause(exploding_recurrence, "exploding", None),
@@ -255,7 +295,7 @@ def main() -> None:
     print("| what was done | cause | what the viewer said | at step |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         for cause in CAUSES:
-            _, found = judged(cause.train, Path(folder, cause.train.__name__))
+            _, found = judged(cause.run, Path(folder, cause.name))
             for finding in found:
                 print(
                     f"| {cause.words} | {finding.kind} {finding.numbers.get('cause', '')} | {finding.severity}: "

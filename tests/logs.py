@@ -96,9 +96,21 @@ def histograms(steps: Sequence[int]) -> pa.Table:
     return _rows("histograms", steps, param="weight", of="grad", low=-2.0, high=2.0, counts=[1, 0, 3])
 
 
-def activations(steps: Sequence[int]) -> pa.Table:
-    """Rows of the table activations, one a step."""
-    return _rows("activations", steps, module="fc", training=True, min=-1.0, max=1.0, mean=0.0, std=0.5)
+def activations(
+    steps: Sequence[int],
+    modules: Sequence[str] = ("fc",),
+    values: Mapping[str, Sequence[float | None]] | None = None,
+    training: bool = True,
+    rank: int = 0,
+) -> pa.Table:
+    """Rows of the table activations: one a step and module, in that order; no unit is dead unless values say so."""
+    defaults = {"min": -1.0, "max": 1.0, "mean": 0.0, "std": 0.5, "zeros": 0.25, "saturated": None, "dead": 0.0}
+    each = [step for step in steps for _ in modules]
+    key = _rows("activations", each, module="", training=training, **defaults).to_pydict()
+    rows = key | {"module": list(modules) * len(steps), "rank": [rank] * len(each)}
+    return pa.Table.from_pydict(
+        rows | {name: list(of) for name, of in (values or {}).items()}, schema=schema.SCHEMAS["activations"]
+    )
 
 
 def events(

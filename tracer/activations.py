@@ -1,4 +1,4 @@
-"""The outputs of modules: their extremes, mean and standard deviation in each step, seen by one global forward hook.
+"""The outputs of modules: extremes, moments, zeros and dead units in each step, seen by one global forward hook.
 
 The hook is global, since a hook in a module would be pickled and copied with it. Compiled code calls no hook: one
 warning says so, and its outputs are left out.
@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +30,8 @@ from tracer.outbox import Outbox
 from tracer.parameters import LastingFilter, Select, name_filter, named_modules
 from tracer.record import STEPS_TO_FAIL
 from tracer.recorder import Recorder
-from tracer.statistics import moments_of
+from tracer.statistics import moments_of, nonzero_of, saturated_of
+from tracer.units import Activity, bounds_of, unit_dimension, with_units_last
 from tracer.warn import in_short, warn
 
 _CAPTURED = "activations are recorded neither where a CUDA graph is captured, nor where it is replayed"
@@ -37,6 +39,20 @@ _CAPTURED = "activations are recorded neither where a CUDA graph is captured, no
 _CALLED_TWICE = r"Using `torch\.compile\(module\)` when there are global hooks on modules"
 
 Key = tuple[str, bool]
+
+
+class _Seen(NamedTuple):
+    """What a module gave out in a step.
+
+    Attributes:
+        numel: How many numbers it has.
+        moments: Its moments, how many of these are not 0, and how many are saturated.
+        nonzero: By how many units an output has: how many numbers of each are not 0.
+    """
+
+    numel: int
+    moments: torch.Tensor
+    nonzero: dict[int, torch.Tensor]
 
 
 class Activations:
@@ -63,7 +79,8 @@ class Activations:
         if not self._names:
             raise ValueError(f"activations={select!r} selects none of the model's modules")
         # By step, since a training forward runs before its step begins.
-        self._steps: dict[int, dict[Key, tuple[int, torch.Tensor]]] = {}
+        self._steps: dict[int, dict[Key, _Seen]] = {}
+        self._activity: dict[Key, Activity] = {}
         # Likewise: the layers with a fast path that gave something out in evaluation.
         self._evaluated: dict[int, set[int]] = {}
         self._failed: set[str] = set()
@@ -116,7 +133,10 @@ class Activations:
         modules = named_modules(model)
         # The model without its wrappers, whose mode a loop may not set.
         self._root = weakref.ref(modules[""])
-        self._names = {id(module): name for name, module in modules.items() if self._wanted(name)}
+        names = {id(module): name for name, module in modules.items() if self._wanted(name)}
+        if names != self._names:
+            self._units_last = with_units_last(modules[""])
+        self._names = names
         for name in self._names.values():
             module = modules[name]
             if id(module) not in self._modules:
@@ -166,7 +186,7 @@ class Activations:
                 self._evaluated.setdefault(step, set()).add(id(module))
             if name is not None and self._fails.get(name, (0, -1))[1] != step:
                 with torch.no_grad():
-                    self._record(step, (name, module.training), output)
+                    self._record(step, name, module, output)
         except Exception as error:
             try:
                 # A signal handler may have closed the trace meanwhile.
@@ -192,17 +212,17 @@ class Activations:
         )
         self._say(message)
 
-    def _record(self, step: int, key: Key, output: object) -> None:
-        seen = self._steps.setdefault(step, {})
-        for tensor in map(_measurable, tree_leaves(output)):
-            if tensor is not None:
-                count, moments = tensor.numel(), moments_of(tensor)
-                seen[key] = _together(*seen[key], count, moments) if key in seen else (count, moments)
+    def _record(self, step: int, name: str, module: nn.Module, output: object) -> None:
+        seen, key = self._steps.setdefault(step, {}), (name, module.training)
+        bounds, units_last = bounds_of(module), id(module) in self._units_last
+        for new in (_measured(leaf, bounds, units_last) for leaf in tree_leaves(output)):
+            if new is not None:
+                seen[key] = _together(seen[key], new) if key in seen else new
 
     def _emit_before(self, step: int) -> None:
         for done in [label for label in tuple(self._steps) if label < step]:
             seen = self._steps.pop(done, {})
-            blocks = host_blocks({(*key, count): moments for key, (count, moments) in seen.items()})
+            blocks = host_blocks(dict(self._row(key, each) for key, each in seen.items()))
             if blocks:
                 self._outbox.put(ActivationRows(done, time.time_ns(), blocks))
             unseen = set(self._names.values()) - {name for name, _ in seen} - self._fails.keys()
@@ -223,6 +243,12 @@ class Activations:
             # Modules may have come or gone since.
             self._survey()
 
+    def _row(self, key: Key, seen: _Seen) -> tuple[tuple[str, bool, int, int], torch.Tensor]:
+        """A module's row on its way to the log: how many numbers and units it has, and what was measured of them."""
+        units = sum(seen.nonzero)
+        active = self._activity.setdefault(key, Activity()).active(seen.nonzero) if units else seen.moments[:1]
+        return (*key, seen.numel, units), torch.cat([seen.moments, active.to(seen.moments)])
+
     def _in_fast_path(self, seen: Mapping[Key, object], layers: Iterable[int]) -> list[str]:
         """The modules whose work these layers, in evaluation, have done in one operation of torch."""
         within = [self._layers.get(layer, []) for layer in layers]
@@ -238,8 +264,8 @@ class Activations:
         self._outbox.put(event(self._recorder.step, "failed", message))
 
 
-def _measurable(leaf: object) -> torch.Tensor | None:
-    """A part of an output as real numbers; None if it has none, or stands for others, as in a transformation.
+def _measured(leaf: object, bounds: tuple[float, float] | None, units_last: bool) -> _Seen | None:
+    """A part of an output in numbers; None if it has none, or stands for others, as in a transformation.
 
     Raises:
         ValueError: it is a ``DTensor`` that the ranks have yet to add up.
@@ -253,20 +279,31 @@ def _measurable(leaf: object) -> torch.Tensor | None:
     if partial(leaf):
         raise ValueError("each rank holds a summand of this DTensor, and no number of it")
     tensor = local(leaf)
+    if not tensor.numel():
+        return None
+    unit = unit_dimension(tensor, units_last)
     if tensor.is_nested:
         tensor = torch.cat([part.flatten() for part in tensor.unbind()])
-    return dense(tensor) if tensor.numel() else None
+    tensor = dense(tensor)
+    nonzero = nonzero_of(tensor, unit)
+    further = nonzero.sum(dtype=torch.float64), saturated_of(tensor, bounds)
+    by_units = {} if unit is None else {len(nonzero): nonzero}
+    return _Seen(tensor.numel(), moments_of(tensor, further), by_units)
 
 
-def _together(count: int, moments: torch.Tensor, more: int, others: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """The moments of two sets of numbers as one (Chan, Golub & LeVeque 1983), in roots, which do not overflow."""
-    total = count + more
-    others = others.to(moments.device)
+def _together(one: _Seen, other: _Seen) -> _Seen:
+    """Two sets of numbers as one: moments (Chan, Golub & LeVeque 1983) in roots, which do not overflow; and counts."""
+    total = one.numel + other.numel
+    moments, others = one.moments, other.moments.to(one.moments.device)
     low, high = torch.minimum(moments[0], others[0]), torch.maximum(moments[1], others[1])
     delta = others[2] - moments[2]
     # With an infinity among the numbers, the mean follows from minimum and maximum.
     infinite = torch.maximum(low.abs(), high.abs()).isinf()
-    mean = torch.where(infinite, low + high, moments[2] + delta * (more / total))
-    spread = torch.hypot(torch.hypot(moments[3], others[3]), delta * math.sqrt(count * more / total))
+    mean = torch.where(infinite, low + high, moments[2] + delta * (other.numel / total))
+    spread = torch.hypot(torch.hypot(moments[3], others[3]), delta * math.sqrt(one.numel * other.numel / total))
     spread = torch.where(infinite, math.nan, spread)
-    return total, torch.stack([low, high, mean, spread])
+    nonzero = one.nonzero | {
+        units: one.nonzero[units] + numbers.to(one.nonzero[units].device) if units in one.nonzero else numbers
+        for units, numbers in other.nonzero.items()
+    }
+    return _Seen(total, torch.cat([torch.stack([low, high, mean, spread]), moments[4:] + others[4:]]), nonzero)

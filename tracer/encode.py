@@ -180,10 +180,10 @@ class Encoder:
     def activations(self, items: Sequence[ActivationRows]) -> pa.Table:
         """The rows of these activations: one a module, mode and step."""
         rows = [
-            (item, module, training, low, high, mean, spread / np.sqrt(count))
+            (item, module, training, *_of_outputs(count, units, numbers))
             for item in items
             for keys, copy in item.blocks
-            for (module, training, count), (low, high, mean, spread) in zip(keys, _rows(copy).tolist(), strict=True)
+            for (module, training, count, units), numbers in zip(keys, _rows(copy).tolist(), strict=True)
         ]
         return self._table("activations", rows)
 
@@ -285,6 +285,16 @@ def _histogram(numbers: list[float], loss_scale: float) -> tuple[float, float, l
     with np.errstate(all="ignore"):
         extremes = np.array([low, high]) / loss_scale
     return extremes[0], extremes[1], None if np.isnan(counts[0]) else [int(count) for count in counts]
+
+
+def _of_outputs(count: int, units: int, numbers: list[float]) -> tuple[float | None, ...]:
+    """The statistics of a module's outputs: so many numbers, of so many units."""
+    low, high, mean, spread, nonzero, saturated, active = numbers
+    return (
+        *(low, high, mean, spread / np.sqrt(count), (count - nonzero) / count),
+        None if np.isnan(saturated) else saturated / count,
+        (units - active) / units if units else None,
+    )
 
 
 def _numbers(steps: list[StepRows]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

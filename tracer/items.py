@@ -276,12 +276,13 @@ class HistogramRows(NamedTuple):
 class ActivationRows(NamedTuple):
     """One step's activations on their way to the log.
 
-    For each device the modules, their modes and how many numbers each gave out, and a row of moments for each.
+    For each device the modules, their modes, how many numbers each gave out and of how many units, and a row for each:
+    its moments, how many numbers are not 0, how many are saturated, and how many units were active lately.
     """
 
     step: int
     time_ns: int
-    blocks: Sequence[tuple[list[tuple[str, bool, int]], Rows]]
+    blocks: Sequence[tuple[list[tuple[str, bool, int, int]], Rows]]
     attempt: int = 0
 
 

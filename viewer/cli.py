@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.log.text import failure, plain, print_anything, say_wrong_use
-from viewer.options import MERGED, Histograms, Scale, View, ViewOptions, XAxis
+from viewer.options import MERGED, Histograms, Scale, View, ViewOptions, XAxis, see_that_it_fits
 
 if TYPE_CHECKING:
     from tracer.log.place import Place
@@ -39,7 +39,7 @@ What people need:
 
 - `viewer runs/a runs/b`: in one figure; runs/ for all
 
-- `viewer runs/a --view layers`: every parameter at a glance
+- `viewer runs/a --view layers`: every parameter at a glance; `--view activations`: every module's outputs
 
 - `viewer runs/a --web`: in the browser; over ssh: --text
 
@@ -58,12 +58,19 @@ def watch(
         typer.Argument(help="A run's folder or URI, or several, or a folder of runs. Default: the newest under runs/."),
     ] = None,
     only: Annotated[str, typer.Option("--runs", metavar="REGEX", help="Only runs whose name matches.")] = "",
-    view: Annotated[View | None, typer.Option(help="layers: all parameters at a glance; param: one of them.")] = None,
+    view: Annotated[
+        View | None,
+        typer.Option(help="layers: all parameters at a glance; param: one of them; activations: modules' outputs."),
+    ] = None,
     param: Annotated[str, typer.Option(help="Show this parameter.")] = "",
     params: Annotated[str, typer.Option(metavar="REGEX", help="Only parameters whose name matches.")] = "",
     statistic: Annotated[
-        str, typer.Option(help="The layers' statistic: value_absmax, or any recorded column, as update_ratio.")
-    ] = ViewOptions.statistic,
+        str,
+        typer.Option(
+            help="The layers' statistic: grad_absmax unless given, or any recorded column, as update_ratio; of "
+            "activations std unless given, or absmax, min, max, mean, zeros, saturated, dead."
+        ),
+    ] = "",
     metric: Annotated[str, typer.Option(metavar="REGEX", help="Only metrics whose name matches.")] = "",
     hide: Annotated[str, typer.Option(metavar="REGEX", help="No metric whose name matches.")] = "",
     loss: Annotated[
@@ -142,7 +149,7 @@ def watch(
             "",
             params,
             param,
-            statistic,
+            statistic or ViewOptions.statistic,
             rank,
             metric,
             hide,
@@ -156,6 +163,7 @@ def watch(
             "" if attempt is None else str(attempt),
             histograms=histograms,
         )
+        see_that_it_fits(statistic, options)
         ViewOptions(params=only)
         limits = with_limits(rule or ())
     except ValueError as error:

@@ -14,6 +14,7 @@ class View(StrEnum):
     OVERVIEW = "overview"
     LAYERS = "layers"
     PARAM = "param"
+    ACTIVATIONS = "activations"
 
 
 class XAxis(StrEnum):
@@ -41,6 +42,8 @@ class Histograms(StrEnum):
 
 
 MERGED, SPREAD = "merged", "spread"
+# What the view of activations can show, in the order of their columns.
+OF_OUTPUTS = ("absmax", "min", "max", "mean", "std", "zeros", "saturated", "dead")
 # Colours of more runs can hardly be told apart, and a redraw of them takes a while.
 MOST_DRAWN = 20
 
@@ -63,7 +66,8 @@ class ViewOptions:
         params: A regular expression: only parameters whose name matches; "" for all.
         param: The parameter that ``View.PARAM`` shows.
         statistic: The layers' statistic: the magnitude of ``<value|grad|applied|update>_absmax``, or of any recorded
-            column.
+            column; that of the activations: one of ``OF_OUTPUTS``. Where it is the other view's, it becomes the usual
+            one: ``"grad_absmax"``, or ``"std"``, in which each layer that lets signals shrink or grow is seen.
         rank: ``"merged"`` for all ranks as one, ``"spread"`` for how far they are apart in the overview, or one rank's
             number.
         metrics: A regular expression: only metrics whose name matches; "" for all.
@@ -115,8 +119,12 @@ class ViewOptions:
             raise ValueError(f"there is no attempt {self.attempt!r}: give its number, 0 for the first")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing} is not at least 0 and less than 1")
-        if not re.fullmatch(r"(value|grad|applied|update)_\w+", self.statistic):
-            raise ValueError(f"there is no statistic {self.statistic!r}: give one as grad_absmax or value_norm")
+        of_outputs = self.statistic in OF_OUTPUTS
+        if not of_outputs and not re.fullmatch(r"(value|grad|applied|update)_\w+", self.statistic):
+            known = f"give one as grad_absmax or value_norm, of activations {', '.join(OF_OUTPUTS)}"
+            raise ValueError(f"there is no statistic {self.statistic!r}: {known}")
+        if self.view in (View.LAYERS, View.ACTIVATIONS) and of_outputs != (self.view is View.ACTIVATIONS):
+            object.__setattr__(self, "statistic", "grad_absmax" if of_outputs else "std")
         for pattern in (self.params, self.metrics, self.hide, self.loss, self.accuracy):
             matching([], pattern)
         for part in self.zoom:
@@ -145,10 +153,22 @@ class ViewOptions:
     @property
     def reads(self) -> tuple[str, ...]:
         """The options that decide which rows are read: those that agree in these share a history."""
-        only = {View.OVERVIEW: "", View.LAYERS: self.statistic, View.PARAM: self.param}[self.view]
+        of_rows = self.statistic
+        only = {View.OVERVIEW: "", View.LAYERS: of_rows, View.ACTIVATIONS: of_rows, View.PARAM: self.param}[self.view]
         # Only the overview shows how far ranks are apart.
         rank = MERGED if self.rank == SPREAD and self.view is not View.OVERVIEW else self.rank
         return self.view, rank, self.params, only, self.attempt
+
+
+def see_that_it_fits(statistic: str, options: ViewOptions) -> None:
+    """See that the statistic that was asked for is one of the view.
+
+    Raises:
+        ValueError: it is another view's.
+    """
+    if statistic and statistic != options.statistic:
+        known = ", ".join(OF_OUTPUTS) if options.view is View.ACTIVATIONS else "grad_absmax, value_norm and the like"
+        raise ValueError(f"the view {options.view} has no statistic {statistic!r}: it has {known}")
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:

@@ -8,6 +8,8 @@ from tracer.log.text import shortened
 from viewer.options import MERGED, SPREAD, View, ViewOptions
 from viewer.snapshot import Finding, Severity, Snapshot
 
+# The name of the model itself, which is "" in a log, where people read it.
+MODEL = "(model)"
 # Kinds of statistics, as their columns begin, in words.
 KINDS = {"value": "value", "grad": "gradient", "applied": "applied"}
 # cs231n (https://cs231n.github.io/neural-networks-3/#ratio): an update should be about so large, against the value.
@@ -34,7 +36,9 @@ def _part(snapshots: Sequence[Snapshot], options: ViewOptions) -> str:
         part = " · spread over ranks"
     elif options.rank not in (MERGED, SPREAD):
         part = f" · rank {options.rank}"
-    if options.params and options.view is not View.PARAM:
+    if options.params and options.view is View.ACTIVATIONS:
+        part += f" · modules that match {shortened(options.params)}"
+    elif options.params and options.view is not View.PARAM:
         shown = sum(parameters_in(snapshot.params, snapshot.all_params) for snapshot in snapshots)
         everything = sum(parameters_in(snapshot.all_params, snapshot.all_params) for snapshot in snapshots)
         part += f" · {shown:,} of {everything:,} parameters"
@@ -70,6 +74,41 @@ def words(snapshot: Snapshot, now: float) -> str:
 def missing(snapshots: Sequence[Snapshot], note: str) -> str:
     """A note on what has no row yet; what cannot be read may have some."""
     return "rows cannot be read: see `tracer verify`" if any(each.problems for each in snapshots) else note
+
+
+NO_STEP = "no step recorded yet"
+"""The note of a panel of what each step has."""
+_NO_ACTIVATIONS = "no activations are recorded: attach(model, activations=True) records them"
+
+
+def no_rows(snapshots: Sequence[Snapshot], options: ViewOptions) -> str:
+    """A note on layers, or on activations, that have no row."""
+    note = NO_STEP
+    if options.view is View.ACTIVATIONS and any(each.last_step is not None for each in snapshots):
+        recorded = any(each.statistics for each in snapshots)
+        note = f"no module's name matches {shortened(options.params)}" if recorded else _NO_ACTIVATIONS
+    elif options.params:
+        note += f" with such a {'module' if options.view is View.ACTIVATIONS else 'parameter'}"
+    return missing(snapshots, note)
+
+
+# What the colours of the activations' view are the largest of, where that is no magnitude.
+_SHARES = {"zeros": "share of zeros", "saturated": "saturated share", "dead": "share of dead units"}
+
+
+def largest(options: ViewOptions) -> str:
+    """What each cell of the layers', or the activations', view is the largest of."""
+    if options.view is not View.ACTIVATIONS:
+        return f"magnitude: {shortened(options.statistic)}"
+    return _SHARES.get(options.statistic, f"magnitude: {options.statistic} of outputs")
+
+
+def row_with(finding: Finding, options: ViewOptions) -> str | None:
+    """The parameter, or in the activations' view the module, in whose row a finding is marked; None without one."""
+    if options.view is not View.ACTIVATIONS:
+        return finding.param
+    module = finding.numbers.get("module")
+    return None if module is None else str(module) or MODEL
 
 
 def notices(snapshots: Sequence[Snapshot]) -> list[str]:

@@ -227,7 +227,7 @@ def test_the_first_screen_shows_everything(ill: Viewing, browser: Chrome) -> Non
     """Status, each finding in a line, and the whole figure are in the window; the tab's title counts the findings."""
     for width, height in SIZES:
         with sized(browser, width, height):
-            for view in ("overview", "layers", "param"):
+            for view in ("overview", "layers", "param", "activations"):
                 page = Page(browser, f"{address_of(ill)}?view={view}&param=a.bias", "step 199")
                 page.wait_for("error", "#found-words")
                 assert re.match(r"\d+ errors?\b.* · ill ■ closed · step 199", browser.title)
@@ -604,7 +604,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(tmp_path: Path, browser: Ch
             page = Page(browser, address_of(viewer))
             assert page.find("#controls").get_attribute("open") is None
             page.find("#controls summary").click()
-            for view in ("overview", "layers", "param"):
+            for view in ("overview", "layers", "param", "activations"):
                 page.open_view(view)
                 wait_until(lambda view=view: view in page.asked().get("view", ["overview"]), 20)  # type: ignore[misc]
                 assert browser.execute_script("return document.documentElement.scrollWidth") <= 360

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -191,14 +192,17 @@ def test_outputs_of_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_the_table_has_the_columns_of_the_format(tmp_path: Path) -> None:
-    """The table activations has the key of every table, and module, training and four statistics."""
+    """The table activations has the key of every table, and module, training and seven statistics."""
     model = small()
     with tracer.attach(model, tmp_path / "run", activations=True):
         train(model, 1)
     frame = tracer.scan(tmp_path / "run", "activations").collect()
-    assert frame.columns == ["step", "time", "rank", "attempt", "module", "training", "min", "max", "mean", "std"]
+    statistics = ["min", "max", "mean", "std", "zeros", "saturated", "dead"]
+    assert frame.columns == ["step", "time", "rank", "attempt", "module", "training", *statistics]
     assert set(frame.select("step", "rank", "attempt", "training").rows()) == {(0, 0, 0, True)}
-    assert frame.null_count().sum_horizontal().item() == 0
+    nulls = dict(frame.select("module", pl.col("saturated").is_null()).cast({"module": pl.String}).iter_rows())
+    assert nulls == {"0": True, "1": False, "2": True, "": True}
+    assert frame.drop("saturated").null_count().sum_horizontal().item() == 0
 
 
 SELECTIONS: dict[str, tuple[Any, set[str]]] = {
@@ -789,10 +793,10 @@ def test_a_module_that_fails_once_costs_its_row_of_that_step(tmp_path: Path, mon
     oracle = Oracle(model)
     failing = iter([False] * 13 + [True])
 
-    def moments(tensor: torch.Tensor) -> torch.Tensor:
+    def moments(tensor: torch.Tensor, further: Sequence[torch.Tensor]) -> torch.Tensor:
         if next(failing, False):
             raise RecursionError("too deep")
-        return moments_of(tensor)
+        return moments_of(tensor, further)
 
     monkeypatch.setattr("tracer.activations.moments_of", moments)
     with (

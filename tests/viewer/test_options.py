@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.logs import events, extremes, histograms, metrics
+from tests.logs import activations, events, extremes, histograms, metrics
 from tracer.log.read import Attempts
 from viewer.options import Histograms, Scale, View, ViewOptions, XAxis, matching
 from viewer.reduce.history import History
@@ -80,6 +80,14 @@ TABLES = {
     ),
     "events": pl.DataFrame(pl.from_arrow(events([0], "order", None, '["b", "a"]'))),
     "histograms": pl.DataFrame(pl.from_arrow(histograms([0, 1]))).with_columns(param=pl.lit("a")),
+    "activations": pl.concat(
+        pl.DataFrame(
+            pl.from_arrow(activations([0, 1], ["a", "b"], {"std": [1.0 + rank, 2.0, 3.0, 4.0 + each]}, rank=rank))
+        )
+        .with_columns(pl.lit(attempt, pl.Int32).alias("attempt"))
+        .filter(pl.col("step") >= attempt)
+        for each, (rank, attempt) in enumerate(((0, 0), (1, 0), (0, 1)))
+    ),
 }
 
 
@@ -99,7 +107,7 @@ CHOICES: dict[str, list[Any]] = {
     "view": list(View),
     "params": ["", "b"],
     "param": ["a", "b"],
-    "statistic": ["grad_absmax", "grad_norm"],
+    "statistic": ["grad_absmax", "grad_norm", "std", "zeros"],
     "rank": ["merged", "spread", "0"],
     "metrics": ["", "acc"],
     "hide": ["", "loss"],

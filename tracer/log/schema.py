@@ -70,8 +70,15 @@ in the order in which their gradients first arrived. The detail of ``attached`` 
 ", budget" or both, where this process was given them; that of ``adopted`` is "scaler", where it has found a scaler.
 ``histograms`` adds ``param``, ``of`` ("value" or "grad"), ``low`` and ``high`` (the extremes) and ``counts``
 (list<int64>): in bins of equal width from low to high, or, where these are equal, from low - 0.5 to high + 0.5; null
-where no finite distance is between them. ``activations`` adds ``module``, ``training`` (the module's mode), and the
-``min``, ``max``, ``mean`` and ``std`` of its outputs in the step.
+where no finite distance is between them.
+
+``activations`` adds ``module``, ``training`` (the module's mode), and of its outputs in the step the ``min``, ``max``,
+``mean`` and ``std``, and, but for older logs and where it says so null, ``zeros`` (fraction exactly zero),
+``saturated`` (fraction where a bounded function saturates: at the bounds of Hardtanh, Hardsigmoid, and at 6 of ReLU6,
+which they reach; within 1/64 of their range of those of Sigmoid, Tanh and Softsign; null of other modules) and ``dead``
+(fraction of units, such as channels, that gave out nothing but zeros in this step and in all of the 99 measured steps
+before it, or in all there were since the process began; null where outputs have no two dimensions). The rows of a step
+stand in the order in which the modules first gave something out, those within a module before it.
 
 A row of several steps holds the minimum of their minima and of ``smallest``, the mean of their means, and the maximum
 of everything else.
@@ -158,6 +165,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             pa.field("module", _NAME, nullable=False),
             pa.field("training", pa.bool_(), nullable=False),
             *(pa.field(statistic, pa.float64(), nullable=False) for statistic in ("min", "max", "mean", "std")),
+            *(pa.field(statistic, pa.float64()) for statistic in ("zeros", "saturated", "dead")),
         ]
     ),
 }

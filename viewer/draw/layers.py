@@ -1,4 +1,4 @@
-"""All parameters at a glance: a heat map of parameters × steps, its colours magnitudes."""
+"""All parameters, or the outputs of all modules, at a glance: a heat map of these × steps, its colours magnitudes."""
 
 import dataclasses
 import functools
@@ -21,11 +21,11 @@ from tracer.log.text import shortened
 from viewer.draw.axes import SharedX, style_x_axis, x_values
 from viewer.draw.curves import Curve
 from viewer.draw.marks import Mark, draw_flag, flags
-from viewer.draw.panels import NO_STEP, Drawing, begin, style_axes
+from viewer.draw.panels import Drawing, begin, style_axes
 from viewer.draw.theme import narrow, theme
 from viewer.options import View, ViewOptions, XAxis
 from viewer.snapshot import Heatmap, Snapshot
-from viewer.words import missing, noticed
+from viewer.words import largest, no_rows, noticed, row_with
 
 # More rows would be thinner than a pixel or two, and one might not be drawn at all.
 _ROWS = 300
@@ -38,7 +38,7 @@ _SMALLEST, _LARGEST = 1e-200, 1e200
 
 
 class Layers(Drawing):
-    """The largest magnitude of a statistic of each parameter over the run."""
+    """The largest magnitude of a statistic of each parameter, or of each module's outputs, over the run."""
 
     _by_row = True
 
@@ -52,7 +52,7 @@ class Layers(Drawing):
         self._flags: list[Text] = []
         begin(figure, options)
         self._axes = figure.subplots()
-        self._note = style_axes(self._axes, options, "", self._empty_note(()))
+        self._note = style_axes(self._axes, options, "", no_rows((), options))
         self._note.set_zorder(5)
         self._axes.grid(visible=False)
         self._axes.tick_params(labelsize=7)
@@ -75,8 +75,7 @@ class Layers(Drawing):
         """Put the colour bar beside the heat map, and the legend below."""
         colours = theme(self._options)
         bar = self.figure.colorbar(self._image, ax=self._axes, extend="min", pad=0.01)
-        label = f"largest magnitude: {shortened(self._options.statistic)}"
-        bar.set_label(label, color=colours.ink, parse_math=False)
+        bar.set_label(f"largest {largest(self._options)}", color=colours.ink, parse_math=False)
         bar.ax.tick_params(which="both", colors=colours.ink)
         bar.outline.set_edgecolor(colours.ink)
         self.figure.legend(
@@ -114,9 +113,6 @@ class Layers(Drawing):
         step = round(x) if self._options.x is XAxis.STEP else self._steps[column]
         return f"{shortened(self._name(row), 60)}  step {step:,}  {words}"
 
-    def _empty_note(self, snapshots: Sequence[Snapshot]) -> str:
-        return missing(snapshots, NO_STEP + " with such a parameter" * bool(self._options.params))
-
     def update(self, snapshots: Sequence[Snapshot], now: float) -> None:
         """Draw the only snapshot; a zoomed axis keeps its limits."""
         self._entitle(snapshots, now)
@@ -127,7 +123,7 @@ class Layers(Drawing):
         layers = snapshots[0].layers
         self.curves.clear()
         self._note.set_visible(layers is None)
-        self._note.set_text(self._empty_note(snapshots))
+        self._note.set_text(no_rows(snapshots, self._options))
         self._image.set_visible(layers is not None)
         self._alarm.set_visible(layers is not None and bool(layers.nonfinite.any()))
         while self._flags:
@@ -175,10 +171,10 @@ class Layers(Drawing):
             self.curves.append(curve)
 
     def _flag(self, snapshots: Sequence[Snapshot]) -> None:
-        """Mark each finding at its first step, in the row of its first parameter."""
+        """Mark each finding at its first step, in the row of its first parameter, or of its module."""
         marks: dict[int, list[Mark]] = {}
         for number, _, finding in noticed(snapshots, self._options):
-            row = row_of(self._rows, finding.param)
+            row = row_of(self._rows, row_with(finding, self._options))
             if row is not None and finding.restart is None:
                 marks.setdefault(row, []).append(Mark(number, finding, self._place(finding.first_step)))
         left, right, *_ = self._image.get_extent()
@@ -200,6 +196,8 @@ class Layers(Drawing):
             return None
         names = self._rows[round(y)]
         if len(names) == 1 and not names[0].endswith(".*"):
+            if self._options.view is View.ACTIVATIONS:
+                return None
             return dataclasses.replace(self._options, view=View.PARAM, param=names[0])
         patterns = [f"^{re.escape(name[:-1])}" if name.endswith(".*") else f"^{re.escape(name)}$" for name in names]
         return dataclasses.replace(self._options, params="|".join(patterns))

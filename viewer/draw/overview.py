@@ -26,13 +26,13 @@ from viewer.draw.marks import (
     last,
     numbers_of,
 )
-from viewer.draw.panels import NO_STEP, Cell, Drawing, Panel, begin, style_axes
+from viewer.draw.panels import Cell, Drawing, Panel, begin, style_axes
 from viewer.draw.theme import Colour, run_colour, style_of, theme
 from viewer.options import Scale, ViewOptions
 from viewer.reduce.depth import DEPTH
 from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, MetricPanel, panels
 from viewer.snapshot import Curve, Extremes, Snapshot
-from viewer.words import KINDS, missing
+from viewer.words import KINDS, NO_STEP, missing
 
 _NOTES = {
     LOSS: "no metric with a word for loss in its name yet: trace.log(loss=…), or --loss REGEX",

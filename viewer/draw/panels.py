@@ -27,7 +27,7 @@ from viewer.draw.marks import FLAG, RAW
 from viewer.draw.theme import narrow, theme
 from viewer.options import ViewOptions, XAxis, zoom_part
 from viewer.snapshot import Snapshot
-from viewer.words import finding_words, first_of, notices, title
+from viewer.words import NO_STEP, finding_words, first_of, notices, title
 
 # More legend entries would squeeze the panel itself.
 _LEGEND_ENTRIES, _ABOVE_ENTRIES = 9, 6
@@ -37,8 +37,6 @@ _FINDING_LINES, _FINDING_LENGTH = 4, 100
 _TITLE_LETTERS, _LEGEND_LETTERS, _SMALL_LETTERS = 11, 13, 18
 # A note's line has room for this many letters, beside a legend of long names.
 _NOTE_LETTERS = 60
-NO_STEP = "no step recorded yet"
-"""The note of a panel of what each step has."""
 # The name of the layers' only panel.
 ROWS = "rows"
 # Letters an inch in the title of a small panel, and the numbers in it.

@@ -8,7 +8,12 @@ from viewer.draw.parameter import Parameter
 from viewer.options import View, ViewOptions
 
 Shown = Overview | Layers | Parameter
-_OF: dict[View, type[Shown]] = {View.OVERVIEW: Overview, View.LAYERS: Layers, View.PARAM: Parameter}
+_OF: dict[View, type[Shown]] = {
+    View.OVERVIEW: Overview,
+    View.LAYERS: Layers,
+    View.PARAM: Parameter,
+    View.ACTIVATIONS: Layers,
+}
 
 
 def fill(figure: Figure, options: ViewOptions, titled: bool = True) -> Shown:

@@ -11,7 +11,7 @@ from viewer.options import View, ViewOptions
 from viewer.read.follow import Progress
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
-from viewer.words import title
+from viewer.words import no_rows, title
 
 
 def once(runs: Runs, progress: Progress | None = None) -> Sequence[Snapshot]:
@@ -99,7 +99,11 @@ def check_names(options: ViewOptions, snapshots: Sequence[Snapshot]) -> None:
     first = snapshots[0]
     layers, params = first.layers, first.all_params
     drawn = layers is not None and ((layers.magnitudes >= 0).any() or layers.nonfinite.any())
-    if options.view is View.LAYERS and options.statistic not in first.statistics and not drawn:
+    modules = options.view is View.ACTIVATIONS
+    if modules and layers is None and first.last_step is not None:
+        raise LogError(f"{first.name}: {no_rows([first], options)}")
+    by_row = options.view is View.LAYERS or (modules and layers is not None)
+    if by_row and options.statistic not in first.statistics and not drawn:
         raise LogError(f"{first.name} has no {options.statistic!r}: recorded were {', '.join(first.statistics)}")
     if options.view is View.PARAM and first.extremes is None:
         raise no_row_of(options.param, first.name, params)

@@ -11,7 +11,7 @@ from tracer.log.run import LogError, NoRunError, Run, holds_run
 from tracer.log.runs import flat
 from tracer.log.schema import RATIO, slices_among
 from tracer.log.text import failure
-from viewer.options import ViewOptions, matching
+from viewer.options import View, ViewOptions, matching
 from viewer.read.follow import Progress
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import RESCAN_SECONDS, Waker
@@ -19,7 +19,7 @@ from viewer.reduce.depth import trained_weights
 from viewer.reduce.history import History
 from viewer.snapshot import Snapshot
 
-_TABLES = ("events", "extremes", "metrics", "histograms")
+_TABLES = ("events", "extremes", "metrics", "histograms", "activations")
 
 
 class Live:
@@ -108,6 +108,10 @@ class Live:
     def _snapshot(self, news: News[History]) -> Snapshot:
         history = news.kept
         all_params, shown = self._params
+        by_modules = self._options.view is View.ACTIVATIONS
+        if by_modules:
+            # There the pattern is one of modules.
+            shown = all_params
         closed = closed_summaries(self.path) if "closed" in news.states.values() else []
         return Snapshot(
             name=self._name or news.run.name,
@@ -128,7 +132,7 @@ class Live:
             stopped_ranks=news.stopped_ranks,
             params=shown,
             all_params=all_params,
-            statistics=_statistics(news.run.info["settings"]),
+            statistics=history.recorded if by_modules else _statistics(news.run.info["settings"]),
             dtype=self._dtype(news.run),
             config=flat(news.run.config),
         )

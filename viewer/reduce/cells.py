@@ -5,7 +5,7 @@ and largest numbers lose nothing when cells are merged. It is an array and not a
 thousand parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Cells:
         """The parameters: the second axis of the table."""
         return tuple(self._number_of)
 
+    def know(self, params: Iterable[str]) -> None:
+        """Give further parameters their places, in this order."""
+        for name in params:
+            self._number_of.setdefault(name, len(self._number_of))
+
     def numbers_of(self, params: pl.Series) -> Integers:
         """Number each row's parameter.
 
@@ -54,8 +59,7 @@ class Cells:
             params: The rows' parameters, as categories.
         """
         names = params.unique()
-        for name in names.cast(pl.String):
-            self._number_of.setdefault(name, len(self._number_of))
+        self.know(names.cast(pl.String))
         codes = names.to_physical().to_numpy()
         number_of_code = np.zeros(int(codes.max(initial=0)) + 1, np.int64)
         number_of_code[codes] = [self._number_of[name] for name in names.cast(pl.String)]

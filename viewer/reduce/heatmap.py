@@ -1,6 +1,6 @@
 """The largest magnitudes of all parameters over the run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,10 @@ class Magnitudes:
         self._holds = holds
         self._cells = Cells({"magnitude": np.maximum, "nonfinite": np.maximum}, params, capacity, width)
         self._times = Cells({"seconds": np.maximum}, [""], capacity, width)
+
+    def know(self, params: Iterable[str]) -> None:
+        """Give further parameters their rows, in this order."""
+        self._cells.know(params)
 
     def absorb(self, rows: pl.LazyFrame) -> None:
         """Take in rows, in any order of steps; if this raises, none has been taken in."""

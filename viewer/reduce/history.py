@@ -12,11 +12,13 @@ import numpy.typing as npt
 import polars as pl
 
 from tracer.log.schema import RATIO, STATISTICS
-from viewer.options import SPREAD, View, ViewOptions, matching
+from viewer.options import OF_OUTPUTS, SPREAD, View, ViewOptions, matching
 from viewer.reduce.bins import CAPACITY, HISTOGRAMS, METRICS, Bins, mean, of_extremes, seconds_of
 from viewer.reduce.depth import DEPTH, Depth
 from viewer.reduce.heatmap import Magnitudes
+from viewer.reduce.modules import trained
 from viewer.snapshot import Curve, Extremes, Heatmap, Histogram
+from viewer.words import MODEL
 
 # The heat map of all parameters has at most so many cells, in at most so many columns.
 _CELLS, _COLUMNS = 1_000_000, 512
@@ -26,8 +28,13 @@ _SPEED_SECONDS = 60.0
 BITS = "bits"
 
 
+_OUTPUTS = "activations"
+
+
 def _needed(statistic: str) -> list[str]:
     """Give the columns that hold a statistic: every log's extremes give the largest magnitude."""
+    if statistic in OF_OUTPUTS:
+        return ["min", "max"] if statistic == "absmax" else [statistic]
     of, _, name = statistic.partition("_")
     if name == BITS:
         return [f"{of}_min", f"{of}_max", f"{of}_smallest"]
@@ -88,6 +95,11 @@ class History:
             shown = [statistic] if statistic.endswith(f"_{BITS}") else _needed(statistic)
             width = max(stride or 1, update_every if statistic.startswith("update") else 1)
             self._bins = {"extremes": Magnitudes(shown, self._params, columns, width, stride is None)}
+        elif self._options.view is View.ACTIVATIONS:
+            shown = _needed(self._options.statistic)
+            outputs = Magnitudes(shown, (), columns, stride or 1, stride is None)
+            # How far a run is, and how fast, is known by its extremes: not every run has activations.
+            self._bins = {_OUTPUTS: outputs, "extremes": Bins(of_extremes([]), capacity)}
         elif self._options.view is View.PARAM:
             self._bins = {
                 "extremes": Bins(of_extremes(self._statistics), capacity),
@@ -100,6 +112,7 @@ class History:
                 "metrics": Bins(METRICS, capacity),
             }
         self.tables = (*self._bins, *(["events"] if "metrics" in self._bins else []))
+        self._recorded: frozenset[str] = frozenset()
 
     def absorb(self, table: str, rows: pl.LazyFrame) -> None:
         """Take in rows of one of the tables."""
@@ -114,9 +127,11 @@ class History:
             step, time = rows.select(pl.col("step").max(), pl.col("time").max()).collect().row(0)
             if step is not None:
                 self._newest = max(self._newest[0], step), max(self._newest[1], time.timestamp())
-        if self._options.view is View.PARAM:
+        if table == _OUTPUTS:
+            rows = self._of_modules(rows)
+        elif self._options.view is View.PARAM:
             rows = rows.filter(pl.col("param") == self._options.param)
-        elif table == "extremes" and self._options.params:
+        elif table == "extremes" and self._options.params and self._options.view is not View.ACTIVATIONS:
             names = rows.select(pl.col("param").unique().cast(pl.String)).collect()["param"].to_list()
             rows = rows.filter(pl.col("param").is_in(matching(names, self._options.params)))
         if table == "extremes":
@@ -124,6 +139,24 @@ class History:
             if self._options.view is View.OVERVIEW:
                 rows = rows.with_columns(self._depth.columns())
         bins.absorb(rows)
+
+    def _of_modules(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Give the rows of the modules that are shown, as if they were parameters; and learn what was recorded."""
+        has = rows.select(pl.col(OF_OUTPUTS[1:]).is_not_null().any()).collect().row(0, named=True)
+        self._recorded |= {name for name, holds in has.items() if holds}
+        rows = trained(rows).with_columns(pl.col("module").cast(pl.String).replace("", MODEL).alias("param"))
+        names = rows.select(pl.col("param").unique(maintain_order=True)).collect()["param"].to_list()
+        shown = matching(names, self._options.params)
+        bins = self._bins[_OUTPUTS]
+        assert isinstance(bins, Magnitudes)
+        bins.know(shown)
+        return rows.filter(pl.col("param").is_in(shown))
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """What is known of modules' outputs, so far; nothing in other views."""
+        extremes = {"absmax"} if self._recorded else set()
+        return tuple(name for name in OF_OUTPUTS if name in self._recorded | extremes)
 
     def _note_order(self, events: pl.LazyFrame) -> None:
         """Learn in which order gradients arrive; what was kept of other layers as the first and the last goes."""
@@ -234,8 +267,8 @@ class History:
         return histograms
 
     def layers(self) -> Heatmap | None:
-        """Give every parameter's magnitudes; None before the first row, and in other views."""
-        bins = self._bins["extremes"]
+        """Give every parameter's, or every module's, magnitudes; None before the first row, and in other views."""
+        bins = self._bins.get(_OUTPUTS, self._bins["extremes"])
         return bins.heatmap() if isinstance(bins, Magnitudes) else None
 
 

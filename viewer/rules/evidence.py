@@ -17,6 +17,7 @@ from viewer.reduce.cells import Integers
 from viewer.reduce.depth import listed
 from viewer.reduce.history import History
 from viewer.reduce.metrics import ACCURACY, LOSS, is_share, is_validation, panel_of
+from viewer.reduce.modules import ModuleHistory, ModuleTables
 from viewer.reduce.param_history import ParamHistory, ParamTables
 from viewer.reduce.rank_history import RankHistory, RankTables
 from viewer.snapshot import Batch, Curve
@@ -95,6 +96,7 @@ class Evidence:
         state: Whether it goes on.
         tables: Every parameter over the run; None before the first row.
         ranks: Every rank over the run; None of one rank.
+        modules: The outputs of every module over the run; None where none are recorded.
         curves: The metrics.
         events: What happened to the trace.
         discarded: The backwards with bad numbers that the loop threw away.
@@ -113,6 +115,7 @@ class Evidence:
     state: State = "running"
     tables: ParamTables | None = None
     ranks: RankTables | None = None
+    modules: ModuleTables | None = None
     curves: tuple[Curve, ...] = ()
     events: tuple[Event, ...] = ()
     discarded: Discarded | None = None
@@ -207,7 +210,7 @@ class Record:
         tables: The tables that it takes rows of.
     """
 
-    tables: tuple[str, ...] = ("events", "metrics", "extremes", "discarded")
+    tables: tuple[str, ...] = ("events", "metrics", "extremes", "discarded", "activations")
 
     def __init__(self, run: Run) -> None:
         self._described = {param["name"]: _described(param) for param in run.info["params"]}
@@ -216,6 +219,7 @@ class Record:
         self._params = ParamHistory(run.names, width=stride)
         self._metrics = History()
         self._ranks = RankHistory()
+        self._modules = ModuleHistory(width=stride)
         self._events: list[Event] = []
         self._counts: Counter[tuple[str, int]] = Counter()
         self._discarded: Discarded | None = None
@@ -229,6 +233,8 @@ class Record:
             self._ranks.absorb_metrics(rows)
         elif table == "discarded":
             self._absorb_discarded(rows)
+        elif table == "activations":
+            self._modules.absorb(rows)
         else:
             self._params.absorb(rows)
             self._ranks.absorb_extremes(rows)
@@ -270,6 +276,7 @@ class Record:
         return Evidence(
             tables=tables if len(tables.ends) else None,
             ranks=self._ranks.tables(),
+            modules=self._modules.tables(),
             curves=tuple(self._metrics.curves()),
             events=tuple(self._events),
             discarded=self._discarded,

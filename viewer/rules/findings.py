@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from viewer.rules import gradients, log, metrics, nonfinite, precision, ranks, values
+from viewer.rules import activations, gradients, log, metrics, nonfinite, precision, ranks, values
 from viewer.rules.evidence import Evidence
 from viewer.rules.rule import Limits, Rule, Threshold
 from viewer.snapshot import Finding
 
 RULES: tuple[Rule, ...] = tuple(
     declared
-    for module in (nonfinite, gradients, values, metrics, precision, ranks, log)
+    for module in (nonfinite, gradients, values, activations, metrics, precision, ranks, log)
     for declared in vars(module).values()
     if isinstance(declared, Rule)
 )

@@ -11,6 +11,7 @@ from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence
 from viewer.rules.values import first_size
 from viewer.snapshot import Curve
+from viewer.words import MODEL
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,26 @@ class FirstNonFinite:
             last.append(int(tables.ends[bad_rows[:, self.reached].any(axis=1)].max()))
         return max(self.step, *last)
 
+    @cached_property
+    def forward(self) -> "Forward | None":
+        """What the outputs of modules say of the step; None where there are none."""
+        tables = self.evidence.modules
+        if tables is None:
+            return None
+        bad = np.flatnonzero(tables.first_bad == self.step)
+        if len(bad):
+            return Forward(tables.modules[bad[0]], bad[0] == 0, len(tables.modules))
+        # Of one that was not finite before, as in a mask or a batch that was thrown away, nobody knows how it was now.
+        known = tables.measured(self.step) and not ((tables.first_bad >= 0) & (tables.first_bad < self.step)).any()
+        return Forward(None, False, len(tables.modules)) if known else None
+
+    @property
+    def sees_outputs(self) -> bool:
+        """Whether the recorded modules reach to the model's output: the model itself, or its last layer, is one."""
+        modules, order = self.evidence.modules, self.evidence.backward
+        last = self.evidence.params[order[0]].name.rpartition(".")[0] if len(order) else ""
+        return modules is not None and not {"", last}.isdisjoint(modules.modules)
+
     @property
     def name(self) -> str:
         """The name of the parameter that is named."""
@@ -131,6 +152,26 @@ class FirstNonFinite:
         largest = f"gradients calm ({self.gradients_before.largest:.3g} at most)"
         gradients = largest if known else "no gradient was known before"
         return f"all values were finite and {gradients}"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Where in a step's forward an output was not finite, of those that are recorded.
+
+    Attributes:
+        module: The module that ran first of those whose output became NaN or infinite in the step; None for none.
+        at_input: Whether no other module ran before it.
+        recorded: How many modules are recorded.
+    """
+
+    module: str | None
+    at_input: bool
+    recorded: int
+
+    @property
+    def name(self) -> str:
+        """The module in words."""
+        return self.module or MODEL
 
 
 @dataclass(frozen=True)

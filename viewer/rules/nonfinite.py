@@ -73,6 +73,8 @@ def nonfinite(evidence: Evidence, limits: Limits) -> list[Case]:
         numbers["metric"] = event.metric.name
     if event.known_loss or event.metric is not None:
         numbers["loss_finite"] = event.metric is None
+    if event.what != "value" and event.forward is not None and event.forward.module is not None:
+        numbers["module"] = event.forward.module
     names = [param.name for param in event.evidence.params]
     front = event.place if verdict.number is None else verdict.number
     params = [names[number] for number in event.reached]
@@ -108,7 +110,7 @@ def _verdict(event: FirstNonFinite, limits: Limits) -> _Verdict:
         if event.has_past
         else None
     )
-    return of_the_past or _of_nothing(event) or _from_loss(event) or _from_backward(event)
+    return of_the_past or _of_nothing(event) or _from_forward(event) or _from_loss(event) or _from_backward(event)
 
 
 def _loaded(event: FirstNonFinite) -> _Verdict | None:
@@ -154,12 +156,13 @@ def _overflowed(event: FirstNonFinite, limits: Limits) -> _Verdict | None:
     end, reached = ends[dtype], event.gradients_before.largest
     if reached <= end / 2 ** limits["overflow.bits"] and _blown_up(event, limits) is not None:
         return None
-    where = "forward" if event.metric is not None else "backward"
+    in_forward = event.metric is not None or (event.forward is not None and event.forward.module is not None)
+    where = "forward" if in_forward else "backward"
     return _Verdict(
         "overflow",
         f"{dtype} overflowed in the {where}",
         f"{_capital(event.symptom)}, while all values were finite, and gradients had reached {reached:.3g}: the "
-        f"numbers of {dtype} end at {end:,.0f}, and in the {where} one was larger",
+        f"numbers of {dtype} end at {end:,.0f}, and in the {where} one was larger{_seen_where(event)}",
         "Use bfloat16, or autocast with a GradScaler; scale inputs and loss down. If that does not help, look at the "
         "batch of this step.",
         since=event.gradients_before.first_rise(limits["grown"], event.step),
@@ -231,9 +234,55 @@ def _of_nothing(event: FirstNonFinite) -> _Verdict | None:
     )
 
 
+def _seen_where(event: FirstNonFinite) -> str:
+    """Words for where the outputs of modules say that it was, if they do."""
+    forward = event.forward
+    if forward is None:
+        return ""
+    if forward.module is not None:
+        return f": first in the output of {forward.name}"
+    in_loss = event.metric is not None and event.sees_outputs
+    return f": in the loss, since the outputs of all {forward.recorded} recorded modules were finite" * in_loss
+
+
+def _from_forward(event: FirstNonFinite) -> _Verdict | None:
+    """An output of a module is not finite, though all values are: of the first module it is the input's doing."""
+    forward = event.forward
+    if event.what == "value" or forward is None or forward.module is None:
+        return None
+    name, found = forward.name, f"{_capital(event.symptom)}, and so did the output of {forward.name}"
+    if forward.at_input:
+        return _Verdict(
+            "input",
+            f"The input of {name} is NaN or infinite",
+            f"{found}, the first module that is recorded, while {event.calm}: its input held NaN or infinity, or "
+            "numbers so large that they overflowed",
+            "Look at the inputs of this step's batch (torch.isfinite(x).all()), and at what loads and scales them. "
+            "trace.log(batch=index) keeps which batch it was.",
+        )
+    return _Verdict(
+        "forward",
+        f"The output of {name} is NaN or infinite",
+        f"{found}, while those of the modules that ran before it were finite, and {event.calm}: it began there, or "
+        "in what is computed between them",
+        "Look at what this module does: sqrt, log, a power, a division by 0, an exponential of a large number, a mean "
+        "over nothing. In half precision or autocast, outputs may overflow: see how large those before it are (max).",
+    )
+
+
 def _from_loss(event: FirstNonFinite) -> _Verdict | None:
     if event.metric is None:
         return None
+    if event.forward is not None and event.sees_outputs:
+        return _Verdict(
+            "loss",
+            f"{event.metric.name} is NaN or infinite, and no output is",
+            f"{event.metric.name} became NaN or infinite at step {event.step:,}, while all values and the outputs of "
+            f"all {event.forward.recorded} recorded modules were finite: look at the loss function and its labels",
+            "Check the labels (torch.isfinite(y).all()), and what the loss divides by or takes the log or root of, as "
+            "of a probability of exactly 0: cross_entropy takes a stable log of logits. trace.log(batch=index) keeps "
+            "which batch it was.",
+        )
     return _Verdict(
         "data",
         f"{event.metric.name} is NaN or infinite",

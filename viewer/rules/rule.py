@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viewer.reduce.cells import Floats, Integers
+from viewer.reduce.modules import ModuleTables
 from viewer.reduce.param_history import ParamTables
 from viewer.rules.evidence import Evidence, Moment
 from viewer.snapshot import Batch, Finding, Number, Severity
@@ -195,7 +196,7 @@ def param_rule(
 
 @dataclass(frozen=True)
 class Stretch:
-    """Longest stretch of bins in which something held, of each parameter.
+    """Longest stretch of bins in which something held, of each parameter or module.
 
     Attributes:
         steps: Its first step and its last one.
@@ -206,12 +207,12 @@ class Stretch:
     rows: Floats
 
 
-def longest(tables: ParamTables, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
+def longest(tables: ParamTables | ModuleTables, holds: npt.NDArray[np.bool_], rows: Floats) -> Stretch:
     """The longest stretch in which something held, bins without a row passed over.
 
     Args:
         tables: The tables whose bins they are.
-        holds: Of shape (bins, parameters).
+        holds: Of shape (bins, parameters), or (bins, modules).
         rows: How many rows count in each cell.
     """
     count = rows.shape[1]

@@ -27,7 +27,7 @@ from tracer.log.store import at
 from tracer.log.text import in_notebook, plain
 from viewer.draw.theme import SIZE_INCHES, own_settings
 from viewer.draw.views import Shown, fill
-from viewer.options import View, ViewOptions, matching
+from viewer.options import View, ViewOptions, matching, see_that_it_fits
 from viewer.read.changes import changes, no_row_of, nothing_matches, once
 from viewer.read.runs import Runs
 from viewer.snapshot import Snapshot
@@ -89,7 +89,8 @@ def figure(run: _Folder | Sequence[_Folder], view: str | None = None, **options:
 
     Args:
         run: A run's folder, or several, or a folder of runs.
-        view: ``"overview"``, ``"layers"`` or ``"param"``; without it the overview, or ``param`` where that is given.
+        view: ``"overview"``, ``"layers"``, ``"param"`` or ``"activations"``; without it the overview, or ``param``
+            where that is given.
         options: How it is shown: the other fields of ``viewer.options.ViewOptions``, such as ``metrics=["lr"]``.
 
     Returns:
@@ -260,6 +261,7 @@ def _options(view: str | None, given: Mapping[str, Any]) -> ViewOptions:
             raise TypeError(f"there is no {name!r}: there are view, {', '.join(names)}")
     try:
         options = ViewOptions(view or ("param" if given.get("param") else "overview"), **given)  # type: ignore[arg-type]
+        see_that_it_fits(given.get("statistic", ""), options)
     except (TypeError, ValueError) as error:
         raise error.with_traceback(None) from None
     if options.view is View.PARAM and not options.param:

@@ -19,13 +19,13 @@ from viewer.words import notices, title
 
 # So many steps on either side of one: a part of the run, and at least a few.
 _SHARE_BESIDE, _FEWEST_BESIDE = 40, 8
-_VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM}
+_VIEW_KEYS = {"1": View.OVERVIEW, "2": View.LAYERS, "3": View.PARAM, "4": View.ACTIVATIONS}
 
 
 class Screen:
     """Shows runs in a figure, in the view that the user chooses.
 
-    Keys 1, 2 and 3 choose the view, x the x axis, m the map or the mountains of histograms; a click on a row of the
+    Keys 1 to 4 choose the view, x the x axis, m the map or the mountains of histograms; a click on a row of the
     layers opens it. Only the thread that owns the figure may call this.
 
     Args:

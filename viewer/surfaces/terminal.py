@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tracer.log.text import plain
+from viewer.options import View, ViewOptions
 from viewer.read.changes import changes
 from viewer.read.runs import Runs
 from viewer.reduce.metrics import only_chosen
@@ -105,7 +106,7 @@ def _print_lines(runs: Runs) -> Sequence[Snapshot]:
     for snapshots, _ in changes(runs):
         known = set(map(id, shown))
         fresh = [snapshot for snapshot in snapshots if id(snapshot) not in known]
-        lines = [_news(snapshot) for snapshot in only_chosen(fresh, runs.options)]
+        lines = [_news(snapshot, runs.options) for snapshot in only_chosen(fresh, runs.options)]
         news: dict[object, str] = {line: line for line in notices(snapshots)}
         news |= {_told(run, finding): _finding(run, finding) for _, run, finding in noticed(snapshots, runs.options)}
         lines += [line for key, line in news.items() if key not in said]
@@ -137,7 +138,7 @@ def _finding(snapshot: Snapshot, finding: Finding) -> str:
     return f"{snapshot.name} {finding.severity} at step {finding.first_step:,}: {finding.title}{end}"
 
 
-def _news(snapshot: Snapshot) -> str:
+def _news(snapshot: Snapshot, options: ViewOptions) -> str:
     """The news of a run: its state and step, and the newest numbers."""
     news = [f"{snapshot.name} {words(snapshot, time.time())}"]
     news += [f"{curve.name} {newest(curve)}" for curve in snapshot.curves[:_NAMED]]
@@ -158,6 +159,8 @@ def _news(snapshot: Snapshot) -> str:
         row = int(np.nanargmax(layers.magnitudes)) // layers.magnitudes.shape[1]
         news.append(f"largest {np.nanmax(layers.magnitudes):.4g} in {layers.params[row]}")
         spoilt = [layers.params[row] for row in np.flatnonzero(layers.nonfinite.any(axis=1)).tolist()]
-        count = parameters_in(spoilt, layers.params)
-        news += [f"NaN or inf in {count} parameters, {spoilt[0]} the first"] if spoilt else []
+        of_modules = options.view is View.ACTIVATIONS
+        what = "modules" if of_modules else "parameters"
+        count = len(spoilt) if of_modules else parameters_in(spoilt, layers.params)
+        news += [f"NaN or inf in {count} {what}, {spoilt[0]} the first"] if spoilt else []
     return " · ".join(news)

@@ -36,9 +36,12 @@ from viewer.words import (
     duration,
     finding_words,
     first_of,
+    largest,
     missing,
+    no_rows,
     noticed,
     notices,
+    row_with,
     title,
 )
 
@@ -79,7 +82,7 @@ def picture(snapshots: Sequence[Snapshot], options: ViewOptions, now: float, wid
     param = f"{shortened(options.param, width // 2)}  in  " if options.view is View.PARAM else ""
     top = [_words(param + title(snapshots, now, options), "bold")]
     top += [_words(line, "yellow") for line in (*noted, *findings)]
-    draw = {View.OVERVIEW: _overview, View.LAYERS: _layers, View.PARAM: _parameter}[options.view]
+    draw = {View.OVERVIEW: _overview, View.PARAM: _parameter}.get(options.view, _layers)
     return Group(*top, *draw(snapshots, options, width, max(6, height - len(top))))
 
 
@@ -315,8 +318,7 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     """A row for each parameter or module, of blocks that are as high and as bright as its magnitudes."""
     layers = snapshots[0].layers
     if layers is None:
-        note = "no step recorded yet" + " with such a parameter" * bool(options.params)
-        return [_words(missing(snapshots, note), "dim")]
+        return [_words(no_rows(snapshots, options), "dim")]
     rows, sizes, alarms = grouped(layers, limit=height - 2)
     others = f" … +{len(rows[0]) - 1}" if len(rows[0]) > 1 else ""
     # Modules with which all names begin would take the room of what tells names apart.
@@ -342,7 +344,8 @@ def _layers(snapshots: Sequence[Snapshot], options: ViewOptions, width: int, hei
     for row, (name, size, alarm, text) in enumerate(zip(names, sizes, alarms, newest_of, strict=True)):
         blocks = _blocks(size, alarm, room, scale, marks.get(row, {}))
         table.add_row(Text(name), blocks, Text(text, _ALARM if text == _NONFINITE else ""))
-    legend = _words(f"{options.statistic}: {scale[0]:.2g} ")
+    said = largest(options) if options.view is View.ACTIVATIONS else options.statistic
+    legend = _words(f"{said}: {scale[0]:.2g} ")
     ramp = np.geomspace(*scale, len(_BLOCKS))
     legend.append_text(_blocks(ramp, np.zeros(len(ramp), dtype=np.bool_), len(ramp), scale, {}))
     legend.append(f" {scale[1]:.2g} · 0 zero · ! NaN or inf")
@@ -366,7 +369,7 @@ def _marks_of_rows(
     """By row and column, the number of the worst finding that began there, and its style."""
     marks: dict[int, dict[int, tuple[str, str]]] = {}
     for number, _, finding in noticed(snapshots, options):
-        row = row_of(rows, finding.param)
+        row = row_of(rows, row_with(finding, options))
         column = (finding.first_step - layers.first_step) // layers.width
         # A single rank may have fewer steps.
         if row is not None and number < 10 and 0 <= column < layers.magnitudes.shape[1]:

@@ -153,6 +153,19 @@ def test_statistics_that_a_part_lacks_are_null(tmp_path: Path) -> None:
     assert_frame_equal(scan(run).collect(), found)
 
 
+def test_activations_of_an_older_log_are_read(tmp_path: Path) -> None:
+    """Zeros, saturated and dead, which older logs lack, are null there, beside rows that have them, and once merged."""
+    run = new_run(tmp_path / "run")
+    publish_next(run, "activations", activations([0]).drop_columns(["zeros", "saturated", "dead"]))
+    for expected in ([None], [None, 0.25]):
+        for _ in range(2):
+            found = scan(run, "activations").collect()
+            assert found["zeros"].to_list() == expected
+            assert dict(found.schema) == dict(pl.DataFrame(pl.from_arrow(activations([0]))).schema)
+            merge(run, "activations", 0)
+        publish_next(run, "activations", activations([1]))
+
+
 def _with(name: str, values: pa.Array, *, nullable: bool = True) -> pa.Table:
     """Three rows, with one more column, or with another one of this name."""
     rows = extremes([3, 4, 5])

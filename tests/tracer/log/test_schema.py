@@ -51,6 +51,7 @@ COLUMNS = {
         "module": (NAME, False),
         "training": (pa.bool_(), False),
         **dict.fromkeys(["min", "max", "mean", "std"], (pa.float64(), False)),
+        **dict.fromkeys(["zeros", "saturated", "dead"], (pa.float64(), True)),
     },
 }
 ROWS = {
@@ -87,7 +88,7 @@ POLARS_TYPES: dict[str, dict[str, Any]] = {
         **POLARS_KEY,
         "module": pl.Categorical(),
         "training": pl.Boolean(),
-        **dict.fromkeys(["min", "max", "mean", "std"], pl.Float64()),
+        **dict.fromkeys(["min", "max", "mean", "std", "zeros", "saturated", "dead"], pl.Float64()),
     },
 }
 

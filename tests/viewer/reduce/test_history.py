@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.logs import events, extremes, histograms, metrics
+from tests.logs import activations, events, extremes, histograms, metrics
 from tracer.log.schema import STATISTICS
 from viewer.options import View, ViewOptions
 from viewer.reduce.bins import CAPACITY
@@ -530,6 +530,7 @@ def test_a_clock_set_back_and_repeated_steps_end_nothing(view: View) -> None:
                 "extremes": lazy(extremes([0, 1, 2])),
                 "metrics": lazy(metrics([0, 1, 2], [1.0, 2.0, 3.0])),
                 "histograms": lazy(histograms([0, 1, 2])),
+                "activations": lazy(activations([0, 1, 2])),
                 "events": lazy(events([0, 1, 2])),
             }[table]
             earlier = pl.col("time") - pl.duration(hours=attempt)

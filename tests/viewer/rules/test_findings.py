@@ -1108,7 +1108,7 @@ def test_every_rule_is_asked() -> None:
     modules = [import_module(module.name) for module in iter_modules(viewer.rules.__path__, "viewer.rules.")]
     declared = [value for module in modules for value in vars(module).values() if isinstance(value, Rule)]
     assert sorted(map(id, declared)) == sorted(map(id, RULES))
-    assert len(RULES) == 37
+    assert len(RULES) == 39
 
 
 def test_an_accumulated_loss_is_no_accuracy() -> None:

@@ -163,19 +163,19 @@ def test_the_age_of_the_last_row_goes_on_without_rows(path: Path, watch: Open, m
 
 
 def test_keys_choose_the_view(path: Path, watch: Open) -> None:
-    """2 shows the layers, 3 the first parameter, 1 the overview again, each with its rows."""
+    """2 shows the layers, 3 the first parameter, 4 the activations, 1 the overview again, each with its rows."""
     a_run(path)
     shown = watch()
     settle(shown)
     seen = [pixels(shown.figure)]
-    for key, view in (("2", View.LAYERS), ("3", View.PARAM), ("1", View.OVERVIEW)):
+    for key, view in (("2", View.LAYERS), ("3", View.PARAM), ("4", View.ACTIVATIONS), ("1", View.OVERVIEW)):
         press(shown.figure, key)
         assert shown.options.view is view
         settle(shown)
         seen.append(pixels(shown.figure))
     assert shown.options.param == "conv.weight"
-    assert [(one != other).any() for one, other in itertools.pairwise(seen)] == [True, True, True]
-    assert (seen[0] != seen[3]).mean() < 0.01
+    assert [(one != other).any() for one, other in itertools.pairwise(seen)] == [True] * 4
+    assert (seen[0] != seen[4]).mean() < 0.01
 
 
 def test_the_key_x_goes_round_the_x_axes(path: Path, watch: Open, opened: list[Runs]) -> None:
@@ -208,7 +208,7 @@ def test_other_keys_do_nothing(path: Path, watch: Open) -> None:
     """Nor does a key that the toolkit cannot name, or 3 while no parameter is known."""
     shown = watch()
     look = shown.options
-    for key in ("4", "a", "", "3", "ctrl+1"):
+    for key in ("5", "a", "", "3", "ctrl+1"):
         press(shown.figure, key)
     KeyEvent("key_press_event", shown.figure.canvas, None)._process()  # type: ignore[attr-defined]
     assert shown.options == look
