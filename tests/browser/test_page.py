@@ -19,7 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
-from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
+from tests.logs import activations, close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tests.viewing import Viewing, viewing
 from tests.waiting import wait_until
 from tracer.log.store import Local as Path
@@ -446,6 +446,29 @@ def test_the_address_is_the_state(closed: Viewing, browser: Chrome) -> None:
     browser.switch_to.window(browser.window_handles[0])
     assert alike(page.picture(), layers)
     assert not alike(layers, plain)
+
+
+def test_the_page_shows_activations(tmp_path: Path, browser: Chrome) -> None:
+    """A button chooses the view, the list offers what is recorded of outputs, and back with the layers its own."""
+    run = new_run(tmp_path / "run", PARAMS)
+    publish_next(run, "extremes", extremes(range(10), PARAMS))
+    publish_next(run, "activations", activations(range(10), ["fc", "relu", ""]))
+    close_run(run, 9)
+    with viewing(tmp_path, run, "--web", "--port", 0) as viewer:
+        page = Page(browser, address_of(viewer))
+        page.open_view("activations")
+        page.wait_for_address(view="activations", statistic="std")
+        choice = Select(page.find("[name=statistic]"))
+        wait_until(lambda: "dead" in [option.text for option in choice.options], 20)
+        assert "grad_absmax" not in [option.text for option in choice.options]
+        page.choose("statistic", "zeros")
+        page.wait_for_address(view="activations", statistic="zeros")
+        page.open_view("layers")
+        page.wait_for_address(view="layers")
+        wait_until(lambda: Select(page.find("[name=statistic]")).first_selected_option.text == "grad_absmax", 20)
+        page.find("#figure [role=application]").send_keys("4")
+        page.wait_for_address(view="activations", statistic="std")
+        assert viewer.complained() == ""
 
 
 @pytest.mark.smoke

@@ -90,7 +90,7 @@ class ModuleHistory:
         number, step = cells.numbers_of(frame["module"]), frame["step"].to_numpy()
         order = np.lexsort((step, number))
         training = frame["training"].to_numpy()
-        low, high = _finite(frame["min"], np.inf), _finite(frame["max"], -np.inf)
+        low, high = _known(frame["min"], np.inf), _known(frame["max"], -np.inf)
         saturated = frame["saturated"].to_numpy()
         bounded = training & ~np.isnan(saturated)
         columns = {
@@ -98,7 +98,7 @@ class ModuleHistory:
             "judged": training,
             "low": np.where(training, low, np.inf),
             "high": np.where(training, high, -np.inf),
-            "dead": np.where(training, frame["dead"].fill_null(np.inf).to_numpy(), np.inf),
+            "dead": np.where(training, _known(frame["dead"], np.inf), np.inf),
             "saturated": np.where(bounded, saturated, 0.0),
             "bounded": bounded,
         }
@@ -121,6 +121,7 @@ def _capacity(names: Sequence[str]) -> int:
     return max(16, min(_COLUMNS, _CELLS // len(names)))
 
 
-def _finite(column: pl.Series, otherwise: float) -> Floats:
+def _known(column: pl.Series, otherwise: float) -> Floats:
+    """Numbers; what is null or not finite is otherwise."""
     numbers: Floats = column.to_numpy()
     return np.where(np.isfinite(numbers), numbers, otherwise)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import viewer
 from tests.halves import first_of
-from tests.logs import close_run, histograms_of, metrics, new_run, publish_next, statistics
+from tests.logs import activations, close_run, histograms_of, metrics, new_run, publish_next, statistics
 from tracer.log.store import Local as Path
 
 IMAGES = Path(__file__).parents[2] / "images"
@@ -33,6 +33,7 @@ LOOKS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = {
     "overview-nan": (["broken"], {}),
     "compare": (["first", "second"], {}),
     "layers": (["broken"], {"view": "layers"}),
+    "activations": (["active"], {"view": "activations"}),
     "param": (["first"], {"param": "fc.weight"}),
     "param-nan": (["broken"], {"param": "conv.bias"}),
     "param-updates": (["measured"], {"param": "fc.weight"}),
@@ -95,6 +96,14 @@ def write_metrics(run: Path) -> None:
         publish_next(run, "metrics", metrics(steps, numbers, name))
 
 
+def write_activations(run: Path) -> None:
+    """Outputs of modules: each spreads less than the one before; for a while one not at all, and the last is NaN."""
+    modules = ("conv", "relu", "pool", "fc", "")
+    spread = {(step, place): 2.0**-place * math.exp(-step / 40) for step in STEPS for place in range(len(modules))}
+    spread |= {(step, 2): 0.0 for step in range(30, 40)} | {(step, 4): math.nan for step in range(30, 40)}
+    publish_next(run, "activations", activations(STEPS, modules, {"std": [*spread.values()]}))
+
+
 def draw(folder: Path, runs: Path, names: Sequence[str]) -> None:
     """Draw pictures into a folder."""
     write_run(runs / "first", pace=0.03)
@@ -105,6 +114,9 @@ def draw(folder: Path, runs: Path, names: Sequence[str]) -> None:
         write_metrics(runs / "many")
     if "param-updates" in names:
         write_run(runs / "measured", pace=0.03, updates=True)
+    if "activations" in names:
+        write_run(runs / "active", pace=0.03)
+        write_activations(runs / "active")
     for name in names:
         watched, look = LOOKS[name]
         viewer.figure([runs / run for run in watched], **look).savefig(folder / f"{name}.png", dpi=70)
