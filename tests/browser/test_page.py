@@ -467,7 +467,7 @@ def test_the_page_shows_activations(tmp_path: Path, browser: Chrome) -> None:
         page.wait_for_address(view="layers")
         wait_until(lambda: Select(page.find("[name=statistic]")).first_selected_option.text == "grad_absmax", 20)
         page.find("#figure [role=application]").send_keys("4")
-        page.wait_for_address(view="activations", statistic="std")
+        page.wait_for_address(view="activations", statistic="std", param=PARAMS[0])
         assert viewer.complained() == ""
 
 
