@@ -106,9 +106,10 @@ class Activations:
 
     def remove(self) -> None:
         """Remove the hook, if there is one."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        # In one step: a signal's handler may close the trace here, too.
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.remove()
 
     def finish(self) -> None:
         """Remove the hook, if there is one, and emit everything recorded so far."""

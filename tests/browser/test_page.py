@@ -144,8 +144,12 @@ class Page:
         return [button.text for button in self.browser.find_elements(By.CSS_SELECTOR, "#params button")]
 
     def picture(self) -> str:
-        """The figure's pixels, once those that were asked for have arrived."""
-        wait_until(lambda: self.browser.execute_script("return !figure.waiting && figure.imageObj.complete"), 20)
+        """The figure's pixels, once those that were asked for have arrived, in the size of the page."""
+        arrived = """
+            const image = figure.imageObj, size = [image.naturalWidth, image.naturalHeight].join();
+            return !figure.waiting && image.complete && size === [figure.canvas.width, figure.canvas.height].join();
+        """
+        wait_until(lambda: self.browser.execute_script(arrived), 20)
         return str(self.browser.execute_script("return figure.canvas.toDataURL()"))
 
     def colour(self) -> tuple[int, ...]:

@@ -225,6 +225,7 @@ def kinds(warned: list[str]) -> Counter[str]:
         "not take them in time",
         "did not give them",
         "activations of",
+        "the last activations",
         "the extremes of step",
         "is no longer traced",
     )
