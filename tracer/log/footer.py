@@ -44,13 +44,15 @@ def misfit(footer: pq.FileMetaData, table: str, numbers: range) -> str | None:
     rows = max((group.num_rows for group in groups), default=0)
     if rows > _LARGEST_ROW_GROUP_ROWS:
         return f"has {rows} rows in one row group"
-    columns = (group.column(index) for group in groups if group.num_rows for index in range(group.num_columns))
+    # A column of the Parquet type REQUIRED has no null.
+    nullable = [footer.schema.column(index).max_definition_level > 0 for index in range(footer.num_columns)]
+    columns = [(group.column(index), null) for group in groups if group.num_rows for index, null in enumerate(nullable)]
     # A later version may write times in another unit.
     bounds: dict[str, int | Fraction] = {
         **schema.BEYOND,
         "time": schema.BEYOND["time"] * _PER_MICROSECOND[types["time"].unit],
     }
-    beyond = sorted({_known_name(column) for column in columns if _is_beyond(table, column, bounds)})
+    beyond = sorted({_known_name(column) for column, null in columns if _is_beyond(table, column, null, bounds)})
     return f"has numbers out of bounds, or none, in {', '.join(beyond)}" if beyond else None
 
 
@@ -59,14 +61,16 @@ def _known_name(column: pq.ColumnChunkMetaData) -> str:
     return str(column.path_in_schema.partition(".list.")[0])
 
 
-def _is_beyond(table: str, column: pq.ColumnChunkMetaData, bounds: Mapping[str, int | Fraction]) -> bool:
-    """Whether a column's statistics lack, or say that a number is out of bounds, or null where that cannot be."""
+def _is_beyond(
+    table: str, column: pq.ColumnChunkMetaData, nullable: bool, bounds: Mapping[str, int | Fraction]
+) -> bool:
+    """Whether needed statistics lack, or say that a number is out of bounds, or null where that cannot be."""
     name, fields = _known_name(column), schema.SCHEMAS[table]
     if name not in fields.names:
         return False
     numbers, required = column.statistics, not fields.field(name).nullable
     if numbers is None:
-        return required or name in bounds
+        return (required and nullable) or name in bounds
     if required and numbers.null_count:
         return True
     if name not in bounds or not numbers.num_values:

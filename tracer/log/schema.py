@@ -87,6 +87,7 @@ their statistics; a reader fills what is missing with null.
 
 **Bounds.** ``step``, ``counts`` and ``time`` (in microseconds since 1970) are from 0 to 2^53 - 1, ``rank`` and ``span``
 are below 2^31, and ``attempt`` is below 2^30. The statistics of Parquet say so, of each row group.
+Columns of float64 have no such statistics: these leave NaN out, so that a reader that filters by them may miss it.
 
 **Later versions.** A minor version may add tables, and columns of any type, and write numbers in another width, times
 in another unit or zone, or texts in another encoding. A reader casts the columns above to their types. It takes further
@@ -200,4 +201,10 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
         "compression": "zstd",
         "use_dictionary": [field.name for field in schema if any(is_text(field.type) for is_text in texts)],
         "column_encoding": encodings,
+        # Not of numbers that may be NaN, which statistics leave out: polars before 1.39 then skips it in filters.
+        "write_statistics": [
+            f"{field.name}.list.element" if pa.types.is_nested(field.type) else field.name
+            for field in schema
+            if not pa.types.is_floating(field.type)
+        ],
     }
