@@ -8,7 +8,6 @@ from pathlib import Path as OnDisk
 import polars as pl
 import pytest
 
-import viewer
 from tests.logs import close_run, events, extremes, flip_bit, metrics, new_run, publish_next
 from tracer.log.parts import all_parts
 from tracer.log.store import Local as Path
@@ -183,7 +182,7 @@ def test_numbers_of_batches_are_no_curve_that_is_judged_and_stand_alone(tmp_path
 
 def test_the_page_for_programs_names_each_field() -> None:
     """What ``viewer check --json`` says of a finding and of its batches stands in a table there."""
-    told = (OnDisk(viewer.__file__).parents[1] / "docs" / "agents.md").read_text()
+    told = (OnDisk(__file__).parents[3] / "docs" / "agents.md").read_text()
     finding = Finding("kind", "", "note", None, 0, 0, "", "", batches=(Batch("batch", 0, 0, 0),))  # type: ignore[arg-type]
     rows = "\n".join(line for line in told.splitlines() if line.startswith("| `"))
     assert [name for name in asdict(finding) if f"`{name}`" not in rows] == []
