@@ -509,6 +509,30 @@ def test_the_browsers_back_button_leads_back_to_the_view(closed: Viewing, browse
     wait_until(lambda: page.find("[value=param]").is_selected())
 
 
+def test_an_answer_to_where_the_browser_no_longer_is_leaves_the_way_forward(closed: Viewing, browser: Chrome) -> None:
+    """On a slow network, an answer may come when the browser has gone back once more: it makes no new place."""
+    page = Page(browser, f"{address_of(closed)}?view=layers")
+    page.wait_for_address(view="layers")
+    page.mouse(0.5, 0.4).click().perform()
+    page.wait_for_address(view="param", param="a.bias")
+    page.find("#params [value='b.weight']").click()
+    page.wait_for_address(view="param", param="b.weight")
+    browser.execute_script(
+        "window.late = []; window.take = figure.ws.onmessage; figure.ws.onmessage = (message) => late.push(message)"
+    )
+    browser.back()
+    late = "return late.some(({ data }) => typeof data === 'string' && data.includes('param=a.bias'))"
+    wait_until(lambda: bool(browser.execute_script(late)), 20)
+    browser.back()
+    page.wait_for_address(view="layers")
+    browser.execute_script("figure.ws.onmessage = take; late.forEach((message) => figure.ws.onmessage(message))")
+    wait_until(lambda: page.find("[value=layers]").is_selected(), 20)
+    for param in ("a.bias", "b.weight"):
+        browser.forward()
+        page.wait_for_address(view="param", param=param)
+        wait_until(lambda param=param: page.find("[name=param]").get_attribute("value") == param, 20)  # type: ignore[misc]
+
+
 def test_runs_and_metrics_are_chosen(tmp_path: Path, browser: Chrome) -> None:
     """Of several runs one can be chosen by its name alone, and curves can be switched off and on."""
     for name in ("one", "two"):

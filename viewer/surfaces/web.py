@@ -310,6 +310,8 @@ class Session(_Guarded, WebSocketHandler):
         )
         options, self._refused = options_of(words, self._base)
         self._asked, self._told = words, dict[str, object]()
+        # The number that the page gave to the last address.
+        self._answered = 0
         # What the page was told of.
         self._seen: tuple[Sequence[Snapshot] | None, object] = None, None
         figure = Figure(figsize=SIZE_INCHES)
@@ -342,6 +344,7 @@ class Session(_Guarded, WebSocketHandler):
     def _take(self, content: dict[str, Any]) -> None:
         if content["type"] in ("look", "address"):
             self._asked = parse_qs(content["query"], keep_blank_values=True)
+            self._answered = int(content.get("number", self._answered))
             # An address says what differs from the usual options, the controls what differs from the present ones.
             base = self.screen.options if content["type"] == "look" else self._base
             options, self._refused = options_of(self._asked, base)
@@ -405,7 +408,7 @@ class Session(_Guarded, WebSocketHandler):
     def _tell(self, failure: str) -> None:
         """Send the page what has changed."""
         screen, options = self.screen, self.screen.options
-        seen = failure or screen.said(), options, screen.names, self._refused
+        seen = failure or screen.said(), options, screen.names, self._refused, self._answered
         if screen.snapshots is self._seen[0] and seen == self._seen[1]:
             return
         self._seen = screen.snapshots, seen
@@ -445,6 +448,7 @@ class Session(_Guarded, WebSocketHandler):
             "values": words | {name: self._asked[name] for name in _PATTERNS & self._refused.keys()},
             "refused": refused,
             "query": self._query(options),
+            "answered": self._answered,
         }
         news = {name: value for name, value in state.items() if self._told.get(name) != value}
         if news:

@@ -24,6 +24,19 @@ function readdress() {
   show.findings(known.findings);
 }
 
+/* The server has answered: the address says what is shown now. */
+function settle() {
+  if (known.answered < asked) return;
+  const address = addressOf(known.query);
+  const place = (words) => ["view", "param", "run", "params"].map((name) => new URLSearchParams(words).get(name)).join();
+  const elsewhere = leapt || place(known.query) !== place(location.search);
+  /* Another place is one to come back from with the browser's own button; the first is where one comes from. */
+  if (address !== (location.search || location.pathname)) {
+    history[elsewhere && arrived && !returned ? "pushState" : "replaceState"](null, "", address);
+  }
+  [arrived, leapt, returned] = [true, false, false];
+}
+
 /* Where the server says why it refuses a value. */
 const names = [...new Set([...controls].map((control) => control.name).filter(Boolean))];
 for (const name of names) {
@@ -57,6 +70,7 @@ function opened() {
     delete figure.send_message;
     figure.waiting = false;
     pause = 1;
+    asked = 0;
     figure.resizeObserverInstance.unobserve(canvas);
     figure.resizeObserverInstance.observe(canvas);
   });
@@ -92,10 +106,19 @@ function download(_, format) {
 const known = {};
 let arrived = false;
 let awaited = false;
-/* Whether the next view is one to come back from. */
+/* Whether the next view is one to come back from, and whether it is one that the browser has come back to. */
 let leapt = false;
+let returned = false;
+/* How often an address was sent on this connection. An answer to an earlier one changes the present address no more. */
+let asked = 0;
 document.addEventListener("selectionchange", () => awaited && show.findings(known.findings));
-addEventListener("popstate", () => figure.send_message("address", { query: location.search.slice(1) }));
+addEventListener("popstate", () => {
+  returned = true;
+  go(location.search);
+});
+function go(search) {
+  figure.send_message("address", { query: search.slice(1), number: ++asked });
+}
 const show = {
   status({ words, failed }) {
     byId("status").textContent = words;
@@ -180,15 +203,8 @@ const show = {
       form.querySelector(`[name=${name}]`).setAttribute("aria-invalid", name in reasons);
     }
   },
-  query(query) {
-    const place = (words) => ["view", "param", "run", "params"].map((name) => new URLSearchParams(words).get(name)).join();
-    const [address, elsewhere] = [addressOf(query), leapt || place(query) !== place(location.search)];
-    /* Another place is one to come back from with the browser's own button; the first is where one comes from. */
-    if (address !== (location.search || location.pathname)) {
-      history[elsewhere && arrived ? "pushState" : "replaceState"](null, "", address);
-    }
-    [arrived, leapt] = [true, false];
-  },
+  query: settle,
+  answered: settle,
 };
 
 /* A tab shows little of its title. */
@@ -245,7 +261,7 @@ byId("findings").addEventListener("click", (event) => {
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   leapt = true;
-  figure.send_message("address", { query: link.search.slice(1) });
+  go(link.search);
 });
 
 function describe() {
