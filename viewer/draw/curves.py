@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.transforms import Transform
 
-from viewer.draw.theme import Colour
+from viewer.draw.theme import Colour, Style
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Curve:
     run: str
     name: str
     colour: Colour
-    style: str
+    style: Style
     x: Sequence[float]
     step: Sequence[int]
     time: Sequence[float]

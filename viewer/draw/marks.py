@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from viewer.draw.axes import inches_of, x_values
-from viewer.draw.theme import Colour, colour_of, theme
+from viewer.draw.theme import Colour, Style, colour_of, theme
 from viewer.options import ViewOptions, XAxis
 from viewer.reduce.metrics import FEW_POINTS
 from viewer.snapshot import Finding, Snapshot
@@ -31,14 +32,15 @@ _TIMES_MARKED = 10
 
 
 def draw_line(
-    axes: Axes, x: Sequence[float], heights: Sequence[float], label: str, colour: Colour, style: str = "-"
+    axes: Axes, x: Sequence[float], heights: Sequence[float], label: str, colour: Colour, style: Style = "-"
 ) -> Artist:
     """A line; a few points, and points alone between gaps, get markers."""
     marked = _marked(heights)
-    (line,) = axes.plot(
+    # What `plot` does beside costs as much as the line itself, and there may be a hundred lines.
+    line = Line2D(
         x,
         drawable(heights),
-        style,
+        linestyle=style,
         color=colour,
         label=label,
         linewidth=1.3,
@@ -46,7 +48,7 @@ def draw_line(
         markersize=3,
         markevery=marked,
     )
-    return line
+    return axes.add_line(line)
 
 
 def draw_band(

@@ -27,7 +27,7 @@ from viewer.draw.marks import (
     numbers_of,
 )
 from viewer.draw.panels import Cell, Drawing, Panel, begin, style_axes
-from viewer.draw.theme import Colour, run_colour, style_of, theme
+from viewer.draw.theme import ENDS, Colour, Style, run_colour, style_of, theme
 from viewer.options import Scale, ViewOptions
 from viewer.reduce.depth import DEPTH
 from viewer.reduce.metrics import ACCURACY, FURTHER, LOSS, MetricPanel, panels
@@ -41,7 +41,6 @@ _NOTES = {
 # Where curves leave room: a loss falls, an accuracy rises.
 _CORNERS = defaultdict(lambda: "upper right", {ACCURACY: "lower right"})
 _NAMED = 3
-_LINES = {"max": "-", "min": "--"}
 # So few further metrics have panels as large as those of loss and accuracy. Of more, each has a small one.
 _LARGE = 2
 # The heights of large panels: of loss and accuracy, of further metrics, and of extremes.
@@ -169,7 +168,7 @@ class Overview(Drawing):
                 artists += self._draw_curve(axes, snapshot, curve, self._colour(run, len(snapshots), index), style)
         return artists
 
-    def _draw_curve(self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: str) -> list[Artist]:
+    def _draw_curve(self, axes: Axes, snapshot: Snapshot, curve: Curve, colour: Colour, style: Style) -> list[Artist]:
         x = x_values(self._options, snapshot, curve.step, curve.time)
         label = self._label(snapshot, shortened(curve.name))
         artists: list[Artist] = []
@@ -190,7 +189,7 @@ class Overview(Drawing):
 
     def _draw_extremes(self, kinds: Sequence[str], snapshots: Sequence[Snapshot], axes: Axes) -> list[Artist]:
         recorded = [(run, snapshot, snapshot.extremes) for run, snapshot in enumerate(snapshots) if snapshot.extremes]
-        names = [f"{kind}_{end}" for kind in kinds for end in _LINES]
+        names = [f"{kind}_{end}" for kind in kinds for end in ENDS]
         numbers = [number for _, _, extremes in recorded for name in names for number in extremes.statistics[name]]
         if not self._several:
             numbers += [number for _, _, extremes in recorded for sizes in extremes.depth.values() for number in sizes]
@@ -201,7 +200,7 @@ class Overview(Drawing):
             for index, kind in enumerate(kinds):
                 colour = self._colour(run, len(snapshots), index)
                 label = self._label(snapshot, "" if self._several else KINDS[kind])
-                for end, style in _LINES.items():
+                for end, style in ENDS.items():
                     heights = numbers_of(extremes.statistics[f"{kind}_{end}"])
                     artists.append(draw_line(axes, x, heights, f"{label} {end}{last(heights)}", colour, style))
                     points = x, extremes.step, extremes.time, heights

@@ -269,15 +269,16 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     def rows(entry: tuple[Line2D, str]) -> int:
         return 1 if above or small or inside else entry[1].count("\n") + 1
 
-    entries = [(line, str(line.get_label())) for line in lines]
+    # What is not finite comes first: it must find room.
+    lines.sort(key=lambda line: line.get_marker() != "X")
+    # Those that surely find none need not be fitted.
+    entries = [(line, str(line.get_label())) for line in lines[: max(1, room) + 1]]
     if small:
         letters = int(_LEGEND_LETTERS * width / (where["ncols"] if inside else 1))
         entries = [(line, textwrap.fill(label, letters)) for line, label in entries]
     elif not above and not inside:
         most = figure.get_figwidth() * _LEGEND_SHARE - _HANDLE_INCHES
         entries = [(line, _wrapped(label, most, where["fontsize"])) for line, label in entries]
-    # What is not finite comes first: it must find room.
-    entries.sort(key=lambda entry: entry[0].get_marker() != "X")
     if sum(map(rows, entries)) > max(1, room):
         taken = list(itertools.accumulate(map(rows, entries)))
         kept = max(1, bisect.bisect_left(taken, room))
@@ -329,6 +330,8 @@ class Panel:
         self.axes.tick_params(left=not empty, labelleft=not empty)
         self._note.set_visible(empty)
         self._drawn = make(self.axes)
+        if self._drawn:
+            self.axes.autoscale_view()
         self._name()
 
     def _name(self) -> None:

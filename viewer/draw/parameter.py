@@ -14,7 +14,7 @@ from viewer.draw.curves import Curve
 from viewer.draw.histograms import ColourKey, draw_map, draw_ridge
 from viewer.draw.marks import NonFinite, draw_band, draw_findings, draw_line, draw_nonfinite, last, numbers_of
 from viewer.draw.panels import Drawing, Panel, begin
-from viewer.draw.theme import narrow, theme
+from viewer.draw.theme import ENDS, narrow, theme
 from viewer.dtypes import RANGES
 from viewer.options import Histograms, Scale, ViewOptions
 from viewer.snapshot import Curve as Reduced
@@ -124,7 +124,7 @@ class Parameter(Drawing):
         for kind in kinds:
             colour = self._colour(kind)
             low, high = (numbers_of(extremes.statistics[f"{kind}_{end}"]) for end in ("min", "max"))
-            for heights, end, style in ((high, "max", "-"), (low, "min", "--")):
+            for heights, (end, style) in zip((high, low), ENDS.items(), strict=True):
                 artists.append(draw_line(axes, x, heights, f"{KINDS[kind]} {end}{last(heights)}", colour, style))
                 points = x, extremes.step, extremes.time, heights
                 name, bad_steps = f"{KINDS[kind]} {end}", extremes.nonfinite[kind]

@@ -1,12 +1,14 @@
 """Colours and sizes of figures, light and dark, and matplotlib's settings under which they are drawn."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from viewer.options import ViewOptions
@@ -15,6 +17,7 @@ from viewer.snapshot import Finding, Severity
 
 SIZE_INCHES = (10.0, 8.0)
 # A name, or red, green, blue and opacity.
+Style = Literal["-", "--", "-.", ":"]
 Colour = str | tuple[float, float, float, float]
 
 
@@ -48,7 +51,9 @@ DARK = Theme(
 )  # fmt: skip
 
 # Line styles, for more curves than there are colours.
-STYLES = ("-", ":", "-.")
+STYLES: tuple[Style, ...] = ("-", ":", "-.")
+# The largest and the smallest of a thing.
+ENDS: dict[str, Style] = {"max": "-", "min": "--"}
 _NARROW_INCHES = 6.0
 # Settings that say where a figure is shown, and not how it looks.
 _OF_SURFACES = frozenset({"backend", "backend_fallback", "interactive", "toolbar"})
@@ -88,7 +93,7 @@ def narrow(figure: Figure) -> bool:
     return bool(figure.get_figwidth() < _NARROW_INCHES)
 
 
-def style_of(name: str, index: int) -> str:
+def style_of(name: str, index: int) -> Style:
     """A metric's line style: dashed for validation, so that not only colours differ."""
     return "--" if is_validation(name) else STYLES[index % len(STYLES)]
 
@@ -99,7 +104,13 @@ def run_colour(options: ViewOptions, run: int, runs: int) -> Colour:
     if runs <= len(palette):
         return palette[run]
     low, high = theme(options).rainbow
-    return matplotlib.colormaps["turbo"](low + (high - low) * run / (runs - 1))
+    return _turbo()(low + (high - low) * run / (runs - 1))
+
+
+@functools.cache
+def _turbo() -> Colormap:
+    # matplotlib makes another one each time.
+    return matplotlib.colormaps["turbo"]
 
 
 def colour_of(options: ViewOptions, finding: Finding) -> str:

@@ -26,7 +26,7 @@ class FigureFile:
     def __init__(self, path: Path, options: ViewOptions) -> None:
         self.path = path
         self._figure = Figure(figsize=SIZE_INCHES, dpi=_DPI)
-        FigureCanvasAgg(self._figure)
+        self._canvas = FigureCanvasAgg(self._figure)
         self._view = fill(self._figure, options)
 
     def write(self, snapshots: Sequence[Snapshot]) -> None:
@@ -41,6 +41,9 @@ class FigureFile:
             kind = self.path.suffix[1:].lower()
             if kind == "csv":
                 staged.write_text(self._view.csv(), encoding="utf-8", newline="")
+            elif kind == "png":
+                # Unlike `savefig`, this does not draw twice for a layout, which takes a third of the time.
+                self._canvas.print_png(staged)
             else:
                 self._figure.savefig(staged, format=kind)
             os.replace(staged, self.path)
