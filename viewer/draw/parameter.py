@@ -14,7 +14,7 @@ from viewer.draw.curves import Curve
 from viewer.draw.histograms import ColourKey, draw_map, draw_ridge
 from viewer.draw.marks import NonFinite, draw_band, draw_findings, draw_line, draw_nonfinite, last, numbers_of
 from viewer.draw.panels import Drawing, Panel, begin
-from viewer.draw.theme import ENDS, narrow, theme
+from viewer.draw.theme import ENDS, Style, narrow, theme
 from viewer.dtypes import RANGES
 from viewer.options import Histograms, Scale, ViewOptions
 from viewer.snapshot import Curve as Reduced
@@ -172,7 +172,7 @@ class Parameter(Drawing):
             kind = column.partition("_")[0]
             low, high = (numbers_of(extremes.statistics[f"{column}_{end}"]) for end in ("low", "high"))
             # Without clipping and unscaling, the applied gradient equals the other: dots let both be seen.
-            style = ":" if kind == "applied" else "-"
+            style: Style = ":" if kind == "applied" else "-"
             artists.append(draw_line(axes, x, high, f"{KINDS[kind]}{last(high)}", self._colour(kind), style))
             points = x, extremes.step, extremes.time, high
             name = f"{KINDS[kind]} {column.partition('_')[2]}"
@@ -189,7 +189,7 @@ class Parameter(Drawing):
         if held is None or statistic not in ("smallest", "bits"):
             return []
         artists = []
-        limits = [("", held.bits, "--")]
+        limits: list[tuple[str, float, Style]] = [("", held.bits, "--")]
         if statistic == "smallest":
             limits = [(" full precision", held.normal, "--"), (" smallest", held.smallest, ":")]
         for words, limit, style in limits:
