@@ -1,7 +1,7 @@
 """Every parameter over the run, for the rules: a table of bins of steps × parameters, bounded in memory."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -202,8 +202,13 @@ class ParamHistory:
         self._newest_value = np.full((2, 0, 0), np.nan)
         self._newest_change = np.full((2, 0, 0), np.nan)
 
-    def absorb(self, rows: pl.LazyFrame) -> None:
-        """Take in rows."""
+    def absorb(self, rows: pl.LazyFrame, also: Callable[[pl.DataFrame], None] | None = None) -> None:
+        """Take in rows.
+
+        Args:
+            rows: The rows.
+            also: Takes each piece of them that was read: to read a large part twice costs more than to judge it.
+        """
         names = rows.collect_schema().names()
         ratio = [RATIO] if RATIO in names else []
         wanted = rows.select("step", "rank", pl.col("param").cast(pl.Categorical), *STATISTICS, *ratio)
@@ -216,6 +221,8 @@ class ParamHistory:
                 self._smallest_grads[param] = min(number, self._smallest_grads.get(param, number))
         for offset in itertools.count(0, self.read_rows):
             frame = wanted.slice(offset, self.read_rows).collect()
+            if also is not None:
+                also(frame)
             columns = self._columns(frame)
             with np.errstate(over="ignore", invalid="ignore"):
                 for begin in range(0, frame.height, self.piece_rows):

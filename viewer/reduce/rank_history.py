@@ -55,12 +55,13 @@ class RankHistory:
         self._metrics: dict[str, _Means] = {}
         self._first_bad: dict[int, int] = {}
 
-    def absorb_extremes(self, rows: pl.LazyFrame) -> None:
-        """Take in rows of ``extremes``."""
+    def absorb_extremes(self, rows: pl.DataFrame) -> None:
+        """Take in rows of ``extremes``; a step of which two calls each give a half counts as two."""
         ends = [pl.col(name) for name in ("value_min", "value_max", "grad_min", "grad_max")]
         magnitude = pl.max_horizontal(ends[2].abs(), ends[3].abs())
         frame = (
-            rows.select(
+            rows.lazy()
+            .select(
                 "step",
                 "rank",
                 number=pl.when(magnitude.is_finite() & (magnitude > 0)).then(magnitude.log()),

@@ -236,8 +236,7 @@ class Record:
         elif table == "activations":
             self._modules.absorb(rows)
         else:
-            self._params.absorb(rows)
-            self._ranks.absorb_extremes(rows)
+            self._params.absorb(rows, self._ranks.absorb_extremes)
 
     def _absorb_events(self, rows: pl.LazyFrame) -> None:
         for row in rows.select("step", "rank", "kind", "param", "detail").collect().iter_rows():
