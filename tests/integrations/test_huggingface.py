@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import viewer
 from tests.distributed.launch import RANKS, succeeded
 from tests.integrations.training import (
     Oracle,
@@ -126,6 +127,16 @@ def test_rows_are_the_oracles_and_training_is_bit_identical(
     assert len(traced.rows) == steps
     assert_rows(tmp_path / "run", traced.rows)
     assert_same_weights(traced, plain)
+
+
+def test_a_training_that_was_not_traced_is_judged_by_what_it_saved(tmp_path: Path) -> None:
+    """``viewer check`` takes the ``trainer_state.json`` of a checkpoint: here of a loss that became NaN."""
+    # Hugging Face's Trainer logs a mean in the place of a NaN unless it is told otherwise.
+    made = trainer(tmp_path, Model(), save_strategy="steps", save_steps=12, max_steps=12, logging_nan_inf_filter=False)
+    made.optimizer.param_groups[0]["lr"] = 1e30
+    made.train()
+    (finding,) = viewer.check(tmp_path / "out" / "checkpoint-12" / "trainer_state.json").frame.iter_rows(named=True)
+    assert (finding["kind"], finding["severity"]) == ("nonfinite", "error")
 
 
 def test_metrics_stand_at_their_step(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+import viewer
 from tests.distributed.launch import RANKS, succeeded
 from tests.integrations.training import (
     ROOT,
@@ -116,6 +117,14 @@ def test_rows_are_the_oracles_and_training_is_bit_identical(
     assert len(traced.rows) == steps
     assert_rows(tmp_path / "run", traced.rows)
     assert_same_weights(traced, plain)
+
+
+def test_a_training_that_was_not_traced_is_judged_by_what_it_logged(tmp_path: Path) -> None:
+    """``viewer check`` takes the file of Lightning's ``CSVLogger``: all metrics in it, and nothing found."""
+    trainer(tmp_path, max_epochs=2).fit(Module(), loader(), loader())
+    (path,) = tmp_path.rglob("metrics.csv")
+    (run,) = viewer.check(path).runs
+    assert (run.last_step, run.findings) == (11, ())
 
 
 def test_metrics_stand_at_their_step(tmp_path: Path) -> None:

@@ -18,16 +18,13 @@ from viewer.read.batches import Batches
 from viewer.read.follow import Progress, Rows
 from viewer.read.run import FollowedRun, News, PartGoneError
 from viewer.read.waker import Waker
-from viewer.rules import log
 from viewer.rules.evidence import Evidence, Record
-from viewer.rules.findings import LIMITS, findings
-from viewer.rules.rule import Limits, Rule
+from viewer.rules.findings import LIMITS, OF_LOG, findings
+from viewer.rules.rule import Limits
 from viewer.snapshot import Finding, Severity
 
 # So many restarts are looked back at: each takes as long as to read the run.
 _RESTARTS = 5
-# What is wrong with the log, and with the run as a whole, is found as it is now.
-_OF_LOG = frozenset(rule.kind for rule in vars(log).values() if isinstance(rule, Rule))
 
 
 class FindingsMonitor:
@@ -148,7 +145,7 @@ class FindingsMonitor:
                     sentence=f"Before the restart at step {step:,}: {finding.sentence}",
                 )
                 for finding in before
-                if finding.last_step >= step and finding.severity is not Severity.NOTE and finding.kind not in _OF_LOG
+                if finding.last_step >= step and finding.severity is not Severity.NOTE and finding.kind not in OF_LOG
             )
 
     def _find(self, evidence: Evidence, past: Sequence[Finding]) -> None:

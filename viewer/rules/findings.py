@@ -16,6 +16,8 @@ RULES: tuple[Rule, ...] = tuple(
     for declared in vars(module).values()
     if isinstance(declared, Rule)
 )
+# What is wrong with the log, and with the run as a whole, which is found as it is now.
+OF_LOG = frozenset(rule.kind for rule in vars(log).values() if isinstance(rule, Rule))
 # Where a number of measured steps is needed, the rows of all ranks at a step count as one.
 THRESHOLDS: Mapping[str, Threshold] = {
     f"{rule.kind}.{name}": threshold for rule in RULES for name, threshold in rule.thresholds.items()

@@ -60,7 +60,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def check(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(help="A run's folder or URI, or several, or a folder of runs. Default: the newest under runs/."),
+        typer.Argument(
+            help="A run's folder or URI, or several, or a folder of runs; or a CSV or trainer_state.json of another "
+            "tool. Default: the newest under runs/."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All runs with their findings, as JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with code 1 where there are warnings.")] = False,

@@ -38,7 +38,7 @@ def check(run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Ch
     """The findings of a run as it is now, or of several: what went wrong, where it began, and what people usually try.
 
     Args:
-        run: A run's folder or URI, or several, or a folder of runs.
+        run: A run's folder or URI, or several, or a folder of runs; or a CSV or ``trainer_state.json`` of another tool.
 
     Returns:
         What a notebook shows as a table and ``print`` as text; its ``frame`` is a polars DataFrame.

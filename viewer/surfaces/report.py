@@ -21,6 +21,7 @@ from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain
 from viewer.options import ViewOptions
 from viewer.read.changes import changes
+from viewer.read.metrics_file import is_metrics_file, judge
 from viewer.read.monitor import FindingsMonitor
 from viewer.read.runs import Runs, named
 from viewer.rules.findings import THRESHOLDS
@@ -60,6 +61,8 @@ def check(
     paths = named(runs, "viewer check")
     failed: dict[str, str] = {}
     if follow:
+        if (path := next(filter(is_metrics_file, paths), None)) is not None:
+            raise LogError(f"{path} is a file of metrics, which cannot be followed: leave out --follow")
         with contextlib.closing(Runs(paths, options, limits=limits)) as watched:
             checked = followed(watched, quiet=as_json, actions=actions)
     else:
@@ -108,6 +111,12 @@ def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: d
     settle(paths)
     checked = []
     for path in dict.fromkeys(paths):
+        if is_metrics_file(path):
+            try:
+                checked.append(judge(path, limits, options))
+            except (LogError, OSError) as error:
+                _fail(str(path), error, len(paths) == 1, failed)
+            continue
         monitor = FindingsMonitor(path, limits, options.only_rank, named=options.named)
         evidence = None
         try:
