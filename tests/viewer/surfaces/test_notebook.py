@@ -169,7 +169,9 @@ def test_what_is_not_there_is_an_error_of_the_log(run: Path, tmp_path: Path) -> 
         viewer.figure([])
 
 
-def test_findings_are_a_frame_and_a_text(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_a_frame_and_a_text(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several runs, each has its findings or a word that there are none; one that cannot be read has its reason."""
     ill = new_run(tmp_path / "<ill>")
     publish_next(ill, "metrics", metrics(range(3), [1.0, math.nan, math.nan]))
@@ -188,6 +190,8 @@ def test_findings_are_a_frame_and_a_text(run: Path, tmp_path: Path, capsys: pyte
     assert "<ill>" not in checked._repr_html_()
     assert html.escape(finding.advice) in checked._repr_html_()
     assert viewer.check(run).frame.columns == checked.frame.columns
+    monkeypatch.chdir(tmp_path)
+    assert [each.name for each in viewer.check("<ill>").runs] == ["<ill>"]
     assert capsys.readouterr() == ("", "")
     with pytest.raises(LogError, match="holds no run"):
         viewer.check(tmp_path / "none")
