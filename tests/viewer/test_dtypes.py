@@ -126,8 +126,8 @@ def panels(path: Path, options: ViewOptions) -> dict[str, Axes]:
 @pytest.mark.parametrize(
     ("dtype", "bits", "smallest"),
     [
-        (torch.float16, "float16  40", ["float16 full precision  6.104e-05", "float16 smallest  5.96e-08"]),
-        (torch.bfloat16, "bfloat16  261", ["bfloat16 full precision  1.175e-38", "bfloat16 smallest  9.184e-41"]),
+        (torch.float16, "float16  40", ["full precision  6.1e-05", "float16's least  5.96e-08"]),
+        (torch.bfloat16, "bfloat16  261", ["full precision  1.18e-38", "bfloat16's least  9.18e-41"]),
     ],
     ids=str,
 )

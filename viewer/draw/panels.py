@@ -282,7 +282,8 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     if sum(map(rows, entries)) > max(1, room):
         taken = list(itertools.accumulate(map(rows, entries)))
         kept = max(1, bisect.bisect_left(taken, room))
-        more = f"… and {len(lines) - kept} more: --metric, --runs"
+        # Of one parameter, nothing can be chosen.
+        more = f"… and {len(lines) - kept} more" + ("" if above else ": --metric, --runs")
         entries[kept:] = [(Line2D([], [], linestyle="none"), more)]
     # Handles and labels are passed explicitly: matplotlib leaves out labels that begin with an underscore.
     made = axes.legend(*zip(*entries, strict=True), labelcolor=theme(options).ink, **where)

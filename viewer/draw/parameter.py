@@ -189,14 +189,14 @@ class Parameter(Drawing):
         if held is None or statistic not in ("smallest", "bits"):
             return []
         artists = []
-        limits: list[tuple[str, float, Style]] = [("", held.bits, "--")]
+        limits: list[tuple[str, float, Style]] = [(dtype, held.bits, "--")]
         if statistic == "smallest":
-            limits = [(" full precision", held.normal, "--"), (" smallest", held.smallest, ":")]
+            limits = [("full precision", held.normal, "--"), (f"{dtype}'s least", held.smallest, ":")]
         for words, limit, style in limits:
             ends = [limit, min(numbers), max(numbers)]
             in_bits, low, high = map(math.log2, ends) if statistic == "smallest" else ends
             near = low - _NEAR_BITS < in_bits < high + _NEAR_BITS
             heights = [limit if near else math.nan] * len(x)
-            label = f"{dtype}{words}  {limit:.4g}"
+            label = f"{words}  {limit:.3g}"
             artists.append(draw_line(axes, x, heights, label, theme(self._options).faint, style))
         return artists
