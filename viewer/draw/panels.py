@@ -46,6 +46,8 @@ _LABEL_INCHES = 0.5
 _HANDLE_LETTERS = 4
 # A legend beside a panel takes at most this share of the figure's width, its handles so much of that.
 _LEGEND_SHARE, _HANDLE_INCHES = 0.3, 0.6
+# The sizes of its letters, of which the first is taken that leaves no entry out, and the inches that a line takes.
+_BESIDE = ((9, 0.18), (7, 0.14))
 
 
 class _Steady(ConstrainedLayoutEngine):
@@ -238,10 +240,6 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
     small = narrow(figure)
     width, inches = inches_of(axes)
     where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 9, "frameon": False}
-    # An entry beside the panel takes a fifth of an inch. Entries above it leave the panel most of the room.
-    room = min(_LEGEND_ENTRIES, int(inches / 0.18))
-    if len(lines) > room:
-        where["fontsize"], room = 7, min(_LEGEND_ENTRIES, int(inches / 0.14))
     if inside:
         frame = {"frameon": True, "framealpha": 0.7, "edgecolor": "none", "facecolor": theme(options).ground}
         where = {
@@ -265,22 +263,25 @@ def legend(axes: Axes, options: ViewOptions, artists: Sequence[Artist], above: b
         longest = max(cell_len(str(line.get_label())) for line in lines)
         where["ncols"] = max(1, min(3, int(letters * width // (longest + _HANDLE_LETTERS))))
         room = min(_ABOVE_ENTRIES, where["ncols"] * int(inches / 0.35))
-
-    def rows(entry: tuple[Line2D, str]) -> int:
-        return 1 if above or small or inside else entry[1].count("\n") + 1
-
     # What is not finite comes first: it must find room.
     lines.sort(key=lambda line: line.get_marker() != "X")
-    # Those that surely find none need not be fitted.
-    entries = [(line, str(line.get_label())) for line in lines[: max(1, room) + 1]]
-    if small:
-        letters = int(_LEGEND_LETTERS * width / (where["ncols"] if inside else 1))
-        entries = [(line, textwrap.fill(label, letters)) for line, label in entries]
-    elif not above and not inside:
+    if inside or above or small:
+        # Those that surely find no room need not be fitted.
+        entries = [(line, str(line.get_label())) for line in lines[: max(1, room) + 1]]
+        rows = [1] * len(entries)
+        if small:
+            letters = int(_LEGEND_LETTERS * width / (where["ncols"] if inside else 1))
+            entries = [(line, textwrap.fill(label, letters)) for line, label in entries]
+    else:
         most = figure.get_figwidth() * _LEGEND_SHARE - _HANDLE_INCHES
-        entries = [(line, _wrapped(label, most, where["fontsize"])) for line, label in entries]
-    if sum(map(rows, entries)) > max(1, room):
-        taken = list(itertools.accumulate(map(rows, entries)))
+        for size, each in _BESIDE:
+            where["fontsize"], room = size, min(_LEGEND_ENTRIES, int(inches / each))
+            entries = [(line, _wrapped(str(line.get_label()), most, size)) for line in lines[: max(1, room) + 1]]
+            rows = [label.count("\n") + 1 for _, label in entries]
+            if sum(rows) <= room:
+                break
+    if sum(rows) > max(1, room):
+        taken = list(itertools.accumulate(rows))
         kept = max(1, bisect.bisect_left(taken, room))
         # Of one parameter, nothing can be chosen.
         more = f"… and {len(lines) - kept} more" + ("" if above else ": --metric, --runs")
