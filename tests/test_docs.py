@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 import typer
+from PIL import Image, ImageSequence
 
 import tracer
 import tracer.cli
@@ -86,6 +87,24 @@ def test_the_readme_names_every_public_function_and_command() -> None:
 def test_the_readme_is_short() -> None:
     """A stranger reads it in some minutes; everything else is a page of the documentation."""
     assert len(TEXTS["README.md"]) <= 9_000
+
+
+def test_every_picture_of_a_page_is_there_and_says_what_it_shows() -> None:
+    """Each is a file of the repository, and has words for those who do not see it."""
+    for page, text in TEXTS.items():
+        for words, file in re.findall(r"!\[(.*?)\]\((.*?)\)", text):
+            assert words, f"{page}: {file}"
+            assert (ROOT / page).parent.joinpath(file).is_file(), f"{page}: {file}"
+
+
+def test_the_film_of_the_page_is_short_and_small() -> None:
+    """Eight to fifteen seconds, of which the last picture has three; it loads at once, and a repository keeps it."""
+    path = ROOT / "docs" / "page.webp"
+    assert path.stat().st_size < 600_000
+    with Image.open(path) as film:
+        shown = [frame.info["duration"] for frame in ImageSequence.Iterator(film) if frame.load()]
+    assert 8_000 <= sum(shown) <= 15_000
+    assert shown[-1] == 3_000
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
