@@ -78,6 +78,7 @@ docs: $(INSTALLED)
 gallery: $(INSTALLED)
 	$(BIN)/python -m tests.gallery docs/gallery
 	$(BIN)/python -m tests.pages docs/gallery
+	$(BIN)/python -m tests.film docs
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -6,8 +6,11 @@ It lies beside the two packages, since neither side's command knows of the other
 import sys
 from collections.abc import Sequence
 
+import typer
+
 import tracer.cli
 import viewer.cli
+from tracer.log.text import print_anything
 
 # The first words that the command `viewer` is to read, in place of the first one here.
 _VIEWER = {"view": [], "check": ["check"], "diff": ["diff"]}
@@ -35,10 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command in _VIEWER:
         viewer.cli.main([*_VIEWER[command], *words], "gradwatch view" if command == "view" else "gradwatch")
     elif command in ("--help", "-h"):
-        print(_HELP + "\n".join(f"  {name:<8} {does}" for name, does in tracer.cli.commands()))
-        sys.exit(0)
+        print_anything()
+        # As the other commands, it ends without a traceback where nobody reads on: typer sees to that.
+        app = typer.Typer(add_completion=False)
+        app.command()(_print_help)
+        app([])
     else:
         tracer.cli.main([command, *words], "gradwatch")
+
+
+def _print_help() -> None:
+    print(_HELP + "\n".join(f"  {name:<8} {does}" for name, does in tracer.cli.commands()))
 
 
 if __name__ == "__main__":

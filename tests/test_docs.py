@@ -5,36 +5,27 @@ import inspect
 import itertools
 import re
 import shlex
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 import pytest
 import typer
+from PIL import Image, ImageSequence
 
 import tracer
 import tracer.cli
 import viewer.cli
 import viewer.diff.report
 import viewer.surfaces.check
+from tests.documents import BLOCKS, README, ROOT, TEXTS, blocks, programs, run_programs
 from tests.halves import first_of
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tracer.log.store import Local as Path
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-PAGES = [README, *(page for page in (ROOT / "docs").rglob("*.md") if not {"_made", "_site"} & {*page.parts})]
-TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in sorted(PAGES)}
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXTS["docs/queries.md"].partition("## Other engines")[0], flags=re.DOTALL)
-# A whole program names the file that it is in its first line.
-PROGRAMS = {
-    page: programs
-    for page, text in TEXTS.items()
-    if (programs := re.findall(r"^ *```python\n( *# (\w+\.py)\n.*?)```", text, flags=re.DOTALL | re.MULTILINE))
-}
+# Those to polars, which come before those to other engines.
+QUESTIONS = list(itertools.takewhile(lambda block: "duckdb" not in block.code, blocks("python", "docs/queries.md")))
+FRAMEWORKS = "docs/frameworks/"
 LONGEST_PROGRAM = 40
 
 
@@ -54,8 +45,8 @@ def test_every_question_to_the_log_runs_and_answers() -> None:
     """Each gives what its comment says, of a run made for it."""
     names: dict[str, object] = {}
     answers = []
-    for block in BLOCKS:
-        *statements, last = ast.parse(block).body
+    for block in QUESTIONS:
+        *statements, last = ast.parse(block.code).body
         exec(ast.unparse(ast.Module(statements, [])), names)
         if isinstance(last, ast.Expr):
             answers.append(eval(ast.unparse(last), names))
@@ -88,6 +79,24 @@ def test_the_readme_is_short() -> None:
     assert len(TEXTS["README.md"]) <= 9_000
 
 
+def test_every_picture_of_a_page_is_there_and_says_what_it_shows() -> None:
+    """Each is a file of the repository, and has words for those who do not see it."""
+    for page, text in TEXTS.items():
+        for words, file in re.findall(r"!\[(.*?)\]\((.*?)\)", text):
+            assert words, f"{page}: {file}"
+            assert (ROOT / page).parent.joinpath(file).is_file(), f"{page}: {file}"
+
+
+def test_the_film_of_the_page_is_short_and_small() -> None:
+    """Eight to fifteen seconds, of which the last picture has three; it loads at once, and a repository keeps it."""
+    path = ROOT / "docs" / "page.webp"
+    assert path.stat().st_size < 600_000
+    with Image.open(path) as film:
+        shown = [frame.info["duration"] for frame in ImageSequence.Iterator(film) if frame.load()]
+    assert 8_000 <= sum(shown) <= 15_000
+    assert shown[-1] == 3_000
+
+
 def test_every_test_that_a_page_names_is_there() -> None:
     """The tables of what works name tests by file and function, and each of them exists."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", "".join(TEXTS.values()))
@@ -96,32 +105,31 @@ def test_every_test_that_a_page_names_is_there() -> None:
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
 
 
-@pytest.mark.parametrize("page", first_of(sorted(PROGRAMS)))
+def test_every_how_to_has_a_program_that_is_short_enough_to_be_copied() -> None:
+    """The pages that the index lists as such, and one for each framework; that of questions is a program in pieces."""
+    index = TEXTS["docs/index.md"].partition(":caption: How to")[2].partition("```")[0]
+    listed = [f"docs/{name}.md" for name in index.split()[2:]]
+    pages = {*listed, *(page for page in TEXTS if page.startswith(FRAMEWORKS))}
+    for page in sorted(pages - {"docs/frameworks/index.md", "docs/queries.md"}):
+        assert programs(page), page
+    for block in BLOCKS:
+        assert not block.name or block.code.count("\n") <= LONGEST_PROGRAM, f"{block.page}: {block.name}"
+
+
+@pytest.mark.parametrize(
+    "page", first_of(sorted({block.page for block in BLOCKS if block.name and not block.page.startswith(FRAMEWORKS)}))
+)
 def test_the_programs_of_a_page_run(page: str, tmp_path: Path) -> None:
-    """One after the other, in an empty folder, each without an error; they are short enough to be copied."""
-    for code, name in PROGRAMS[page]:
-        assert code.count("\n") <= LONGEST_PROGRAM
-        (tmp_path / name).write_text(textwrap.dedent(code), encoding="utf-8")
-        runner = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if "dist.init_process_group" in code else []
-        runner = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if name.startswith("test_") else runner
-        done = subprocess.run(
-            [sys.executable, *runner, name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _blocks(language: str) -> Iterator[tuple[str, str]]:
-    """Each block of a language, with its page."""
-    for page, text in TEXTS.items():
-        for block in re.findall(rf"^ *```{language}\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE):
-            yield page, textwrap.dedent(block)
+    """One after the other, in an empty folder, each without an error; tests/integrations runs those of frameworks."""
+    run_programs(page, tmp_path)
 
 
 def test_every_block_of_python_is_right_as_far_as_it_goes() -> None:
     """It is Python, what it imports of ours is there, and ``attach`` takes the arguments that it is given."""
     takes = set(inspect.signature(tracer.attach).parameters)
-    for page, block in _blocks("python"):
-        for node in ast.walk(ast.parse(block)):
+    for block in blocks("python"):
+        page = block.page
+        for node in ast.walk(ast.parse(block.code)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tracer":
                 assert node.attr in tracer.__all__, f"{page}: tracer.{node.attr}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tracer.attach", "Gradwatch"):
@@ -152,8 +160,8 @@ def _calls(line: str) -> Iterator[list[str]]:
 def test_every_command_line_is_one_that_the_command_takes() -> None:
     """Of each line in a console, the command reads its words, and knows every option."""
     read = 0
-    for page, block in _blocks("console"):
-        for line in re.findall(r"^\$ (.*)", block, flags=re.MULTILINE):
+    for block in blocks("console"):
+        for line in re.findall(r"^\$ (.*)", block.code, flags=re.MULTILINE):
             for program, *words in _calls(line):
                 name = " ".join([program, *words[:1]])
                 app, words = (_APPS[name], words[1:]) if name in _APPS else (_APPS[program], words)
@@ -163,6 +171,6 @@ def test_every_command_line_is_one_that_the_command_takes() -> None:
                 try:
                     command.make_context(program, [*words]).close()
                 except Exception as error:
-                    raise AssertionError(f"{page}: {line}: {error}") from error
+                    raise AssertionError(f"{block.page}: {line}: {error}") from error
                 read += 1
     assert read > 30

@@ -240,6 +240,8 @@ def test_the_first_screen_shows_everything(ill: Viewing, browser: Chrome) -> Non
                 assert 0 < browser.execute_script(bottom, "#figure canvas") <= height
                 assert browser.execute_script("return document.documentElement.scrollHeight") <= height
                 assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+                beside = "const look = document.getElementById('look'); return look.scrollWidth - look.clientWidth"
+                assert browser.execute_script(beside) == 0
                 for finding in browser.find_elements(By.CSS_SELECTOR, "#findings li"):
                     assert finding.is_displayed()
                     assert finding.size["height"] < 30

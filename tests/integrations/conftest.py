@@ -10,7 +10,7 @@ import pytest
 from tracer.warn import TracerWarning
 
 # Frameworks read these when they are imported.
-os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", YOLO_OFFLINE="true")
 with contextlib.suppress(ImportError):
     from tqdm import tqdm
 

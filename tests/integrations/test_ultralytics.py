@@ -1,6 +1,5 @@
 """Ultralytics' own trainer, with the callbacks and without, on a few images of noise."""
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from tests.integrations.training import Oracle, assert_rows, reason, runs
 from tests.training import events, metric
 
 pytestmark = pytest.mark.slow
-# Read when it is imported.
-os.environ["YOLO_OFFLINE"] = "true"
 pytest.importorskip("ultralytics", reason="Ultralytics is not installed: pip install ultralytics")
 
 from ultralytics import YOLO  # noqa: E402

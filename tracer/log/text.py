@@ -99,12 +99,16 @@ def say_wrong_use(error: Any) -> None:
 
 
 def print_anything() -> None:
-    """Let a command print: into nothing where the shell has closed a stream, question marks for letters it lacks."""
+    """Let a command print: into nothing where the shell has closed a stream, question marks for letters it lacks.
+
+    Each line goes out when it is printed. Where nobody reads on, as in ``| head -1``, the command hears of it while
+    typer still ends it quietly. At Python's own end, there would be a traceback.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=_QUESTION_MARKS)
+        sys.stdout.reconfigure(errors=_QUESTION_MARKS, line_buffering=True)
 
 
 def _question_marks(error: UnicodeError) -> tuple[str, int]:
