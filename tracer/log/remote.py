@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar, cast
 from urllib.parse import urlunsplit
 
-from tracer.log import filesystems
+from tracer.log import filesystems, system
 from tracer.log.place import LARGEST_BYTES, Place, Staged
 
 if TYPE_CHECKING:
@@ -222,10 +222,12 @@ class Remote:
         try:
             with made, system.open_input_stream(path) as stream:
                 shutil.copyfileobj(stream, made, _BLOCK_BYTES)
-            os.replace(made.name, copy)
-        except BaseException:
+            system.patiently(os.replace, made.name, copy)
+        except BaseException as error:
             os.unlink(made.name)
-            raise
+            # Another thread may have made the copy, and on Windows have it open.
+            if not (isinstance(error, OSError) and system.in_use(error) and copy.exists()):
+                raise
 
 
 class _Upload:
@@ -320,7 +322,7 @@ def _copies() -> Path:
 
 
 # A forked child makes copies of its own, and ends without deleting its parent's.
-os.register_at_fork(after_in_child=_copies.cache_clear)
+system.in_forked_children(_copies.cache_clear)
 
 
 # Exit handlers run in reverse order of registration: traces that are closed at the exit still merge.
