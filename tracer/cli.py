@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tracer.log.system import quoted
+from tracer.log.system import file_name, quoted
 from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain, print_anything, say_wrong_use
 
@@ -384,7 +384,7 @@ def export(
 
     def write(path: "Place") -> bool:
         open_run(path)
-        target = out / f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}"
+        target = out / file_name(f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}")
         if target.exists():
             raise FileExistsError(errno.EEXIST, "File exists", str(target))
         out.mkdir(parents=True, exist_ok=True)

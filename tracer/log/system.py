@@ -7,6 +7,7 @@ has neither users' numbers nor modes. macOS has a call of its own that brings a 
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -144,6 +145,11 @@ def pid_space() -> str:
 def quoted(word: str) -> str:
     """A word of a command line as this system's shells take it."""
     return subprocess.list2cmdline([word]) if WINDOWS else shlex.quote(word)
+
+
+def file_name(text: str) -> str:
+    """This text as the name of a file, which on Windows has no colon and the like."""
+    return re.sub(r'[<>:"/\\|?*]', "_", text) if WINDOWS else text
 
 
 def has_display() -> bool:
