@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path as Folder
 from types import SimpleNamespace
 from typing import IO
 
@@ -20,6 +22,7 @@ from tests.windows import ROOT, Windows
 from tracer.log import system
 from tracer.log.parts import all_parts, merge, part_name
 from tracer.log.ranks import clear_staging
+from tracer.log.remote import Remote
 from tracer.log.run import open_run, replace_run
 from tracer.log.store import Local as Path
 from viewer.options import ViewOptions
@@ -183,6 +186,28 @@ def test_what_a_dead_process_was_writing_is_left_while_it_is_open(tmp_path: Path
         assert clear_staging(run, 0) == ["run-1"]
     assert clear_staging(run, 0) == [orphans[0].name]
     assert windows.refused == [orphans[0].name]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_that_another_thread_has_made_meanwhile_is_used(
+    windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file in a store: its bytes are the same, and it cannot be replaced while that thread reads it."""
+    file = Remote("memory://windows/part")
+    file.write(b"bytes")
+    replace = os.replace
+    with contextlib.ExitStack() as others:
+
+        def overtaken(source: str, target: Folder) -> None:
+            shutil.copy(source, target)
+            others.enter_context(target.open("rb"))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", overtaken)
+        copy = file.local_file()
+        assert copy.read_bytes() == b"bytes"
+    assert windows.refused == [copy.name]
+    assert not [each for each in copy.parent.glob("tmp*") if each.is_file()]
 
 
 RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}

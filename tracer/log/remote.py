@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, ParamSpec, TypeVar, cast
 from urllib.parse import urlunsplit
 
-from tracer.log import filesystems, system
+from tracer.log import filesystems
 from tracer.log.place import LARGEST_BYTES, Place, Staged
+from tracer.log.system import in_forked_children, in_use, patiently
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -222,11 +223,11 @@ class Remote:
         try:
             with made, system.open_input_stream(path) as stream:
                 shutil.copyfileobj(stream, made, _BLOCK_BYTES)
-            system.patiently(os.replace, made.name, copy)
+            patiently(os.replace, made.name, copy)
         except BaseException as error:
             os.unlink(made.name)
             # Another thread may have made the copy, and on Windows have it open.
-            if not (isinstance(error, OSError) and system.in_use(error) and copy.exists()):
+            if not (isinstance(error, OSError) and in_use(error) and copy.exists()):
                 raise
 
 
@@ -322,7 +323,7 @@ def _copies() -> Path:
 
 
 # A forked child makes copies of its own, and ends without deleting its parent's.
-system.in_forked_children(_copies.cache_clear)
+in_forked_children(_copies.cache_clear)
 
 
 # Exit handlers run in reverse order of registration: traces that are closed at the exit still merge.

@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows: all of it is here, and nothing else asks for the system's name.
+"""What differs between Linux, macOS and Windows: nothing else asks for the system's name.
 
 Windows refuses to rename, replace or delete a file that a process has open. It opens no folder, forks no process, and
 has neither users' numbers nor modes. macOS has a call of its own that brings a file to the disk.

@@ -58,7 +58,7 @@ def _read(path: Path, folder: int | None) -> str | None:
     """The secret in a file; None where there is none that this user alone can have read and written."""
     try:
         # A pipe would be waited for.
-        file = os.open(path, os.O_RDONLY | system.NO_LINK_NOR_PIPE, dir_fd=folder)
+        file = system.patiently(os.open, path, os.O_RDONLY | system.NO_LINK_NOR_PIPE, dir_fd=folder)
     except OSError:
         return None
     try:
