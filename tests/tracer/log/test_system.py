@@ -83,6 +83,15 @@ def test_on_macos_the_drive_is_asked_to_write_its_own_memory(
     assert len(found()) == 1
 
 
+def test_a_link_is_refused_where_no_flag_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever put it there may have let it lead anywhere."""
+    monkeypatch.setattr(system, "NO_LINK_NOR_PIPE", 0)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="it is a link"):
+        (tmp_path / "run.json").content()
+
+
 @pytest.mark.parametrize("pid", [2**22 + 1, 10**30])
 def test_no_process_has_a_number_beyond_all(pid: int) -> None:
     """Neither one that no process has, nor one that none can have."""
