@@ -57,6 +57,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin -p tracer -p viewer
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 -p tracer -p viewer
 	$(BIN)/lint-imports
 
 bench: $(PEERS)

@@ -42,7 +42,7 @@ CORE = [
 """What depends on PyTorch: hooks, steps, loops, mixed precision, dtypes, statistics, compilers, ranks."""
 
 LOG_AND_VIEWER = [
-    *(f"tracer/log/test_{name}.py" for name in ("schema", "parts", "read", "run")),
+    *(f"tracer/log/test_{name}.py" for name in ("schema", "parts", "read", "run", "system")),
     *(f"viewer/test_{name}.py" for name in ("options", "words", "cli", "ratio")),
     "viewer/read", "viewer/reduce", "viewer/rules/test_findings.py", "viewer/draw", "viewer/diff/test_diff.py",
     *(f"viewer/surfaces/test_{name}.py" for name in ("check", "noticed", "screen", "files", "terminal")),

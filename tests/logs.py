@@ -1,7 +1,6 @@
 """Real logs for tests, written part by part through the log's own functions, without a training."""
 
 import os
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -153,6 +152,8 @@ def age_heartbeat(run: Place, seconds: float, rank: int = 0) -> None:
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Let the system refuse to write a file beyond this size, like a full disk."""
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -2,14 +2,12 @@
 
 import codecs
 import contextlib
-import fcntl
 import os
 import re
 import select
 import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -64,6 +62,9 @@ class Terminal:
 
 def resize(keyboard: int, columns: int, lines: int) -> None:
     """Give a terminal another size, as when a user draws its window larger."""
+    import fcntl
+    import termios
+
     fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
 
@@ -72,6 +73,9 @@ def on_terminal(
     folder: Path, *arguments: object, size: tuple[int, int] = (80, 24), **environment: str
 ) -> Iterator[Terminal]:
     """A viewer on a terminal of so many columns and lines; at the end of the block it is ended."""
+    import fcntl
+    import termios
+
     ours, theirs = os.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
     kept |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONWARNINGS": SEEN_BY_USERS, "PYTHONUTF8": "1"}

@@ -67,7 +67,7 @@ def _autocast(device: torch.device) -> torch.dtype | None:
 
 def _cpu_name() -> str:
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
 

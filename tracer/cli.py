@@ -9,7 +9,6 @@ Slow modules are imported where they are used, so that ``--help`` and a wrong op
 import errno
 import importlib
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tracer.log.system import file_name, quoted
 from tracer.log.text import as_json as to_json
 from tracer.log.text import failure, plain, print_anything, say_wrong_use
 
@@ -295,7 +295,7 @@ def _info(path: "Place", facts: Mapping[str, Any]) -> None:
         made = f"; {again:,} rows of extremes are of steps that a later one made again" if again else ""
         words["attempts"] = f"{facts['attempts']}{made}"
     if problems:
-        words["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {shlex.quote(str(path))} names them"
+        words["damage"] = f"{len(problems)} parts damaged or missing: tracer verify {quoted(str(path))} names them"
     for name, fact in words.items():
         table.add_row(name, plain(fact))
     metrics = facts["metrics"]
@@ -384,7 +384,7 @@ def export(
 
     def write(path: "Place") -> bool:
         open_run(path)
-        target = out / f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}"
+        target = out / file_name(f"{path.resolve().name}{'.csv' if to is Form.CSV else ''}")
         if target.exists():
             raise FileExistsError(errno.EEXIST, "File exists", str(target))
         out.mkdir(parents=True, exist_ok=True)

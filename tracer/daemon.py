@@ -1,7 +1,6 @@
 """The daemon: one thread that takes rows from a bounded queue and publishes them as parts, on the cadence."""
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tracer.log import ranks
+from tracer.log import ranks, system
 from tracer.log import run as run_folder
 from tracer.log.parts import MergeTimeoutError, all_parts, merge, publish
 from tracer.log.place import Place
@@ -25,7 +24,7 @@ _END = object()
 # Those whose threads have begun and have not been waited for.
 _running: "weakref.WeakSet[Daemon]" = weakref.WeakSet()
 # A forked child has no such thread.
-os.register_at_fork(after_in_child=_running.clear)
+system.in_forked_children(_running.clear)
 
 
 def cadence_seconds(age_seconds: float) -> float:

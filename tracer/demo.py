@@ -1,7 +1,6 @@
 """The main job on real data: a ResNet-18 learns handwritten digits, traced, with the viewer beside it."""
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 import tracer
+from tracer.log.system import has_display
 from tracer.trace import Trace
 
 _BATCH = 32
@@ -115,11 +115,6 @@ def evaluate(model: nn.Module, data: Images) -> tuple[float, float]:
     scores = torch.cat([model(images) for images in data.images.split(4 * _BATCH)])
     loss = nn.functional.cross_entropy(scores, data.labels)
     return loss.item(), (scores.argmax(1) == data.labels).float().mean().item()
-
-
-def has_display() -> bool:
-    """Whether a window can be opened here."""
-    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
-import shlex
 import sys
 import time
 import weakref
@@ -29,7 +28,7 @@ from tracer.engines import remark
 from tracer.hooks import Hooks
 from tracer.items import capturing, event, lost, metric_value
 from tracer.log import run as run_folder
-from tracer.log import schema, store
+from tracer.log import schema, store, system
 from tracer.log.place import Place
 from tracer.log.run import LogError, without_inner_calls
 from tracer.log.schema import BEYOND
@@ -288,7 +287,7 @@ def _begin(
         count = sum(each.slices for each in hooks.parameters)
         does += f", and {count:,} slices" if count else ""
         does += "".join(f" ({said})" for said in sorted({remark(each.tensor) or "" for each in hooks.chosen} - {""}))
-        say(f"gradwatch {does}: {path} - watch it with: viewer {shlex.quote(str(path))}")
+        say(f"gradwatch {does}: {path} - watch it with: viewer {system.quoted(str(path))}")
     return trace
 
 
@@ -575,4 +574,4 @@ def _abandon_all() -> None:
     _without_model.clear()
 
 
-os.register_at_fork(after_in_child=_abandon_all)
+system.in_forked_children(_abandon_all)

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path as Folder
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -67,8 +67,7 @@ def answer(connection: socket.socket, sent: bytes) -> bytes:
 
 def memory(viewer: Viewing) -> int:
     """Bytes of memory that a viewer has now."""
-    pages = Folder(f"/proc/{viewer.process.pid}/statm").read_text().split()[1]
-    return int(pages) * resource.getpagesize()
+    return int(psutil.Process(viewer.process.pid).memory_info().rss)
 
 
 def processor_seconds(viewer: Viewing) -> float:

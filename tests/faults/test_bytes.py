@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import warnings
@@ -217,6 +216,8 @@ def test_what_lies_in_the_folder_ends_no_reader(run: Path, made: str, figures: C
 
 def peak_bytes() -> int:
     """The most memory that this process has had."""
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 

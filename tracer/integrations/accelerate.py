@@ -62,7 +62,7 @@ class Gradwatch(Shell, GeneralTracker):
 
     def _save(self, file: Path) -> None:
         try:
-            file.write_text(json.dumps(self._state()))
+            file.write_text(json.dumps(self._state()), encoding="utf-8")
         except OSError as error:
             warn(f"a checkpoint does not know the step: {in_short(error)}")
 
@@ -70,7 +70,7 @@ class Gradwatch(Shell, GeneralTracker):
         state = {}
         try:
             if file.exists():
-                state = json.loads(file.read_text())
+                state = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             warn(f"the step of a checkpoint cannot be read: {in_short(error)}")
         if self._waiting:

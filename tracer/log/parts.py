@@ -15,7 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.log import footer, schema
+from tracer.log import footer, schema, system
 from tracer.log import summary as summaries
 from tracer.log.place import Place, Staged
 from tracer.log.text import plain, reason
@@ -63,7 +63,8 @@ class Part:
     @property
     def table(self) -> str:
         """The name of the table whose rows it holds."""
-        return str(self.path).rsplit("/", 2)[-2]
+        # Both separators: a disk of Windows has the one, a URI the other.
+        return re.split(r"[/\\]", str(self.path))[-2]
 
     def inside(self, other: "Part") -> bool:
         """Whether another part of the same rank holds all rows of this one.
@@ -301,10 +302,19 @@ def _merge(run: Place, table: str, parts: list[Part], deadline: float) -> list[P
             write = functools.partial(_write_merged, parts=group, deadline=deadline)
             whole = _publish(run, table, whole.rank, whole.first, group[-1].last, write)
             merged.append(whole)
-        for part in all_parts(run, table):
-            if part.inside(whole):
-                part.path.remove()
+        _remove((part for part in all_parts(run, table) if part.inside(whole)), deadline)
     return merged
+
+
+def _remove(parts: Iterable[Part], deadline: float) -> None:
+    """Delete parts that a merged one has replaced. One that a reader has open on Windows is left to the next merge."""
+    for part in parts:
+        try:
+            part.path.remove()
+        except OSError as error:
+            if not system.in_use(error):
+                raise
+            _check_time(deadline)
 
 
 def _neighbours(parts: list[Part], deadline: float) -> list[list[Part]]:

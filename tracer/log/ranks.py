@@ -7,10 +7,9 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
-from tracer.log import schema
+from tracer.log import schema, system
 from tracer.log.place import Place
 from tracer.log.run import BEYOND_COUNTS, LogError, as_json, begin, claim, host_name
 from tracer.log.text import plain, reason, say
@@ -57,16 +56,7 @@ def owner(path: Place, rank: int) -> str:
 
 
 def _this_process() -> bytes:
-    return f"{host_name()} {os.getpid()}\n{_pid_space()}\n".encode()
-
-
-def _pid_space() -> str:
-    """Where this process's id is its own: the machine's boot and the namespace, as far as the system tells them."""
-    boot, namespace = "-", 0
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    return f"{boot} {namespace}"
+    return f"{host_name()} {os.getpid()}\n{system.pid_space()}\n".encode()
 
 
 def close_rank(path: Place, rank: int, summary: Mapping[str, Any]) -> None:
@@ -189,8 +179,13 @@ def clear_staging(path: Place, rank: int) -> list[str]:
         file = path / "staging" / name
         # Another process may be merging this rank's parts at this moment.
         if owner == rank and time.time() - _modified(file) > HEARTBEAT_STALE_SECONDS:
-            file.remove()
-            cleared.append(name)
+            try:
+                file.remove()
+            except OSError as error:
+                if not system.in_use(error):
+                    raise
+            else:
+                cleared.append(name)
     return cleared
 
 
@@ -224,17 +219,14 @@ def _lives(owner: str, or_ours: bool = False) -> bool | None:
     if not pid.isdecimal():
         return False
     # The first logs hold no more than the host and the process.
-    if host != host_name() or (space and space != _pid_space()):
+    if host != host_name() or (space and space != system.pid_space()):
         return None
     try:
         number = int(pid)
-        os.kill(number, 0)
-    except PermissionError:
-        # It belongs to another user, but it lives.
-        return True
-    except (ProcessLookupError, OverflowError, ValueError):
+    except ValueError:
+        # Python reads no number of thousands of digits.
         return False
-    return number != 0 and (or_ours or number != os.getpid())
+    return number != 0 and (or_ours or number != os.getpid()) and system.lives(number)
 
 
 def _modified(file: Place) -> float:

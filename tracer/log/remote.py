@@ -25,6 +25,7 @@ from urllib.parse import urlunsplit
 
 from tracer.log import filesystems
 from tracer.log.place import LARGEST_BYTES, Place, Staged
+from tracer.log.system import in_forked_children, in_use, patiently
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -222,10 +223,12 @@ class Remote:
         try:
             with made, system.open_input_stream(path) as stream:
                 shutil.copyfileobj(stream, made, _BLOCK_BYTES)
-            os.replace(made.name, copy)
-        except BaseException:
+            patiently(os.replace, made.name, copy)
+        except BaseException as error:
             os.unlink(made.name)
-            raise
+            # Another thread may have made the copy, and on Windows have it open.
+            if not (isinstance(error, OSError) and in_use(error) and copy.exists()):
+                raise
 
 
 class _Upload:
@@ -320,7 +323,7 @@ def _copies() -> Path:
 
 
 # A forked child makes copies of its own, and ends without deleting its parent's.
-os.register_at_fork(after_in_child=_copies.cache_clear)
+in_forked_children(_copies.cache_clear)
 
 
 # Exit handlers run in reverse order of registration: traces that are closed at the exit still merge.

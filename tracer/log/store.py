@@ -11,12 +11,14 @@ import stat
 import zlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path, PosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tracer.log import system
 from tracer.log.place import LARGEST_BYTES, Place, Staged
 from tracer.log.remote import Remote, is_uri
+from tracer.log.system import patiently
 
 
 def at(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Place:
@@ -45,7 +47,7 @@ def from_here(path: Place) -> str:
     return str(path)
 
 
-class Local(PosixPath):
+class Local(system.DiskPath):
     """A place on a disk of this machine: a path, with what ``Place`` asks for beside it."""
 
     @property
@@ -105,7 +107,9 @@ class Local(PosixPath):
 
     def content(self) -> bytes:
         # Whoever can write into the folder might leave a link to elsewhere here, or a pipe that never gives a byte.
-        descriptor = os.open(self, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISLNK(os.lstat(self).st_mode):
+            raise OSError("it is a link")
+        descriptor = patiently(os.open, self, os.O_RDONLY | system.NO_LINK_NOR_PIPE)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
@@ -135,9 +139,9 @@ class Local(PosixPath):
 
     def renew(self, content: bytes) -> None:
         try:
-            os.utime(self, follow_symlinks=False)
+            os.utime(self, follow_symlinks=system.UTIME_FOLLOWS)
         except FileNotFoundError:
-            descriptor = os.open(self, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | system.NO_LINK, 0o666)
             try:
                 os.write(descriptor, content)
             finally:
@@ -145,7 +149,7 @@ class Local(PosixPath):
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self)
+            patiently(os.unlink, self)
 
     def remove_files(self, names: Iterable[str]) -> None:
         for name in names:
@@ -165,9 +169,10 @@ class _StagedFile:
         self._run = run
         self._path: Local | None = run / "staging" / name
         self._size_bytes = 0
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._descriptor: int | None = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | system.BINARY, 0o666)
 
     def write(self, data: bytes) -> int:
+        assert self._descriptor is not None
         left = memoryview(data)
         self.crc32 = zlib.crc32(left, self.crc32)
         self._size_bytes += len(left)
@@ -179,17 +184,13 @@ class _StagedFile:
         """Do nothing: writers of Parquet ask for it, and no byte is held back."""
 
     def publish(self, name: str) -> None:
-        assert self._path is not None
-        os.fsync(self._descriptor)
-        # Some network disks take what they have no space for, and tell nobody.
-        if os.fstat(self._descriptor).st_size != self._size_bytes:
-            raise OSError(f"{self._path} was not written completely")
+        self._complete()
         self._rename(self._run / name)
 
     def claim(self, name: str) -> None:
         assert self._path is not None
         target = self._run / name
-        os.fsync(self._descriptor)
+        self._complete()
         try:
             os.link(self._path, target)
         except FileExistsError:
@@ -200,15 +201,30 @@ class _StagedFile:
         else:
             _sync_names(target.parent)
 
+    def _complete(self) -> None:
+        """Bring all of it to the disk, and close it: Windows renames no open file."""
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+        system.flush_drive(self._descriptor)
+        # Some network disks take what they have no space for, and tell nobody.
+        if os.fstat(self._descriptor).st_size != self._size_bytes:
+            raise OSError(f"{self._path} was not written completely")
+        self._close_file()
+
     def _rename(self, target: Local) -> None:
         assert self._path is not None
-        os.replace(self._path, target)
+        patiently(os.replace, self._path, target)
         self._path = None
         _sync_names(target.parent)
 
+    def _close_file(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._descriptor)
+        self._close_file()
         if self._path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
@@ -217,12 +233,13 @@ class _StagedFile:
 def _sync_names(folder: Path) -> None:
     """Bring the names in a folder to the disk, where that is possible.
 
-    Nothing is raised: readers see the renamed file already, and an error would have it written again. Some network
-    disks cannot sync a folder; a power failure may cost them the last file.
+    Nothing is raised: readers see the renamed file already, and an error would have it written again. Windows and some
+    network disks cannot sync a folder; a power failure may cost them the last file.
     """
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+            system.flush_drive(descriptor)
         finally:
             os.close(descriptor)

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tracer.log.system import patiently
 from viewer.draw.theme import SIZE_INCHES
 from viewer.draw.views import fill
 from viewer.options import ViewOptions
@@ -46,7 +47,7 @@ class FigureFile:
                 self._canvas.print_png(staged)
             else:
                 self._figure.savefig(staged, format=kind)
-            os.replace(staged, self.path)
+            patiently(os.replace, staged, self.path)
         except OSError as error:
             # Name the user's file, and not the staged one.
             raise OSError(error.errno, error.strerror, str(self.path)) from error

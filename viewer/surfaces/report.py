@@ -86,8 +86,8 @@ def _as_given(name: str, runs: Sequence[str]) -> str:
     """A run's path as the user wrote it, in whose scripts it stands."""
     for given in runs or ("runs",):
         whole = str(at(given))
-        if "://" not in given and (name == whole or name.startswith(f"{whole}/")):
-            return str(Path(given) / name[len(whole) :].lstrip("/"))
+        if "://" not in given and Path(name).is_relative_to(whole):
+            return str(Path(given) / Path(name).relative_to(whole))
     return name
 
 

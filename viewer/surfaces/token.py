@@ -6,7 +6,6 @@ knows one viewer's token knows nothing of another's.
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import os
@@ -15,6 +14,8 @@ import secrets
 import socket
 import stat
 from pathlib import Path
+
+from tracer.log import system
 
 # As secrets.token_urlsafe() makes it.
 _SECRET = re.compile(rb"[A-Za-z0-9_-]{43}")
@@ -40,19 +41,11 @@ def kept_secret(new: bool = False) -> str:
     folder.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(_PRIVATE)
-    # From here on by its descriptor: nobody can put another folder in its place meanwhile.
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not _is_ours(os.fstat(opened), stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError(f"{folder} belongs to another user, or others may write there")
-        # Machines may share a home folder.
-        name = f"page-{re.sub(r'[^A-Za-z0-9.-]', '_', socket.gethostname())}"
-        # Of two viewers that start together, the second one reads what the first has written.
-        with contextlib.suppress(OSError):
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        return (None if new else _read(opened, name)) or _written(opened, name)
-    finally:
-        os.close(opened)
+    # Machines may share a home folder.
+    name = f"page-{re.sub(r'[^A-Za-z0-9.-]', '_', socket.gethostname())}"
+    # Of two viewers that start together, the second one reads what the first has written.
+    with system.entered(folder, stat.S_IWGRP | stat.S_IWOTH) as (before, opened):
+        return (None if new else _read(before / name, opened)) or _written(before / name, opened)
 
 
 def _state_folder() -> Path:
@@ -61,21 +54,17 @@ def _state_folder() -> Path:
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state") / "gradwatch"
 
 
-def _is_ours(status: os.stat_result, forbidden: int) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & forbidden
-
-
-def _read(folder: int, name: str) -> str | None:
+def _read(path: Path, folder: int | None) -> str | None:
     """The secret in a file; None where there is none that this user alone can have read and written."""
     try:
         # A pipe would be waited for.
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        file = system.patiently(os.open, path, os.O_RDONLY | system.NO_LINK_NOR_PIPE, dir_fd=folder)
     except OSError:
         return None
     try:
         status = os.fstat(file)
         # A second name may be a link by which somebody makes this user's other file the secret.
-        if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_ours(status, _OTHERS)):
+        if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and system.is_ours(status, _OTHERS)):
             return None
         content = os.read(file, 64)
     finally:
@@ -83,17 +72,17 @@ def _read(folder: int, name: str) -> str | None:
     return content.decode() if _SECRET.fullmatch(content) else None
 
 
-def _written(folder: int, name: str) -> str:
+def _written(path: Path, folder: int | None) -> str:
     """A new secret, whole under its name: what stands there is replaced, and not followed if it is a link."""
     secret = secrets.token_urlsafe()
-    staged = f".{name}.{secrets.token_hex(8)}"
-    file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.NO_LINK, 0o600, dir_fd=folder)
     try:
         try:
             os.write(file, secret.encode())
         finally:
             os.close(file)
-        os.replace(staged, name, src_dir_fd=folder, dst_dir_fd=folder)
+        system.patiently(os.replace, staged, path, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         os.unlink(staged, dir_fd=folder)
         raise

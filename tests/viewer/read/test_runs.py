@@ -16,7 +16,9 @@ from tests.disk import Disk
 from tests.logs import age_heartbeat, close_run, extremes, flip_bit, histograms, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
+from tracer.log.parts import merge
 from tracer.log.ranks import beat
+from tracer.log.read import scan
 from tracer.log.run import LogError
 from tracer.log.store import Local as Path
 from viewer.options import View, ViewOptions
@@ -61,6 +63,26 @@ def later(run: Path, than: Path) -> None:
 def steps(snapshots: Sequence[Snapshot]) -> dict[str, int | None]:
     """The names and the last steps, in order."""
     return {snapshot.name: snapshot.last_step for snapshot in snapshots}
+
+
+def test_many_runs_and_parts_need_few_open_files(tmp_path: Path, opened: Opening) -> None:
+    """A dozen is enough to follow forty runs, to read a run of forty parts, and to merge it: macOS grants 256."""
+    resource = pytest.importorskip("resource")
+    for number in range(40):
+        run_with(tmp_path / "runs" / f"run-{number:02}", 3)
+        publish_next(tmp_path / "runs" / "run-00", "extremes", extremes([number + 4]))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 12, before[1]))
+    try:
+        runs = opened(tmp_path / "runs")
+        shown = all_shown(runs)
+        runs.examine()
+        assert merge(tmp_path / "runs" / "run-00", "extremes", 0)
+        rows = scan(tmp_path / "runs").collect().height
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [each.problems for each in shown] == [()] * 40
+    assert rows == 40 * 4 + 40
 
 
 def test_following_ends_with_a_run_that_stays_dead(tmp_path: Path) -> None:

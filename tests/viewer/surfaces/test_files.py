@@ -1,7 +1,6 @@
 """The figure as a file: the right format, and replaced whole."""
 
 import math
-import resource
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from tests.logs import close_run, extremes, metrics, new_run, publish_next
+from tests.logs import close_run, extremes, largest_file, metrics, new_run, publish_next
 from tests.viewing import all_shown
 from tests.waiting import wait_until
 from tracer.log.ranks import beat, close_rank
@@ -97,13 +96,8 @@ def test_a_full_disk_leaves_the_old_picture_and_no_half_of_a_new_one(runs: Runs,
     before = file.path.read_bytes()
     publish_next(runs.paths[0], "extremes", extremes([99]))
     snapshot = all_shown(runs)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large"):
-            file.write(snapshot)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(len(before) // 2), pytest.raises(OSError, match="too large"):
+        file.write(snapshot)
     assert file.path.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {runs.paths[0].name, "figure.svg"}
 
