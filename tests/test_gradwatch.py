@@ -55,5 +55,8 @@ def test_attach_without_torch_is_one_sentence(tmp_path: Path) -> None:
 def test_a_users_own_tracer_is_named_by_the_viewer(tmp_path: Path) -> None:
     """Where a file ``tracer.py`` of the user hides ours, the error says which file it is."""
     (tmp_path / "tracer.py").write_text("")
+    words = f"{tmp_path}/tracer.py is imported in place of gradwatch's tracer: give it another name"
     *_, last = run(tmp_path, "-c", "import viewer; viewer.show").stderr.splitlines()
-    assert last == f"ImportError: {tmp_path}/tracer.py is imported in place of gradwatch's tracer: give it another name"
+    assert last == f"ImportError: {words}"
+    done = run(tmp_path, "-m", "viewer", "run")
+    assert (done.returncode, done.stderr) == (1, f"viewer: {words}\n")

@@ -24,11 +24,11 @@ __all__ = ["check", "figure", "show"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'viewer' has no attribute {name!r}")
-    _refuse_a_stranger()
+    refuse_a_stranger()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-def _refuse_a_stranger() -> None:
+def refuse_a_stranger() -> None:
     """Say which file is imported as ``tracer`` in place of ours, as a ``tracer.py`` in the current folder is.
 
     Raises:
