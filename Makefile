@@ -31,10 +31,10 @@ integrations: $(FRAMEWORKS)/.installed
 
 # The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
 # What `make dist` built is installed and tested, and not the checkout.
-# A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all.
+# A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all. OPTIONS are pytest's.
 matrix: dist
 	$(BIN)/python -m pip install --quiet --editable '.[matrix]'
-	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS))
+	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(OPTIONS),-- $(OPTIONS))
 
 # Wheel and sdist, as a release has them.
 dist: $(INSTALLED)
@@ -57,7 +57,6 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin -p tracer -p viewer
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 -p tracer -p viewer
 	$(BIN)/lint-imports
 
