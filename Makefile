@@ -27,7 +27,7 @@ test-all: $(INSTALLED)
 
 # The tests of the frameworks, on two gigabytes of them.
 integrations: $(FRAMEWORKS)/.installed
-	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations
+	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations $(OPTIONS)
 
 # The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
 # What `make dist` built is installed and tested, and not the checkout.
