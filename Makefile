@@ -27,14 +27,14 @@ test-all: $(INSTALLED)
 
 # The tests of the frameworks, on two gigabytes of them.
 integrations: $(FRAMEWORKS)/.installed
-	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations $(OPTIONS)
+	$(FRAMEWORKS)/bin/python -m pytest --numprocesses 3 --dist loadfile tests/integrations
 
 # The tests on each release of PyTorch and Python and on the oldest libraries; all of it takes hours and 50 GB of downloads.
 # What `make dist` built is installed and tested, and not the checkout.
-# A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all. OPTIONS are pytest's.
+# A part of it: make matrix SESSIONS="floors 'torch(2.13)'"; nox --list names all.
 matrix: dist
 	$(BIN)/python -m pip install --quiet --editable '.[matrix]'
-	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(OPTIONS),-- $(OPTIONS))
+	$(BIN)/nox $(if $(SESSIONS),--sessions $(SESSIONS))
 
 # Wheel and sdist, as a release has them.
 dist: $(INSTALLED)
@@ -57,6 +57,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin -p tracer -p viewer
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 -p tracer -p viewer
 	$(BIN)/lint-imports
 

@@ -82,7 +82,7 @@ def _dependencies(extra: str = "") -> list[str]:
 def torch(session: nox.Session, torch: str) -> None:
     """The core on a release of PyTorch."""
     session.install(f"torch=={torch}.*", SDIST, *TOOLS)
-    _run(session, f"PyTorch {torch}", CORE, *session.posargs)
+    _run(session, f"PyTorch {torch}", CORE)
 
 
 @nox.session(python=PYTHONS)

@@ -123,13 +123,14 @@ class Parameter(Drawing):
         artists: list[Artist] = []
         for kind in kinds:
             colour = self._colour(kind)
-            low, high = (numbers_of(extremes.statistics[f"{kind}_{end}"]) for end in ("min", "max"))
-            for heights, (end, style) in zip((high, low), ENDS.items(), strict=True):
+            numbers_at = {end: numbers_of(extremes.statistics[f"{kind}_{end}"]) for end in ENDS}
+            for end, style in ENDS.items():
+                heights = numbers_at[end]
                 artists.append(draw_line(axes, x, heights, f"{KINDS[kind]} {end}{last(heights)}", colour, style))
                 points = x, extremes.step, extremes.time, heights
                 name, bad_steps = f"{KINDS[kind]} {end}", extremes.nonfinite[kind]
                 self.curves.append(Curve(axes, snapshot.name, name, colour, style, *points, nonfinite=bad_steps))
-            artists += draw_band(axes, x, low, high, colour)
+            artists += draw_band(axes, x, numbers_at["min"], numbers_at["max"], colour)
             bad = NonFinite(extremes.nonfinite[kind], extremes.step, x, KINDS[kind], colour)
             artists += draw_nonfinite(axes, self._options, bad)
         return artists

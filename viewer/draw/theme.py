@@ -16,8 +16,8 @@ from viewer.reduce.metrics import is_validation
 from viewer.snapshot import Finding, Severity
 
 SIZE_INCHES = (10.0, 8.0)
-# A name, or red, green, blue and opacity.
 Style = Literal["-", "--", "-.", ":"]
+# A name, or red, green, blue and opacity.
 Colour = str | tuple[float, float, float, float]
 
 

@@ -19,7 +19,7 @@ from viewer.snapshot import Snapshot
 _SUFFIXES = (".csv", ".json")
 # What a file that is no table of metrics raises.
 _NO_TABLE = (pl.exceptions.PolarsError, AttributeError, LookupError, TypeError, ValueError)
-# The first of these columns that there is counts steps: Lightning and TensorBoard write "step", Keras "epoch".
+# The first of these columns that there is counts steps.
 _STEPS = ("step", "global_step", "_step", "iteration", "epoch")
 
 

@@ -17,7 +17,6 @@ import polars as pl
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
 from tracer.log.place import Place
 from tracer.log.ranks import state
@@ -74,12 +73,11 @@ class _Picture(Figure):
             super().savefig(*arguments, **options)
 
     def _repr_png_(self) -> bytes:
-        # As ``savefig`` makes it, which draws everything twice.
+        # As ``savefig`` makes it, which draws twice for the layout.
         canvas = self.canvas
         assert isinstance(canvas, FigureCanvasAgg), "each picture has a canvas of that kind"
-        canvas.draw()
         with io.BytesIO() as file:
-            imsave(file, canvas.buffer_rgba(), format="png", dpi=self.dpi)
+            canvas.print_png(file)
             return file.getvalue()
 
 

@@ -111,35 +111,30 @@ def read(given: Sequence[Place], limits: Limits, options: ViewOptions, failed: d
     settle(paths)
     checked = []
     for path in dict.fromkeys(paths):
-        if is_metrics_file(path):
-            try:
-                checked.append(judge(path, limits, options))
-            except (LogError, OSError) as error:
-                _fail(str(path), error, len(paths) == 1, failed)
-            continue
-        monitor = FindingsMonitor(path, limits, options.only_rank, named=options.named)
-        evidence = None
         try:
-            # None where a part was merged away at this moment, or the run was deleted.
-            while evidence is None:
-                open_run(path)
-                evidence = monitor.refresh()
+            checked.append((judge if is_metrics_file(path) else _judged)(path, limits, options))
         except (LogError, OSError) as error:
             _fail(str(path), error, len(paths) == 1, failed)
-            continue
-        last_step = evidence.last_step if evidence.tables or evidence.curves else None
-        checked.append(
-            Snapshot(
-                name=str(path),
-                state=evidence.state,
-                last_step=last_step,
-                complete=evidence.complete,
-                problems=evidence.problems,
-                ranks=tuple(ranks_in(path)),
-                findings=monitor.findings,
-            )
-        )
     return checked
+
+
+def _judged(path: Place, limits: Limits, options: ViewOptions) -> Snapshot:
+    """A run with its findings."""
+    monitor = FindingsMonitor(path, limits, options.only_rank, named=options.named)
+    evidence = None
+    # None where a part was merged away at this moment, or the run was deleted.
+    while evidence is None:
+        open_run(path)
+        evidence = monitor.refresh()
+    return Snapshot(
+        name=str(path),
+        state=evidence.state,
+        last_step=evidence.last_step if evidence.tables or evidence.curves else None,
+        complete=evidence.complete,
+        problems=evidence.problems,
+        ranks=tuple(ranks_in(path)),
+        findings=monitor.findings,
+    )
 
 
 def _with_rank(checked: Sequence[Snapshot], rank: int | None, failed: dict[str, str]) -> list[Snapshot]:
