@@ -156,7 +156,9 @@ class Discards:
     def thrown_away_unseen(self) -> bool:
         """Whether the gradients of a step that is not measured were thrown away since another model was updated."""
         witness = self._witness
-        return self.unused and witness is not None and witness[0].grad is not witness[1]
+        # As in ``look``: what an optimizer's closure throws away is of the update that called it.
+        known = self.unused and not self.calling
+        return known and witness is not None and witness[0].grad is not witness[1]
 
     def begin(self) -> None:
         """Another backward has come, or the update: what is known of the gradients before it no longer counts."""
