@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.warm import warm
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *(page for page in (ROOT / "docs").rglob("*.md") if not {"_made", "_site"} & {*page.parts})]
@@ -61,10 +63,13 @@ def run_programs(page: str, folder: Path) -> None:
     """Run the programs of a page in a folder, one after the other; each has to end without an error."""
     for program in programs(page):
         (folder / program.name).write_text(program.code, encoding="utf-8")
-        runner = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if "init_process_group" in program.code else []
-        runner = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if program.name.startswith("test_") else runner
+        runner: tuple[str, ...] = ()
+        if "init_process_group" in program.code:
+            runner = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", *warm())
+        elif program.name.startswith("test_"):
+            runner = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
         done = subprocess.run(
-            [sys.executable, *runner, program.name],
+            [*warm(), *runner, program.name],
             cwd=folder,
             env=os.environ | {"PATH": PATH},
             # For one that waits for Enter.

@@ -6,6 +6,7 @@ Where no test can run a block, a comment in front of it says why: ``<!-- not run
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -97,19 +98,27 @@ def test_the_fragments_of_a_page_run(page: str, tmp_path: Local, monkeypatch: py
     tracer.close()
 
 
-@pytest.fixture
-def folder(tmp_path: Local) -> Local:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs that command lines name, and programs of others that do nothing."""
+    folder = Local(tmp_path_factory.mktemp("trained"))
     for name in RUNS:
-        train(tmp_path / "runs" / name)
-    ranks = tmp_path / "runs" / "resnet18"
+        train(folder / "runs" / name)
+    ranks = folder / "runs" / "resnet18"
     publish_next(ranks, "extremes", extremes(range(20), ["fc.weight"], rank=3), rank=3)
     close_rank(ranks, 3, {"last_step": 19})
-    (tmp_path / "bin").mkdir()
+    (folder / "bin").mkdir()
     for name in OTHERS:
-        program = tmp_path / "bin" / name
+        program = folder / "bin" / name
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Local) -> Local:
+    """A copy of it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

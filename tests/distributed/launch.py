@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.warm import warm
+
 RANKS = 2
 # Every rank ends itself earlier than this, see worker.py.
 _SECONDS = 150.0
@@ -33,7 +35,7 @@ def torchrun(module: str, folder: Path, *arguments: str) -> Finished:
         folder: The processes' working folder.
         arguments: The worker's arguments.
     """
-    agent = _start(["--standalone", "--nproc-per-node", str(RANKS)], module, folder, *arguments)
+    agent = _start(warm(), ["--standalone", "--nproc-per-node", str(RANKS)], module, folder, *arguments)
     try:
         return finish(agent)
     finally:
@@ -54,7 +56,8 @@ def nodes(module: str, folder: Path, *arguments: str) -> Iterator[list[subproces
         port = free.getsockname()[1]
     meet = ["--rdzv-backend", "c10d", "--rdzv-id", "nodes", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     options = ["--nnodes", str(RANKS), "--nproc-per-node", "1", *meet]
-    agents = [_start(options, module, folder, *arguments) for _ in range(RANKS)]
+    # Cold, since ``lose`` kills ranks by their ids.
+    agents = [_start((sys.executable,), options, module, folder, *arguments) for _ in range(RANKS)]
     try:
         yield agents
     finally:
@@ -71,9 +74,12 @@ def lose(node: subprocess.Popen[str]) -> list[int]:
     return killed
 
 
-def _start(options: list[str], module: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(
+    python: tuple[str, ...], options: list[str], module: str, folder: Path, *arguments: str
+) -> subprocess.Popen[str]:
+    agent, rank = ("-m", "torch.distributed.run", *options, "--no-python"), ("-m", _full_name(module), *arguments)
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, "-m", _full_name(module), *arguments],
+        [*python, *agent, *python, *rank],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
         stdout=subprocess.PIPE,

@@ -25,6 +25,8 @@ def main(path: Path, going_on: bool) -> None:
     """Die without closing, at different steps; or say where it goes on, and go on from before."""
     model = nn.Linear(2, 1)
     trace = tracer.attach(model, path, resume=True)
+    # Which rank 0 writes: without it, nobody can read what this rank publishes.
+    wait_until((path / "run.json").exists)
     if going_on:
         # In one call, so that the other rank's line does not come between a line and its end.
         sys.stdout.write(f"rank {RANK} resumes at {trace.state_dict()['step']}\n")

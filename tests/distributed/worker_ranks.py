@@ -29,9 +29,10 @@ def train(trace: tracer.Trace, model: nn.Linear, updates: int) -> None:
 def main(path: Path) -> None:
     """One run, an attempt to write into it again, and its continuation."""
     model = nn.Linear(2, 1)
-    with tracer.attach(model, path) as trace:
-        train(trace, model, STEPS)
     # Ranks that train together wait for each other; nothing here does, and one may be far ahead of the other.
+    with tracer.attach(model, path) as trace:
+        wait_until((path / "run.json").exists)
+        train(trace, model, STEPS)
     wait_until(lambda: len(closed_summaries(path)) == WORLD)
     try:
         tracer.attach(model, path)

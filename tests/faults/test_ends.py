@@ -24,6 +24,7 @@ from tests.faults.test_failing_calls import assert_sound
 from tests.halves import smoke_of
 from tests.torture import often
 from tests.training import by_hand, events, loss_of, metric, mlp, recorded, steps
+from tests.warm import warm
 from tracer import trace as trace_module
 from tracer.log.ranks import state
 from tracer.log.store import Local as Path
@@ -86,9 +87,9 @@ def why_not(python: str) -> str:
 
 def start(script: str, *paths: Path, python: str = "this") -> subprocess.Popen[str]:
     """Begin a training with a trace into each of these paths, which then does what the script says."""
-    executable = sys.executable if python == "this" else str(shutil.which(python))
+    executable = warm() if python == "this" else (str(shutil.which(python)),)
     return subprocess.Popen(
-        [executable, "-c", _TRAINING + script, *map(str, paths)],
+        [*executable, "-c", _TRAINING + script, *map(str, paths)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -219,7 +220,7 @@ child.start(); child.join(); sys.exit(child.exitcode)
 """
     run = tmp_path / "run"
     environment = {**os.environ, "RUN": str(run)}
-    subprocess.run([sys.executable, "-c", _TRAINING + script], check=True, capture_output=True, env=environment)
+    subprocess.run([*warm(), "-c", _TRAINING + script], check=True, capture_output=True, env=environment)
     found = steps(run)
     figures(ends=1, steps_ended=20, steps_lost=20 - len(found))
     assert found == list(range(20))

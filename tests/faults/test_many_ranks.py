@@ -18,6 +18,7 @@ from tests.disk import Disk
 from tests.logs import age_heartbeat, extremes, new_run, publish_next
 from tests.torture import often
 from tests.waiting import wait_until
+from tests.warm import warm
 from tracer.log import ranks
 from tracer.log import run as run_folder
 from tracer.log.parts import merge
@@ -87,7 +88,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 def processes(run: Path, claims: str, steps: int, *overwrite: str) -> "subprocess.Popen[str]":
     """A process for each rank that is claimed; with a further word, they are to replace the run."""
-    command = [sys.executable, "-c", RANKS, str(run), str(WORLD), claims, str(steps), *overwrite]
+    command = [*warm(), "-c", RANKS, str(run), str(WORLD), claims, str(steps), *overwrite]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import pickle
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -29,6 +28,7 @@ from tests.logs import new_run
 from tests.tracer.test_hooks import hooks_on
 from tests.training import assert_rows, by_hand, events, loss_of, metric, mlp, recorded, set_daemons, steps
 from tests.waiting import wait_until
+from tests.warm import warm
 from tracer.log import store
 from tracer.log.ranks import rank_states, state
 from tracer.log.store import Local as Path
@@ -528,7 +528,7 @@ for step in range(5):
     optimizer.zero_grad(); loss_of(model).backward(); optimizer.step(); trace.log(loss=step)
 {end}
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([*warm(), "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (end == "pass"), done.stderr
     assert steps(tmp_path / "run") == list(range(5))
     assert len(metric(tmp_path / "run", "loss")) == 5
@@ -560,7 +560,7 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 step()
 """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    subprocess.run([*warm(), "-c", script], check=True, capture_output=True)
     assert steps(tmp_path / "run") == [0, 1]
     assert len(metric(tmp_path / "run", "loss")) == 2
 
