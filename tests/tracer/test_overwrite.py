@@ -14,6 +14,7 @@ import tracer
 from tests.disk import Disk
 from tests.logs import close_run, extremes, metrics, new_run, publish_next
 from tests.training import loss_of, metric, mlp, steps
+from tests.warm import warm
 from tracer.log.ranks import ranks_in, state
 from tracer.log.run import open_run
 from tracer.log.store import Local as Path
@@ -29,6 +30,24 @@ trace = tracer.attach(model, sys.argv[1])
 trace.log(loss=1.0)
 print("writes", flush=True)
 sys.stdin.read()
+"""
+
+
+# The second of two ranks, which replaces the run, and looks again for what the first has done once it is told to.
+SECOND = """
+import sys
+import time
+import torch
+import tracer
+
+def wait(seconds):
+    print("waits", flush=True)
+    sys.stdin.readline()
+    time.sleep = sleep
+
+sleep, time.sleep = time.sleep, wait
+with tracer.attach(torch.nn.Linear(1, 1), sys.argv[1], overwrite=True) as trace:
+    trace.log(loss=1.0)
 """
 
 
@@ -141,6 +160,25 @@ CALLS = ("unlink", "replace", "link", "write", "makedirs")
 
 class Killed(BaseException):
     """The process ends here."""
+
+
+def test_a_rank_may_come_after_the_first_has_closed(tmp_path: Path) -> None:
+    """A rank that waits for the run to be replaced begins its part, though the first one's training is over by then."""
+    run = older_run(tmp_path / "run")
+    with subprocess.Popen(
+        [*warm(), "-c", SECOND, str(run)],
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as second:
+        assert second.stdout is not None
+        assert second.stdout.readline() == "waits\n"
+        train(run)
+        assert ranks_in(run) == [0]
+        second.communicate("go on\n")
+    assert second.returncode == 0
+    assert (ranks_in(run), state(run)) == ([0, 1], "closed")
 
 
 def killing(disk: Disk, call: int) -> None:

@@ -115,12 +115,14 @@ def await_replacement(path: Place, rank: int) -> None:
     Raises:
         LogError: it has not done so within a minute.
     """
-    first = path / _heartbeat(0)
+    first, was_there = path / _heartbeat(0), rank in ranks_in(path)
     give_up = time.monotonic() + _REPLACED_SECONDS
     while time.monotonic() < give_up:
         # It renews its heartbeat before it deletes what it had found, and may be on another machine.
         rank_states(path)
-        if not _doubtful(first) and rank_states(path).get(0) == "running" and rank not in ranks_in(path):
+        begun = not _doubtful(first) and rank_states(path).get(0) == "running"
+        # What was there it has deleted, even if it has closed since.
+        if (begun or was_there) and rank not in ranks_in(path):
             return
         time.sleep(_TURN_SECONDS)
     raise LogError(
