@@ -61,6 +61,9 @@ def train(rank):
         os.write(1, f"{rank} refused: {error}\\n".encode())
         return
     os.write(1, f"{rank} {os.getpid()} writes\\n".encode())
+    # Ranks that train together wait for each other, so that none has ended before another attaches.
+    while not all(os.path.exists(f"{path}/heartbeat-r{int(other):05d}") for other in claims):
+        time.sleep(0.01)
     for step in range(steps):
         optimizer.zero_grad()
         model(torch.full((1, 2), float(rank + 1))).sum().backward()
