@@ -33,7 +33,9 @@ _HANDED_ON = (signal.SIGINT, signal.SIGTERM)
 @cache
 def warm() -> tuple[str, ...]:
     """The words in front of a program's, where processes can be forked and watched; else those that start it cold."""
-    if not hasattr(os, "pidfd_open"):
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
         return (sys.executable,)
     address = str(Path(tempfile.mkdtemp(prefix="warm"), "socket"))
     command = [sys.executable, "-P", __file__, "serve", address]

@@ -6,7 +6,7 @@ Scalers are read and never changed: torch offers no hook for them, and wrapped m
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -285,7 +285,10 @@ def _scalers() -> list[GradScaler]:
     """
     global _other_references
     known = [scaler for reference in _known if (scaler := reference()) is not None]
-    kinds = list(_subclasses(GradScaler))
+    kinds = [GradScaler]
+    for kind in kinds:
+        # What is added is looked at as well.
+        kinds += kind.__subclasses__()
     others = sum(map(sys.getrefcount, kinds)) - len(known)
     if others > _other_references:
         found = [each for each in gc.get_objects() if type(each) in kinds and not any(each is one for one in known)]
@@ -294,12 +297,6 @@ def _scalers() -> list[GradScaler]:
         _known[:] = map(weakref.ref, known)
     _other_references = others
     return known
-
-
-def _subclasses(kind: type[GradScaler]) -> Iterator[type[GradScaler]]:
-    yield kind
-    for further in kind.__subclasses__():
-        yield from _subclasses(further)
 
 
 def _driver() -> GradScaler | None:

@@ -121,9 +121,11 @@ class Direct:
 
     @property
     def changed(self) -> bool:
-        """Whether the gradient is another one, or has been written to, since the note."""
-        gradient = self.tensor.grad
-        return gradient is None or id(gradient) != self._identity or gradient._version != self._writes
+        """Whether the gradient is another one, or what is to be read of it and the value has been written to."""
+        gradient, tensor = self.tensor.grad, self.tensor
+        if gradient is None or id(gradient) != self._identity or gradient._version != self._writes:
+            return True
+        return tensor._version != self._version and not self.batch.present[self.index]
 
 
 class Batch:
@@ -158,7 +160,7 @@ class Batch:
         notes = self.notes.copy()
         for direct in notes:
             try:
-                if direct.changed or (direct.written and not self.present[direct.index]):
+                if direct.changed:
                     direct.lose()
                     changed.append(direct)
                 elif direct.reducer is None:

@@ -40,9 +40,8 @@ _requires_grad = attrgetter("requires_grad")
 _parameters, _submodules = attrgetter("_parameters"), attrgetter("_modules")
 
 
-def running_backward() -> int:
-    """The id of the backward that runs in this thread, or -1."""
-    return torch._C._current_graph_task_id()
+# The id of the backward that runs in this thread, or -1. Each hook asks, so it is no function of ours around torch's.
+running_backward: Callable[[], int] = torch._C._current_graph_task_id
 
 
 class ParamHook:
