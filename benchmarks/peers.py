@@ -190,7 +190,7 @@ class Contestant:
     """
 
     attach: Attach
-    package: str = "gradwatch"
+    package: str = "torch"
     period: int = 1
     sampling: tuple[str, Callable[[float], float]] | None = None
 
@@ -361,13 +361,13 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=130)
     packages = dict.fromkeys(contestant.package for contestant in CONTESTANTS.values())
-    there = [package for package in packages if importlib.util.find_spec(package) or package == "gradwatch"]
+    there = [package for package in packages if importlib.util.find_spec(package)]
     for package in packages:
         if package not in there:
             console.print(
                 f"{package} is not installed, and left out: pip install -e '.[bench]' brings it", markup=False
             )
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ["torch", *there])
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in there)
     console.print(f"{versions}; {torch.get_num_threads()} threads")
     names = [name for name, contestant in CONTESTANTS.items() if contestant.package in there]
     with tempfile.TemporaryDirectory() as folder:
