@@ -2,8 +2,9 @@
 
 Behind ``[*warm(), ...]`` stands what would stand behind ``sys.executable``: ``-c`` and code, ``-m`` and a module, or a
 file, each with its arguments; no options of Python. It runs in a process of its own, with the same streams, folder,
-environment, signals and exit code. What PyTorch imports before a first training takes five seconds of a core, which is
-ten times what most of these programs take.
+environment, signals and exit code. So it is spared the three seconds of a core in which PyTorch is imported, with what
+a first optimizer imports. The fork server of ``multiprocessing`` is none for this: it gives a program no streams of its
+own, and ends it without what it has registered with ``atexit``.
 
 The process that is started is not the one that trains: it hands on signals and the exit code. So a test that depends on
 the id of a process, or on the moment at which one is killed, starts its program cold.

@@ -121,11 +121,11 @@ class Direct:
 
     @property
     def changed(self) -> bool:
-        """Whether the gradient is another one, or what is to be read of it and the value has been written to."""
-        gradient, tensor = self.tensor.grad, self.tensor
+        """Whether ``reduce`` would read another gradient than was noted, or numbers that were written since."""
+        gradient = self.tensor.grad
         if gradient is None or id(gradient) != self._identity or gradient._version != self._writes:
             return True
-        return tensor._version != self._version and not self.batch.present[self.index]
+        return self.tensor._version != self._version and not self.batch.present[self.index]
 
 
 class Batch:

@@ -158,10 +158,6 @@ def test_a_run_of_which_one_rank_is_alive_is_refused(tmp_path: Path) -> None:
 CALLS = ("unlink", "replace", "link", "write", "makedirs")
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
 def test_a_rank_may_come_after_the_first_has_closed(tmp_path: Path) -> None:
     """A rank that waits for the run to be replaced begins its part, though the first one's training is over by then."""
     run = older_run(tmp_path / "run")
@@ -179,6 +175,10 @@ def test_a_rank_may_come_after_the_first_has_closed(tmp_path: Path) -> None:
         second.communicate("go on\n")
     assert second.returncode == 0
     assert (ranks_in(run), state(run)) == ([0, 1], "closed")
+
+
+class Killed(BaseException):
+    """The process ends here."""
 
 
 def killing(disk: Disk, call: int) -> None:
