@@ -38,6 +38,7 @@ CORE = [
         )
     ),
     *(f"distributed/test_{name}.py" for name in ("ddp", "fsdp", "tensor_parallel")),
+    "test_pandas.py",
 ]
 """What depends on PyTorch: hooks, steps, loops, mixed precision, dtypes, statistics, compilers, ranks."""
 

@@ -102,10 +102,18 @@ leaves them out unless asked for all. A folded row that reaches beyond that step
 **Encoding.** zstd; BYTE_STREAM_SPLIT for floats, DELTA_BINARY_PACKED for integers and times, dictionaries for names.
 """
 
+import contextlib
+import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import pyarrow as pa
+
+# pyarrow imports pandas, where it is installed, with its first array. A broken pandas raises there, and one that is too
+# old makes it warn; both only once. So the first array is made here, and not while rows are written or read.
+with contextlib.suppress(Exception), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pa.array(())
 
 FORMAT = 1
 ALWAYS = ("extremes", "metrics", "events")

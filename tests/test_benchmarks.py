@@ -1,0 +1,39 @@
+"""Scripts of the benchmarks still run. At their smallest, what they print says nothing of a cost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+
+_FOLDER = Path(benchmarks.__file__).parent
+# By script: what makes it small, and the title of its last table.
+SMALLEST = {
+    "gpu": ("--rounds 2", ""),
+    "hotpath": ("--rounds 8 --model MLP", "MLP, 14 parameters"),
+    "idle": ("--rows 5000 --settle 3 --seconds 3", "Share of a core"),
+    "overhead": ("--rounds 8 --model MLP", "MLP, 14 parameters"),
+    "peers": ("--seconds 0.1 --model MLP", "MLP, 14 parameters"),
+    "scan": ("--rows 10000 --events-rows 1000 --repeats 1", "Questions to"),
+}
+LEFT_TO_A_RELEASE = {"log", "statistics", "viewer"}
+"""These take three minutes together, at their smallest."""
+
+pytestmark = pytest.mark.slow
+
+
+def test_no_script_is_forgotten() -> None:
+    """Each script is run here, or a release alone runs it."""
+    scripts = {file.stem for file in _FOLDER.glob("*.py") if "__main__" in file.read_text()}
+    assert scripts == SMALLEST.keys() | LEFT_TO_A_RELEASE
+
+
+@pytest.mark.parametrize("script", SMALLEST)
+def test_a_script_prints_its_tables(script: str) -> None:
+    """A script ends well, and has printed its last table."""
+    options, title = SMALLEST[script]
+    command = [sys.executable, "-m", f"benchmarks.{script}", *options.split()]
+    done = subprocess.run(command, cwd=_FOLDER.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, title in done.stdout) == (0, True), done.stdout + done.stderr
