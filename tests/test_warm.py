@@ -50,7 +50,7 @@ def test_a_warm_program_ends_as_a_cold_one(code: str, how: str, tmp_path: Path) 
 
 def test_a_signal_reaches_a_warm_program() -> None:
     """Ctrl-C ends it as it would end a cold one."""
-    code = "import time\nprint('on', flush=True)\ntry: time.sleep(100)\nfinally: print('end')"
+    code = "import time\ntry:\n    print('on', flush=True)\n    time.sleep(100)\nfinally: print('end')"
     with subprocess.Popen([*warm(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "on\n"
