@@ -16,6 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "gradwatch"
 html_copy_source = False
+html_show_copyright = False
 exclude_patterns = ["_made", "_site"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"
