@@ -360,7 +360,11 @@ class Daemon:
             wanted.append(self._lost({table: rows for table, rows in lost.items() if rows}, self._newest))
         try:
             encoded = self._encoders[table](wanted) if wanted else None
+        except MemoryError:
+            # It may pass: the rows are kept, as where a disk does not take them.
+            raise
         except Exception as error:
+            # They will not encode at the next attempt either.
             self._drop_failing(table, count, error)
             return self._encode(table, everything) if count else None
         if table == "events":
@@ -368,24 +372,18 @@ class Daemon:
         return None if encoded is None else (count, encoded)
 
     def _drop_failing(self, table: str, count: int, error: Exception) -> None:
-        """Drop those of a table's first items that cannot be encoded alone; all of them, if together they never can."""
-        good: list[Any] = []
-        failing: list[Any] = []
+        """Drop those of a table's first items that cannot be encoded alone; all of them, if each can."""
+        good, failing = [], []
         for entry in self._waiting[table][:count]:
-            (good if self._encodes(table, [entry]) else failing).append(entry)
-        # What fails for a moment, for lack of memory say, costs no row.
-        if not failing and not self._encodes(table, good):
+            try:
+                self._encoders[table]([entry[0]])
+                good.append(entry)
+            except Exception:
+                failing.append(entry)
+        if not failing:
             good, failing = [], good
         self._waiting[table][:count] = [*failing, *good]
         self._drop(table, len(failing), "encode", f"they cannot be encoded ({in_short(error)})")
-
-    def _encodes(self, table: str, entries: Sequence[tuple[Any, int, int]]) -> bool:
-        """Whether these waiting items can be encoded together."""
-        try:
-            self._encoders[table]([item for item, _, _ in entries])
-            return True
-        except Exception:
-            return False
 
     def _drop(self, table: str, count: int, trouble: str, why: str) -> None:
         """Count the first of a table's waiting items as lost."""

@@ -112,7 +112,7 @@ import pyarrow as pa
 # pyarrow imports pandas, where it is installed, with its first array. A broken pandas raises there, and one that is too
 # old makes it warn; both only once. So the first array is made here, and not while rows are written or read.
 with contextlib.suppress(Exception), warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+    warnings.filterwarnings("ignore", "pyarrow requires pandas")
     pa.array(())
 
 FORMAT = 1
